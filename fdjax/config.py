@@ -1,0 +1,358 @@
+"""What a run is asked to do: frozen dataclasses, validated when they are made.
+
+A config file is Python with `get_config() -> Config`. Every field can be overridden by a flag of `train.py`
+(`--learn.target-macs 0.5`). Field docstrings are the flags' help texts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import runpy
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+import typeguard
+
+from fdjax.errors import UserError, suggestion
+
+PHASES = ("pretrain", "learn", "alternate", "refine", "scratch")
+MASK_PHASES = ("learn", "alternate")
+HARD_PHASES = ("refine", "scratch")
+MODELS = ("mobilenetv2", "mobilenetv2_cifar10", "mobilenetv2_cifar100", "mobilenetv2_small")
+
+
+class _Checked:
+    """Checks every field's type when an instance is made; subclasses add `_check` for values."""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            hint = hints[field.name]
+            boolean_number = isinstance(value, bool) and hint is not bool
+            try:
+                typeguard.check_type(value, hint)
+            except typeguard.TypeCheckError:
+                boolean_number = True
+            if boolean_number:
+                wanted = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint)
+                wanted = (wanted or str(hint)).replace("typing.", "")
+                raise UserError(f"{type(self).__name__}.{field.name} must be {wanted}, got {value!r}")
+        self._check()
+
+    def _check(self) -> None:
+        pass
+
+    def _require(self, condition: bool, field: str, accepted: str) -> None:
+        if not condition:
+            raise UserError(f"{type(self).__name__}.{field} must be {accepted}, got {getattr(self, field)!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(_Checked):
+    """Which images, and how they are batched and augmented."""
+
+    name: str = "fashion_mnist_subset"
+    """fashion_mnist_subset (embedded), folder (needs path), or the name of a TFDS data set (cifar10, mnist, ...)."""
+    path: str | None = None
+    """folder: the directory with train/<class>/* and test/<class>/*. TFDS: its data directory (default: TFDS's own)."""
+    image_size: int | None = None
+    """Pixels: images are resized and cropped to this square (folder and TFDS; default: as they are)."""
+    validation: float = 0.0
+    """Share of the training set, 0 to below 1, held out (seeded, class by class) to choose the best checkpoint."""
+    batch_size: int = 128
+    """Images a step."""
+    crop_padding: int = 4
+    """Pixels of zero padding before the random crop back to size (0: no random crop)."""
+    flip: bool = True
+    """Random horizontal flips."""
+
+    def _check(self) -> None:
+        self._require(0 <= self.validation < 1, "validation", "a share from 0 to below 1")
+        self._require(self.batch_size >= 1, "batch_size", "at least 1")
+        self._require(self.crop_padding >= 0, "crop_padding", "0 or more pixels")
+        self._require(self.image_size is None or self.image_size >= 1, "image_size", "at least 1 pixel, or None")
+        self._require(self.name != "folder" or self.path is not None, "path", "a directory when name is 'folder'")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(_Checked):
+    """Which network."""
+
+    name: Literal["mobilenetv2", "mobilenetv2_cifar10", "mobilenetv2_cifar100", "mobilenetv2_small"] = "mobilenetv2"
+    """mobilenetv2 (the original), its two CIFAR variants, or a small one for 28x28 images."""
+    width: float = 1.0
+    """Width multiplier; channels are rounded to multiples of 8."""
+    padding: Literal["same", "torch"] = "same"
+    """Convolution padding: TensorFlow's SAME, or one zero on each side."""
+    count_classifier: bool = False
+    """Count the classifier's MACs in every total (the custom: true for ImageNet, false for CIFAR)."""
+
+    def _check(self) -> None:
+        self._require(0 < self.width <= 10, "width", "a multiplier above 0 and at most 10")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightPhaseConfig(_Checked):
+    """A phase that trains weights."""
+
+    epochs: float = 10.0
+    """Length in epochs (fractions allowed)."""
+    steps: int | None = None
+    """Length in steps; overrides epochs."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd (Nesterov momentum) or adamw."""
+    learning_rate: float = 0.1
+    """Peak learning rate."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """After warm-up: cosine to zero, step (times step_factor at each of step_at), or constant."""
+    step_at: tuple[float, ...] = (0.3, 0.6, 0.8)
+    """For schedule=step: shares of the phase, 0 to 1, at which the rate falls."""
+    step_factor: float = 0.2
+    """For schedule=step: what the rate is multiplied by."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up from zero."""
+    momentum: float = 0.9
+    """Of sgd."""
+    weight_decay: float = 4e-5
+    """On kernels only (not on batch norm or biases)."""
+    label_smoothing: float = 0.0
+    """0 to below 1."""
+
+    def _check(self) -> None:
+        self._require(self.epochs > 0, "epochs", "above 0")
+        self._require(self.steps is None or self.steps >= 1, "steps", "at least 1, or None")
+        self._require(self.learning_rate > 0, "learning_rate", "above 0")
+        self._require(0 <= self.momentum < 1, "momentum", "0 to below 1")
+        self._require(self.weight_decay >= 0, "weight_decay", "0 or more")
+        self._require(0 <= self.label_smoothing < 1, "label_smoothing", "0 to below 1")
+        self._require(self.warmup_epochs >= 0, "warmup_epochs", "0 or more")
+        self._require(all(0 <= share <= 1 for share in self.step_at), "step_at", "shares from 0 to 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnConfig(_Checked):
+    """The phase that learns masks only. All but its length also holds for `alternate`."""
+
+    epochs: float = 5.0
+    """Length in epochs (fractions allowed)."""
+    steps: int | None = None
+    """Length in steps; overrides epochs."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """Of the masks. With adam the speed of a mask does not depend on lambda."""
+    learning_rate: float = 0.1
+    """Of the masks."""
+    momentum: float = 0.9
+    """Of sgd."""
+    sides: Literal["both", "input", "output"] = "both"
+    """Which sides of a pointwise layer have masks."""
+    tied: bool = False
+    """One FCMask for a wide channel of an inverted residual block (expand output, project input); narrow sides unmasked."""
+    levels: str = "all"
+    """Kept counts that masks may be rounded to: all, or a list such as 0,1,N."""
+    block: int = 4
+    """Side of the square DCT block in pixels, 1 to 16."""
+    block_by_map: dict[int, int] = dataclasses.field(default_factory=dict)
+    """Map side -> block, where it differs: 14 2 7 7 gives 14x14 maps 2x2 blocks and 7x7 maps one 7x7 block."""
+    block_by_layer: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Layer name -> block, where it differs (names as `fdjax macs` prints them)."""
+    penalty: Literal["fcmask", "macs"] = "fcmask"
+    """fcmask: the paper's (sum over layers of mean |m|). macs: expected MACs, transforms included, over dense MACs."""
+    target_macs: float | None = 0.5
+    """The MAC ratio to reach (hard counts, after the gate, transforms included), above 0 to 1; None: use lambda as it is."""
+    target_convention: Literal["total", "paper"] = "total"
+    """What the target and the gate speak of: macs.ratio, or macs.paper_ratio."""
+    ramp: float = 0.75
+    """Share of the phase, above 0 to 1, by which the controller means to have reached the target."""
+    lambda_: Annotated[float | None, tyro.conf.arg(name="lambda")] = None
+    """Weight of the penalty. With a target it is only the start (None: chosen); without one it is needed."""
+    gate: Literal["macs", "none"] = "macs"
+    """macs: before refinement, layers that are no cheaper pruned than whole are released. none: keep all pruned."""
+
+    def _check(self) -> None:
+        self._require(self.epochs > 0, "epochs", "above 0")
+        self._require(self.steps is None or self.steps >= 1, "steps", "at least 1, or None")
+        self._require(self.learning_rate > 0, "learning_rate", "above 0")
+        self._require(0 <= self.momentum < 1, "momentum", "0 to below 1")
+        self._require(
+            self.target_macs is None or 0 < self.target_macs <= 1, "target_macs", "above 0 and at most 1, or None"
+        )
+        self._require(self.lambda_ is None or self.lambda_ >= 0, "lambda_", "0 or more, or None")
+        self._require(0 < self.ramp <= 1, "ramp", "above 0 and at most 1")
+        self._require(
+            self.target_macs is not None or self.lambda_ is not None, "lambda_", "a number when target_macs is None"
+        )
+        for field, blocks in (
+            ("block", [self.block]),
+            ("block_by_map", self.block_by_map.values()),
+            ("block_by_layer", self.block_by_layer.values()),
+        ):
+            self._require(all(1 <= block <= 16 for block in blocks), field, "blocks from 1 to 16")
+        parts = [part.strip() for part in self.levels.split(",")]
+        numbers = all(part == "N" or part.isdecimal() for part in parts)
+        self._require(
+            self.levels == "all" or (numbers and {"0", "N"} <= set(parts)),
+            "levels",
+            "'all', or kept counts separated by commas with 0 and N among them, such as '0,1,N'",
+        )
+
+    def level_counts(self, num_coefs: int) -> tuple[int, ...] | None:
+        """The accepted kept counts for N = `num_coefs`, ascending; None when all are."""
+        if self.levels == "all":
+            return None
+        parts = [part.strip() for part in self.levels.split(",")]
+        counts = {num_coefs if part == "N" else int(part) for part in parts}
+        return tuple(sorted(count for count in counts if count <= num_coefs))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AlternateConfig(WeightPhaseConfig):
+    """The phase that learns masks and weights in turn (the paper's appendix A.1); mask settings are those of `learn`."""
+
+    unit: Literal["epochs", "steps"] = "epochs"
+    """What the two turns below are counted in."""
+    mask_turn: int = 1
+    """Length of a turn of mask learning."""
+    weight_turn: int = 1
+    """Length of a turn of weight learning."""
+    free_batchnorm_fraction: float = 0.2
+    """Last share of the phase, 0 to 1, in which batch norm is trained and its averages updated; before, it is frozen."""
+
+    def _check(self) -> None:
+        super()._check()
+        self._require(self.mask_turn >= 1, "mask_turn", "at least 1")
+        self._require(self.weight_turn >= 1, "weight_turn", "at least 1")
+        self._require(0 <= self.free_batchnorm_fraction <= 1, "free_batchnorm_fraction", "a share from 0 to 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig(_Checked):
+    """How often a run saves and measures itself."""
+
+    every_epochs: float = 1.0
+    """Epochs between checkpoints; one more is written at the end of each phase."""
+    keep: int = 2
+    """Latest checkpoints that are kept, beside the best on the validation share."""
+    evaluate_every_epochs: float = 1.0
+    """Epochs between evaluations (validation share if there is one, else the test set, for the curves only)."""
+
+    def _check(self) -> None:
+        self._require(self.every_epochs > 0, "every_epochs", "above 0")
+        self._require(self.keep >= 1, "keep", "at least 1")
+        self._require(self.evaluate_every_epochs > 0, "evaluate_every_epochs", "above 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(_Checked):
+    """A whole run."""
+
+    seed: int = 0
+    """Of everything random: initial weights, order of images, augmentation, the validation share."""
+    phases: tuple[Literal["pretrain", "learn", "alternate", "refine", "scratch"], ...] = ("pretrain", "learn", "refine")
+    """In order: pretrain (weights), learn (masks), alternate (masks and weights in turn), refine (hard masks, weights), scratch (hard masks, new weights)."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    pretrain: WeightPhaseConfig = WeightPhaseConfig()
+    learn: LearnConfig = LearnConfig()
+    alternate: AlternateConfig = AlternateConfig()
+    refine: WeightPhaseConfig = WeightPhaseConfig()
+    scratch: WeightPhaseConfig = WeightPhaseConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    def _check(self) -> None:
+        self._require(0 <= self.seed < 2**31, "seed", "from 0 to 2**31 - 1")
+        self._require(len(self.phases) > 0, "phases", f"at least one of {', '.join(PHASES)}")
+        self._require(
+            all(phase not in self.phases[:at] for at, phase in enumerate(self.phases)), "phases", "different phases"
+        )
+        self._require("pretrain" not in self.phases[1:], "phases", "phases with pretrain first, if it is among them")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Config:
+        """The config that `to_dict` wrote.
+
+        Raises:
+          UserError: fields or values that are no config's.
+        """
+        return _from_dict(cls, fields, "config")
+
+
+def _from_dict(cls: Any, fields: Mapping[str, Any], where: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    if not isinstance(fields, Mapping):
+        raise UserError(f"{where} must be an object with fields, got {fields!r}")
+    for name in fields:
+        if name not in hints:
+            raise UserError(f"{where} has no field {name!r}{suggestion(name, hints)}; it has {', '.join(hints)}")
+    values = {}
+    for name, value in fields.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            value = _from_dict(hint, value, f"{where}.{name}")
+        elif isinstance(value, list):
+            value = tuple(value)
+        elif hint == dict[int, int] and isinstance(value, Mapping):
+            value = {int(key): item for key, item in value.items()}
+        values[name] = value
+    return cls(**values)
+
+
+def load_config(path: str) -> Config:
+    """Runs a config file and returns what its `get_config()` makes.
+
+    Raises:
+      UserError: no such file, an error in it, or no `get_config` that returns a `Config`.
+    """
+    if not Path(path).is_file():
+        nearby = sorted(str(p) for p in Path(path).parent.glob("*.py")) if Path(path).parent.is_dir() else []
+        known = f"; there are {', '.join(nearby)}" if nearby else ""
+        raise UserError(f"no config file {path!r}{suggestion(path, nearby)}{known}")
+    try:
+        namespace = runpy.run_path(path, run_name="fdjax_config")
+        if "get_config" not in namespace:
+            raise UserError(f"{path} defines no get_config(); it must return an fdjax.config.Config")
+        config = namespace["get_config"]()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:
+        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, Config):
+        raise UserError(f"{path}: get_config() must return an fdjax.config.Config, got {type(config).__name__}")
+    return config
+
+
+_FREE_TO_CHANGE = ("checkpoint",)
+
+
+def continuation_problem(saved: Config, asked: Config, current_phase: str) -> str | None:
+    """Says why a run of `saved` cannot go on as `asked`, or returns None when it can.
+
+    It can when `asked` differs only in more phases at the end, in settings of phases that have not begun, in a longer
+    current phase (`current_phase`: the one the run is in or ended with), or in how often it saves.
+    """
+    done = saved.phases[: saved.phases.index(current_phase) + 1]
+    if asked.phases[: len(done)] != done:
+        return f"its phases so far are {', '.join(done)}, and those asked for are {', '.join(asked.phases)}"
+    old, new = saved.to_dict(), asked.to_dict()
+    differences = []
+    for field, before in old.items():
+        after = new[field]
+        not_begun = field in PHASES and field not in done and not (field == "learn" and "alternate" in done)
+        if field in ("phases", *_FREE_TO_CHANGE) or not_begun or before == after:
+            continue
+        if not isinstance(before, dict):
+            differences.append(f"{field} is {before!r} there and {after!r} here")
+            continue
+        for name, value in before.items():
+            if value == after[name] or (field == current_phase and name in ("epochs", "steps")):
+                continue
+            differences.append(f"{field}.{name} is {value!r} there and {after[name]!r} here")
+    return "; ".join(differences) or None

@@ -1,0 +1,77 @@
+"""Which examples go into which batch: pure functions of the seed, the epoch and the step, so that a run can resume."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fdjax.errors import UserError
+
+_EPOCH_STREAM = 1
+
+
+def seeded_permutation(num_examples: int, seed: int, *stream: int) -> np.ndarray:
+    """Returns a random order of 0..num_examples - 1.
+
+    Args:
+      num_examples: how many, 0 or more.
+      seed: any integer (taken modulo 2**64).
+      *stream: non-negative numbers that tell apart the uses of one seed.
+
+    Returns:
+      int32 [num_examples], the same for the same arguments on every machine and with every NumPy.
+    """
+    # NumPy keeps the raw streams of its bit generators from version to version, but not what its shuffles make of them.
+    bits = np.random.Philox(np.random.SeedSequence(seed % 2**64, spawn_key=stream))
+    return np.argsort(bits.random_raw(num_examples), kind="stable").astype(np.int32)
+
+
+def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+    """Returns the order in which an epoch visits the training examples.
+
+    Args:
+      seed: any integer.
+      epoch: 0 or more.
+      num_examples: how many training examples there are.
+
+    Returns:
+      int32 [num_examples], a permutation of 0..num_examples - 1 that depends on the arguments only.
+
+    Raises:
+      ValueError: `epoch` is negative.
+    """
+    if epoch < 0:
+        raise ValueError(f"epoch is {epoch}; it must be 0 or more")
+    return seeded_permutation(num_examples, seed, _EPOCH_STREAM, epoch)
+
+
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    """Returns how many whole batches an epoch has; an incomplete last batch is dropped in training.
+
+    Raises:
+      UserError: `batch_size` is below 1 or above `num_examples`.
+    """
+    if batch_size < 1:
+        raise UserError(f"the batch size is {batch_size}; it must be at least 1")
+    if batch_size > num_examples:
+        raise UserError(f"the batch size is {batch_size}, but there are only {num_examples} training examples")
+    return num_examples // batch_size
+
+
+def batch_indices(order: np.ndarray, step: int, batch_size: int) -> np.ndarray:
+    """Returns the examples of one training step.
+
+    Args:
+      order: int [n], from `epoch_order`.
+      step: the step within the epoch, 0..steps_per_epoch - 1.
+      batch_size: examples a step.
+
+    Returns:
+      int [batch_size], a slice of `order`.
+
+    Raises:
+      ValueError: the epoch has no such step.
+    """
+    start = step * batch_size
+    if batch_size < 1 or step < 0 or start + batch_size > len(order):
+        raise ValueError(f"an epoch of {len(order)} examples has no step {step} of {batch_size} examples")
+    return order[start : start + batch_size]

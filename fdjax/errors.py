@@ -1,0 +1,47 @@
+"""The user's mistakes: one exception class and the one place that prints it."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from typing import NoReturn
+
+EXIT_STATUS = 2
+
+
+class UserError(ValueError):
+    """Something the user gave is wrong: a flag, a config, a file, a checkpoint or data.
+
+    The message says what was given, what is accepted and what to do. Commands print it without a traceback and exit
+    with status 2; library callers can catch it as a `ValueError`.
+    """
+
+
+def fail(message: str) -> NoReturn:
+    """Prints `message` as an error and exits with status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(EXIT_STATUS)
+
+
+def reports_user_errors(command: Callable[..., int]) -> Callable[..., int]:
+    """Decorates a command so that a `UserError` becomes a short message and exit status 2."""
+
+    @functools.wraps(command)
+    def wrapped(*args, **kwargs) -> int:
+        try:
+            return command(*args, **kwargs)
+        except UserError as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            print("interrupted; the same command run again goes on from the last checkpoint", file=sys.stderr)
+            return 130
+
+    return wrapped
+
+
+def suggestion(given: str, accepted: Iterable[str]) -> str:
+    """Returns ' (did you mean X?)' when `given` is close to one of `accepted`, else an empty string."""
+    close = get_close_matches(given, list(accepted), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,68 @@
+"""The frequency layer: a pointwise convolution that owns its FCMasks in the collection `fcmask`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fdjax.ops.fcmask import coef_mask, hard_coef_mask
+from fdjax.ops.pointwise import dense_pointwise, masked_pointwise
+
+MaskMode = Literal["off", "soft", "hard"]
+MASK_MODES = ("off", "soft", "hard")
+FCMASK = "fcmask"
+
+
+class FrequencyPointwise(nn.Module):
+    """A 1x1 convolution without bias, wrapped in a blockwise DCT and its inverse, with a mask on either side.
+
+    The masks are variables of the collection `fcmask`, named `input` [C] and `output` [D], and start at 1.0.
+
+    Attributes:
+      features: D.
+      block: K, 1 to 16.
+      input_side: whether the layer has a mask of its own on the input side.
+      output_side: likewise on the output side.
+      mode: "off" ignores the masks (a dense layer), "soft" multiplies the coefficients by the masks as learned, "hard"
+        by the rounded ones.
+      whole_channels: with mode="hard", promises that all kept counts are 0 or N: no transform is needed then.
+    """
+
+    features: int
+    block: int
+    input_side: bool = True
+    output_side: bool = True
+    mode: MaskMode = "soft"
+    whole_channels: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, input_fcmask: jax.Array | None = None, output_fcmask: jax.Array | None = None
+    ) -> jax.Array:
+        """x [B, H, W, C] -> [B, H, W, D]; `input_fcmask` [C] and `output_fcmask` [D] take the place of own masks."""
+        if self.mode not in MASK_MODES:
+            raise ValueError(f"mode must be one of {MASK_MODES}, got {self.mode!r}")
+        channels = x.shape[-1]
+        kernel = self.param(
+            "kernel", nn.initializers.variance_scaling(2.0, "fan_out", "normal"), (channels, self.features)
+        ).astype(x.dtype)
+        if self.input_side:
+            input_fcmask = self.variable(FCMASK, "input", jnp.ones, (channels,)).value
+        if self.output_side:
+            output_fcmask = self.variable(FCMASK, "output", jnp.ones, (self.features,)).value
+        if self.mode == "off":
+            return dense_pointwise(x, kernel)
+
+        num_coefs = self.block**2
+        if self.mode == "hard" and self.whole_channels:
+            if input_fcmask is not None:
+                kernel = kernel * (input_fcmask > 0.5).astype(x.dtype)[:, None]
+            if output_fcmask is not None:
+                kernel = kernel * (output_fcmask > 0.5).astype(x.dtype)
+            return dense_pointwise(x, kernel)
+        to_mask = coef_mask if self.mode == "soft" else hard_coef_mask
+        masks = [None if m is None else to_mask(m, num_coefs).astype(x.dtype) for m in (input_fcmask, output_fcmask)]
+        return masked_pointwise(x, kernel, self.block, *masks)

@@ -1,0 +1,330 @@
+"""MobileNetV2 (Sandler et al. 2018) with frequency layers: the original, and the CIFAR variants of the paper's counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fdjax.nn.frequency import FCMASK, FrequencyPointwise, MaskMode
+from fdjax.ops.depthwise import depthwise_conv
+from fdjax.spec import LayerSpec, NetworkSpec
+
+Size = tuple[int, int]
+
+
+class Stage(NamedTuple):
+    """A row of the paper's Table 2: expansion t, channels c, repeats n, stride s of the first block."""
+
+    expansion: int
+    channels: int
+    repeats: int
+    stride: int
+
+
+class BlockPlan(NamedTuple):
+    """One inverted residual block as it will be built."""
+
+    name: str
+    in_channels: int
+    wide_channels: int
+    out_channels: int
+    stride: int
+    has_expand: bool
+    in_size: Size
+    out_size: Size
+
+    @property
+    def residual(self) -> bool:
+        return self.stride == 1 and self.in_channels == self.out_channels
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What differs between the members of the family.
+
+    Attributes:
+      stem_channels: before the width multiplier.
+      stem_window: 3 or 1.
+      stem_stride: 1 or 2.
+      stages: in order.
+      expand_always: whether blocks with t = 1 have an expand layer too.
+      head_channels: before the width multiplier, which only enlarges it.
+    """
+
+    stem_channels: int
+    stem_window: int
+    stem_stride: int
+    stages: tuple[Stage, ...]
+    expand_always: bool
+    head_channels: int
+
+
+def _stages(strides: tuple[int, ...]) -> tuple[Stage, ...]:
+    rows = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
+    return tuple(Stage(*row, stride) for row, stride in zip(rows, strides, strict=True))
+
+
+VARIANTS: Mapping[str, Variant] = {
+    "mobilenetv2": Variant(32, 3, 2, _stages((1, 2, 2, 2, 1, 2, 1)), False, 1280),
+    "mobilenetv2_cifar10": Variant(32, 3, 1, _stages((1, 1, 2, 2, 1, 2, 1)), True, 1280),
+    "mobilenetv2_cifar100": Variant(32, 1, 1, _stages((1, 2, 2, 2, 1, 1, 1)), False, 1280),
+    "mobilenetv2_small": Variant(
+        16, 3, 2, (Stage(4, 32, 2, 1), Stage(4, 48, 2, 1), Stage(4, 96, 1, 2)), False, 256
+    ),
+}
+
+
+def round_channels(channels: float) -> int:
+    """To the nearest multiple of 8, at least 8 and at least 0.9 of what was asked (the family's custom)."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
+def _strided(size: Size, stride: int) -> Size:
+    return -(-size[0] // stride), -(-size[1] // stride)
+
+
+_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+_DEPTHWISE_FAN_OUT = nn.initializers.variance_scaling(
+    2.0, "fan_out", "normal", in_axis=(), out_axis=(0, 1), batch_axis=2
+)
+
+
+class InvertedResidual(nn.Module):
+    """Expand, depthwise, project, and the residual where shapes allow it.
+
+    Attributes:
+      plan: channels, stride and sizes.
+      expand: an unbound layer, or None.
+      project: an unbound layer.
+      norm: makes a batch norm of a given name.
+      tied: the wide channels share the FCMask `wide`.
+      padding: of the depthwise layer.
+    """
+
+    plan: BlockPlan
+    expand: FrequencyPointwise | None
+    project: FrequencyPointwise
+    norm: Callable[..., nn.BatchNorm]
+    tied: bool
+    padding: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [B, H, W, C] -> [B, H', W', D]."""
+        plan, y = self.plan, x
+        wide = self.variable(FCMASK, "wide", jnp.ones, (plan.wide_channels,)).value if self.tied else None
+        if self.expand is not None:
+            y = nn.relu6(self.norm(name="expand_norm")(self.expand(y, output_fcmask=wide)))
+        kernel = self.param("depthwise", _DEPTHWISE_FAN_OUT, (3, 3, plan.wide_channels))
+        y = depthwise_conv(y, kernel, plan.stride, self.padding)
+        y = nn.relu6(self.norm(name="depthwise_norm")(y))
+        y = self.norm(name="project_norm")(self.project(y, input_fcmask=wide))
+        return x + y if plan.residual else y
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 whose pointwise layers, but for a 1x1 stem, are frequency layers.
+
+    Attributes:
+      variant: a key of `VARIANTS`.
+      num_classes: outputs.
+      width: multiplier.
+      block: K of the wrapped layers, 1 to 16.
+      block_by_map: map side -> K where it differs.
+      block_by_layer: layer name -> K where it differs; goes before `block_by_map`.
+      sides: "both", "input" or "output": which sides of a wrapped layer have masks.
+      tied: one FCMask for a block's wide channels, none on the narrow sides; the head keeps `sides`.
+      mode: of all masks, "off", "soft" or "hard" (see `FrequencyPointwise`).
+      whole_channels: with mode="hard", the wrapped layers whose kept counts are all 0 or N.
+      padding: "same" or "torch".
+      batch_norm_momentum: of the running averages.
+      batch_norm_epsilon: of every batch norm.
+    """
+
+    variant: str = "mobilenetv2"
+    num_classes: int = 1000
+    width: float = 1.0
+    block: int = 4
+    block_by_map: Mapping[int, int] | None = None
+    block_by_layer: Mapping[str, int] | None = None
+    sides: str = "both"
+    tied: bool = False
+    mode: MaskMode = "soft"
+    whole_channels: frozenset[str] = frozenset()
+    padding: str = "same"
+    batch_norm_momentum: float = 0.9
+    batch_norm_epsilon: float = 1e-5
+
+    @property
+    def stem_channels(self) -> int:
+        """Of the stem's output."""
+        return round_channels(VARIANTS[self.variant].stem_channels * self.width)
+
+    @property
+    def head_channels(self) -> int:
+        """Of the head's output."""
+        return round_channels(VARIANTS[self.variant].head_channels * max(1.0, self.width))
+
+    def blocks(self, size: Size) -> Iterator[BlockPlan]:
+        """The inverted residual blocks, in order, for maps of `size` after the stem."""
+        variant = VARIANTS[self.variant]
+        channels, index = self.stem_channels, 0
+        for stage in variant.stages:
+            out_channels = round_channels(stage.channels * self.width)
+            for repeat in range(stage.repeats):
+                stride = stage.stride if repeat == 0 else 1
+                out_size = _strided(size, stride)
+                yield BlockPlan(
+                    name=f"block{index:02d}",
+                    in_channels=channels,
+                    wide_channels=channels * stage.expansion,
+                    out_channels=out_channels,
+                    stride=stride,
+                    has_expand=stage.expansion > 1 or variant.expand_always,
+                    in_size=size,
+                    out_size=out_size,
+                )
+                channels, size, index = out_channels, out_size, index + 1
+
+    def layer_block(self, name: str, size: Size) -> int:
+        """K of the wrapped layer `name` on a map of `size`."""
+        by_layer, by_map = self.block_by_layer or {}, self.block_by_map or {}
+        return by_layer.get(name, by_map.get(size[0], by_map.get(str(size[0]), self.block)))  # type: ignore[call-overload]
+
+    def _is_tied(self, plan: BlockPlan) -> bool:
+        """Tying needs both wide layers, and one block size for both of their maps."""
+        return (
+            self.tied
+            and plan.has_expand
+            and self.layer_block(f"{plan.name}/expand", plan.in_size)
+            == self.layer_block(f"{plan.name}/project", plan.out_size)
+        )
+
+    def spec(self, input_shape: tuple[int, int, int], count_classifier: bool = False) -> NetworkSpec:
+        """The network as data, for inputs of `input_shape` (H, W, C).
+
+        Raises:
+          ValueError: a block larger than its map, or a block setting for a layer that does not exist.
+        """
+        variant = VARIANTS[self.variant]
+        size: Size = (input_shape[0], input_shape[1])
+        stem_size = _strided(size, variant.stem_stride)
+        layers = [
+            LayerSpec(
+                "stem", "conv", size, stem_size, input_shape[2], self.stem_channels,
+                variant.stem_window, variant.stem_stride,
+            )
+        ]  # fmt: skip
+
+        def wrapped(name: str, size: Size, channels: int, features: int, **fields) -> LayerSpec:
+            block = self.layer_block(name, size)
+            if block > min(size):
+                raise ValueError(
+                    f"block {block} is larger than the {size[0]}x{size[1]} map of layer {name}; give that map a smaller "
+                    "one (block_by_map or block_by_layer)"
+                )
+            return LayerSpec(name, "pointwise", size, size, channels, features, block=block, **fields)
+
+        def side(name: str, which: str) -> str | None:
+            return f"{name}/{which}" if self.sides in ("both", which) else None
+
+        for plan in self.blocks(stem_size):
+            expand, depthwise, project = (f"{plan.name}/{role}" for role in ("expand", "depthwise", "project"))
+            tied = f"{plan.name}/wide" if self._is_tied(plan) else None
+            if plan.has_expand:
+                layers.append(
+                    wrapped(
+                        expand, plan.in_size, plan.in_channels, plan.wide_channels,
+                        input_mask=None if tied else side(expand, "input"),
+                        output_mask=tied or side(expand, "output"),
+                        unit=plan.name,
+                    )
+                )  # fmt: skip
+            layers.append(
+                LayerSpec(
+                    depthwise, "depthwise", plan.in_size, plan.out_size, plan.wide_channels, plan.wide_channels,
+                    3, plan.stride, unit=plan.name,
+                )
+            )  # fmt: skip
+            layers.append(
+                wrapped(
+                    project, plan.out_size, plan.wide_channels, plan.out_channels,
+                    input_mask=tied or side(project, "input"),
+                    output_mask=None if tied else side(project, "output"),
+                    unit=plan.name,
+                )
+            )  # fmt: skip
+        last = layers[-1]
+        layers.append(
+            wrapped(
+                "head", last.out_size, last.out_channels, self.head_channels,
+                input_mask=side("head", "input"), output_mask=side("head", "output"),
+            )
+        )  # fmt: skip
+        layers.append(LayerSpec("classifier", "dense", (1, 1), (1, 1), self.head_channels, self.num_classes))
+        names = {layer.name for layer in layers if layer.block}
+        for name in self.block_by_layer or {}:
+            if name not in names:
+                raise ValueError(f"block_by_layer names {name!r}; wrapped layers are {', '.join(sorted(names))}")
+        return NetworkSpec(
+            name=self.variant,
+            input_shape=input_shape,
+            num_classes=self.num_classes,
+            layers=tuple(layers),
+            count_classifier=count_classifier,
+            padding=self.padding,
+            batch_norm_epsilon=self.batch_norm_epsilon,
+            tied=self.tied,
+        )
+
+    def _pointwise(self, plan_name: str, role: str, features: int, size: Size, own_masks: bool) -> FrequencyPointwise:
+        name = f"{plan_name}/{role}" if plan_name else role
+        return FrequencyPointwise(
+            features=features,
+            block=self.layer_block(name, size),
+            input_side=own_masks and self.sides in ("both", "input"),
+            output_side=own_masks and self.sides in ("both", "output"),
+            mode=self.mode,
+            whole_channels=name in self.whole_channels,
+            parent=None,
+        )
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Normalised images [B, H, W, C] -> logits [B, num_classes]; `train` uses and updates batch statistics."""
+        variant = VARIANTS[self.variant]
+        norm = functools.partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=self.batch_norm_momentum,
+            epsilon=self.batch_norm_epsilon,
+        )
+        window, stride = variant.stem_window, variant.stem_stride
+        x = nn.Conv(
+            self.stem_channels,
+            (window, window),
+            (stride, stride),
+            padding="SAME" if self.padding == "same" else window // 2,
+            use_bias=False,
+            kernel_init=_FAN_OUT,
+            name="stem",
+        )(x)
+        x = nn.relu6(norm(name="stem_norm")(x))
+        for plan in self.blocks((x.shape[1], x.shape[2])):
+            tied = self._is_tied(plan)
+            expand = None
+            if plan.has_expand:
+                expand = self._pointwise(plan.name, "expand", plan.wide_channels, plan.in_size, not tied)
+            project = self._pointwise(plan.name, "project", plan.out_channels, plan.out_size, not tied)
+            x = InvertedResidual(plan, expand, project, norm, tied, self.padding, name=plan.name)(x)
+        head = self._pointwise("", "head", self.head_channels, (x.shape[1], x.shape[2]), True)
+        x = nn.relu6(norm(name="head_norm")(head.copy(name="head")(x)))
+        x = jnp.mean(x, axis=(1, 2))
+        return nn.Dense(self.num_classes, name="classifier")(x)

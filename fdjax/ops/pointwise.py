@@ -1,0 +1,134 @@
+"""The pointwise (1x1) convolution three ways: dense, masked in the frequency domain, and banded.
+
+`masked_pointwise` is what training uses; `banded_pointwise` computes the same from a static plan with dense products
+only. Layers have no bias here: a bias is added in the spatial domain, after the inverse transform.
+"""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fdjax.ops.bands import BandPlan
+from fdjax.ops.blocks import check_block, num_blocks
+from fdjax.ops.dct import leading_dct, leading_idct
+
+
+def _check_kernel(x: jax.Array, kernel: jax.Array) -> None:
+    if x.ndim < 3 or kernel.ndim != 2 or x.shape[-1] != kernel.shape[0]:
+        raise ValueError(f"x [..., H, W, C] and kernel [C, D] do not fit: got {x.shape} and {kernel.shape}")
+
+
+def dense_pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """1x1 convolution: x [..., H, W, C], kernel [C, D] -> [..., H, W, D].
+
+    Raises:
+      ValueError: shapes that do not fit.
+    """
+    _check_kernel(x, kernel)
+    return jnp.einsum("...c,cd->...d", x, kernel)
+
+
+def masked_pointwise(
+    x: jax.Array,
+    kernel: jax.Array,
+    block: int,
+    input_mask: jax.Array | None = None,
+    output_mask: jax.Array | None = None,
+) -> jax.Array:
+    """1x1 convolution wrapped in a DCT and its inverse, with masks on the coefficients of either side (Figure 4b).
+
+    Args:
+      x: [..., H, W, C].
+      kernel: [C, D].
+      block: K, 1 to 16.
+      input_mask: [N, C], any values; None for no mask.
+      output_mask: [N, D], likewise.
+
+    Returns:
+      [..., H, W, D]. Without masks nothing is transformed.
+
+    Raises:
+      ValueError: shapes that do not fit.
+    """
+    _check_kernel(x, kernel)
+    check_block(block)
+    for name, mask, channels in (
+        ("input_mask", input_mask, kernel.shape[0]),
+        ("output_mask", output_mask, kernel.shape[1]),
+    ):
+        if mask is not None and mask.shape != (block**2, channels):
+            raise ValueError(f"{name} must have shape {(block**2, channels)}, got {mask.shape}")
+    if input_mask is None and output_mask is None:
+        return dense_pointwise(x, kernel)
+
+    size = (x.shape[-3], x.shape[-2])
+
+    def per_channel(mask: jax.Array) -> jax.Array:
+        return mask.reshape(mask.shape[0], *[1] * (x.ndim - 1), mask.shape[1])
+
+    # The product is linear, so where one side has no mask its transform may be done on the other side of the product:
+    # the narrower one is cheaper.
+    narrowing = kernel.shape[1] < kernel.shape[0]
+    if input_mask is None and narrowing:
+        y = leading_dct(dense_pointwise(x, kernel), block)
+    else:
+        y = leading_dct(x, block)
+        if input_mask is not None:
+            y = y * per_channel(input_mask)
+            if output_mask is None and not narrowing:
+                return dense_pointwise(leading_idct(y, block, size), kernel)
+        y = dense_pointwise(y, kernel)
+    if output_mask is not None:
+        y = y * per_channel(output_mask)
+    return leading_idct(y, block, size)
+
+
+def banded_pointwise(x: jax.Array, kernel: jax.Array, plan: BandPlan) -> jax.Array:
+    """The same layer with hard masks: one dense product per band, over channel prefixes (Figure 4c).
+
+    Transforms are truncated channel by channel, so that nothing is computed that is not kept.
+
+    Args:
+      x: [..., H, W, C].
+      kernel: [C, D].
+      plan: static; C and D counts that fit the kernel.
+
+    Returns:
+      [..., H, W, D], equal to `masked_pointwise` with the prefix masks of the plan's counts.
+
+    Raises:
+      ValueError: shapes that do not fit each other or the plan.
+    """
+    _check_kernel(x, kernel)
+    if kernel.shape != (len(plan.input_counts), len(plan.output_counts)):
+        raise ValueError(
+            f"kernel must be [{len(plan.input_counts)}, {len(plan.output_counts)}] for this plan, got {kernel.shape}"
+        )
+    block, size = plan.block, (x.shape[-3], x.shape[-2])
+    x = x[..., np.array(plan.input_order, int)]
+    kernel = kernel[np.array(plan.input_order, int)][:, np.array(plan.output_order, int)]
+
+    # A coefficient is worth transforming only if both sides keep it.
+    num_bands = sum(1 for inputs, outputs in plan.widths if inputs and outputs)
+    transformed = [
+        leading_dct(x[..., start:stop], block, min(count, num_bands)) for start, stop, count in plan.input_segments
+    ]
+    bands = []
+    for band, (inputs, outputs) in enumerate(plan.widths[:num_bands]):
+        coefs = jnp.concatenate([segment[band] for segment in transformed if segment.shape[0] > band], axis=-1)
+        chex.assert_axis_dimension(coefs, -1, inputs)
+        bands.append(coefs @ kernel[:inputs, :outputs])
+
+    rows, columns = num_blocks(size[0], block), num_blocks(size[1], block)
+    pieces = []
+    for start, stop, count in plan.output_segments:
+        count = min(count, num_bands)
+        coefs = [bands[band][..., start:stop] for band in range(count)]
+        empty = jnp.zeros((0, *x.shape[:-3], rows, columns, stop - start), x.dtype)
+        pieces.append(leading_idct(jnp.stack(coefs) if coefs else empty, block, size))
+    alive = sum(stop - start for start, stop, _ in plan.output_segments)
+    pieces.append(jnp.zeros((*x.shape[:-1], len(plan.output_counts) - alive), x.dtype))
+    return jnp.concatenate(pieces, axis=-1)[..., np.argsort(plan.output_order).astype(int)]

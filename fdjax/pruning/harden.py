@@ -1,0 +1,190 @@
+"""From learned masks to hard ones: rounding, the gate, and the rounding offset that meets a target exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from fdjax.ops.fcmask import round_to_levels
+from fdjax.ops.macs import cheapest_pointwise, pointwise_macs
+from fdjax.spec import Counts, LayerSpec, NetworkMacs, NetworkSpec, effective_counts, network_macs, tied_mask, units
+
+FcMasks = Mapping[str, np.ndarray]
+Levels = Callable[[int], tuple[int, ...] | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class HardMasks:
+    """Rounded and gated masks.
+
+    Attributes:
+      counts: path of every FCMask -> kept counts [channels].
+      released: names of the layers that the gate released.
+      offset: what was added to every FCMask before rounding.
+      macs: of the network with these masks.
+    """
+
+    counts: dict[str, np.ndarray]
+    released: tuple[str, ...]
+    offset: float
+    macs: NetworkMacs
+
+
+def all_levels(num_coefs: int) -> None:
+    """Every kept count 0..N is accepted (the paper)."""
+    del num_coefs
+
+
+def round_masks(spec: NetworkSpec, fcmasks: FcMasks, levels: Levels = all_levels, offset: float = 0.0) -> Counts:
+    """Path -> FCMask [channels] in [0, 1] to path -> kept counts: floor((m + offset) * N + 0.5), to the nearest level.
+
+    The arithmetic is float32, as in `fdjax.ops.fcmask.kept_counts`, so that both round alike.
+    """
+    counts = {}
+    for path, (_, num_coefs) in spec.mask_sizes.items():
+        shifted = np.asarray(fcmasks[path], np.float32) + np.float32(offset)
+        count = np.clip(np.floor(shifted * np.float32(num_coefs) + np.float32(0.5)), 0, num_coefs).astype(np.int64)
+        accepted = levels(num_coefs)
+        counts[path] = count if accepted is None else round_to_levels(count, accepted)
+    return counts
+
+
+def gate_counts(
+    spec: NetworkSpec, counts: Counts, convention: str = "total"
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Releases what is no cheaper pruned than whole, by MACs (DESIGN: partial counts to N, dead channels stay dead).
+
+    Args:
+      spec: the network.
+      counts: path of every FCMask -> kept counts.
+      convention: "total" compares cheapest exact forms, "paper" the paper's count.
+
+    Returns:
+      The counts after release, and the names of the released layers, in order.
+    """
+    gated = dict(counts)
+    released: list[str] = []
+    effective = effective_counts(spec, counts)
+    tied_units = {name: roles for name, roles in units(spec).items() if tied_mask(roles)}
+    for roles in tied_units.values():
+        layers = [layer for layer in roles.values() if layer.block]
+        _release_if_no_cheaper(spec, gated, released, tuple(roles.values()), layers, convention)
+    for layer in spec.layers:
+        if not layer.block or layer.unit in tied_units:
+            continue
+        inputs, outputs = effective[layer.name]
+        if _layer_cost(layer, inputs, outputs, False, convention) >= _layer_cost(
+            layer, _whole(inputs, layer), _whole(outputs, layer), True, convention
+        ):
+            released.append(layer.name)
+            for path in (layer.input_mask, layer.output_mask):
+                if path:
+                    gated[path] = _whole(gated[path], layer)
+    order = {layer.name: index for index, layer in enumerate(spec.layers)}
+    return gated, tuple(sorted(released, key=order.__getitem__))
+
+
+def _whole(counts: np.ndarray, layer: LayerSpec) -> np.ndarray:
+    return np.where(counts > 0, layer.num_coefs, 0)
+
+
+def _layer_cost(layer: LayerSpec, inputs: np.ndarray, outputs: np.ndarray, released: bool, convention: str) -> int:
+    assert layer.block is not None
+    if convention == "paper":
+        return pointwise_macs(layer.in_size, layer.block, inputs, outputs, released).paper_total
+    histograms = (np.bincount(side, minlength=layer.num_coefs + 1) for side in (inputs, outputs))
+    return cheapest_pointwise(layer.in_size, layer.block, *histograms)[0]
+
+
+def _release_if_no_cheaper(
+    spec: NetworkSpec,
+    gated: dict[str, np.ndarray],
+    released: list[str],
+    unit: tuple[LayerSpec, ...],
+    layers: list[LayerSpec],
+    convention: str,
+) -> None:
+    """A tied block is released as a whole: one mask serves both of its layers."""
+    alone = dataclasses.replace(spec, layers=unit)
+    raised = dict(gated)
+    for layer in layers:
+        for path in (layer.input_mask, layer.output_mask):
+            if path:
+                raised[path] = _whole(gated[path], layer)
+
+    def cost(counts: Counts, names: tuple[str, ...]) -> int:
+        macs = network_macs(alone, counts, names).to_dict()
+        return macs["paper_total" if convention == "paper" else "total"]
+
+    names = tuple(layer.name for layer in layers)
+    if cost(gated, ()) >= cost(raised, names):
+        gated.update(raised)
+        released.extend(names)
+
+
+def harden(
+    spec: NetworkSpec,
+    fcmasks: FcMasks,
+    *,
+    levels: Levels = all_levels,
+    gate: str = "macs",
+    convention: str = "total",
+    offset: float = 0.0,
+) -> HardMasks:
+    """Rounds masks and gates the result.
+
+    Args:
+      spec: the network.
+      fcmasks: path -> FCMask [channels] in [0, 1].
+      levels: N -> the accepted kept counts, or None for all.
+      gate: "macs" or "none".
+      convention: of the gate, "total" or "paper".
+      offset: added to every FCMask before rounding.
+    """
+    counts: Counts = round_masks(spec, fcmasks, levels, offset)
+    released: tuple[str, ...] = ()
+    if gate == "macs":
+        counts, released = gate_counts(spec, counts, convention)
+    return HardMasks(dict(counts), released, offset, network_macs(spec, counts, released))
+
+
+def mac_ratio(macs: NetworkMacs, convention: str) -> float:
+    """The ratio that a target speaks of: `macs.ratio` ("total") or `macs.paper_ratio` ("paper")."""
+    return macs.paper_ratio if convention == "paper" else macs.ratio
+
+
+def harden_to_target(
+    spec: NetworkSpec,
+    fcmasks: FcMasks,
+    target: float,
+    *,
+    levels: Levels = all_levels,
+    gate: str = "macs",
+    convention: str = "total",
+    iterations: int = 20,
+) -> HardMasks:
+    """Finds the offset, from -1 to 1, whose hard masks come nearest to `target`.
+
+    The offset tells how far learning still has to go: negative while the masks are too high, 0 when they meet the
+    target as they stand. Masks of one value move together, so that the ratio has steps and the target is met as nearly
+    as they allow.
+    """
+
+    def at(offset: float) -> tuple[float, HardMasks]:
+        hard = harden(spec, fcmasks, levels=levels, gate=gate, convention=convention, offset=offset)
+        return abs(mac_ratio(hard.macs, convention) - target), hard
+
+    low, high = -1.0, 1.0
+    best = at(0.0)
+    for _ in range(iterations):
+        middle = (low + high) / 2
+        candidate = at(middle)
+        if candidate[0] < best[0]:
+            best = candidate
+        if mac_ratio(candidate[1].macs, convention) > target:
+            high = middle
+        else:
+            low = middle
+    return best[1]

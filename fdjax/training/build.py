@@ -1,0 +1,92 @@
+"""From a config to the network it asks for, its spec, and its hard masks."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from fdjax.config import Config, LearnConfig
+from fdjax.errors import UserError
+from fdjax.nn import MobileNetV2
+from fdjax.ops.fcmask import counts_to_fcmask
+from fdjax.pruning import HardMasks, harden, harden_to_target
+from fdjax.spec import Counts, NetworkSpec
+
+
+def build_network(
+    config: Config, input_shape: tuple[int, int, int], num_classes: int
+) -> tuple[MobileNetV2, NetworkSpec]:
+    """Makes the network and its spec.
+
+    Args:
+      config: model and mask settings are read.
+      input_shape: (H, W, C) of an image.
+      num_classes: outputs.
+
+    Raises:
+      UserError: a block larger than its map, or a setting for a layer that does not exist.
+    """
+    network = MobileNetV2(
+        variant=config.model.name,
+        num_classes=num_classes,
+        width=config.model.width,
+        padding=config.model.padding,
+        block=config.learn.block,
+        block_by_map=config.learn.block_by_map,
+        block_by_layer=config.learn.block_by_layer,
+        sides=config.learn.sides,
+        tied=config.learn.tied,
+    )
+    try:
+        return network, network.spec(input_shape, config.model.count_classifier)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def flat_masks(fcmask) -> dict[str, np.ndarray]:
+    """The `fcmask` collection as path -> array on the host."""
+    return {path: np.asarray(mask) for path, mask in flatten_dict(fcmask, sep="/").items()}
+
+
+def collection_of(spec: NetworkSpec, counts: Counts) -> dict:
+    """Hard masks as an `fcmask` collection: kept counts / N."""
+    sizes = spec.mask_sizes
+    return unflatten_dict({path: counts_to_fcmask(count, sizes[path][1]) for path, count in counts.items()}, sep="/")
+
+
+def hard_masks(learn: LearnConfig, spec: NetworkSpec, fcmask, *, to_target: bool) -> HardMasks:
+    """Rounds and gates an `fcmask` collection by the mask settings.
+
+    Args:
+      learn: levels, gate, convention and target.
+      spec: the network.
+      fcmask: the collection.
+      to_target: shift the rounding so that the target is met; else the masks are rounded as they stand.
+    """
+    masks = flat_masks(fcmask)
+    convention = learn.target_convention
+    if to_target and learn.target_macs is not None:
+        return harden_to_target(
+            spec, masks, learn.target_macs, levels=learn.level_counts, gate=learn.gate, convention=convention
+        )
+    return harden(spec, masks, levels=learn.level_counts, gate=learn.gate, convention=convention)
+
+
+def whole_channel_layers(spec: NetworkSpec, counts: Counts) -> frozenset[str]:
+    """The wrapped layers whose kept counts are all 0 or N: they need no transform."""
+    whole = {
+        layer.name
+        for layer in spec.layers
+        if layer.block
+        and all(np.isin(side, (0, layer.num_coefs)).all() for side in (layer.input_counts(counts), layer.output_counts(counts)))
+    }  # fmt: skip
+    return frozenset(whole)
+
+
+def hard_network(network: MobileNetV2, spec: NetworkSpec, counts: Counts) -> MobileNetV2:
+    """The network with rounded masks, without transforms where `counts` need none."""
+    return dataclasses.replace(network, mode="hard", whole_channels=whole_channel_layers(spec, counts))
+
+

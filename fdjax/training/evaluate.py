@@ -1,0 +1,54 @@
+"""Accuracy of a network on a whole split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fdjax.data import normalize
+from fdjax.nn import MobileNetV2
+from fdjax.spec import NetworkSpec
+
+EVAL_BATCH = 250
+Evaluator = Callable[[dict[str, Any], np.ndarray, np.ndarray], dict[str, float]]
+
+
+def make_evaluator(network: MobileNetV2, spec: NetworkSpec, batch_size: int = EVAL_BATCH) -> Evaluator:
+    """Returns (variables, images uint8 [n, H, W, C], labels [n]) -> top1, loss, num_examples, and top5 beyond 10 classes.
+
+    Accuracies are shares, 0 to 1. Images are taken one batch at a time; the last one is filled up and the filling left
+    out of the sums.
+    """
+
+    @jax.jit
+    def evaluate_batch(variables, images, labels, weights):
+        logits = network.apply(variables, normalize(images, spec.input_mean, spec.input_std, jnp.float32), train=False)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        own = jnp.take_along_axis(logits, labels[:, None], axis=1)
+        # Rank of the right class, ties to the lower index as argmax has them.
+        classes = jnp.arange(logits.shape[1])
+        before = (logits > own) | ((logits == own) & (classes < labels[:, None]))
+        rank = before.sum(axis=1)
+        sums = {"loss": losses, "top1": rank < 1, "top5": rank < 5}
+        return {name: jnp.sum(value * weights) for name, value in sums.items()}
+
+    def evaluate(variables: dict[str, Any], images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        totals = {"loss": 0.0, "top1": 0.0, "top5": 0.0}
+        for start in range(0, len(images), batch_size):
+            batch, target = images[start : start + batch_size], labels[start : start + batch_size]
+            missing = batch_size - len(batch)
+            weights = np.pad(np.ones(len(batch), np.float32), (0, missing))
+            batch = np.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0)))
+            sums = jax.device_get(evaluate_batch(variables, batch, np.pad(target, (0, missing)), weights))
+            totals = {name: totals[name] + float(sums[name]) for name in totals}
+        figures = {name: total / len(images) for name, total in totals.items()}
+        if spec.num_classes <= 10:
+            figures.pop("top5")
+        return {**figures, "num_examples": len(images)}
+
+    return evaluate

@@ -1,0 +1,48 @@
+"""The two optimizers: one for weights, one for masks. Neither ever sees the other's collection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import optax
+
+from fdjax.config import LearnConfig, WeightPhaseConfig
+
+
+def learning_rate_schedule(phase: WeightPhaseConfig, steps: int, steps_per_epoch: int) -> optax.Schedule:
+    """The learning rate of a phase over its `steps` weight updates."""
+    warmup = min(round(phase.warmup_epochs * steps_per_epoch), steps)
+    after = max(1, steps - warmup)
+    if phase.schedule == "cosine":
+        schedule = optax.cosine_decay_schedule(phase.learning_rate, after)
+    elif phase.schedule == "step":
+        falls = {round(share * steps) - warmup: phase.step_factor for share in phase.step_at}
+        schedule = optax.piecewise_constant_schedule(phase.learning_rate, falls)
+    else:
+        schedule = optax.constant_schedule(phase.learning_rate)
+    if not warmup:
+        return schedule
+    rise = optax.linear_schedule(0.0, phase.learning_rate, warmup)
+    return optax.join_schedules([rise, schedule], [warmup])
+
+
+def _kernels(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def weight_optimizer(phase: WeightPhaseConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """For weights; weight decay acts on kernels only."""
+    if phase.optimizer == "adamw":
+        return optax.adamw(schedule, weight_decay=phase.weight_decay, mask=_kernels)
+    return optax.chain(
+        optax.add_decayed_weights(phase.weight_decay, mask=_kernels),
+        optax.sgd(schedule, momentum=phase.momentum, nesterov=phase.momentum > 0),
+    )
+
+
+def mask_optimizer(learn: LearnConfig) -> optax.GradientTransformation:
+    """For masks; updates are projected to [0, 1] afterwards, by the step."""
+    if learn.optimizer == "adam":
+        return optax.adam(learn.learning_rate)
+    return optax.sgd(learn.learning_rate, momentum=learn.momentum)

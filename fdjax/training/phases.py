@@ -1,0 +1,83 @@
+"""Phases as stretches of steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from fdjax.config import HARD_PHASES, MASK_PHASES, AlternateConfig, Config, LearnConfig, WeightPhaseConfig
+
+StepKind = Literal["weights", "masks"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A phase of a run.
+
+    Attributes:
+      name: one of `fdjax.config.PHASES`.
+      index: its place in the run.
+      start: steps of the run before it.
+      steps: its own.
+      steps_per_epoch: of the training data.
+    """
+
+    name: str
+    index: int
+    start: int
+    steps: int
+    steps_per_epoch: int
+
+    @property
+    def end(self) -> int:
+        """Steps of the run after it."""
+        return self.start + self.steps
+
+    @property
+    def learns_masks(self) -> bool:
+        """Whether masks move in it."""
+        return self.name in MASK_PHASES
+
+    @property
+    def hard(self) -> bool:
+        """Whether masks are rounded in it."""
+        return self.name in HARD_PHASES
+
+    def kind(self, config: Config, phase_step: int) -> StepKind:
+        """What step `phase_step` (from 0) of the phase trains."""
+        if self.name == "learn":
+            return "masks"
+        if self.name != "alternate":
+            return "weights"
+        alternate = config.alternate
+        unit = self.steps_per_epoch if alternate.unit == "epochs" else 1
+        turn = phase_step // unit % (alternate.mask_turn + alternate.weight_turn)
+        return "masks" if turn < alternate.mask_turn else "weights"
+
+    def trains_batch_norm(self, config: Config, phase_step: int) -> bool:
+        """Whether a weight step uses and updates batch statistics."""
+        if self.name != "alternate":
+            return True
+        return phase_step >= round((1 - config.alternate.free_batchnorm_fraction) * self.steps)
+
+    def weight_steps(self, config: Config) -> int:
+        """How many of its steps train weights."""
+        if self.name != "alternate":
+            return 0 if self.name == "learn" else self.steps
+        return sum(self.kind(config, step) == "weights" for step in range(self.steps))
+
+
+def phase_settings(config: Config, name: str) -> WeightPhaseConfig | LearnConfig | AlternateConfig:
+    """The sub-config of a phase."""
+    return getattr(config, name)
+
+
+def plan_phases(config: Config, steps_per_epoch: int) -> tuple[Phase, ...]:
+    """Lays out the phases of a config, one after the other."""
+    phases, start = [], 0
+    for index, name in enumerate(config.phases):
+        settings = phase_settings(config, name)
+        steps = settings.steps or max(1, round(settings.epochs * steps_per_epoch))
+        phases.append(Phase(name, index, start, steps, steps_per_epoch))
+        start += steps
+    return tuple(phases)

@@ -1,0 +1,69 @@
+"""The state of a run: one struct with both collections that are trained, and an optimizer state for each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from fdjax.nn import FCMASK, MobileNetV2
+
+
+class TrainState(struct.PyTreeNode):
+    """Everything a step reads and writes.
+
+    Attributes:
+      step: int32, steps of all phases so far.
+      key: uint32 key data; a step folds `step` into it.
+      params: weights.
+      batch_stats: running averages of batch norm.
+      fcmask: the masks.
+      weight_opt: optax state of the weights.
+      mask_opt: optax state of the masks.
+      lambda_: float32, the weight of the penalty.
+      controller: float32 scalars of the lambda controller.
+    """
+
+    step: jax.Array
+    key: jax.Array
+    params: Any
+    batch_stats: Any
+    fcmask: Any
+    weight_opt: Any
+    mask_opt: Any
+    lambda_: jax.Array
+    controller: Any
+
+    def variables(self) -> dict[str, Any]:
+        """The collections as Flax takes them."""
+        return {"params": self.params, "batch_stats": self.batch_stats, FCMASK: self.fcmask}
+
+
+def init_variables(network: MobileNetV2, input_shape: tuple[int, int, int], seed: int) -> dict[str, Any]:
+    """Fresh collections: params, batch_stats, fcmask (all ones)."""
+    init = jax.jit(lambda key: network.init(key, jnp.zeros((1, *input_shape))))
+    return dict(init(jax.random.key(seed)))
+
+
+def create_state(
+    variables: dict[str, Any],
+    seed: int,
+    weight_optimizer: optax.GradientTransformation,
+    mask_optimizer: optax.GradientTransformation,
+) -> TrainState:
+    """The state at step 0."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        key=jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1)),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        fcmask=variables[FCMASK],
+        weight_opt=weight_optimizer.init(variables["params"]),
+        mask_opt=mask_optimizer.init(variables[FCMASK]),
+        lambda_=jnp.zeros((), jnp.float32),
+        controller={"offset": jnp.asarray(np.nan, jnp.float32), "start": jnp.asarray(np.nan, jnp.float32)},
+    )

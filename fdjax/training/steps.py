@@ -1,0 +1,123 @@
+"""The steps: pure functions of (state, data, indices), each differentiating one collection only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import flatten_dict
+
+from fdjax.data import augment, normalize
+from fdjax.nn import FCMASK, MobileNetV2
+from fdjax.ops.fcmask import coef_mask, fcmask_penalty
+from fdjax.ops.macs import expected_pointwise_macs
+from fdjax.spec import NetworkSpec
+from fdjax.training.state import TrainState
+
+Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState, jax.Array, jax.Array, jax.Array], tuple[TrainState, Metrics]]
+Prepare = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def make_prepare(spec: NetworkSpec, crop_padding: int, flip: bool) -> Prepare:
+    """Returns (key, images [n, H, W, C] raw, indices [B]) -> augmented, normalised batch [B, H, W, C]."""
+
+    def prepare(key: jax.Array, images: jax.Array, indices: jax.Array) -> jax.Array:
+        batch = augment(key, images[indices], pad=crop_padding, flip=flip)
+        return normalize(batch, spec.input_mean, spec.input_std, jnp.float32)
+
+    return prepare
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
+    """Mean cross entropy: logits [B, classes], labels int [B]."""
+    if not smoothing:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
+    return optax.softmax_cross_entropy(logits, targets).mean()
+
+
+def _accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
+
+
+def make_weight_step(
+    network: MobileNetV2,
+    optimizer: optax.GradientTransformation,
+    prepare: Prepare,
+    *,
+    train_batch_norm: bool = True,
+    label_smoothing: float = 0.0,
+) -> Step:
+    """A jitted step on the weights; the masks stay as they are."""
+
+    def step(state: TrainState, images: jax.Array, labels: jax.Array, indices: jax.Array):
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        x, y = prepare(key, images, indices), labels[indices]
+
+        def loss_of(params):
+            logits, updated = network.apply(
+                {**state.variables(), "params": params}, x, train=train_batch_norm, mutable=["batch_stats"]
+            )
+            return cross_entropy(logits, y, label_smoothing), (logits, updated)
+
+        (loss, (logits, updated)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        updates, weight_opt = optimizer.update(grads, state.weight_opt, state.params)
+        state = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=updated["batch_stats"] if train_batch_norm else state.batch_stats,
+            weight_opt=weight_opt,
+        )
+        return state, {"loss": loss, "top1": _accuracy(logits, y)}
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def macs_penalty(spec: NetworkSpec, fcmask: Any) -> jax.Array:
+    """Expected MACs of the wrapped layers, transforms included, over the network's dense MACs."""
+    masks = flatten_dict(fcmask, sep="/")
+    total = jnp.zeros(())
+    for layer in spec.layers:
+        if layer.block:
+            sides = [None if path is None else coef_mask(masks[path], layer.num_coefs)
+                     for path in (layer.input_mask, layer.output_mask)]  # fmt: skip
+            total += expected_pointwise_macs(layer.in_size, layer.block, layer.in_channels, layer.out_channels, *sides)
+    return total / sum(layer.dense_macs for layer in spec.counted_layers)
+
+
+def mask_penalty(spec: NetworkSpec, fcmask: Any, penalty: str) -> jax.Array:
+    """The term that lambda weighs: "fcmask" (the paper's) or "macs"."""
+    return macs_penalty(spec, fcmask) if penalty == "macs" else fcmask_penalty(jax.tree.leaves(fcmask))
+
+
+def make_mask_step(
+    network: MobileNetV2,
+    spec: NetworkSpec,
+    optimizer: optax.GradientTransformation,
+    prepare: Prepare,
+    *,
+    penalty: str = "fcmask",
+) -> Step:
+    """A jitted step on the masks (section 3.3's loss), projected to [0, 1]; weights and batch norm stay as they are."""
+
+    def step(state: TrainState, images: jax.Array, labels: jax.Array, indices: jax.Array):
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        x, y = prepare(key, images, indices), labels[indices]
+
+        def loss_of(fcmask):
+            logits = network.apply({**state.variables(), FCMASK: fcmask}, x, train=False)
+            loss = cross_entropy(logits, y)
+            return loss + state.lambda_ * mask_penalty(spec, fcmask, penalty), (loss, logits)
+
+        (_, (loss, logits)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.fcmask)
+        updates, mask_opt = optimizer.update(grads, state.mask_opt, state.fcmask)
+        # Outside [0, 1] the gradient of a mask is zero for ever.
+        fcmask = jax.tree.map(lambda m: jnp.clip(m, 0, 1), optax.apply_updates(state.fcmask, updates))
+        state = state.replace(step=state.step + 1, fcmask=fcmask, mask_opt=mask_opt)
+        return state, {"loss": loss, "top1": _accuracy(logits, y)}
+
+    return jax.jit(step, donate_argnums=0)
