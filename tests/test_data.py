@@ -356,7 +356,7 @@ def prepare(
         image[0, 0] = 200
         return image[..., 0] if channels == 1 else image
 
-    class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyright: ignore[reportCallIssue, reportGeneralTypeIssues]
         VERSION = tfds.core.Version(builder_version)
         BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
 
@@ -462,7 +462,7 @@ def test_unusable_tfds_sets_are_found_before_loading(tmp_path: Path, changes: di
 
 def test_damaged_or_unsuited_tfds_sets(tmp_path: Path) -> None:
     prepare(tmp_path, "counts", class_label=False)
-    with pytest.raises(UserError, match=r"'image' \(uint8\) and 'label'.*it has .*'label' \(Scalar\)"):
+    with pytest.raises(UserError, match=r"'image' \(uint8\) and 'label'.*it has .*'label' \((Tensor|Scalar)\)"):
         data.load_dataset("counts", str(tmp_path))
     folder = prepare(tmp_path, "damaged")
     (folder / "features.json").write_text("{")
@@ -482,6 +482,14 @@ def test_a_known_tfds_set_that_is_not_prepared_says_what_to_do(tmp_path: Path) -
                 call("mnist", str(path))
             assert str(path) in str(caught.value) and "array_record" in str(caught.value)
             assert "'folder'" in str(caught.value)
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(tmp_path, "tiny")
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "array_record" else find_spec(name))
+    with pytest.raises(UserError, match="needs the Python package array_record"):
+        data.check_source("tiny", str(tmp_path))
 
 
 def test_importing_data_imports_neither_tfds_nor_tensorflow() -> None:

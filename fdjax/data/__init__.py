@@ -1,4 +1,4 @@
-"""Data: sources, augmentation and batching. Never imports TensorFlow, and TFDS only when one of its sets is asked for."""
+"""Data: sources, augmentation and batching. Never imports TensorFlow; TFDS only when one of its sets is asked for."""
 
 from fdjax.data.augment import augment, normalize, random_crop, random_flip
 from fdjax.data.batches import batch_indices, epoch_order, steps_per_epoch
@@ -8,6 +8,7 @@ from fdjax.data.sources import (
     Dataset,
     channel_statistics,
     check_source,
+    describe_source,
     load_dataset,
     split_validation,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "batch_indices",
     "channel_statistics",
     "check_source",
+    "describe_source",
     "epoch_order",
     "load_dataset",
     "normalize",

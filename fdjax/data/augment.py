@@ -28,7 +28,7 @@ def normalize(
       `dtype` [B, H, W, C].
     """
     images = jnp.asarray(images_BHWC)
-    working = jnp.promote_types(dtype, jnp.float32)
+    working = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
     mean_C, std_C = (jnp.asarray(value, working).reshape(1, 1, 1, -1) for value in (mean, std))
     return ((images.astype(working) - mean_C) / std_C).astype(dtype)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import importlib.resources
+import importlib.util
 import io
 import json
 import os
@@ -129,6 +130,52 @@ def check_source(name: str, path: str | None = None) -> None:
         _list_folder(Path(path))
     else:
         _find_prepared(name, path)
+
+
+def describe_source(
+    name: str, path: str | None = None, image_size: int | None = None
+) -> tuple[tuple[int, int, int], tuple[str, ...]]:
+    """The shape of a data set's images and its classes, without loading it; a stock TFDS set need not even be there.
+
+    Args:
+      name: as for `load_dataset`.
+      path: as for `load_dataset`.
+      image_size: as for `load_dataset`; where it is None a folder's first image is opened.
+
+    Returns:
+      (H, W, C), and the class names.
+
+    Raises:
+      UserError: the name is unknown, a folder is not as it should be, or the set's images have no one size and no
+        `image_size` was given.
+    """
+    if name == FASHION_MNIST_SUBSET:
+        check_source(name, path)
+        size = image_size or 28
+        return (size, size, 1), _FASHION_MNIST_CLASSES
+    if name == FOLDER:
+        check_source(name, path)
+        classes = _list_folder(Path(path or ""))["train"]
+        first = _fit(_decode_file(next(iter(classes.values()))[0], "RGB"), image_size)
+        return (first.height, first.width, 3), tuple(classes)
+    try:
+        folder = _find_prepared(name, path).folder
+    except UserError:
+        if name not in _tfds_names():
+            raise
+        folder = None
+    import tensorflow_datasets as tfds
+
+    if folder is None:
+        builder: Any = tfds.builder(name, data_dir=path, try_gcs=False)
+    else:
+        builder = tfds.builder_from_directory(str(folder))
+    image_key, label_key = _image_and_label(tfds, builder.info, folder or Path(name))
+    height, width, channels = builder.info.features[image_key].shape
+    height, width = image_size or height, image_size or width
+    if not height or not width:
+        raise UserError(f"the images of {name!r} have different sizes, so an image size must be given (image_size)")
+    return (height, width, channels or 3), tuple(builder.info.features[label_key].names)
 
 
 def channel_statistics(images_uint8: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -276,7 +323,8 @@ def _list_folder(root: Path) -> dict[str, dict[str, list[str]]]:
     for name in listing["test"]:
         if name not in known:
             raise UserError(
-                f"the class folder {root / 'test' / name} has no counterpart in {root / 'train'}{suggestion(name, known)}"
+                f"the class folder {root / 'test' / name} has no counterpart in {root / 'train'}"
+                f"{suggestion(name, known)}"
             )
     if not listing["test"]:
         raise UserError(f"the folder {root / 'test'} has no class folders; {layout}")
@@ -320,6 +368,9 @@ def _find_prepared(name: str, path: str | None) -> _Prepared:
             f" downloaded here: prepare it with TFDS in the array_record format, give the directory as path, or save"
             f" its images as a folder and use the data set {FOLDER!r}"
         )
+    for package in ("tensorflow_datasets", "array_record"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"the data set {name!r} needs the Python package {package}, which is not installed")
     return _read_prepared(versions[-1])
 
 
@@ -383,15 +434,11 @@ def _unknown_source(name: str) -> UserError:
 
 
 def _load_tfds(name: str, prepared: _Prepared, image_size: int | None, grayscale: bool) -> Dataset:
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise UserError(
-            f"the data set {name!r} needs the package tensorflow-datasets, which cannot be imported: {error}"
-        ) from error
     folder = prepared.folder
     try:
-        builder = tfds.builder_from_directory(str(folder))
+        import tensorflow_datasets as tfds
+
+        builder: Any = tfds.builder_from_directory(str(folder))
         features: Any = builder.info.features
     except Exception as error:
         raise UserError(f"TFDS cannot open the data set in {folder}: {error}") from error

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fdjax.nn.frequency import FCMASK, FrequencyPointwise, MaskMode
+from fdjax.nn.normalization import BatchNorm
 from fdjax.ops.depthwise import depthwise_conv
 from fdjax.spec import LayerSpec, NetworkSpec
 
@@ -75,7 +76,7 @@ VARIANTS: Mapping[str, Variant] = {
     "mobilenetv2_cifar10": Variant(32, 3, 1, _stages((1, 1, 2, 2, 1, 2, 1)), True, 1280),
     "mobilenetv2_cifar100": Variant(32, 1, 1, _stages((1, 2, 2, 2, 1, 1, 1)), False, 1280),
     "mobilenetv2_small": Variant(
-        16, 3, 2, (Stage(4, 32, 2, 1), Stage(4, 48, 2, 1), Stage(4, 96, 1, 2)), False, 256
+        16, 3, 2, (Stage(4, 24, 2, 1), Stage(4, 64, 2, 2)), False, 256
     ),
 }
 
@@ -111,7 +112,7 @@ class InvertedResidual(nn.Module):
     plan: BlockPlan
     expand: FrequencyPointwise | None
     project: FrequencyPointwise
-    norm: Callable[..., nn.BatchNorm]
+    norm: Callable[..., BatchNorm]
     tied: bool
     padding: str
 
@@ -121,10 +122,10 @@ class InvertedResidual(nn.Module):
         plan, y = self.plan, x
         wide = self.variable(FCMASK, "wide", jnp.ones, (plan.wide_channels,)).value if self.tied else None
         if self.expand is not None:
-            y = nn.relu6(self.norm(name="expand_norm")(self.expand(y, output_fcmask=wide)))
+            y = self.norm(relu6=True, name="expand_norm")(self.expand(y, output_fcmask=wide))
         kernel = self.param("depthwise", _DEPTHWISE_FAN_OUT, (3, 3, plan.wide_channels))
         y = depthwise_conv(y, kernel, plan.stride, self.padding)
-        y = nn.relu6(self.norm(name="depthwise_norm")(y))
+        y = self.norm(relu6=True, name="depthwise_norm")(y)
         y = self.norm(name="project_norm")(self.project(y, input_fcmask=wide))
         return x + y if plan.residual else y
 
@@ -301,7 +302,7 @@ class MobileNetV2(nn.Module):
         """Normalised images [B, H, W, C] -> logits [B, num_classes]; `train` uses and updates batch statistics."""
         variant = VARIANTS[self.variant]
         norm = functools.partial(
-            nn.BatchNorm,
+            BatchNorm,
             use_running_average=not train,
             momentum=self.batch_norm_momentum,
             epsilon=self.batch_norm_epsilon,
@@ -316,7 +317,7 @@ class MobileNetV2(nn.Module):
             kernel_init=_FAN_OUT,
             name="stem",
         )(x)
-        x = nn.relu6(norm(name="stem_norm")(x))
+        x = norm(relu6=True, name="stem_norm")(x)
         for plan in self.blocks((x.shape[1], x.shape[2])):
             tied = self._is_tied(plan)
             expand = None
@@ -325,6 +326,6 @@ class MobileNetV2(nn.Module):
             project = self._pointwise(plan.name, "project", plan.out_channels, plan.out_size, not tied)
             x = InvertedResidual(plan, expand, project, norm, tied, self.padding, name=plan.name)(x)
         head = self._pointwise("", "head", self.head_channels, (x.shape[1], x.shape[2]), True)
-        x = nn.relu6(norm(name="head_norm")(head.copy(name="head")(x)))
+        x = norm(relu6=True, name="head_norm")(head.copy(name="head")(x))
         x = jnp.mean(x, axis=(1, 2))
         return nn.Dense(self.num_classes, name="classifier")(x)

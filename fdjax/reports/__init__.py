@@ -1,4 +1,4 @@
-"""Numbers in, plots out: what a run's figures look like. Never runs a network."""
+"""Numbers in, plots and tables out. Never runs a network."""
 
 from fdjax.reports.plots import (
     NoDataError,
@@ -12,6 +12,7 @@ from fdjax.reports.plots import (
     plot_layer_macs,
     plot_run,
 )
+from fdjax.reports.tables import macs_table
 
 __all__ = [
     "NoDataError",
@@ -19,6 +20,7 @@ __all__ = [
     "history_figure",
     "kept_counts_figure",
     "layer_macs_figure",
+    "macs_table",
     "plot_fcmask",
     "plot_history",
     "plot_kept_counts",

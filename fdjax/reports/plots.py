@@ -193,6 +193,8 @@ def fcmask_figure(name: str, values: ArrayLike, num_coefs: int, hard_values: Arr
       NoDataError: there are no channels.
       ValueError: `num_coefs` is no square number, or the shapes do not fit.
     """
+    from matplotlib.ticker import MaxNLocator
+
     soft = np.asarray(values, float)
     hard = None if hard_values is None else np.asarray(hard_values, float)
     block = math.isqrt(max(num_coefs, 0))
@@ -227,7 +229,7 @@ def fcmask_figure(name: str, values: ArrayLike, num_coefs: int, hard_values: Arr
     axes.set_ylim(-0.012, 1.012)
     axes.set_xlabel("Channel rank (by FCMask value, high to low)")
     axes.set_ylabel("FCMask value")
-    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     axes.set_title(f"FCMask values of {name}\n{len(soft)} channels, {_block_words(num_coefs)}", fontsize=11)
 
     right = axes.twinx()
@@ -321,7 +323,7 @@ def history_figure(
     low, high = min(steps), max(steps)
     margin = 0.01 * (high - low) or 0.5
     stack[0].set_xlim(low - margin, high + margin)
-    _shade_phases(stack, phases)
+    _shade_phases(list(stack), phases, 72 * 0.78 * figure.get_figwidth())  # the legend has the other 22%
     figure.suptitle("Training history", fontsize=11)
     return figure
 
@@ -438,11 +440,10 @@ def _series(records: Iterable[Mapping[str, Any]], key: str) -> tuple[np.ndarray,
     return np.array(steps), np.array(values)
 
 
-def _shade_phases(stack: Sequence[Axes], phases: Sequence[Mapping[str, Any]]) -> None:
-    """Shades the phases in turn on all axes and names them above the first, in rows so that names do not clash."""
+def _shade_phases(stack: Sequence[Axes], phases: Sequence[Mapping[str, Any]], points: float) -> None:
+    """Shades the phases on all axes, `points` wide, and names them above the first, in rows where names would clash."""
     top, size = stack[0], 8.5
     low, high = top.get_xlim()
-    points = 72 * top.get_figure(root=True).get_figwidth() * 0.78  # the axes' width; the legend has the rest
     row_ends: list[float] = []
     index = 0
     for name, same in groupby(phases, key=lambda phase: phase["name"]):

@@ -49,6 +49,11 @@ def init_variables(network: MobileNetV2, input_shape: tuple[int, int, int], seed
     return dict(init(jax.random.key(seed)))
 
 
+def new_controller() -> dict[str, jax.Array]:
+    """The controller's memory before it has measured anything."""
+    return {name: jnp.asarray(np.nan, jnp.float32) for name in ("offset", "start")}
+
+
 def create_state(
     variables: dict[str, Any],
     seed: int,
@@ -65,5 +70,5 @@ def create_state(
         weight_opt=weight_optimizer.init(variables["params"]),
         mask_opt=mask_optimizer.init(variables[FCMASK]),
         lambda_=jnp.zeros((), jnp.float32),
-        controller={"offset": jnp.asarray(np.nan, jnp.float32), "start": jnp.asarray(np.nan, jnp.float32)},
+        controller=new_controller(),
     )

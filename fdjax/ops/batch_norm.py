@@ -1,0 +1,83 @@
+"""Batch norm, with ReLU6 if wanted, in training: its gradient written by hand.
+
+Autodiff's form keeps several arrays of the size of the map alive and passes over them again and again; on the CPU, where
+memory is the bottleneck, this one costs a third of it. The arithmetic is the same on every backend.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_AXES = (0, 1, 2)
+
+
+def _statistics(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance [C] of x [B, H, W, C] in one pass.
+
+    A plain one-pass variance cancels when the mean is large beside the deviation; sums about `shift`, a guess of the
+    mean, do not while the guess is near.
+    """
+    count = x.size // x.shape[-1]
+    centred = x.astype(shift.dtype) - shift
+    first = jnp.sum(centred, _AXES) / count
+    second = jnp.sum(jnp.square(centred), _AXES) / count
+    return first + shift, jnp.maximum(second - jnp.square(first), 0)
+
+
+def _apply(x: jax.Array, slope: jax.Array, offset: jax.Array, relu6: bool) -> jax.Array:
+    y = x * slope.astype(x.dtype) + offset.astype(x.dtype)
+    return jnp.clip(y, 0, 6) if relu6 else y
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, shift: jax.Array, epsilon: float, relu6: bool):
+    """Normalises by the batch's own statistics.
+
+    Args:
+      x: [B, H, W, C].
+      scale: [C].
+      bias: [C].
+      shift: [C], a guess of the mean (the running average); it changes the result by rounding only.
+      epsilon: added to the variance.
+      relu6: clip the result to [0, 6].
+
+    Returns:
+      y [B, H, W, C], and the mean and variance [C] of the batch, which pass no gradient.
+    """
+    mean, variance = _statistics(lax.optimization_barrier(x), shift)
+    slope = scale * lax.rsqrt(variance + epsilon)
+    return _apply(x, slope, bias - mean * slope, relu6), mean, variance
+
+
+def _forward(x, scale, bias, shift, epsilon, relu6):
+    x = lax.optimization_barrier(x)
+    y, mean, variance = batch_norm(x, scale, bias, shift, epsilon, relu6)
+    return (y, mean, variance), (x, scale, bias, mean, variance)
+
+
+def _backward(epsilon, relu6, residuals, gradients):
+    x, scale, bias, mean, variance = residuals
+    g = gradients[0]
+    count = x.size // x.shape[-1]
+    inverse = lax.rsqrt(variance + epsilon)
+    slope = scale * inverse
+    if relu6:
+        offset = bias - mean * slope
+        y = x * slope.astype(x.dtype) + offset.astype(x.dtype)
+        g = jnp.where((y > 0) & (y < 6), g, 0)
+    g = lax.optimization_barrier(g)
+    wide = g.astype(mean.dtype)
+    sum_g = jnp.sum(wide, _AXES)
+    # d loss / d scale, from sums about the mean: exact where x lies far from zero.
+    sum_gx = jnp.sum(wide * (x.astype(mean.dtype) - mean), _AXES) * inverse
+    factor = -slope * sum_gx * inverse / count
+    constant = -slope * sum_g / count - factor * mean
+    dx = slope.astype(x.dtype) * g + (x * factor.astype(x.dtype) + constant.astype(x.dtype))
+    return dx, sum_gx, sum_g, jnp.zeros_like(mean)
+
+
+batch_norm.defvjp(_forward, _backward)

@@ -1,0 +1,63 @@
+"""The controller on lambda: it brings the masks to the target by `learn.ramp` of the phase, and holds them there.
+
+What it measures is the rounding offset (`fdjax.pruning.harden_to_target`): by how much all masks would have to be
+shifted for the hard network, after the gate, to meet the target. Unlike the MAC ratio itself, which the gate holds at 1
+for long and then lets fall, the offset moves evenly from about -0.5 to 0 as the masks come down. The controller asks it
+to follow a straight line, and scales lambda by how the measured speed compares with the speed asked for.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fdjax.config import LearnConfig
+from fdjax.spec import NetworkSpec
+
+# The share of the speed by which lambda's logarithm answers an error, and the most it moves at once.
+_GAIN = 0.5
+_LARGEST_MOVE = math.log(1.5)
+# An error of the offset is to be made good within this many intervals.
+_CATCH_UP = 4
+
+
+def first_lambda(learn: LearnConfig, spec: NetworkSpec, mask_steps: int) -> float:
+    """The lambda whose push alone would bring a middling channel's mask down by 0.5 in time.
+
+    With sgd the speed of a mask is lr / (1 - momentum) * lambda * d penalty / d mask.
+    """
+    if learn.lambda_ is not None:
+        return learn.lambda_
+    if learn.penalty == "fcmask":
+        slopes = np.concatenate([np.full(channels, 1 / channels) for channels, _ in spec.mask_sizes.values()])
+    else:
+        dense = sum(layer.dense_macs for layer in spec.counted_layers)
+        wrapped = [layer for layer in spec.layers if layer.block]
+        slopes = np.concatenate([np.full(layer.in_channels, layer.dense_macs / dense / layer.in_channels)
+                                 for layer in wrapped])  # fmt: skip
+    speed = 0.5 / max(1.0, learn.ramp * mask_steps)
+    rate = learn.learning_rate / (1 - learn.momentum if learn.optimizer == "sgd" else 1.0)
+    return float(speed / (rate * np.median(slopes)))
+
+
+def next_lambda(
+    lambda_: float, offset: float, previous: float, start: float, progress: float, interval: float, ramp: float
+) -> float:
+    """Scales lambda after one interval of mask learning.
+
+    Args:
+      lambda_: in force.
+      offset: measured now.
+      previous: measured one interval ago.
+      start: measured when the phase began (negative).
+      progress: share of the phase that is done, 0 to 1.
+      interval: share of the phase since `previous`.
+      ramp: share of the phase by which the offset should be 0.
+    """
+    line = start * max(0.0, 1 - progress / ramp)
+    speed_of_line = -start / ramp
+    wanted = (speed_of_line if progress < ramp else 0.0) + (line - offset) / (_CATCH_UP * interval)
+    measured = (offset - previous) / interval
+    error = (wanted - measured) / max(speed_of_line, 1e-6)
+    return lambda_ * math.exp(max(-_LARGEST_MOVE, min(_LARGEST_MOVE, _GAIN * error)))

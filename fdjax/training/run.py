@@ -1,0 +1,682 @@
+"""A run: phases over one state, from a config and a workdir to a summary; interrupted anywhere, it resumes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fdjax import __version__
+from fdjax.checkpoint import CHECKPOINT_FOLDER, Checkpoints, find_checkpoint
+from fdjax.config import MASK_PHASES, Config, WeightPhaseConfig, continuation_problem
+from fdjax.data import (
+    Dataset,
+    batch_indices,
+    channel_statistics,
+    check_source,
+    epoch_order,
+    load_dataset,
+    split_validation,
+    steps_per_epoch,
+)
+from fdjax.errors import UserError
+from fdjax.nn import MobileNetV2
+from fdjax.ops.fcmask import kept_counts
+from fdjax.pruning import HardMasks, mac_ratio
+from fdjax.reports import plot_run
+from fdjax.spec import NetworkMacs, NetworkSpec, network_macs
+from fdjax.training.build import build_network, collection_of, flat_masks, hard_masks, hard_network
+from fdjax.training.controller import first_lambda, next_lambda
+from fdjax.training.evaluate import Evaluator, make_evaluator
+from fdjax.training.optimizers import learning_rate_schedule, mask_optimizer, weight_optimizer
+from fdjax.training.phases import Phase, phase_settings, plan_phases
+from fdjax.training.progress import Progress, duration
+from fdjax.training.state import TrainState, create_state, init_variables, new_controller
+from fdjax.training.steps import Step, make_mask_step, make_prepare, make_weight_step
+from fdjax.training.workdir import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, MetricsLog, read_config, write_json
+
+# How many times in a phase the controller looks at the masks, and how many steps lie between records.
+_CONTROL_TICKS = 50
+_RECORD_EVERY = 20
+SOFT_MASKS_FILE = "soft_masks.npz"
+
+
+@dataclasses.dataclass
+class _Done:
+    """What a run knows of its past; JSON types, kept in every checkpoint.
+
+    Attributes:
+      history: finished phases, as `summary.json` lists them.
+      seconds: of work so far.
+      dense_top1: at the end of pretraining.
+      released: the layers that the gate has released, in force while masks are hard.
+      inherited: phases that the run given by --init had finished and that this run skips.
+      masks_learned: whether a phase has learned masks, here or in that run.
+    """
+
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+    dense_top1: float | None = None
+    released: list[str] = dataclasses.field(default_factory=list)
+    inherited: list[str] = dataclasses.field(default_factory=list)
+    masks_learned: bool = False
+
+
+def counts_of(spec: NetworkSpec, fcmask: Any) -> dict[str, np.ndarray]:
+    """Kept counts of a collection as it stands, without levels or gate."""
+    sizes = spec.mask_sizes
+    return {path: np.asarray(kept_counts(jnp.asarray(m), sizes[path][1])) for path, m in flat_masks(fcmask).items()}
+
+
+def optimizers_for(config: Config, phase: Phase):
+    """(weights, masks) optimizers of a phase."""
+    settings = phase_settings(config, phase.name)
+    if not isinstance(settings, WeightPhaseConfig):
+        settings = config.refine  # `learn` does not train weights; its weight state is only carried along.
+    schedule = learning_rate_schedule(settings, max(1, phase.weight_steps(config)), phase.steps_per_epoch)
+    return weight_optimizer(settings, schedule), mask_optimizer(config.learn)
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint read back.
+
+    Attributes:
+      config: of its run.
+      network: with soft masks.
+      spec: of the network, with preprocessing and class names.
+      phase: the one it is in.
+      phase_step: steps of it that are done.
+      state: arrays.
+      done: the past of the run.
+      hard: the hard masks of the network as it stands; None while nothing has touched the masks.
+      soft: the `fcmask` collection.
+    """
+
+    config: Config
+    network: MobileNetV2
+    spec: NetworkSpec
+    phase: Phase
+    phase_step: int
+    state: TrainState
+    done: _Done
+    hard: HardMasks | None
+
+    def finished_phases(self) -> list[str]:
+        """Phases that are done, inherited ones first."""
+        return self.done.inherited + [phase["name"] for phase in self.done.history]
+
+    def evaluation(self) -> tuple[MobileNetV2, dict[str, Any]]:
+        """The network as it stands and its collections: hard masks once there are any."""
+        if self.hard is None:
+            return dataclasses.replace(self.network, mode="off"), self.state.variables()
+        variables = {**self.state.variables(), "fcmask": collection_of(self.spec, self.hard.counts)}
+        return hard_network(self.network, self.spec, self.hard.counts), variables
+
+    def macs(self) -> NetworkMacs:
+        """Of the network as it stands."""
+        return self.hard.macs if self.hard else network_macs(self.spec, self.spec.full_counts())
+
+
+def restore(checkpoints: Checkpoints, step: int) -> Restored:
+    """Reads a checkpoint; the directory is all it takes.
+
+    Raises:
+      UserError: it is damaged, or no checkpoint of a run.
+    """
+    meta = checkpoints.meta(step)
+    try:
+        config, spec = Config.from_dict(meta["config"]), NetworkSpec.from_dict(meta["spec"])
+        phase, phase_step, done = Phase(**meta["phase"]), int(meta["phase_step"]), _Done(**meta["done"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"checkpoint {checkpoints.folder / str(step)} is not of an fdjax run: {error}") from error
+    network, _ = build_network(config, spec.input_shape, spec.num_classes)
+    like = _abstract_state(config, network, spec, phase)
+    state = checkpoints.restore(step, like)
+    return Restored(
+        config, network, spec, phase, phase_step, state, done,
+        _hard_masks_as_they_stand(config, spec, phase, phase_step >= phase.steps, state.fcmask, done),
+    )  # fmt: skip
+
+
+def _abstract_state(config: Config, network: MobileNetV2, spec: NetworkSpec, phase: Phase) -> TrainState:
+    def create():
+        variables = init_variables(network, spec.input_shape, config.seed)
+        return create_state(variables, config.seed, *optimizers_for(config, phase))
+
+    return jax.eval_shape(create)
+
+
+def _hard_masks_as_they_stand(
+    config: Config, spec: NetworkSpec, phase: Phase, finished: bool, fcmask: Any, done: _Done
+) -> HardMasks | None:
+    """Masks as the network is evaluated with; None in pretraining, where they are all 1."""
+    if phase.learns_masks:
+        return hard_masks(config.learn, spec, fcmask, to_target=finished)
+    if phase.hard:
+        counts = counts_of(spec, fcmask)
+        return HardMasks(counts, tuple(done.released), 0.0, network_macs(spec, counts, done.released))
+    return None
+
+
+class _Run:
+    """One run in one workdir. `train` is the only user; methods are in the order in which they are called."""
+
+    def __init__(
+        self, config: Config, workdir: Path, dataset: Dataset, init: Restored | None, resumed: Restored | None
+    ):
+        self.config, self.workdir, self.init, self.resumed = config, workdir, init, resumed
+        shape, classes = dataset.image_shape, dataset.num_classes
+        self.network, spec = build_network(config, shape, classes)
+        self.train_indices, validation = split_validation(
+            len(dataset.train_labels), dataset.train_labels, config.data.validation, config.seed
+        )
+        source = resumed or init
+        if source is not None:
+            mean, std = source.spec.input_mean, source.spec.input_std
+        else:
+            mean, std = channel_statistics(dataset.train_images)
+        self.spec = dataclasses.replace(spec, input_mean=mean, input_std=std, class_names=dataset.class_names)
+        self.per_epoch = steps_per_epoch(len(self.train_indices), config.data.batch_size)
+        self.phases = plan_phases(config, self.per_epoch)
+        self.test = (dataset.test_images, dataset.test_labels)
+        self.validation = (dataset.train_images[validation], dataset.train_labels[validation])
+        self.train_images, self.train_labels = dataset.train_images, dataset.train_labels
+        self.checkpoints = Checkpoints(
+            workdir / CHECKPOINT_FOLDER, keep=config.checkpoint.keep, keep_best=len(validation) > 0
+        )
+        self.log = MetricsLog(workdir / METRICS_FILE)
+        self.done = _Done()
+        self._evaluators: dict[Any, Evaluator] = {}
+        self._clock = time.monotonic()
+
+    # -- beginning
+
+    def skip_inherited(self) -> None:
+        """Leaves out the phases that the run given by --init has done.
+
+        Raises:
+          UserError: its network is another, or it has done all phases already.
+        """
+        if self.resumed is not None:
+            self._skip(len(self.resumed.done.inherited))
+            return
+        if self.init is None:
+            if self.config.phases[0] != "pretrain":
+                raise UserError(
+                    f"phases begin with {self.config.phases[0]!r}, which needs trained weights: begin with 'pretrain', "
+                    "or give --init DIR, a run or imported checkpoint to start from"
+                )
+            return
+        finished = self.init.finished_phases()
+        shapes = [[(layer.name, layer.kind, layer.in_channels, layer.out_channels, layer.window, layer.stride)
+                   for layer in spec.layers] for spec in (self.spec, self.init.spec)]  # fmt: skip
+        if shapes[0] != shapes[1]:
+            other = next((pair for pair in zip(*shapes, strict=False) if pair[0] != pair[1]), None)
+            detail = f": layer {other[1][0]} there, {other[0][0]} here differ" if other else ""
+            raise UserError(
+                f"--init holds {self.init.spec.name} for {self.init.spec.num_classes} classes, which does not fit "
+                f"{self.spec.name} for {self.spec.num_classes} classes{detail}"
+            )
+        learned = any(name in MASK_PHASES for name in [*finished, self.init.phase.name])
+        if learned and self.spec.mask_sizes != self.init.spec.mask_sizes:
+            raise UserError(
+                "--init has learned masks with other settings (sides, tied or block); give it the same ones, or start "
+                "from a run that has only pretrained"
+            )
+        same = [mine == theirs for mine, theirs in zip(self.config.phases, finished, strict=False)]
+        skipped = same.index(False) if False in same else len(same)
+        if skipped == len(self.phases):
+            raise UserError(
+                f"--init has already done {', '.join(self.config.phases)}; ask for a further phase, or name only the "
+                "phases to do again (--phases learn refine)"
+            )
+        self._skip(skipped)
+
+    def _skip(self, count: int) -> None:
+        first = self.phases[count].start
+        self.phases = tuple(dataclasses.replace(phase, start=phase.start - first) for phase in self.phases[count:])
+        self.done.inherited = list(self.config.phases[:count])
+
+    def announce(self) -> None:
+        """Says what the run will do."""
+        dense = network_macs(self.spec, self.spec.full_counts()).to_dict()
+        shape = "x".join(map(str, self.spec.input_shape))
+        print(
+            f"{self.spec.name} on {self.config.data.name}: {len(self.train_indices):,} training, "
+            f"{len(self.validation[1]):,} validation, {len(self.test[1]):,} test images of {shape}, "
+            f"{self.spec.num_classes} classes"
+        )
+        transforms = (dense["full_transforms"] - dense["dense"]) / dense["dense"]
+        print(f"{dense['dense'] / 1e6:,.2f} M MACs dense; full transforms would add {transforms:.0%}")
+        for phase in self.phases:
+            share = phase.steps / self.per_epoch
+            goal = ""
+            if phase.learns_masks:
+                learn = self.config.learn
+                goal = f", masks to {learn.target_macs}x MACs" if learn.target_macs else f", lambda {learn.lambda_:g}"
+            print(f"  {phase.name}: {phase.steps:,} steps of {self.config.data.batch_size} ({share:.3g} epochs){goal}")
+        device = jax.devices()[0]
+        print(f"on {device.platform} ({device.device_kind}), workdir {self.workdir}", flush=True)
+        if self.resumed is not None:
+            at = f"{self.resumed.phase.name}, step {self.resumed.phase_step:,} of {self.resumed.phase.steps:,}"
+            print(f"going on where it stopped: {at}", flush=True)
+
+    def start(self) -> tuple[TrainState, int, int]:
+        """The state to go on from, its phase and the steps of it that are done."""
+        if self.resumed is not None:
+            saved = self.resumed
+            step = saved.phase.start + saved.phase_step
+            self.done = saved.done
+            self.log.cut_back(step)
+            index = [phase.name for phase in self.phases].index(saved.phase.name)
+            return saved.state, index, saved.phase_step
+        self.log.cut_back(-1)
+        phase, soft = self.phases[0], True
+        variables = init_variables(self.network, self.spec.input_shape, self.config.seed)
+        if self.init is not None:
+            variables |= {"params": self.init.state.params, "batch_stats": self.init.state.batch_stats}
+            self.done.dense_top1 = self.init.done.dense_top1
+            self.done.masks_learned = self.init.done.masks_learned or self.init.phase.learns_masks
+            if self.done.masks_learned:
+                variables["fcmask"] = self.init.state.fcmask
+                self.done.released = list(self.init.done.released)
+                soft = not self.init.phase.hard
+        state = create_state(variables, self.config.seed, *optimizers_for(self.config, phase))
+        return self._enter(state, phase, soft_before=soft), 0, 0
+
+    # -- phases
+
+    def _enter(self, state: TrainState, phase: Phase, *, soft_before: bool) -> TrainState:
+        """What happens between phases; a pure function of the state before, so that a resumed run repeats it."""
+        if phase.hard and soft_before:
+            hard = hard_masks(self.config.learn, self.spec, state.fcmask, to_target=self.done.masks_learned)
+            self.done.released = list(hard.released)
+            state = state.replace(fcmask=jax.tree.map(jnp.asarray, collection_of(self.spec, hard.counts)))
+        if phase.name == "scratch":
+            fresh = init_variables(self.network, self.spec.input_shape, self.config.seed + 1)
+            state = state.replace(params=fresh["params"], batch_stats=fresh["batch_stats"])
+        weight_opt, mask_opt = optimizers_for(self.config, phase)
+        mask_steps = phase.steps - phase.weight_steps(self.config)
+        lambda_ = first_lambda(self.config.learn, self.spec, mask_steps) if phase.learns_masks else 0.0
+        return state.replace(
+            weight_opt=weight_opt.init(state.params),
+            mask_opt=mask_opt.init(state.fcmask),
+            lambda_=jnp.asarray(lambda_, jnp.float32),
+            controller=new_controller(),
+        )
+
+    def run_phases(self, state: TrainState, index: int, phase_step: int) -> TrainState:
+        """Runs from there to the end."""
+        images, labels = jnp.asarray(self.train_images), jnp.asarray(self.train_labels, jnp.int32)
+        for phase in self.phases[index:]:
+            if phase_step == 0 and phase is not self.phases[0]:
+                previous = self.phases[self.phases.index(phase) - 1]
+                state = self._enter(state, phase, soft_before=not previous.hard)
+            elif phase_step >= phase.steps:
+                phase_step = 0
+                continue
+            else:
+                # A phase that was finished and is now longer goes on; it is not in the past yet.
+                self.done.history = [p for p in self.done.history if p["name"] != phase.name]
+            state = self._run_phase(state, phase, phase_step, images, labels)
+            phase_step = 0
+        return state
+
+    def _network_for(self, phase: Phase, state: TrainState) -> MobileNetV2:
+        if phase.learns_masks:
+            return dataclasses.replace(self.network, mode="soft")
+        if phase.hard:
+            return hard_network(self.network, self.spec, counts_of(self.spec, state.fcmask))
+        return dataclasses.replace(self.network, mode="off")
+
+    def _make_steps(self, phase: Phase, state: TrainState) -> dict[Any, Step]:
+        network = self._network_for(phase, state)
+        data, settings = self.config.data, phase_settings(self.config, phase.name)
+        prepare = make_prepare(self.spec, data.crop_padding, data.flip)
+        weight_opt, mask_opt = optimizers_for(self.config, phase)
+        steps: dict[Any, Step] = {}
+        if phase.learns_masks:
+            steps["masks"] = make_mask_step(network, self.spec, mask_opt, prepare, penalty=self.config.learn.penalty)
+        if isinstance(settings, WeightPhaseConfig):
+            for train_batch_norm in (True, False):
+                steps["weights", train_batch_norm] = make_weight_step(
+                    network,
+                    weight_opt,
+                    prepare,
+                    train_batch_norm=train_batch_norm,
+                    label_smoothing=settings.label_smoothing,
+                )
+        return steps
+
+    def _run_phase(self, state: TrainState, phase: Phase, phase_step: int, images, labels) -> TrainState:
+        steps = self._make_steps(phase, state)
+        cadence = self.config.checkpoint
+        save_every = max(1, round(cadence.every_epochs * self.per_epoch))
+        evaluate_every = max(1, round(cadence.evaluate_every_epochs * self.per_epoch))
+        tick_every = max(1, phase.steps // _CONTROL_TICKS)
+        progress = Progress(phase, phase_step)
+        pending: list[dict[str, jax.Array]] = []
+        figures: dict[str, float] = {}
+        if not phase.learns_masks:
+            figures["macs_ratio"] = self._macs(phase, state, finished=True).ratio
+        order_epoch, order = -1, np.zeros(0, np.int32)
+        try:
+            while phase_step < phase.steps:
+                epoch, at = divmod(phase.start + phase_step, self.per_epoch)
+                if epoch != order_epoch:
+                    order_epoch, order = epoch, epoch_order(self.config.seed, epoch, len(self.train_indices))
+                indices = self.train_indices[batch_indices(order, at, self.config.data.batch_size)]
+                kind = phase.kind(self.config, phase_step)
+                if phase.learns_masks and phase_step % tick_every == 0:
+                    state, figures = self._control(state, phase, phase_step, tick_every, kind, figures)
+                key = kind if kind == "masks" else (kind, phase.trains_batch_norm(self.config, phase_step))
+                state, metrics = steps[key](state, images, labels, jnp.asarray(indices))
+                pending.append(metrics)
+                phase_step += 1
+                step, last = phase.start + phase_step, phase_step == phase.steps
+                saves, evaluates = phase_step % save_every == 0, phase_step % evaluate_every == 0
+                if phase_step % _RECORD_EVERY == 0 or saves or evaluates or last:
+                    figures |= self._record(phase, step, state, pending, figures)
+                    progress.advance(len(pending), figures)
+                    pending = []
+                score = None
+                if evaluates and not last:
+                    score = self._evaluate_midway(phase, step, state, progress)
+                if last:
+                    score = self._finish_phase(phase, state, progress)
+                if saves or last:
+                    self._save(phase, phase_step, state, score)
+        finally:
+            progress.close()
+        return state
+
+    def _control(self, state: TrainState, phase: Phase, phase_step: int, interval: int, kind: str, figures):
+        """Measures the masks, and moves lambda if there is a target."""
+        learn = self.config.learn
+        hard = hard_masks(learn, self.spec, state.fcmask, to_target=False)
+        figures = {**figures, "macs_ratio": mac_ratio(hard.macs, learn.target_convention)}
+        if learn.target_macs is None:
+            return state, figures
+        offset = hard_masks(learn, self.spec, state.fcmask, to_target=True).offset
+        previous, start = (float(state.controller[name]) for name in ("offset", "start"))
+        lambda_ = float(state.lambda_)
+        if np.isnan(start):
+            # Masks that are to rise (a looser target than they meet already) have nothing to follow.
+            start = min(offset, -1e-3)
+        elif kind == "masks":
+            progress, share = phase_step / phase.steps, interval / phase.steps
+            lambda_ = next_lambda(lambda_, offset, previous, start, progress, share, learn.ramp)
+        controller = {"offset": jnp.asarray(offset, jnp.float32), "start": jnp.asarray(start, jnp.float32)}
+        figures["offset"] = offset
+        return state.replace(lambda_=jnp.asarray(lambda_, jnp.float32), controller=controller), figures
+
+    def _record(self, phase: Phase, step: int, state: TrainState, pending, figures) -> dict[str, float]:
+        means = {
+            f"train_{name}": float(np.mean([float(m[name]) for m in jax.device_get(pending)])) for name in pending[0]
+        }
+        record = {"step": step, "phase": phase.name, **figures, **means}
+        if phase.learns_masks:
+            record["lambda"] = float(state.lambda_)
+        self.log.write(record)
+        return means
+
+    # -- measuring
+
+    def _macs(self, phase: Phase, state: TrainState, *, finished: bool) -> NetworkMacs:
+        hard = _hard_masks_as_they_stand(self.config, self.spec, phase, finished, state.fcmask, self.done)
+        return hard.macs if hard else network_macs(self.spec, self.spec.full_counts())
+
+    def _evaluate(self, phase: Phase, state: TrainState, *, finished: bool, split) -> tuple[dict, NetworkMacs]:
+        hard = _hard_masks_as_they_stand(self.config, self.spec, phase, finished, state.fcmask, self.done)
+        variables = state.variables()
+        if hard is None:
+            key, network = "dense", dataclasses.replace(self.network, mode="off")
+            macs = network_macs(self.spec, self.spec.full_counts())
+        else:
+            macs = hard.macs
+            variables["fcmask"] = collection_of(self.spec, hard.counts)
+            if phase.hard:
+                network = hard_network(self.network, self.spec, hard.counts)
+                key = network.whole_channels
+            else:  # One program serves however the masks move.
+                key, network = "hard", dataclasses.replace(self.network, mode="hard")
+        if key not in self._evaluators:
+            self._evaluators[key] = make_evaluator(network, self.spec)
+        return self._evaluators[key](variables, *split), macs
+
+    def _evaluate_midway(self, phase: Phase, step: int, state: TrainState, progress: Progress) -> float | None:
+        held_out = len(self.validation[1]) > 0
+        name, split = ("validation", self.validation) if held_out else ("test", self.test)
+        figures, macs = self._evaluate(phase, state, finished=False, split=split)
+        self._write_evaluation(phase, step, {f"{name}_top1": figures["top1"], f"{name}_loss": figures["loss"]}, macs)
+        progress.say(
+            f"{phase.name}: step {step - phase.start} of {phase.steps}, {name} accuracy {100 * figures['top1']:.2f}% "
+            f"at {macs.ratio:.3f}x MACs"
+        )
+        return figures["top1"] if held_out else None
+
+    def _write_evaluation(self, phase: Phase, step: int, figures: dict[str, float], macs: NetworkMacs) -> None:
+        histograms = {
+            layer.name: {"input": layer.input_histogram, "output": layer.output_histogram}
+            for layer in macs.layers
+            if layer.input_histogram or layer.output_histogram
+        }
+        self.log.write(
+            {"step": step, "phase": phase.name, **figures, "macs_ratio": macs.ratio, "kept_counts": histograms}
+        )
+
+    def _finish_phase(self, phase: Phase, state: TrainState, progress: Progress) -> float | None:
+        test, macs = self._evaluate(phase, state, finished=True, split=self.test)
+        figures, score = {"test_top1": test["top1"], "test_loss": test["loss"]}, None
+        if len(self.validation[1]):
+            validation, _ = self._evaluate(phase, state, finished=True, split=self.validation)
+            score = validation["top1"]
+            figures |= {"validation_top1": score, "validation_loss": validation["loss"]}
+        self._write_evaluation(phase, phase.end, figures, macs)
+        if phase.name == "pretrain":
+            self.done.dense_top1 = test["top1"]
+        if phase.learns_masks:
+            self.done.masks_learned = True
+            np.savez(self.workdir / SOFT_MASKS_FILE, **flat_masks(state.fcmask))  # type: ignore[arg-type]
+        self._tick_clock()
+        before = sum(entry["seconds"] for entry in self.done.history)
+        self.done.history.append(
+            {
+                "name": phase.name,
+                "steps": phase.steps,
+                "seconds": round(self.done.seconds - before, 2),
+                "top1": test["top1"],
+                "ratio": macs.ratio,
+            }
+        )
+        progress.say(f"{phase.name}: done, test accuracy {100 * test['top1']:.2f}% at {macs.ratio:.3f}x MACs")
+        return score
+
+    def _tick_clock(self) -> None:
+        now = time.monotonic()
+        self.done.seconds += now - self._clock
+        self._clock = now
+
+    def _save(self, phase: Phase, phase_step: int, state: TrainState, score: float | None) -> None:
+        self._tick_clock()
+        meta = {
+            "config": self.config.to_dict(),
+            "spec": self.spec.to_dict(),
+            "phase": dataclasses.asdict(phase),
+            "phase_step": phase_step,
+            "done": dataclasses.asdict(self.done),
+            "versions": versions(),
+        }
+        # Networks of different phases do not compare: the best is the best of the latest phase.
+        self.checkpoints.save(phase.start + phase_step, state, meta, None if score is None else phase.index + score)
+
+    # -- end
+
+    def finish(self, state: TrainState) -> dict[str, Any]:
+        """Evaluates the network as it stands, writes summary and plots."""
+        phase = self.phases[-1]
+        test, macs = self._evaluate(phase, state, finished=True, split=self.test)
+        summary = {
+            **evaluation_summary(test, macs),
+            "dense_top1": self.done.dense_top1,
+            "seconds": round(self.done.seconds, 1),
+            "phases": self.done.history,
+            "target_macs": self.config.learn.target_macs,
+            "seed": self.config.seed,
+            "versions": versions(),
+        }
+        write_json(self.workdir / SUMMARY_FILE, summary)
+        self._plot(state, summary)
+        return summary
+
+    def _plot(self, state: TrainState, summary: dict[str, Any]) -> None:
+        spans = [{"name": p.name, "start_step": p.start, "end_step": p.end} for p in self.phases]
+        masked = any(p.learns_masks or p.hard for p in self.phases)
+        counts, sizes = counts_of(self.spec, state.fcmask), self.spec.mask_sizes
+        soft = self._soft_masks()
+        fcmasks = [
+            (path, soft.get(path, counts[path] / sizes[path][1]), counts[path] / sizes[path][1], sizes[path][1])
+            for path in sizes
+        ]
+        plot_run(
+            summary["layers"],
+            self.log.read(),
+            spans,
+            fcmasks if masked else [],
+            self.workdir,
+            target=self.config.learn.target_macs if masked else None,
+        )
+
+    def _soft_masks(self) -> dict[str, np.ndarray]:
+        """The masks as learned, before rounding, of the latest mask phase."""
+        file = self.workdir / SOFT_MASKS_FILE
+        if not file.exists():
+            return {}
+        with np.load(file) as arrays:
+            return {path: arrays[path] for path in arrays.files}
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on beside the code's own version."""
+    return {
+        "fdjax": __version__,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def evaluation_summary(figures: dict[str, float], macs: NetworkMacs) -> dict[str, Any]:
+    """What `eval.py --json` and `summary.json` have in common."""
+    return {**figures, "macs": macs.to_dict(), "layers": [layer.to_dict() for layer in macs.layers]}
+
+
+def evaluate_restored(restored: Restored, split: str = "test", data_path: str | None = None) -> dict[str, Any]:
+    """Accuracy and MACs of a checkpoint's network as it stands.
+
+    Args:
+      restored: the checkpoint.
+      split: "test" or "validation" (the share that its run held out).
+      data_path: in place of the run's own `data.path`.
+
+    Raises:
+      UserError: the data are not there or are others, or there is no validation share.
+    """
+    data, spec = restored.config.data, restored.spec
+    path = data_path if data_path is not None else data.path
+    check_source(data.name, path)
+    dataset = load_dataset(data.name, path, data.image_size)
+    if (dataset.image_shape, dataset.class_names) != (spec.input_shape, spec.class_names):
+        raise UserError(
+            f"the checkpoint was trained on {spec.input_shape} images of the classes {', '.join(spec.class_names)}; "
+            f"the data are {dataset.image_shape} images of {', '.join(dataset.class_names)}"
+        )
+    images, labels = dataset.test_images, dataset.test_labels
+    if split == "validation":
+        _, held_out = split_validation(
+            len(dataset.train_labels), dataset.train_labels, data.validation, restored.config.seed
+        )
+        if not len(held_out):
+            raise UserError("the run held out no validation share (data.validation is 0); use --split test")
+        images, labels = dataset.train_images[held_out], dataset.train_labels[held_out]
+    network, variables = restored.evaluation()
+    figures = make_evaluator(network, spec)(variables, images, labels)
+    return {**evaluation_summary(figures, restored.macs()), "dense_top1": restored.done.dense_top1}
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """A summary in a few lines."""
+    macs, lines = summary["macs"], []
+    if summary.get("dense_top1") is not None:
+        lines.append(f"dense:  {100 * summary['dense_top1']:.2f}% top-1 at {macs['dense'] / 1e6:,.2f} M MACs")
+    name = "pruned" if macs["total"] < macs["dense"] else "network"
+    lines.append(
+        f"{name}: {100 * summary['top1']:.2f}% top-1 at {macs['total'] / 1e6:,.2f} M MACs, transforms included: "
+        f"{macs['ratio']:.3f}x ({summary['num_examples']:,} test images)"
+    )
+    if "seconds" in summary:
+        lines.append(f"time:   {duration(summary['seconds'])}")
+    return "\n".join(lines)
+
+
+def train(config: Config, workdir: str, init: str | None = None) -> dict[str, Any]:
+    """Runs `config` in `workdir`, from where it stopped if it has been run before.
+
+    Args:
+      config: what to do.
+      workdir: a new or empty directory, or one that holds this run.
+      init: a checkpoint of another run to start from.
+
+    Returns:
+      The summary.
+
+    Raises:
+      UserError: something asked for does not exist, does not fit or holds another run. Nothing has been written then.
+    """
+    folder = Path(workdir).expanduser().resolve()
+    saved = read_config(folder)
+    if saved is not None:
+        _check_continuation(saved, config, folder)
+    check_source(config.data.name, config.data.path)
+    checkpoints = Checkpoints(folder / CHECKPOINT_FOLDER)
+    step = checkpoints.newest_sound()
+    resumed = restore(checkpoints, step) if step is not None else None
+    start_from = restore(*find_checkpoint(init)) if init is not None and resumed is None else None
+    dataset = load_dataset(config.data.name, config.data.path, config.data.image_size)
+    run = _Run(config, folder, dataset, start_from, resumed)
+    run.skip_inherited()
+
+    last, summary_file = run.phases[-1], folder / SUMMARY_FILE
+    finished = resumed is not None and resumed.phase.name == last.name and resumed.phase_step >= last.steps
+    if finished and summary_file.exists():
+        summary = json.loads(summary_file.read_text())
+        print(f"the run in {folder} is finished; nothing to do. Its result:\n{describe(summary)}")
+        return summary
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / CONFIG_FILE, config.to_dict())
+    run.announce()
+    state = run.run_phases(*run.start())
+    summary = run.finish(state)
+    print(f"{describe(summary)}\nresults:  {folder}")
+    return summary
+
+
+def _check_continuation(saved: Config, config: Config, folder: Path) -> None:
+    checkpoints = Checkpoints(folder / CHECKPOINT_FOLDER)
+    steps = checkpoints.steps()
+    phase = checkpoints.meta(steps[-1])["phase"]["name"] if steps else None
+    problem = None
+    if phase is not None:
+        problem = continuation_problem(saved, config, phase)
+    elif dataclasses.replace(saved, checkpoint=config.checkpoint) != config:
+        problem = "it was started with other settings"
+    if problem:
+        raise UserError(f"--workdir {folder} holds another run ({problem}); give another directory for this one")
