@@ -29,7 +29,7 @@ from fdjax.data import (
 from fdjax.errors import UserError
 from fdjax.nn import MobileNetV2
 from fdjax.ops.fcmask import kept_counts
-from fdjax.pruning import HardMasks, mac_ratio
+from fdjax.pruning import HardMasks
 from fdjax.reports import plot_run
 from fdjax.spec import NetworkMacs, NetworkSpec, network_macs
 from fdjax.training.build import build_network, collection_of, flat_masks, hard_masks, hard_network
@@ -402,7 +402,7 @@ class _Run:
         """Measures the masks, and moves lambda if there is a target."""
         learn = self.config.learn
         hard = hard_masks(learn, self.spec, state.fcmask, to_target=False)
-        figures = {**figures, "macs_ratio": mac_ratio(hard.macs, learn.target_convention)}
+        figures = {**figures, "macs_ratio": hard.macs.ratio}
         if learn.target_macs is None:
             return state, figures
         offset = hard_masks(learn, self.spec, state.fcmask, to_target=True).offset
