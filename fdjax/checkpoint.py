@@ -44,6 +44,14 @@ def _files(folder: Path) -> dict[str, Path]:
     }
 
 
+def _describe(state: Any) -> dict[str, str]:
+    """Path of every array -> its type and shape."""
+    return {
+        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -93,7 +101,8 @@ class Checkpoints:
         self._writer.save(step, args=items, metrics=None if score is None else {"score": score}, force=True)
         self._writer.wait_until_finished()
         folder = self.folder / str(step)
-        manifest = {name: _sha256(path) for name, path in _files(folder).items()}
+        files = {name: _sha256(path) for name, path in _files(folder).items()}
+        manifest = {"files": files, "arrays": _describe(state)}
         # The manifest comes last and in one move: a step without it was never finished.
         draft = folder / (MANIFEST + ".draft")
         draft.write_text(json.dumps(manifest, indent=0))
@@ -114,16 +123,20 @@ class Checkpoints:
           DamagedCheckpoint: a file is missing, new or changed; the message names it.
         """
         folder = self.folder / str(step)
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-        except (OSError, ValueError) as error:
-            raise DamagedCheckpoint(f"checkpoint {folder} has no readable {MANIFEST}: {error}") from error
         files = _files(folder)
-        for name, digest in manifest.items():
+        for name, digest in self._manifest(step)["files"].items():
             if name not in files:
                 raise DamagedCheckpoint(f"checkpoint {folder} is damaged: its file {name} is missing")
             if _sha256(files[name]) != digest:
                 raise DamagedCheckpoint(f"checkpoint {folder} is damaged: its file {name} is not what was written")
+
+    def _manifest(self, step: int) -> dict[str, Any]:
+        file = self.folder / str(step) / MANIFEST
+        try:
+            manifest = json.loads(file.read_text())
+            return {"files": manifest["files"], "arrays": manifest["arrays"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DamagedCheckpoint(f"checkpoint {file.parent} has no readable {MANIFEST}: {error}") from error
 
     def newest_sound(self, step: int | None = None) -> int | None:
         """The newest undamaged step, or `step` if it is given; says on stderr which damaged ones it passes over.
@@ -165,24 +178,22 @@ class Checkpoints:
         Raises:
           DamagedCheckpoint: the files cannot be read, or hold something else.
         """
-        folder = self.folder / str(step) / _STATE
+        folder = self.folder / str(step)
+        held, asked = self._manifest(step)["arrays"], _describe(like)
+        # Orbax would cast other types and cut or fill other shapes.
+        for name in sorted(held.keys() | asked.keys()):
+            if held.get(name) != asked.get(name):
+                raise DamagedCheckpoint(
+                    f"checkpoint {folder} holds {held.get(name, 'nothing')} at {name}, not {asked.get(name, 'nothing')}"
+                )
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), like)
         try:
             with ocp.StandardCheckpointer() as reader:
-                restored = reader.restore(folder, target)
+                return reader.restore(folder / _STATE, target)
         except Exception as error:  # Orbax raises anything from ValueError to a bare Exception.
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise DamagedCheckpoint(f"checkpoint {folder.parent} cannot be restored: {reason}") from error
-        for (path, asked), got in zip(
-            jax.tree_util.tree_leaves_with_path(target), jax.tree.leaves(restored), strict=True
-        ):
-            if (asked.shape, asked.dtype) != (got.shape, got.dtype):
-                raise DamagedCheckpoint(
-                    f"checkpoint {folder.parent} holds {got.dtype}{list(got.shape)} at {jax.tree_util.keystr(path)}, "
-                    f"not {asked.dtype}{list(asked.shape)}"
-                )
-        return restored
+            raise DamagedCheckpoint(f"checkpoint {folder} cannot be restored: {reason}") from error
 
 
 def find_checkpoint(path: str, which: str = "latest") -> tuple[Checkpoints, int]:

@@ -1,0 +1,35 @@
+"""What all tests share: the environment (before jax is imported), the hypothesis profile, optional data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Several fake CPU devices abort on jax 0.10.2 when the machine has few cores, unless NPROC says that it has many.
+os.environ.setdefault("NPROC", "16")
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fdjax" / "tests"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+
+hypothesis.settings.register_profile(
+    "fdjax",
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("fdjax")
+
+
+@pytest.fixture
+def test_data() -> Path:
+    """The folder of optional data; tests that need it are skipped where it is missing."""
+    folder = os.environ.get("FDJAX_TEST_DATA")
+    if not folder:
+        pytest.skip("FDJAX_TEST_DATA is not set: optional data is missing")
+    if not Path(folder).is_dir():
+        pytest.skip(f"FDJAX_TEST_DATA names {folder}, which is no folder")
+    return Path(folder)

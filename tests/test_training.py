@@ -1,0 +1,209 @@
+"""Whole runs: what moves and what does not, resuming, continuing, starting from another run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from fdjax.checkpoint import CHECKPOINT_FOLDER, MANIFEST, Checkpoints, find_checkpoint
+from fdjax.config import Config
+from fdjax.errors import UserError
+from fdjax.training.run import Restored, evaluate_restored, restore, train
+from tests.tiny_run import PHASES, STEPS, get_config
+
+ROOT = Path(__file__).parents[1]
+CONFIG = get_config()
+
+
+def start_of(phase: str) -> int:
+    return PHASES.index(phase) * STEPS
+
+
+def leaves(tree) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def same(left, right) -> bool:
+    """Bit for bit."""
+    return all(a.tobytes() == b.tobytes() for a, b in zip(leaves(left), leaves(right), strict=True))
+
+
+def at(workdir: Path, step: int) -> Restored:
+    return restore(Checkpoints(workdir / CHECKPOINT_FOLDER), step)
+
+
+def without_times(summary: dict) -> dict:
+    phases = [{k: v for k, v in phase.items() if k != "seconds"} for phase in summary["phases"]]
+    return {**{k: v for k, v in summary.items() if k != "seconds"}, "phases": phases}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The workdir of a run through all phases, uninterrupted."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    train(CONFIG, str(workdir))
+    return workdir
+
+
+def test_a_run_leaves_config_metrics_summary_and_plots(finished):
+    assert Config.from_dict(json.loads((finished / "config.json").read_text())) == CONFIG
+    records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert {record["phase"] for record in records} == set(PHASES)
+    assert [record["step"] for record in records] == sorted(record["step"] for record in records)
+    assert any("kept_counts" in record for record in records)
+    summary = json.loads((finished / "summary.json").read_text())
+    assert [phase["name"] for phase in summary["phases"]] == list(PHASES)
+    assert [phase["steps"] for phase in summary["phases"]] == [STEPS] * len(PHASES)
+    assert summary["dense_top1"] == summary["phases"][0]["top1"]
+    assert summary["top1"] == summary["phases"][-1]["top1"]
+    assert summary["num_examples"] == 2000
+    assert {path.name for path in finished.glob("*.png")} == {
+        "layer_macs.png",
+        "kept_counts.png",
+        "fcmask.png",
+        "history.png",
+    }
+
+
+def test_the_target_is_met_within_2_percent_after_each_mask_phase(finished):
+    phases = {phase["name"]: phase for phase in json.loads((finished / "summary.json").read_text())["phases"]}
+    for name in ("learn", "alternate", "refine", "scratch"):
+        assert phases[name]["ratio"] == pytest.approx(CONFIG.learn.target_macs, rel=0.02)
+    assert phases["pretrain"]["ratio"] == 1.0
+
+
+def test_learn_moves_masks_and_nothing_else(finished):
+    before, after = at(finished, start_of("learn")).state, at(finished, start_of("alternate")).state
+    assert same(before.params, after.params)
+    assert same(before.batch_stats, after.batch_stats)
+    assert not same(before.fcmask, after.fcmask)
+    assert all(((mask >= 0) & (mask <= 1)).all() for mask in leaves(after.fcmask))
+
+
+@pytest.mark.parametrize("phase", ["refine", "scratch"])
+def test_hard_phases_move_weights_and_not_masks(finished, phase):
+    first, last = at(finished, start_of(phase) + 2).state, at(finished, start_of(phase) + STEPS).state
+    assert same(first.fcmask, last.fcmask)
+    assert not same(first.params, last.params)
+    assert not same(first.batch_stats, last.batch_stats)
+
+
+def test_alternate_moves_one_collection_at_a_time_and_frees_batch_norm_late(finished):
+    # Turns of one step each: masks, weights, masks, weights, ...; checkpoints lie two steps apart.
+    begin = start_of("alternate")
+    states = {step: at(finished, begin + step).state for step in (0, 2, 4, 6)}
+    assert same(states[0].batch_stats, states[2].batch_stats)
+    assert not same(states[2].params, states[4].params)
+    assert not same(states[2].fcmask, states[4].fcmask)
+    assert not same(states[2].batch_stats, states[6].batch_stats)
+
+
+def test_masks_are_rounded_before_refinement_and_scratch_keeps_them_with_new_weights(finished):
+    refined, scratch = at(finished, start_of("scratch")), at(finished, start_of("scratch") + STEPS)
+    assert same(refined.state.fcmask, scratch.state.fcmask)
+    assert refined.hard is not None
+    sizes = refined.spec.mask_sizes
+    for path, counts in refined.hard.counts.items():
+        keys = path.split("/")
+        mask = refined.state.fcmask
+        for key in keys:
+            mask = mask[key]
+        np.testing.assert_allclose(np.asarray(mask) * sizes[path][1], counts, atol=1e-4)
+    assert not same(refined.state.params, scratch.state.params)
+
+
+def test_evaluating_the_checkpoint_repeats_the_summary(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    again = evaluate_restored(restore(*find_checkpoint(str(finished))))
+    for name in ("top1", "loss", "num_examples", "macs", "layers", "dense_top1"):
+        assert json.loads(json.dumps(again[name])) == summary[name]
+
+
+def test_best_is_chosen_on_the_validation_share_within_the_last_phase(finished):
+    checkpoints, step = find_checkpoint(str(finished), "best")
+    assert checkpoints.meta(step)["phase"]["name"] == "scratch"
+    records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert any("validation_top1" in record for record in records)
+
+
+def test_the_same_command_on_a_finished_run_does_nothing(finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    summary = train(CONFIG, str(finished))
+    assert "nothing to do" in capsys.readouterr().out
+    assert summary == json.loads((finished / "summary.json").read_text())
+    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+
+
+def test_killed_in_every_phase_and_resumed_it_ends_bit_for_bit_the_same(finished, tmp_path):
+    workdir = tmp_path / "killed"
+    command = [
+        sys.executable, "train.py", "--config", "tests/tiny_run.py", "--workdir", str(workdir),
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for phase in PHASES:
+        wanted = workdir / CHECKPOINT_FOLDER / str(start_of(phase) + 2) / MANIFEST
+        with subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as process:
+            deadline = time.monotonic() + 240
+            while not wanted.exists() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.005)
+            process.send_signal(signal.SIGKILL)
+            _, errors = process.communicate()
+        assert wanted.exists(), errors
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (workdir, finished)]
+    assert without_times(summaries[0]) == without_times(summaries[1])
+    end = len(PHASES) * STEPS
+    assert same(at(workdir, end).state, at(finished, end).state)
+
+
+def test_a_run_goes_on_with_a_longer_or_a_further_phase(tmp_path):
+    short = dataclasses.replace(CONFIG, phases=("pretrain", "learn"))
+    train(short, str(tmp_path / "run"))
+    longer = dataclasses.replace(short, learn=dataclasses.replace(short.learn, steps=STEPS + 2))
+    summary = train(longer, str(tmp_path / "run"))
+    assert [(p["name"], p["steps"]) for p in summary["phases"]] == [("pretrain", STEPS), ("learn", STEPS + 2)]
+    further = dataclasses.replace(longer, phases=("pretrain", "learn", "refine"))
+    summary = train(further, str(tmp_path / "run"))
+    assert [p["name"] for p in summary["phases"]] == ["pretrain", "learn", "refine"]
+    with pytest.raises(UserError, match="holds another run"):
+        train(dataclasses.replace(further, seed=5), str(tmp_path / "run"))
+
+
+def test_init_takes_weights_and_skips_what_that_run_has_done(finished, tmp_path):
+    pretrained = tmp_path / "pretrained"
+    train(dataclasses.replace(CONFIG, phases=("pretrain",)), str(pretrained))
+    config = dataclasses.replace(CONFIG, phases=("pretrain", "learn", "refine"))
+    summary = train(config, str(tmp_path / "pruned"), init=str(pretrained))
+    assert [phase["name"] for phase in summary["phases"]] == ["learn", "refine"]
+    assert summary["dense_top1"] == json.loads((pretrained / "summary.json").read_text())["top1"]
+    learned = at(tmp_path / "pruned", STEPS).state
+    assert same(learned.params, at(pretrained, STEPS).state.params)
+    # Resumed without --init, it still knows what it skipped.
+    assert train(config, str(tmp_path / "pruned")) == summary
+
+    with pytest.raises(UserError, match="has already done pretrain"):
+        train(dataclasses.replace(CONFIG, phases=("pretrain",)), str(tmp_path / "none"), init=str(pretrained))
+    wider = dataclasses.replace(config, model=dataclasses.replace(config.model, width=0.6))
+    with pytest.raises(UserError, match="does not fit"):
+        train(wider, str(tmp_path / "none"), init=str(pretrained))
+    assert not (tmp_path / "none").exists()
+
+
+def test_refinement_can_start_from_a_run_that_ended_with_learn(tmp_path):
+    learned = train(dataclasses.replace(CONFIG, phases=("pretrain", "learn")), str(tmp_path / "learned"))
+    refined = train(dataclasses.replace(CONFIG, phases=("refine",)), str(tmp_path / "refined"), str(tmp_path / "learned"))
+    assert refined["macs"] == learned["macs"]
+    assert refined["layers"] == learned["layers"]
