@@ -1,10 +1,8 @@
 """Evaluates a saved checkpoint: python eval.py --checkpoint DIR [--json FILE]"""
 
 from fdjax import runtime
+from fdjax.cli import eval_command
 
 if __name__ == "__main__":
     runtime.setup()
-
-    from fdjax.commands import eval_command
-
     raise SystemExit(eval_command())

@@ -109,7 +109,7 @@ class Checkpoints:
         draft.rename(folder / MANIFEST)
 
     def _discard_unfinished(self) -> None:
-        """Removes steps without a manifest: what a killed run left half written, which Orbax would refuse to replace."""
+        """Removes steps without a manifest: a killed run left them half written, and Orbax does not replace them."""
         if not self.folder.is_dir():
             return
         for path in self.folder.iterdir():
@@ -166,7 +166,9 @@ class Checkpoints:
         try:
             return json.loads((self.folder / str(step) / _META / "metadata").read_text())
         except (OSError, ValueError) as error:
-            raise DamagedCheckpoint(f"checkpoint {self.folder / str(step)} has no readable metadata: {error}") from error
+            raise DamagedCheckpoint(
+                f"checkpoint {self.folder / str(step)} has no readable metadata: {error}"
+            ) from error
 
     def restore(self, step: int, like: Any) -> Any:
         """The arrays of a step.

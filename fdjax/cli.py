@@ -1,13 +1,183 @@
-"""The `fdjax` command: sets up the process, then hands over to `fdjax.commands`."""
+"""The commands: parse, call one function, print, exit code. Nothing here imports jax before it is needed."""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
 from fdjax import runtime
+from fdjax.config import Config, load_config
+from fdjax.errors import UserError, reports_user_errors, suggestion
+
+
+@dataclasses.dataclass(kw_only=True)
+class TrainArguments:
+    """Trains and prunes a network as a config file says; every field of the config can be set by a flag."""
+
+    config: str
+    """Config file, such as configs/quickstart.py."""
+    workdir: str
+    """Directory of the run: new or empty, or the run to go on with."""
+    init: str | None = None
+    """Start from this checkpoint of another run (weights, and masks if it learned any); skips what that run did."""
+    json: str | None = None
+    """Write the summary to this file too."""
+    settings: Annotated[Config, tyro.conf.arg(name="")]
+
+
+def _config_flag(arguments: Sequence[str], program: str) -> str | None:
+    """The value of --config, found before the flags that depend on it can be parsed."""
+    parser = argparse.ArgumentParser(prog=program, add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    return parser.parse_known_args(list(arguments))[0].config
+
+
+def check_json_target(path: str | None) -> None:
+    """Raises `UserError` if a report could not be written to `path`, before the work that leads to it."""
+    if path is not None and (Path(path).is_dir() or not Path(path).resolve().parent.is_dir()):
+        raise UserError(f"--json {path}: give a file in a directory that exists")
+
+
+def write_report(path: str | None, value: Any) -> None:
+    """Writes JSON to `path`, if one was given."""
+    if path is not None:
+        Path(path).write_text(json.dumps(value, indent=1) + "\n")
+
+
+@reports_user_errors
+def train_command(arguments: Sequence[str] | None = None) -> int:
+    """`train.py`."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    path = _config_flag(given, "train.py")
+    asks_for_help = bool({"-h", "--help"} & set(given))
+    if path is None and not asks_for_help:
+        raise UserError("--config FILE is missing: python train.py --config configs/quickstart.py --workdir DIR")
+    defaults = load_config(path) if path is not None else Config()
+    required: Any = tyro.MISSING
+    parsed = tyro.cli(
+        TrainArguments,
+        prog="train.py",
+        args=given,
+        default=TrainArguments(config=path or required, workdir=required, settings=defaults),
+    )
+    check_json_target(parsed.json)
+    from fdjax.training.run import train
+
+    summary = train(parsed.settings, parsed.workdir, parsed.init)
+    write_report(parsed.json, summary)
+    return 0
+
+
+@dataclasses.dataclass(kw_only=True)
+class EvalArguments:
+    """Evaluates a saved checkpoint on the test set of its run."""
+
+    checkpoint: str
+    """A workdir, its checkpoints folder, or one step's folder."""
+    which: str = "latest"
+    """latest, best (on the validation share) or a step number."""
+    split: Literal["test", "validation"] = "test"
+    """The test set, or the validation share that the run held out."""
+    data_path: str | None = None
+    """Where the run's data set lies now, if it has moved."""
+    json: str | None = None
+    """Write the figures to this file too."""
+
+
+@reports_user_errors
+def eval_command(arguments: Sequence[str] | None = None) -> int:
+    """`eval.py`."""
+    parsed = tyro.cli(EvalArguments, prog="eval.py", args=arguments)
+    check_json_target(parsed.json)
+    from fdjax.checkpoint import find_checkpoint
+    from fdjax.training.restore import evaluate_restored, restore
+    from fdjax.training.summary import describe
+
+    checkpoints, step = find_checkpoint(parsed.checkpoint, parsed.which)
+    restored = restore(checkpoints, step)
+    print(f"step {step:,} of {checkpoints.folder.parent}: {restored.phase.name}, step {restored.phase_step:,}")
+    summary = evaluate_restored(restored, parsed.split, parsed.data_path)
+    print(describe(summary))
+    write_report(parsed.json, summary)
+    return 0
+
+
+@dataclasses.dataclass(kw_only=True)
+class MacsArguments:
+    """Counts the MACs of a network, layer by layer: of a config (nothing pruned), or of a checkpoint as it stands."""
+
+    config: str | None = None
+    """Config file; every field of it can be set by a flag."""
+    checkpoint: str | None = None
+    """A workdir, its checkpoints folder, or one step's folder."""
+    json: str | None = None
+    """Write the counts to this file too."""
+    settings: Annotated[Config, tyro.conf.arg(name="")]
+
+
+def macs_command(arguments: Sequence[str]) -> int:
+    """`fdjax macs`."""
+    path = _config_flag(arguments, "fdjax macs")
+    parsed = tyro.cli(
+        MacsArguments,
+        prog="fdjax macs",
+        args=arguments,
+        default=MacsArguments(settings=load_config(path) if path else Config()),
+    )
+    check_json_target(parsed.json)
+    if (parsed.config is None) == (parsed.checkpoint is None):
+        raise UserError("give either --config FILE or --checkpoint DIR")
+    if parsed.checkpoint is not None:
+        from fdjax.checkpoint import find_checkpoint
+        from fdjax.training.restore import restore
+
+        restored = restore(*find_checkpoint(parsed.checkpoint))
+        spec, macs = restored.spec, restored.macs()
+    else:
+        from fdjax.data import describe_source
+        from fdjax.spec import network_macs
+        from fdjax.training.build import build_network
+
+        data = parsed.settings.data
+        shape, classes = describe_source(data.name, data.path, data.image_size)
+        _, spec = build_network(parsed.settings, shape, len(classes))
+        macs = network_macs(spec, spec.full_counts())
+    from fdjax.reports import macs_table
+
+    layers = [layer.to_dict() for layer in macs.layers]
+    print(f"{spec.name}, input {'x'.join(map(str, spec.input_shape))}, {spec.num_classes} classes")
+    print(macs_table(macs.to_dict(), layers))
+    write_report(parsed.json, {"macs": macs.to_dict(), "layers": layers})
+    return 0
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "macs": (macs_command, "count the MACs of a config or a checkpoint, layer by layer"),
+}
+
+
+@reports_user_errors
+def fdjax_command(arguments: Sequence[str] | None = None) -> int:
+    """`fdjax COMMAND ...`."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    listing = "\n".join(f"  {name:10} {text}" for name, (_, text) in COMMANDS.items())
+    usage = f"usage: fdjax COMMAND [OPTIONS]; fdjax COMMAND --help tells more\n\n{listing}"
+    if not given or given[0] in ("-h", "--help"):
+        print(usage)
+        return 0 if given else 2
+    if given[0] not in COMMANDS:
+        raise UserError(f"no command {given[0]!r}{suggestion(given[0], COMMANDS)}; accepted are {', '.join(COMMANDS)}")
+    return COMMANDS[given[0]][0](given[1:])
 
 
 def main() -> int:
     """Entry point of the installed `fdjax` command."""
     runtime.setup()
-    from fdjax.commands import main as command
-
-    return command()
+    return fdjax_command()

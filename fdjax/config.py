@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
 import typeguard
+import tyro
 
 from fdjax.errors import UserError, suggestion
 
@@ -151,7 +151,7 @@ class LearnConfig(_Checked):
     sides: Literal["both", "input", "output"] = "both"
     """Which sides of a pointwise layer have masks."""
     tied: bool = False
-    """One FCMask for a wide channel of an inverted residual block (expand output, project input); narrow sides unmasked."""
+    """One FCMask for a wide channel of a residual block (expand output, project input); narrow sides have none."""
     levels: str = "all"
     """Kept counts that masks may be rounded to: all, or a list such as 0,1,N."""
     block: int = 4
@@ -163,7 +163,7 @@ class LearnConfig(_Checked):
     penalty: Literal["fcmask", "macs"] = "fcmask"
     """fcmask: the paper's (sum over layers of mean |m|). macs: expected MACs, transforms included, over dense MACs."""
     target_macs: float | None = 0.5
-    """The MAC ratio to reach (hard counts, after the gate, transforms included), above 0 to 1; None: use lambda as it is."""
+    """The MAC ratio to reach (hard counts, after the gate, transforms in it), above 0 to 1; None: lambda as it is."""
     target_convention: Literal["total", "paper"] = "total"
     """What the target and the gate speak of: macs.ratio, or macs.paper_ratio."""
     ramp: float = 0.75
@@ -211,7 +211,7 @@ class LearnConfig(_Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AlternateConfig(WeightPhaseConfig):
-    """The phase that learns masks and weights in turn (the paper's appendix A.1); mask settings are those of `learn`."""
+    """The phase that learns masks and weights in turn (appendix A.1); mask settings are those of `learn`."""
 
     unit: Literal["epochs", "steps"] = "epochs"
     """What the two turns below are counted in."""
@@ -220,7 +220,7 @@ class AlternateConfig(WeightPhaseConfig):
     weight_turn: int = 1
     """Length of a turn of weight learning."""
     free_batchnorm_fraction: float = 0.2
-    """Last share of the phase, 0 to 1, in which batch norm is trained and its averages updated; before, it is frozen."""
+    """Last share of the phase, 0 to 1, in which batch norm uses and updates batch statistics; before, it is frozen."""
 
     def _check(self) -> None:
         super()._check()
@@ -253,7 +253,8 @@ class Config(_Checked):
     seed: int = 0
     """Of everything random: initial weights, order of images, augmentation, the validation share."""
     phases: tuple[Literal["pretrain", "learn", "alternate", "refine", "scratch"], ...] = ("pretrain", "learn", "refine")
-    """In order: pretrain (weights), learn (masks), alternate (masks and weights in turn), refine (hard masks, weights), scratch (hard masks, new weights)."""
+    """In order: pretrain (weights), learn (masks), alternate (masks and weights in turn), refine (masks rounded,
+    weights), scratch (masks rounded, new weights)."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     pretrain: WeightPhaseConfig = WeightPhaseConfig()

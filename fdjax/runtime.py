@@ -24,11 +24,12 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     settings = ((_M_MMAP_MAX, 0), (_M_ARENA_MAX, 1), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 1 << 28))
-    return all([mallopt(parameter, value) == 1 for parameter, value in settings])
+    results = [mallopt(parameter, value) for parameter, value in settings]
+    return all(result == 1 for result in results)
 
 
 def compilation_cache_dir() -> Path | None:
-    """Where compiled programs are kept between runs: $FDJAX_CACHE_DIR (empty: nowhere), or the user's cache directory."""
+    """Where compiled programs are kept: $FDJAX_CACHE_DIR (empty: nowhere), or the user's cache directory."""
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen is not None:
         return Path(chosen) if chosen else None

@@ -205,7 +205,7 @@ class NetworkMacs:
 
 
 def units(spec: NetworkSpec) -> dict[str, dict[str, LayerSpec]]:
-    """The inverted residual blocks: name -> the layers by role ("expand" where there is one, "depthwise", "project")."""
+    """The inverted residual blocks: name -> layers by role ("expand" where there is one, "depthwise", "project")."""
     found: dict[str, dict[str, LayerSpec]] = {}
     for layer in spec.layers:
         if layer.unit:

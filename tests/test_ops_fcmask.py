@@ -129,7 +129,7 @@ def test_every_kept_count_survives_the_trip_through_an_fcmask() -> None:
         counts = np.minimum(np.arange(257), num_coefs)
         fcmask = counts_to_fcmask(counts, num_coefs)
         assert fcmask.dtype == np.float32
-        assert 0 == fcmask.min() and fcmask.max() == 1
+        assert fcmask.min() == 0 and fcmask.max() == 1
         np.testing.assert_array_equal(kept_counts(jnp.asarray(fcmask), num_coefs), counts)
 
 

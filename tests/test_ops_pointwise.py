@@ -149,7 +149,9 @@ def test_leading_batch_dimensions_are_free(leading: tuple[int, ...]) -> None:
 
 def test_dense_is_the_librarys_1x1_convolution() -> None:
     x, kernel = layer((5, 7), 6, 4, leading=(2,))
-    expected = lax.conv_general_dilated(x, kernel[None, None], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    expected = lax.conv_general_dilated(
+        x, kernel[None, None], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
     np.testing.assert_allclose(dense_pointwise(jnp.asarray(x), jnp.asarray(kernel)), expected, atol=1e-5)
 
 
@@ -192,7 +194,9 @@ def test_other_precisions(dtype: str) -> None:
         expected = scipy_masked(np.asarray(x, np.float64), kernel, block, *masks)
         for y in (masked(x, kernel, block, *masks), banded(x, kernel, plan_bands(inputs, outputs, block))):
             assert y.dtype == dtype
-            np.testing.assert_allclose(np.asarray(y, np.float64), expected, atol={"bfloat16": 0.1, "float64": 1e-13}[dtype])
+            np.testing.assert_allclose(
+                np.asarray(y, np.float64), expected, atol={"bfloat16": 0.1, "float64": 1e-13}[dtype]
+            )
 
 
 # The plan

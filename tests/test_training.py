@@ -18,7 +18,8 @@ import pytest
 from fdjax.checkpoint import CHECKPOINT_FOLDER, MANIFEST, Checkpoints, find_checkpoint
 from fdjax.config import Config
 from fdjax.errors import UserError
-from fdjax.training.run import Restored, evaluate_restored, restore, train
+from fdjax.training.restore import Restored, evaluate_restored, restore
+from fdjax.training.run import train
 from tests.tiny_run import PHASES, STEPS, get_config
 
 ROOT = Path(__file__).parents[1]
@@ -204,6 +205,8 @@ def test_init_takes_weights_and_skips_what_that_run_has_done(finished, tmp_path)
 
 def test_refinement_can_start_from_a_run_that_ended_with_learn(tmp_path):
     learned = train(dataclasses.replace(CONFIG, phases=("pretrain", "learn")), str(tmp_path / "learned"))
-    refined = train(dataclasses.replace(CONFIG, phases=("refine",)), str(tmp_path / "refined"), str(tmp_path / "learned"))
+    refined = train(
+        dataclasses.replace(CONFIG, phases=("refine",)), str(tmp_path / "refined"), str(tmp_path / "learned")
+    )
     assert refined["macs"] == learned["macs"]
     assert refined["layers"] == learned["layers"]

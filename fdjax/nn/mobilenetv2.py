@@ -1,4 +1,4 @@
-"""MobileNetV2 (Sandler et al. 2018) with frequency layers: the original, and the CIFAR variants of the paper's counts."""
+"""MobileNetV2 (Sandler et al. 2018) with frequency layers: the original, its CIFAR variants, and a small one."""
 
 from __future__ import annotations
 
@@ -75,9 +75,7 @@ VARIANTS: Mapping[str, Variant] = {
     "mobilenetv2": Variant(32, 3, 2, _stages((1, 2, 2, 2, 1, 2, 1)), False, 1280),
     "mobilenetv2_cifar10": Variant(32, 3, 1, _stages((1, 1, 2, 2, 1, 2, 1)), True, 1280),
     "mobilenetv2_cifar100": Variant(32, 1, 1, _stages((1, 2, 2, 2, 1, 1, 1)), False, 1280),
-    "mobilenetv2_small": Variant(
-        16, 3, 2, (Stage(4, 24, 2, 1), Stage(4, 64, 2, 2)), False, 256
-    ),
+    "mobilenetv2_small": Variant(16, 3, 2, (Stage(4, 24, 2, 1), Stage(4, 64, 2, 2)), False, 256),
 }
 
 
@@ -228,8 +226,8 @@ class MobileNetV2(nn.Module):
             block = self.layer_block(name, size)
             if block > min(size):
                 raise ValueError(
-                    f"block {block} is larger than the {size[0]}x{size[1]} map of layer {name}; give that map a smaller "
-                    "one (block_by_map or block_by_layer)"
+                    f"block {block} is larger than the {size[0]}x{size[1]} map of layer {name}; give that map "
+                    "a smaller one (block_by_map or block_by_layer)"
                 )
             return LayerSpec(name, "pointwise", size, size, channels, features, block=block, **fields)
 

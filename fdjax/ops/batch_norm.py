@@ -1,12 +1,12 @@
 """Batch norm, with ReLU6 if wanted, in training: its gradient written by hand.
 
-Autodiff's form keeps several arrays of the size of the map alive and passes over them again and again; on the CPU, where
-memory is the bottleneck, this one costs a third of it. The arithmetic is the same on every backend.
+Autodiff's form keeps several arrays of the size of the map and passes over them again and again, which costs time where
+memory is the bottleneck. The arithmetic is the same on every backend.
 """
 
 from __future__ import annotations
 
-import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +33,9 @@ def _apply(x: jax.Array, slope: jax.Array, offset: jax.Array, relu6: bool) -> ja
     return jnp.clip(y, 0, 6) if relu6 else y
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, shift: jax.Array, epsilon: float, relu6: bool):
+def batch_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, shift: jax.Array, epsilon: float, relu6: bool
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalises by the batch's own statistics.
 
     Args:
@@ -48,6 +49,10 @@ def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, shift: jax.Array
     Returns:
       y [B, H, W, C], and the mean and variance [C] of the batch, which pass no gradient.
     """
+    return _batch_norm(x, scale, bias, shift, epsilon, relu6)
+
+
+def _normalise(x, scale, bias, shift, epsilon, relu6):
     mean, variance = _statistics(lax.optimization_barrier(x), shift)
     slope = scale * lax.rsqrt(variance + epsilon)
     return _apply(x, slope, bias - mean * slope, relu6), mean, variance
@@ -55,7 +60,7 @@ def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, shift: jax.Array
 
 def _forward(x, scale, bias, shift, epsilon, relu6):
     x = lax.optimization_barrier(x)
-    y, mean, variance = batch_norm(x, scale, bias, shift, epsilon, relu6)
+    y, mean, variance = _normalise(x, scale, bias, shift, epsilon, relu6)
     return (y, mean, variance), (x, scale, bias, mean, variance)
 
 
@@ -80,4 +85,5 @@ def _backward(epsilon, relu6, residuals, gradients):
     return dx, sum_gx, sum_g, jnp.zeros_like(mean)
 
 
-batch_norm.defvjp(_forward, _backward)
+_batch_norm: Any = jax.custom_vjp(_normalise, nondiff_argnums=(4, 5))
+_batch_norm.defvjp(_forward, _backward)

@@ -7,6 +7,7 @@ with a gradient written by hand (autodiff's would write nine padded arrays). GPU
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +90,11 @@ def _shifted_kernel_grad(x: jax.Array, g: jax.Array, stride: int, padding: str) 
     else:
         chunks = jax.tree.map(lambda a: a.reshape(batch // images, images, *a.shape[1:]), (x, g))
         start = jnp.zeros((9, channels), jnp.promote_types(x.dtype, jnp.float32))
-        total, _ = lax.scan(lambda acc, xg: (acc + _chunk_kernel_grad(*xg, stride, padding), None), start, chunks)
+
+        def add_chunk(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+            return total + _chunk_kernel_grad(chunk[0], chunk[1], stride, padding), None
+
+        total, _ = lax.scan(add_chunk, start, chunks)
     return total.reshape(3, 3, channels)
 
 
@@ -104,8 +109,7 @@ def _library(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
+def _best_form(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
     return lax.platform_dependent(
         x,
         kernel,
@@ -115,7 +119,7 @@ def _depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> ja
 
 
 def _depthwise_forward(x, kernel, stride, padding):
-    return _depthwise(x, kernel, stride, padding), (x, kernel)
+    return _best_form(x, kernel, stride, padding), (x, kernel)
 
 
 def _depthwise_backward(stride, padding, residuals, g):
@@ -131,6 +135,7 @@ def _depthwise_backward(stride, padding, residuals, g):
     return lax.platform_dependent(*residuals, g, cpu=on_cpu, default=elsewhere)
 
 
+_depthwise: Any = jax.custom_vjp(_best_form, nondiff_argnums=(2, 3))
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 

@@ -1,4 +1,4 @@
-"""FCMask: one learned value in [0, 1] per channel that says how many low-frequency coefficients it keeps (section 3.3)."""
+"""FCMask: a learned value in [0, 1] per channel says how many low-frequency coefficients it keeps (section 3.3)."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Two conventions. The paper's (section 3.1): N multiply-accumulates for each coefficient computed, and every band's dense
 product. And the cheapest exact form: no transform where counts are only 0 and N, separable transforms where they are
-cheaper, nothing for coefficients that one of the two sides drops, and for tied masks a chain for each group of channels.
+cheaper, nothing for coefficients that one of the two sides drops, for tied masks a chain for each group of channels.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -414,7 +414,7 @@ def _coefficient_labels(block: int) -> tuple[list[float], list[str]]:
         ends = [(n, n) for n in range(num_coefs)]
     else:
         starts = [*_diagonal_starts(block), num_coefs]
-        ends = [(first, after - 1) for first, after in zip(starts[:-1], starts[1:], strict=True)]
+        ends = [(first, after - 1) for first, after in pairwise(starts)]
     at, labels = [], []
     for first, last in ends:
         middle = (first + last + 1) / (2 * num_coefs)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fdjax.config import Config, LearnConfig
 from fdjax.errors import UserError
 from fdjax.nn import MobileNetV2
-from fdjax.ops.fcmask import counts_to_fcmask
+from fdjax.ops.fcmask import counts_to_fcmask, kept_counts
 from fdjax.pruning import HardMasks, harden, harden_to_target
 from fdjax.spec import Counts, NetworkSpec
 
@@ -56,6 +58,12 @@ def collection_of(spec: NetworkSpec, counts: Counts) -> dict:
     return unflatten_dict({path: counts_to_fcmask(count, sizes[path][1]) for path, count in counts.items()}, sep="/")
 
 
+def counts_of(spec: NetworkSpec, fcmask: Any) -> dict[str, np.ndarray]:
+    """Kept counts of a collection as it stands, without levels or gate."""
+    sizes = spec.mask_sizes
+    return {path: np.asarray(kept_counts(jnp.asarray(m), sizes[path][1])) for path, m in flat_masks(fcmask).items()}
+
+
 def hard_masks(learn: LearnConfig, spec: NetworkSpec, fcmask, *, to_target: bool) -> HardMasks:
     """Rounds and gates an `fcmask` collection by the mask settings.
 
@@ -76,17 +84,15 @@ def hard_masks(learn: LearnConfig, spec: NetworkSpec, fcmask, *, to_target: bool
 
 def whole_channel_layers(spec: NetworkSpec, counts: Counts) -> frozenset[str]:
     """The wrapped layers whose kept counts are all 0 or N: they need no transform."""
-    whole = {
-        layer.name
-        for layer in spec.layers
-        if layer.block
-        and all(np.isin(side, (0, layer.num_coefs)).all() for side in (layer.input_counts(counts), layer.output_counts(counts)))
-    }  # fmt: skip
+    whole = set()
+    for layer in spec.layers:
+        if layer.block:
+            sides = (layer.input_counts(counts), layer.output_counts(counts))
+            if all(np.isin(side, (0, layer.num_coefs)).all() for side in sides):
+                whole.add(layer.name)
     return frozenset(whole)
 
 
 def hard_network(network: MobileNetV2, spec: NetworkSpec, counts: Counts) -> MobileNetV2:
     """The network with rounded masks, without transforms where `counts` need none."""
     return dataclasses.replace(network, mode="hard", whole_channels=whole_channel_layers(spec, counts))
-
-

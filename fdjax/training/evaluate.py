@@ -19,7 +19,7 @@ Evaluator = Callable[[dict[str, Any], np.ndarray, np.ndarray], dict[str, float]]
 
 
 def make_evaluator(network: MobileNetV2, spec: NetworkSpec, batch_size: int = EVAL_BATCH) -> Evaluator:
-    """Returns (variables, images uint8 [n, H, W, C], labels [n]) -> top1, loss, num_examples, and top5 beyond 10 classes.
+    """Returns (variables, images uint8 [n, H, W, C], labels [n]) -> top1, loss, num_examples (top5 beyond 10 classes).
 
     Accuracies are shares, 0 to 1. Images are taken one batch at a time; the last one is filled up and the filling left
     out of the sums.
@@ -28,6 +28,7 @@ def make_evaluator(network: MobileNetV2, spec: NetworkSpec, batch_size: int = EV
     @jax.jit
     def evaluate_batch(variables, images, labels, weights):
         logits = network.apply(variables, normalize(images, spec.input_mean, spec.input_std, jnp.float32), train=False)
+        assert isinstance(logits, jax.Array)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         own = jnp.take_along_axis(logits, labels[:, None], axis=1)
         # Rank of the right class, ties to the lower index as argmax has them.

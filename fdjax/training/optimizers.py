@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import optax
 
-from fdjax.config import LearnConfig, WeightPhaseConfig
+from fdjax.config import Config, LearnConfig, WeightPhaseConfig
+from fdjax.training.phases import Phase, phase_settings
 
 
 def learning_rate_schedule(phase: WeightPhaseConfig, steps: int, steps_per_epoch: int) -> optax.Schedule:
@@ -46,3 +47,12 @@ def mask_optimizer(learn: LearnConfig) -> optax.GradientTransformation:
     if learn.optimizer == "adam":
         return optax.adam(learn.learning_rate)
     return optax.sgd(learn.learning_rate, momentum=learn.momentum)
+
+
+def optimizers_for(config: Config, phase: Phase) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    """(weights, masks) optimizers of a phase."""
+    settings = phase_settings(config, phase.name)
+    if not isinstance(settings, WeightPhaseConfig):
+        settings = config.refine  # `learn` does not train weights; its weight state is only carried along.
+    schedule = learning_rate_schedule(settings, max(1, phase.weight_steps(config)), phase.steps_per_epoch)
+    return weight_optimizer(settings, schedule), mask_optimizer(config.learn)

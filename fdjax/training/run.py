@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fdjax import __version__
 from fdjax.checkpoint import CHECKPOINT_FOLDER, Checkpoints, find_checkpoint
 from fdjax.config import MASK_PHASES, Config, WeightPhaseConfig, continuation_problem
 from fdjax.data import (
@@ -27,143 +25,25 @@ from fdjax.data import (
     steps_per_epoch,
 )
 from fdjax.errors import UserError
-from fdjax.nn import MobileNetV2
-from fdjax.ops.fcmask import kept_counts
-from fdjax.pruning import HardMasks
+from fdjax.nn import FCMASK, MobileNetV2
 from fdjax.reports import plot_run
-from fdjax.spec import NetworkMacs, NetworkSpec, network_macs
-from fdjax.training.build import build_network, collection_of, flat_masks, hard_masks, hard_network
+from fdjax.spec import NetworkMacs, network_macs
+from fdjax.training.build import build_network, collection_of, counts_of, flat_masks, hard_masks, hard_network
 from fdjax.training.controller import first_lambda, next_lambda
 from fdjax.training.evaluate import Evaluator, make_evaluator
-from fdjax.training.optimizers import learning_rate_schedule, mask_optimizer, weight_optimizer
+from fdjax.training.optimizers import optimizers_for
 from fdjax.training.phases import Phase, phase_settings, plan_phases
-from fdjax.training.progress import Progress, duration
+from fdjax.training.progress import Progress
+from fdjax.training.restore import Past, Restored, masks_as_they_stand, restore
 from fdjax.training.state import TrainState, create_state, init_variables, new_controller
 from fdjax.training.steps import Step, make_mask_step, make_prepare, make_weight_step
+from fdjax.training.summary import describe, evaluation_summary, versions
 from fdjax.training.workdir import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, MetricsLog, read_config, write_json
 
 # How many times in a phase the controller looks at the masks, and how many steps lie between records.
 _CONTROL_TICKS = 50
 _RECORD_EVERY = 20
 SOFT_MASKS_FILE = "soft_masks.npz"
-
-
-@dataclasses.dataclass
-class _Done:
-    """What a run knows of its past; JSON types, kept in every checkpoint.
-
-    Attributes:
-      history: finished phases, as `summary.json` lists them.
-      seconds: of work so far.
-      dense_top1: at the end of pretraining.
-      released: the layers that the gate has released, in force while masks are hard.
-      inherited: phases that the run given by --init had finished and that this run skips.
-      masks_learned: whether a phase has learned masks, here or in that run.
-    """
-
-    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    seconds: float = 0.0
-    dense_top1: float | None = None
-    released: list[str] = dataclasses.field(default_factory=list)
-    inherited: list[str] = dataclasses.field(default_factory=list)
-    masks_learned: bool = False
-
-
-def counts_of(spec: NetworkSpec, fcmask: Any) -> dict[str, np.ndarray]:
-    """Kept counts of a collection as it stands, without levels or gate."""
-    sizes = spec.mask_sizes
-    return {path: np.asarray(kept_counts(jnp.asarray(m), sizes[path][1])) for path, m in flat_masks(fcmask).items()}
-
-
-def optimizers_for(config: Config, phase: Phase):
-    """(weights, masks) optimizers of a phase."""
-    settings = phase_settings(config, phase.name)
-    if not isinstance(settings, WeightPhaseConfig):
-        settings = config.refine  # `learn` does not train weights; its weight state is only carried along.
-    schedule = learning_rate_schedule(settings, max(1, phase.weight_steps(config)), phase.steps_per_epoch)
-    return weight_optimizer(settings, schedule), mask_optimizer(config.learn)
-
-
-@dataclasses.dataclass(frozen=True)
-class Restored:
-    """A checkpoint read back.
-
-    Attributes:
-      config: of its run.
-      network: with soft masks.
-      spec: of the network, with preprocessing and class names.
-      phase: the one it is in.
-      phase_step: steps of it that are done.
-      state: arrays.
-      done: the past of the run.
-      hard: the hard masks of the network as it stands; None while nothing has touched the masks.
-      soft: the `fcmask` collection.
-    """
-
-    config: Config
-    network: MobileNetV2
-    spec: NetworkSpec
-    phase: Phase
-    phase_step: int
-    state: TrainState
-    done: _Done
-    hard: HardMasks | None
-
-    def finished_phases(self) -> list[str]:
-        """Phases that are done, inherited ones first."""
-        return self.done.inherited + [phase["name"] for phase in self.done.history]
-
-    def evaluation(self) -> tuple[MobileNetV2, dict[str, Any]]:
-        """The network as it stands and its collections: hard masks once there are any."""
-        if self.hard is None:
-            return dataclasses.replace(self.network, mode="off"), self.state.variables()
-        variables = {**self.state.variables(), "fcmask": collection_of(self.spec, self.hard.counts)}
-        return hard_network(self.network, self.spec, self.hard.counts), variables
-
-    def macs(self) -> NetworkMacs:
-        """Of the network as it stands."""
-        return self.hard.macs if self.hard else network_macs(self.spec, self.spec.full_counts())
-
-
-def restore(checkpoints: Checkpoints, step: int) -> Restored:
-    """Reads a checkpoint; the directory is all it takes.
-
-    Raises:
-      UserError: it is damaged, or no checkpoint of a run.
-    """
-    meta = checkpoints.meta(step)
-    try:
-        config, spec = Config.from_dict(meta["config"]), NetworkSpec.from_dict(meta["spec"])
-        phase, phase_step, done = Phase(**meta["phase"]), int(meta["phase_step"]), _Done(**meta["done"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"checkpoint {checkpoints.folder / str(step)} is not of an fdjax run: {error}") from error
-    network, _ = build_network(config, spec.input_shape, spec.num_classes)
-    like = _abstract_state(config, network, spec, phase)
-    state = checkpoints.restore(step, like)
-    return Restored(
-        config, network, spec, phase, phase_step, state, done,
-        _hard_masks_as_they_stand(config, spec, phase, phase_step >= phase.steps, state.fcmask, done),
-    )  # fmt: skip
-
-
-def _abstract_state(config: Config, network: MobileNetV2, spec: NetworkSpec, phase: Phase) -> TrainState:
-    def create():
-        variables = init_variables(network, spec.input_shape, config.seed)
-        return create_state(variables, config.seed, *optimizers_for(config, phase))
-
-    return jax.eval_shape(create)
-
-
-def _hard_masks_as_they_stand(
-    config: Config, spec: NetworkSpec, phase: Phase, finished: bool, fcmask: Any, done: _Done
-) -> HardMasks | None:
-    """Masks as the network is evaluated with; None in pretraining, where they are all 1."""
-    if phase.learns_masks:
-        return hard_masks(config.learn, spec, fcmask, to_target=finished)
-    if phase.hard:
-        counts = counts_of(spec, fcmask)
-        return HardMasks(counts, tuple(done.released), 0.0, network_macs(spec, counts, done.released))
-    return None
 
 
 class _Run:
@@ -193,7 +73,7 @@ class _Run:
             workdir / CHECKPOINT_FOLDER, keep=config.checkpoint.keep, keep_best=len(validation) > 0
         )
         self.log = MetricsLog(workdir / METRICS_FILE)
-        self.done = _Done()
+        self.done = Past()
         self._evaluators: dict[Any, Evaluator] = {}
         self._clock = time.monotonic()
 
@@ -286,7 +166,7 @@ class _Run:
             self.done.dense_top1 = self.init.done.dense_top1
             self.done.masks_learned = self.init.done.masks_learned or self.init.phase.learns_masks
             if self.done.masks_learned:
-                variables["fcmask"] = self.init.state.fcmask
+                variables[FCMASK] = self.init.state.fcmask
                 self.done.released = list(self.init.done.released)
                 soft = not self.init.phase.hard
         state = create_state(variables, self.config.seed, *optimizers_for(self.config, phase))
@@ -431,18 +311,18 @@ class _Run:
     # -- measuring
 
     def _macs(self, phase: Phase, state: TrainState, *, finished: bool) -> NetworkMacs:
-        hard = _hard_masks_as_they_stand(self.config, self.spec, phase, finished, state.fcmask, self.done)
+        hard = masks_as_they_stand(self.config, self.spec, phase, finished, state.fcmask, self.done)
         return hard.macs if hard else network_macs(self.spec, self.spec.full_counts())
 
     def _evaluate(self, phase: Phase, state: TrainState, *, finished: bool, split) -> tuple[dict, NetworkMacs]:
-        hard = _hard_masks_as_they_stand(self.config, self.spec, phase, finished, state.fcmask, self.done)
+        hard = masks_as_they_stand(self.config, self.spec, phase, finished, state.fcmask, self.done)
         variables = state.variables()
         if hard is None:
             key, network = "dense", dataclasses.replace(self.network, mode="off")
             macs = network_macs(self.spec, self.spec.full_counts())
         else:
             macs = hard.macs
-            variables["fcmask"] = collection_of(self.spec, hard.counts)
+            variables[FCMASK] = collection_of(self.spec, hard.counts)
             if phase.hard:
                 network = hard_network(self.network, self.spec, hard.counts)
                 key = network.whole_channels
@@ -562,69 +442,6 @@ class _Run:
             return {}
         with np.load(file) as arrays:
             return {path: arrays[path] for path in arrays.files}
-
-
-def versions() -> dict[str, str]:
-    """What a result depends on beside the code's own version."""
-    return {
-        "fdjax": __version__,
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-        "device": jax.devices()[0].device_kind,
-    }
-
-
-def evaluation_summary(figures: dict[str, float], macs: NetworkMacs) -> dict[str, Any]:
-    """What `eval.py --json` and `summary.json` have in common."""
-    return {**figures, "macs": macs.to_dict(), "layers": [layer.to_dict() for layer in macs.layers]}
-
-
-def evaluate_restored(restored: Restored, split: str = "test", data_path: str | None = None) -> dict[str, Any]:
-    """Accuracy and MACs of a checkpoint's network as it stands.
-
-    Args:
-      restored: the checkpoint.
-      split: "test" or "validation" (the share that its run held out).
-      data_path: in place of the run's own `data.path`.
-
-    Raises:
-      UserError: the data are not there or are others, or there is no validation share.
-    """
-    data, spec = restored.config.data, restored.spec
-    path = data_path if data_path is not None else data.path
-    check_source(data.name, path)
-    dataset = load_dataset(data.name, path, data.image_size)
-    if (dataset.image_shape, dataset.class_names) != (spec.input_shape, spec.class_names):
-        raise UserError(
-            f"the checkpoint was trained on {spec.input_shape} images of the classes {', '.join(spec.class_names)}; "
-            f"the data are {dataset.image_shape} images of {', '.join(dataset.class_names)}"
-        )
-    images, labels = dataset.test_images, dataset.test_labels
-    if split == "validation":
-        _, held_out = split_validation(
-            len(dataset.train_labels), dataset.train_labels, data.validation, restored.config.seed
-        )
-        if not len(held_out):
-            raise UserError("the run held out no validation share (data.validation is 0); use --split test")
-        images, labels = dataset.train_images[held_out], dataset.train_labels[held_out]
-    network, variables = restored.evaluation()
-    figures = make_evaluator(network, spec)(variables, images, labels)
-    return {**evaluation_summary(figures, restored.macs()), "dense_top1": restored.done.dense_top1}
-
-
-def describe(summary: dict[str, Any]) -> str:
-    """A summary in a few lines."""
-    macs, lines = summary["macs"], []
-    if summary.get("dense_top1") is not None:
-        lines.append(f"dense:  {100 * summary['dense_top1']:.2f}% top-1 at {macs['dense'] / 1e6:,.2f} M MACs")
-    name = "pruned" if macs["total"] < macs["dense"] else "network"
-    lines.append(
-        f"{name}: {100 * summary['top1']:.2f}% top-1 at {macs['total'] / 1e6:,.2f} M MACs, transforms included: "
-        f"{macs['ratio']:.3f}x ({summary['num_examples']:,} test images)"
-    )
-    if "seconds" in summary:
-        lines.append(f"time:   {duration(summary['seconds'])}")
-    return "\n".join(lines)
 
 
 def train(config: Config, workdir: str, init: str | None = None) -> dict[str, Any]:

@@ -79,13 +79,16 @@ def make_weight_step(
 
 def macs_penalty(spec: NetworkSpec, fcmask: Any) -> jax.Array:
     """Expected MACs of the wrapped layers, transforms included, over the network's dense MACs."""
-    masks = flatten_dict(fcmask, sep="/")
+    masks: dict[str, Any] = flatten_dict(fcmask, sep="/")
     total = jnp.zeros(())
     for layer in spec.layers:
         if layer.block:
-            sides = [None if path is None else coef_mask(masks[path], layer.num_coefs)
-                     for path in (layer.input_mask, layer.output_mask)]  # fmt: skip
-            total += expected_pointwise_macs(layer.in_size, layer.block, layer.in_channels, layer.out_channels, *sides)
+            inputs, outputs = (
+                None if path is None else coef_mask(masks[path], layer.num_coefs)
+                for path in (layer.input_mask, layer.output_mask)
+            )
+            channels, features = layer.in_channels, layer.out_channels
+            total += expected_pointwise_macs(layer.in_size, layer.block, channels, features, inputs, outputs)
     return total / sum(layer.dense_macs for layer in spec.counted_layers)
 
 
@@ -110,6 +113,7 @@ def make_mask_step(
 
         def loss_of(fcmask):
             logits = network.apply({**state.variables(), FCMASK: fcmask}, x, train=False)
+            assert isinstance(logits, jax.Array)
             loss = cross_entropy(logits, y)
             return loss + state.lambda_ * mask_penalty(spec, fcmask, penalty), (loss, logits)
 

@@ -1,0 +1,157 @@
+"""Reading a run back: a checkpoint's directory is all it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from fdjax.checkpoint import Checkpoints
+from fdjax.config import Config
+from fdjax.data import check_source, load_dataset, split_validation
+from fdjax.errors import UserError
+from fdjax.nn import FCMASK, MobileNetV2
+from fdjax.pruning import HardMasks
+from fdjax.spec import NetworkMacs, NetworkSpec, network_macs
+from fdjax.training.build import build_network, collection_of, counts_of, hard_masks, hard_network
+from fdjax.training.evaluate import make_evaluator
+from fdjax.training.optimizers import optimizers_for
+from fdjax.training.phases import Phase
+from fdjax.training.state import TrainState, create_state, init_variables
+from fdjax.training.summary import evaluation_summary
+
+
+@dataclasses.dataclass
+class Past:
+    """What a run knows of its past; JSON types, kept in every checkpoint.
+
+    Attributes:
+      history: finished phases, as `summary.json` lists them.
+      seconds: of work so far.
+      dense_top1: at the end of pretraining.
+      released: the layers that the gate has released, in force while masks are hard.
+      inherited: phases that the run given by --init had finished and that this run skips.
+      masks_learned: whether a phase has learned masks, here or in that run.
+    """
+
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+    dense_top1: float | None = None
+    released: list[str] = dataclasses.field(default_factory=list)
+    inherited: list[str] = dataclasses.field(default_factory=list)
+    masks_learned: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint read back.
+
+    Attributes:
+      config: of its run.
+      network: with soft masks.
+      spec: of the network, with preprocessing and class names.
+      phase: the one it is in.
+      phase_step: steps of it that are done.
+      state: arrays.
+      done: the past of the run.
+      hard: the hard masks of the network as it stands; None while nothing has touched the masks.
+    """
+
+    config: Config
+    network: MobileNetV2
+    spec: NetworkSpec
+    phase: Phase
+    phase_step: int
+    state: TrainState
+    done: Past
+    hard: HardMasks | None
+
+    def finished_phases(self) -> list[str]:
+        """Phases that are done, inherited ones first."""
+        return self.done.inherited + [phase["name"] for phase in self.done.history]
+
+    def evaluation(self) -> tuple[MobileNetV2, dict[str, Any]]:
+        """The network as it stands and its collections: hard masks once there are any."""
+        if self.hard is None:
+            return dataclasses.replace(self.network, mode="off"), self.state.variables()
+        variables = {**self.state.variables(), FCMASK: collection_of(self.spec, self.hard.counts)}
+        return hard_network(self.network, self.spec, self.hard.counts), variables
+
+    def macs(self) -> NetworkMacs:
+        """Of the network as it stands."""
+        return self.hard.macs if self.hard else network_macs(self.spec, self.spec.full_counts())
+
+
+def restore(checkpoints: Checkpoints, step: int) -> Restored:
+    """Reads a checkpoint; the directory is all it takes.
+
+    Raises:
+      UserError: it is damaged, or no checkpoint of a run.
+    """
+    meta = checkpoints.meta(step)
+    try:
+        config, spec = Config.from_dict(meta["config"]), NetworkSpec.from_dict(meta["spec"])
+        phase, phase_step, done = Phase(**meta["phase"]), int(meta["phase_step"]), Past(**meta["done"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"checkpoint {checkpoints.folder / str(step)} is not of an fdjax run: {error}") from error
+    network, _ = build_network(config, spec.input_shape, spec.num_classes)
+    like = _abstract_state(config, network, spec, phase)
+    state = checkpoints.restore(step, like)
+    return Restored(
+        config, network, spec, phase, phase_step, state, done,
+        masks_as_they_stand(config, spec, phase, phase_step >= phase.steps, state.fcmask, done),
+    )  # fmt: skip
+
+
+def _abstract_state(config: Config, network: MobileNetV2, spec: NetworkSpec, phase: Phase) -> TrainState:
+    def create():
+        variables = init_variables(network, spec.input_shape, config.seed)
+        return create_state(variables, config.seed, *optimizers_for(config, phase))
+
+    return jax.eval_shape(create)
+
+
+def masks_as_they_stand(
+    config: Config, spec: NetworkSpec, phase: Phase, finished: bool, fcmask: Any, done: Past
+) -> HardMasks | None:
+    """Masks as the network is evaluated with; None in pretraining, where they are all 1."""
+    if phase.learns_masks:
+        return hard_masks(config.learn, spec, fcmask, to_target=finished)
+    if phase.hard:
+        counts = counts_of(spec, fcmask)
+        return HardMasks(counts, tuple(done.released), 0.0, network_macs(spec, counts, done.released))
+    return None
+
+
+def evaluate_restored(restored: Restored, split: str = "test", data_path: str | None = None) -> dict[str, Any]:
+    """Accuracy and MACs of a checkpoint's network as it stands.
+
+    Args:
+      restored: the checkpoint.
+      split: "test" or "validation" (the share that its run held out).
+      data_path: in place of the run's own `data.path`.
+
+    Raises:
+      UserError: the data are not there or are others, or there is no validation share.
+    """
+    data, spec = restored.config.data, restored.spec
+    path = data_path if data_path is not None else data.path
+    check_source(data.name, path)
+    dataset = load_dataset(data.name, path, data.image_size)
+    if (dataset.image_shape, dataset.class_names) != (spec.input_shape, spec.class_names):
+        raise UserError(
+            f"the checkpoint was trained on {spec.input_shape} images of the classes {', '.join(spec.class_names)}; "
+            f"the data are {dataset.image_shape} images of {', '.join(dataset.class_names)}"
+        )
+    images, labels = dataset.test_images, dataset.test_labels
+    if split == "validation":
+        _, held_out = split_validation(
+            len(dataset.train_labels), dataset.train_labels, data.validation, restored.config.seed
+        )
+        if not len(held_out):
+            raise UserError("the run held out no validation share (data.validation is 0); use --split test")
+        images, labels = dataset.train_images[held_out], dataset.train_labels[held_out]
+    network, variables = restored.evaluation()
+    figures = make_evaluator(network, spec)(variables, images, labels)
+    return {**evaluation_summary(figures, restored.macs()), "dense_top1": restored.done.dense_top1}

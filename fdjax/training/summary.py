@@ -1,0 +1,42 @@
+"""What a run or an evaluation has to say at its end."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import jax
+
+from fdjax import __version__
+from fdjax.spec import NetworkMacs
+from fdjax.training.progress import duration
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on beside the code's own version."""
+    return {
+        "fdjax": __version__,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def evaluation_summary(figures: dict[str, float], macs: NetworkMacs) -> dict[str, Any]:
+    """What `eval.py --json` and `summary.json` have in common."""
+    return {**figures, "macs": macs.to_dict(), "layers": [layer.to_dict() for layer in macs.layers]}
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """A summary in a few lines."""
+    macs, lines = summary["macs"], []
+    if summary.get("dense_top1") is not None:
+        lines.append(f"dense:  {100 * summary['dense_top1']:.2f}% top-1 at {macs['dense'] / 1e6:,.2f} M MACs")
+    name = "pruned" if macs["total"] < macs["dense"] else "network"
+    lines.append(
+        f"{name}: {100 * summary['top1']:.2f}% top-1 at {macs['total'] / 1e6:,.2f} M MACs, transforms included: "
+        f"{macs['ratio']:.3f}x ({summary['num_examples']:,} test images)"
+    )
+    if "seconds" in summary:
+        lines.append(f"time:   {duration(summary['seconds'])}")
+    return "\n".join(lines)
