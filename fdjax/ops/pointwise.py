@@ -13,7 +13,7 @@ import numpy as np
 
 from fdjax.ops.bands import BandPlan
 from fdjax.ops.blocks import check_block, num_blocks
-from fdjax.ops.dct import leading_dct, leading_idct
+from fdjax.ops.dct import layer_dct, layer_idct, leading_dct, leading_idct
 
 
 def _check_kernel(x: jax.Array, kernel: jax.Array) -> None:
@@ -73,17 +73,17 @@ def masked_pointwise(
     # the narrower one is cheaper.
     narrowing = kernel.shape[1] < kernel.shape[0]
     if input_mask is None and narrowing:
-        y = leading_dct(dense_pointwise(x, kernel), block)
+        y = layer_dct(dense_pointwise(x, kernel), block)
     else:
-        y = leading_dct(x, block)
+        y = layer_dct(x, block)
         if input_mask is not None:
             y = y * per_channel(input_mask)
             if output_mask is None and not narrowing:
-                return dense_pointwise(leading_idct(y, block, size), kernel)
+                return dense_pointwise(layer_idct(y, block, size), kernel)
         y = dense_pointwise(y, kernel)
     if output_mask is not None:
         y = y * per_channel(output_mask)
-    return leading_idct(y, block, size)
+    return layer_idct(y, block, size)
 
 
 def banded_pointwise(x: jax.Array, kernel: jax.Array, plan: BandPlan) -> jax.Array:

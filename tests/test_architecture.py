@@ -1,0 +1,274 @@
+"""The house's rules (DESIGN.md): floors, what a part may import, the public names, and docstring examples."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import graphlib
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fdjax
+import fdjax.ops
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = sorted([*(ROOT / "fdjax").rglob("*.py"), ROOT / "train.py", ROOT / "eval.py"])
+
+# Room -> floor. A room is a folder, or a file that stands alone on its floor.
+FLOORS = {
+    "fdjax.config": 0,
+    "fdjax.errors": 0,
+    "fdjax.runtime": 0,
+    "fdjax.ops": 1,
+    "fdjax.spec": 1,
+    "fdjax.nn": 2,
+    "fdjax.pruning": 2,
+    "fdjax.frozen": 2,
+    "fdjax.data": 2,
+    "fdjax.reports": 2,
+    "fdjax.checkpoint": 2,
+    "fdjax.training": 3,
+    "fdjax.importers": 3,
+    "fdjax.experiments": 4,
+    "fdjax.commands": 5,
+    "fdjax.cli": 5,
+    "fdjax.__main__": 5,
+    "train": 5,
+    "eval": 5,
+}
+# Files that belong to one room, earlier ones first in DESIGN's table: the foundations, the spec beside ops (a network's
+# count is the sum of its layers'), and the entry points.
+SHARED_ROOMS = (
+    ("fdjax.errors", "fdjax.runtime", "fdjax.config"),
+    ("fdjax.ops", "fdjax.spec"),
+    ("fdjax.commands", "fdjax.cli", "fdjax.__main__", "train", "eval"),
+)
+
+
+def module_name(file: Path) -> str:
+    parts = list(file.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(file): file for file in FILES}
+
+
+def room_of(module: str) -> str:
+    return ".".join(module.split(".")[:2])
+
+
+def may_import(importer: str, imported: str) -> bool:
+    """Whether a file of one module may import another."""
+    here, there = room_of(importer), room_of(imported)
+    if here == there or FLOORS[there] < FLOORS[here]:
+        return True
+    return any(here in room and there in room and room.index(there) < room.index(here) for room in SHARED_ROOMS)
+
+
+def imported_names(source: str, module: str, is_package: bool, *, top_level: bool = False) -> set[str]:
+    """Every name that a file imports, also inside functions: modules, and `module.name` of from-imports."""
+    tree = ast.parse(source)
+    found = set()
+    for node in tree.body if top_level else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = module.split(".") if is_package else module.split(".")[:-1]
+                base = ".".join([*package[: len(package) - node.level + 1], *filter(None, [base])])
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+    return found
+
+
+def imports_of(module: str, **how) -> set[str]:
+    file = MODULES[module]
+    return imported_names(file.read_text(), module, file.name == "__init__.py", **how)
+
+
+def own_modules(names: set[str], modules=MODULES) -> set[str]:
+    """The modules of this project among imported names; a name from a module counts as that module."""
+    found = set()
+    for name in names:
+        while name and name not in modules:
+            name = name.rpartition(".")[0]
+        if name:
+            found.add(name)
+    return found
+
+
+def packages_of(module: str, **how) -> set[str]:
+    return {name.partition(".")[0] for name in imports_of(module, **how)}
+
+
+def modules_in(*rooms: str) -> list[str]:
+    found = [module for module in MODULES if room_of(module) in rooms]
+    assert found, rooms
+    return found
+
+
+# Floors
+
+
+def test_every_file_has_its_floor() -> None:
+    homeless = [module for module in MODULES if module != "fdjax" and room_of(module) not in FLOORS]
+    assert not homeless, f"DESIGN.md names no floor for {homeless}"
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module != "fdjax"])
+def test_a_file_imports_from_lower_floors_and_its_own_room_only(module: str) -> None:
+    wrong = {other for other in own_modules(imports_of(module)) if other != "fdjax" and not may_import(module, other)}
+    assert not wrong, f"{module} (floor {FLOORS[room_of(module)]}) imports {sorted(wrong)}, which are above it or beside"
+
+
+def test_the_package_itself_offers_ops_only() -> None:
+    assert own_modules(imports_of("fdjax")) <= {"fdjax", "fdjax.ops"}
+    from_package = {name for module in MODULES for name in imports_of(module) if own_modules({name}) == {"fdjax"}}
+    assert from_package <= {"fdjax.__version__"}
+
+
+def test_files_import_each_other_in_one_order() -> None:
+    """No circle: a file imports from earlier files only."""
+    graph = {module: own_modules(imports_of(module)) - {module, "fdjax"} for module in MODULES if module != "fdjax"}
+    order = list(graphlib.TopologicalSorter(graph).static_order())
+    assert sorted(order) == sorted(graph)
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "allowed"),
+    [
+        ("fdjax.ops.dct", "from fdjax.ops.blocks import check_block", True),
+        ("fdjax.ops.dct", "from fdjax.spec import NetworkSpec", False),
+        ("fdjax.spec", "from fdjax.ops import macs", True),
+        ("fdjax.nn.frequency", "from fdjax import ops", True),
+        ("fdjax.nn.frequency", "from fdjax import pruning", False),
+        ("fdjax.nn.frequency", "from ..pruning import harden", False),
+        ("fdjax.nn.frequency", "from . import mobilenetv2", True),
+        ("fdjax.pruning.harden", "def late():\n    import fdjax.training.run", False),
+        ("fdjax.reports.tables", "import fdjax.checkpoint", False),
+        ("fdjax.training.run", "from fdjax.commands import main", False),
+        ("fdjax.errors", "import fdjax.config", False),
+        ("fdjax.cli", "from fdjax.commands import main", True),
+        ("fdjax.commands", "from fdjax.cli import main", False),
+        ("train", "from fdjax.commands import train_command", True),
+    ],
+)
+def test_the_rule_itself_tells_right_from_wrong(module: str, source: str, allowed: bool) -> None:
+    others = own_modules(imported_names(source, module, is_package=False)) - {"fdjax"}
+    assert len(others) == 1
+    assert all(may_import(module, other) for other in others) == allowed
+
+
+# What a part may import from outside
+
+
+@pytest.mark.parametrize("module", modules_in("fdjax.ops"))
+def test_ops_needs_jax_numpy_and_chex_only(module: str) -> None:
+    assert packages_of(module) - sys.stdlib_module_names <= {"jax", "numpy", "chex", "fdjax"}
+
+
+def test_nothing_imports_tensorflow() -> None:
+    assert [module for module in MODULES if "tensorflow" in packages_of(module)] == []
+
+
+def test_parts_stay_with_their_own_trade() -> None:
+    for rooms, foreign in (
+        (("fdjax.nn",), {"optax", "orbax", "fdjax.config"}),  # modules take plain keyword arguments
+        (("fdjax.spec", "fdjax.pruning", "fdjax.reports"), {"flax", "optax", "orbax"}),
+        (("fdjax.reports",), {"jax"}),
+        (("fdjax.config", "fdjax.errors", "fdjax.runtime"), {"jax", "flax", "optax", "orbax"}),
+        (("fdjax.checkpoint",), {"flax", "optax"}),
+    ):
+        for module in modules_in(*rooms):
+            assert not (packages_of(module) | own_modules(imports_of(module))) & foreign, module
+
+
+@pytest.mark.parametrize("module", ["train", "eval", "fdjax.cli", "fdjax.__main__", "fdjax.runtime"])
+def test_entry_points_set_the_process_up_before_jax_is_imported(module: str) -> None:
+    allowed = {"fdjax", "fdjax.runtime", "fdjax.cli"}
+    assert own_modules(imports_of(module, top_level=True)) <= allowed
+    assert packages_of(module, top_level=True) <= {"fdjax", *sys.stdlib_module_names}
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_fdjax_loads_neither_jax_nor_anything_heavy() -> None:
+    """PEP 562: `fdjax.runtime` can set the process up before jax is loaded."""
+    heavy = ("jax", "numpy", "flax", "orbax", "grain", "tensorflow_datasets", "optax", "tensorflow")
+    assert run_python(f"import sys, fdjax; print([name for name in {heavy} if name in sys.modules])").strip() == "[]"
+
+
+def test_the_public_functions_need_no_training_packages() -> None:
+    heavy = ("flax", "orbax", "grain", "tensorflow_datasets", "optax", "tensorflow", "tyro")
+    code = f"""
+import sys, fdjax
+for name in fdjax.__all__:
+    getattr(fdjax, name)
+print("jax" in sys.modules, [name for name in {heavy} if name in sys.modules])
+"""
+    assert run_python(code).strip() == "True []"
+
+
+# Public names
+
+SIGNATURES = {
+    "zigzag_order": ["block"],
+    "dct_basis": ["block", "dtype"],
+    "block_dct": ["x", "block", "num_coefs"],
+    "block_idct": ["y", "block", "size"],
+    "coef_mask": ["fcmask", "num_coefs"],
+    "kept_counts": ["fcmask", "num_coefs"],
+    "fcmask_penalty": ["fcmasks"],
+    "dense_pointwise": ["x", "kernel"],
+    "masked_pointwise": ["x", "kernel", "block", "input_mask", "output_mask"],
+    "banded_pointwise": ["x", "kernel", "plan"],
+    "plan_bands": ["input_counts", "output_counts", "block"],
+    "depthwise_conv": ["x", "kernel", "stride"],
+}
+
+
+def test_public_names_resolve_and_are_those_of_ops() -> None:
+    assert {*SIGNATURES, "BandPlan"} <= {*fdjax.__all__}
+    assert sorted(fdjax.__all__) == sorted(fdjax.ops.__all__)
+    for name in fdjax.__all__:
+        public = getattr(fdjax, name)
+        assert public is getattr(fdjax.ops, name)
+        assert callable(public) and inspect.getdoc(public)
+        assert name in dir(fdjax)
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_public_functions_take_what_the_design_says(name: str) -> None:
+    parameters = [
+        parameter.name
+        for parameter in inspect.signature(getattr(fdjax, name)).parameters.values()
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY
+    ]
+    assert parameters[: len(SIGNATURES[name])] == SIGNATURES[name]
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'fdjax' has no attribute 'block_dtc'"):
+        fdjax.block_dtc  # noqa: B018
+
+
+# Docstring examples
+
+
+def test_docstring_examples_of_ops_run() -> None:
+    attempted = 0
+    for info in pkgutil.iter_modules(fdjax.ops.__path__, "fdjax.ops."):
+        results = doctest.testmod(importlib.import_module(info.name))
+        assert results.failed == 0, info.name
+        attempted += results.attempted
+    assert attempted >= 2

@@ -1,0 +1,187 @@
+"""The commands as a user meets them: bad input gives a short message, exit status 2, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fdjax.cli import eval_command, fdjax_command, train_command
+
+ROOT = Path(__file__).parents[1]
+QUICKSTART = str(ROOT / "configs" / "quickstart.py")
+CIFAR10 = str(ROOT / "configs" / "cifar10_mobilenetv2.py")
+
+
+def make_folder(root: Path, classes: int = 2, per_class: int = 3, size: int = 28) -> Path:
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in range(classes):
+            folder = root / split / f"class{name}"
+            folder.mkdir(parents=True)
+            for index in range(per_class):
+                Image.fromarray(rng.integers(0, 256, (size, size, 3), np.uint8)).save(folder / f"{index}.png")
+    return root
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """Runs train.py with arguments that must be refused; returns what it said."""
+
+    def run(*arguments: str, config: str = QUICKSTART) -> str:
+        workdir = tmp_path / "refused"
+        with pytest.raises(SystemExit) as stop:
+            train_command(["--config", config, "--workdir", str(workdir), *arguments])
+        said = capsys.readouterr()
+        assert stop.value.code == 2
+        assert not workdir.exists()
+        assert "Traceback" not in said.err + said.out
+        assert len(said.err.splitlines()) <= 20
+        return " ".join(said.err.replace("│", " ").split())
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--learn.target-mac", "0.5"], "--learn.target-macs"),
+        (["--sed", "1"], "Unrecognized"),
+        (["--seed", "one"], "'one'"),
+        (["--learn.sides", "all"], "'both'"),
+        (["--learn.target-macs", "0"], "above 0 and at most 1"),
+        (["--learn.target-macs", "1.5"], "got 1.5"),
+        (["--learn.target-macs", "half"], "half"),
+        (["--learn.levels", "1,2"], "0,1,N"),
+        (["--learn.block", "17"], "from 1 to 16"),
+        (["--learn.block", "16"], "larger than the 14x14 map of layer block00/expand"),
+        (["--learn.block-by-layer", "blok", "2"], "block00/expand"),
+        (["--data.name", "fashion_mnist_subse"], "did you mean 'fashion_mnist_subset'"),
+        (["--data.name", "folder"], "path"),
+        (["--data.name", "folder", "--data.path", "/does/not/exist"], "/does/not/exist"),
+        (["--data.validation", "1"], "below 1"),
+        (["--data.batch-size", "20000"], "10000 training examples"),
+        (["--phases", "learn", "refine"], "--init"),
+        (["--phases", "learn", "pretrain"], "pretrain first"),
+        (["--init", "/does/not/exist"], "/does/not/exist"),
+        (["--learn.target-macs", "None"], "lambda"),
+        (["--json", "/does/not/exist/file.json"], "directory that exists"),
+    ],
+)
+def test_wrong_flags_are_refused(refused, arguments, expected):
+    assert expected in refused(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, "no config file"),
+        ("from fdjax.config import Config\ndef get_config(): return Config(sede=1)", "sede"),
+        ("from fdjax.config import Config\ndef get_config(): return Config(seed='1')", "seed must be int, got '1'"),
+        ("from fdjax.config import *\ndef get_config(): return Config(learn=LearnConfig(target_macs=2))", "at most 1"),
+        ("x = 1", "no get_config()"),
+        ("def get_config(): return 3", "must return an fdjax.config.Config"),
+        ("this is no python", "SyntaxError"),
+    ],
+)
+def test_wrong_config_files_are_refused(refused, tmp_path, text, expected):
+    file = tmp_path / "config.py"
+    if text is not None:
+        file.write_text(text)
+    assert expected in refused(config=str(file))
+
+
+def test_a_folder_with_one_class_or_no_image_is_refused(refused, tmp_path):
+    one = make_folder(tmp_path / "one", classes=1)
+    assert "two classes" in refused("--data.name", "folder", "--data.path", str(one))
+    empty = make_folder(tmp_path / "empty", per_class=0)
+    assert "no images" in refused("--data.name", "folder", "--data.path", str(empty))
+    (tmp_path / "bare").mkdir()
+    assert "'train'" in refused("--data.name", "folder", "--data.path", str(tmp_path / "bare"))
+    text = make_folder(tmp_path / "text")
+    (text / "train" / "class0" / "0.png").write_text("no image")
+    assert "0.png" in refused("--data.name", "folder", "--data.path", str(text), "--data.batch-size", "2")
+
+
+def test_a_workdir_that_is_not_this_runs_is_left_alone(tmp_path, capsys):
+    (tmp_path / "letters.txt").write_text("dear diary")
+    with pytest.raises(SystemExit) as stop:
+        train_command(["--config", QUICKSTART, "--workdir", str(tmp_path)])
+    assert stop.value.code == 2
+    assert "not empty and holds no run" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["letters.txt"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    with pytest.raises(SystemExit) as stop:
+        train_command(["--config", QUICKSTART, "--workdir", str(tmp_path / "other"), "--seed", "7"])
+    assert stop.value.code == 2
+    assert "holds another run" in capsys.readouterr().err
+    assert (tmp_path / "other" / "config.json").read_text() == "{}"
+
+
+def test_missing_config_and_workdir_are_said(capsys):
+    for arguments, expected in ((["--workdir", "x"], "--config FILE"), (["--config", QUICKSTART], "workdir")):
+        with pytest.raises(SystemExit) as stop:
+            train_command(arguments)
+        assert stop.value.code == 2
+        assert expected in capsys.readouterr().err
+
+
+def test_help_lists_every_field_with_its_default(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_command(["--config", CIFAR10, "--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    for flag in ("--workdir", "--init", "--learn.target-macs", "--learn.lambda", "--pretrain.weight-decay", "--seed"):
+        assert flag in said
+    assert "4e-05" in said
+
+
+@pytest.mark.parametrize("path", ["/does/not/exist", "file", "empty"])
+def test_eval_refuses_what_is_no_checkpoint(tmp_path, capsys, path):
+    if path == "file":
+        path = __file__
+    elif path == "empty":
+        path = str(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        eval_command(["--checkpoint", path, "--json", str(tmp_path / "out.json")])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "checkpoint" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "dense", "full"),
+    [("cifar10_mobilenetv2", 89_012_224, 117_979_136), ("cifar100_mobilenetv2", 42_958_848, 53_673_984)],
+)
+def test_macs_of_the_papers_configs_to_the_digit(tmp_path, capsys, config, dense, full):
+    report = tmp_path / "macs.json"
+    config = str(ROOT / "configs" / f"{config}.py")
+    assert fdjax_command(["macs", "--config", config, "--json", str(report)]) == 0
+    written = json.loads(report.read_text())
+    assert written["macs"]["dense"] == written["macs"]["total"] == dense
+    assert written["macs"]["full_transforms"] == full
+    assert sum(layer["dense"] for layer in written["layers"]) == dense
+    assert f"{dense:,}" in capsys.readouterr().out
+
+
+def test_macs_takes_overrides_and_refuses_both_or_neither_source(capsys):
+    assert fdjax_command(["macs", "--config", CIFAR10, "--model.width", "0.35"]) == 0
+    assert "89,012,224" not in capsys.readouterr().out
+    for arguments in (["macs"], ["macs", "--config", CIFAR10, "--checkpoint", "x"], ["mac"], ["macs", "--width", "1"]):
+        with pytest.raises(SystemExit) as stop:
+            fdjax_command(arguments)
+        assert stop.value.code == 2
+
+
+def test_every_config_in_the_repository_loads_and_names_its_command():
+    from fdjax.config import load_config
+
+    for file in sorted((ROOT / "configs").glob("*.py")):
+        assert load_config(str(file)).phases
+        assert f"--config configs/{file.name}" in file.read_text()

@@ -1,0 +1,418 @@
+"""The frequency layer, batch norm as a module, and MobileNetV2 against its spec and against hand compositions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from fdjax.nn import FCMASK, VARIANTS, FrequencyPointwise, MobileNetV2
+from fdjax.nn.mobilenetv2 import round_channels
+from fdjax.nn.normalization import BatchNorm
+from fdjax.ops import banded_pointwise, plan_bands
+from fdjax.ops.fcmask import counts_to_fcmask
+from fdjax.pruning import gate_counts
+from fdjax.spec import NetworkSpec, network_macs, units
+from fdjax.training.build import hard_network
+
+# A network that compiles in a few seconds: 8 to 24 channels, maps of 6x6 and (not divided by the block) 3x3.
+SHAPE = (12, 12, 3)
+TINY = MobileNetV2("mobilenetv2_small", 5, width=0.35, block=2)
+fast_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def masks_of(spec: NetworkSpec, counts: dict[str, np.ndarray]) -> dict:
+    """Kept counts as an `fcmask` collection."""
+    return unflatten_dict(
+        {path: jnp.asarray(counts_to_fcmask(c, spec.mask_sizes[path][1])) for path, c in counts.items()}, sep="/"
+    )
+
+
+def random_counts(spec: NetworkSpec, seed: int = 0, whole: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    """Any counts; 0 and N only in the masks of the layers named in `whole`."""
+    rng = np.random.default_rng(seed)
+    counts = {path: rng.integers(0, n + 1, channels) for path, (channels, n) in spec.mask_sizes.items()}
+    for layer in spec.layers:
+        for path in (layer.input_mask, layer.output_mask) if layer.name in whole else ():
+            if path:
+                counts[path] = layer.num_coefs * rng.integers(0, 2, len(counts[path]))
+    return counts
+
+
+def random_variables(network: MobileNetV2, seed: int = 0) -> dict[str, Any]:
+    """Kernels as initialised by shape, and batch norms that do something: ReLU6 clips at both ends."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda key: network.init(key, jnp.zeros((1, *SHAPE))), jax.random.key(0))
+
+    def fill(path, leaf) -> jax.Array:
+        name = path[-1].key
+        if name == "scale":
+            value = rng.uniform(1, 3, leaf.shape)
+        elif name == "var":
+            value = rng.uniform(0.5, 1.5, leaf.shape)
+        elif name in ("bias", "mean"):
+            value = rng.normal(0.5, 0.5, leaf.shape)
+        else:
+            value = rng.normal(size=leaf.shape) / np.sqrt(max(leaf.size / leaf.shape[-1], 1))
+        return jnp.asarray(value, jnp.float32)
+
+    variables = jax.tree_util.tree_map_with_path(fill, {k: v for k, v in shapes.items() if k != FCMASK})
+    return {**variables, FCMASK: jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes[FCMASK])}
+
+
+def images(batch: int = 2) -> np.ndarray:
+    return np.random.default_rng(9).normal(size=(batch, *SHAPE)).astype(np.float32)
+
+
+@cache
+def applied(network: MobileNetV2) -> Callable[..., jax.Array]:
+    """The compiled network in evaluation."""
+    return fast_jit(network.apply)
+
+
+def logits(network: MobileNetV2, variables: dict, fcmask: dict | None = None) -> np.ndarray:
+    if fcmask is not None:
+        variables = {**variables, FCMASK: fcmask}
+    return np.asarray(applied(network)(variables, images()))
+
+
+# The layer
+
+
+def test_layer_owns_its_masks_and_they_start_at_one() -> None:
+    x = jnp.ones((1, 4, 4, 3))
+    for sides in ((True, True), (True, False), (False, True), (False, False)):
+        layer = FrequencyPointwise(5, 2, *sides)
+        variables = jax.eval_shape(layer.init, jax.random.key(0), x)
+        expected = {name: (size,) for name, size, own in (("input", 3, sides[0]), ("output", 5, sides[1])) if own}
+        assert {name: leaf.shape for name, leaf in variables.get(FCMASK, {}).items()} == expected
+    masks = FrequencyPointwise(5, 2).init(jax.random.key(0), x)[FCMASK]
+    np.testing.assert_array_equal(masks["input"], np.ones(3))
+    np.testing.assert_array_equal(masks["output"], np.ones(5))
+
+
+def test_layer_with_hard_masks_is_the_banded_layer() -> None:
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 5, 4, 3)).astype(np.float32), rng.normal(size=(3, 5)).astype(np.float32)
+    inputs, outputs = [4, 1, 0], [2, 4, 0, 1, 3]
+    own = {"input": counts_to_fcmask(np.array(inputs), 4), "output": counts_to_fcmask(np.array(outputs), 4)}
+    expected = fast_jit(banded_pointwise, static_argnums=2)(x, kernel, plan_bands(inputs, outputs, 2))
+    for mode in ("hard", "soft"):
+        y = FrequencyPointwise(5, 2, mode=mode).apply({"params": {"kernel": kernel}, FCMASK: own}, x)
+        np.testing.assert_allclose(y, expected, atol=1e-5)
+        # Masks that are handed over take the place of own ones.
+        given = FrequencyPointwise(5, 2, False, False, mode=mode)
+        y = given.apply({"params": {"kernel": kernel}}, x, own["input"], own["output"])
+        np.testing.assert_allclose(y, expected, atol=1e-5)
+    dense = FrequencyPointwise(5, 2, mode="off").apply({"params": {"kernel": kernel}, FCMASK: own}, x)
+    np.testing.assert_allclose(dense, x @ kernel, atol=1e-5)
+
+
+def test_hard_masks_are_rounded_soft_ones() -> None:
+    x, kernel = jnp.ones((1, 2, 2, 1)), jnp.ones((1, 1))
+    for mask, hard, soft in ((0.1, 0.0, 0.4), (0.125, 1.0, 0.5), (0.2, 1.0, 0.8), (0.3, 1.0, 1.0)):
+        for mode, expected in (("hard", hard), ("soft", soft)):
+            layer = FrequencyPointwise(1, 2, output_side=False, mode=mode)
+            y = layer.apply({"params": {"kernel": kernel}, FCMASK: {"input": jnp.array([mask])}}, x)
+            np.testing.assert_allclose(y, np.full((1, 2, 2, 1), expected), atol=1e-6)
+
+
+def test_soft_masks_have_gradients_and_hard_ones_have_none() -> None:
+    x = np.random.default_rng(0).normal(size=(1, 4, 4, 3)).astype(np.float32)
+    variables = FrequencyPointwise(5, 2).init(jax.random.key(0), x)
+
+    def gradients(mode: str):
+        layer = FrequencyPointwise(5, 2, mode=mode)
+        loss = lambda masks: jnp.sum(layer.apply({**variables, FCMASK: masks}, x) ** 2)  # noqa: E731
+        return fast_jit(jax.grad(loss))(variables[FCMASK])
+
+    soft, hard = gradients("soft"), gradients("hard")
+    for side in ("input", "output"):
+        assert (np.abs(soft[side]) > 1e-4).all()  # at exactly 1.0, where training starts
+        np.testing.assert_array_equal(hard[side], np.zeros_like(hard[side]))
+
+
+def test_an_unknown_mode_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match=r"mode must be one of \('off', 'soft', 'hard'\), got 'on'"):
+        FrequencyPointwise(5, 2, mode="on").init(jax.random.key(0), jnp.ones((1, 4, 4, 3)))  # type: ignore[arg-type]
+
+
+def test_bfloat16_images_stay_bfloat16_through_the_layer() -> None:
+    x = jnp.ones((1, 4, 4, 3), jnp.bfloat16)
+    for mode in ("off", "soft", "hard"):
+        layer = FrequencyPointwise(5, 2, mode=mode)
+        variables = layer.init(jax.random.key(0), x)
+        assert variables["params"]["kernel"].dtype == jnp.float32
+        assert layer.apply(variables, x).dtype == jnp.bfloat16
+
+
+# Batch norm
+
+
+def test_batch_norm_is_flaxs_own() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(2, 3, (4, 3, 5, 6)).astype(np.float32)
+    settings = {"momentum": 0.8, "epsilon": 1e-3}
+    theirs = nn.BatchNorm(use_running_average=False, **settings)
+    ours = BatchNorm(use_running_average=False, **settings)
+    initial = theirs.init(jax.random.key(0), x)
+    assert jax.tree.map(jnp.shape, ours.init(jax.random.key(0), x)) == jax.tree.map(jnp.shape, initial)
+    variables = {
+        "params": {"scale": jnp.asarray(rng.uniform(1, 2, 6)), "bias": jnp.asarray(rng.normal(size=6))},
+        "batch_stats": {"mean": jnp.asarray(rng.normal(size=6)), "var": jnp.asarray(rng.uniform(1, 2, 6))},
+    }
+    for _ in range(3):  # the averages of several batches in turn
+        y, updated = ours.apply(variables, x, mutable=["batch_stats"])
+        expected, expected_stats = theirs.apply(variables, x, mutable=["batch_stats"])
+        np.testing.assert_allclose(y, expected, atol=1e-5)
+        for name in ("mean", "var"):
+            np.testing.assert_allclose(
+                updated["batch_stats"][name], expected_stats["batch_stats"][name], rtol=1e-5, atol=1e-6
+            )
+        variables = {**variables, **updated}
+        x = x * 1.5 + 1
+    running = BatchNorm(use_running_average=True, **settings).apply(variables, x)
+    expected = nn.BatchNorm(use_running_average=True, **settings).apply(variables, x)
+    np.testing.assert_allclose(running, expected, atol=1e-5)
+    clipped = BatchNorm(use_running_average=True, relu6=True, **settings).apply(variables, x)
+    np.testing.assert_allclose(clipped, np.clip(expected, 0, 6), atol=1e-5)
+    assert np.min(expected) < 0 and np.max(expected) > 6
+
+
+def test_batch_norm_leaves_its_averages_alone_in_evaluation_and_at_the_start() -> None:
+    x = jnp.full((2, 3, 3, 4), 7.0)
+    started = BatchNorm(use_running_average=False).init(jax.random.key(0), x)["batch_stats"]
+    np.testing.assert_array_equal(started["mean"], np.zeros(4))
+    np.testing.assert_array_equal(started["var"], np.ones(4))
+    variables = {"params": {"scale": jnp.ones(4), "bias": jnp.zeros(4)}, "batch_stats": started}
+    _, after = BatchNorm(use_running_average=True).apply(variables, x, mutable=["batch_stats"])
+    np.testing.assert_array_equal(after["batch_stats"]["mean"], np.zeros(4))
+
+
+# The network and its spec
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "both": {},
+    "input": {"sides": "input"},
+    "output": {"sides": "output"},
+    "tied": {"tied": True},
+    "tied, head by input only": {"tied": True, "sides": "input"},
+    "tied but where the maps' blocks differ": {"tied": True, "block_by_map": {6: 3}},
+    "a block by layer": {"block_by_map": {3: 3}, "block_by_layer": {"block01/expand": 1, "head": 2}},
+}
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_fcmask_collection_is_the_specs(kind: str) -> None:
+    network = dataclasses.replace(TINY, **SETTINGS[kind])
+    spec = network.spec(SHAPE)
+    shapes = jax.eval_shape(lambda key: network.init(key, jnp.zeros((1, *SHAPE))), jax.random.key(0))
+    found = {path: leaf.shape for path, leaf in flatten_dict(shapes[FCMASK], sep="/").items()}
+    assert found == {path: (channels,) for path, (channels, _) in spec.mask_sizes.items()}
+    for layer in spec.layers:
+        if layer.block and layer.unit is None:
+            assert [bool(mask) for mask in (layer.input_mask, layer.output_mask)] == [
+                network.sides in ("both", side) for side in ("input", "output")
+            ]
+    for roles in units(spec).values():
+        expand, project = roles["expand"], roles["project"]
+        if network.tied and expand.block == project.block:
+            assert (expand.input_mask, project.output_mask) == (None, None)
+            assert expand.output_mask == project.input_mask == f"{expand.unit}/wide"
+        else:
+            masks = [mask for layer in (expand, project) for mask in (layer.input_mask, layer.output_mask)]
+            assert [bool(mask) for mask in masks] == 2 * [network.sides in ("both", s) for s in ("input", "output")]
+            assert f"{expand.unit}/wide" not in found
+
+
+def test_blocks_by_layer_go_before_blocks_by_map() -> None:
+    spec = dataclasses.replace(TINY, **SETTINGS["a block by layer"]).spec(SHAPE)
+    blocks = {layer.name: (layer.block, layer.in_size[0]) for layer in spec.layers if layer.block}
+    assert blocks["block00/expand"] == (2, 6)
+    assert blocks["block01/expand"] == (1, 6)
+    assert blocks["block03/project"] == (3, 3)
+    assert blocks["head"] == (2, 3)
+    from_json = dataclasses.replace(TINY, block_by_map={"3": 3}).spec(SHAPE)  # type: ignore[dict-item]
+    assert {layer.block for layer in from_json.layers if layer.block and layer.in_size == (3, 3)} == {3}
+
+
+@pytest.mark.parametrize("padding", ["same", "torch"])
+@pytest.mark.parametrize(("variant", "shape"), [*((v, (32, 32, 3)) for v in VARIANTS), ("mobilenetv2", (50, 37, 1))])
+def test_spec_has_the_real_sizes_of_every_layer(variant: str, shape: tuple[int, int, int], padding: str) -> None:
+    network = MobileNetV2(variant, 7, width=0.35, block=1, padding=padding, mode="off")
+    seen: dict[str, tuple] = {}
+
+    def record(call, args, kwargs, context):
+        out = call(*args, **kwargs)
+        if context.method_name == "__call__" and isinstance(context.module, FrequencyPointwise | nn.Conv | nn.Dense):
+            seen["/".join(context.module.path)] = (args[0].shape, out.shape)
+        elif context.method_name == "__call__" and context.module.name == "depthwise_norm":
+            seen[f"{context.module.path[-2]}/depthwise"] = (None, out.shape)
+        return out
+
+    def trace(key):
+        with nn.intercept_methods(record):
+            return network.init(key, jnp.zeros((2, *shape)))
+
+    params = flatten_dict(jax.eval_shape(trace, jax.random.key(0))["params"], sep="/")
+    spec = network.spec(shape)
+    assert seen.keys() == {layer.name for layer in spec.layers}
+    for layer in spec.layers:
+        inputs, outputs = seen[layer.name]
+        if layer.kind == "dense":
+            assert (inputs, outputs) == ((2, layer.in_channels), (2, layer.out_channels))
+            assert params[f"{layer.name}/kernel"].shape == (layer.in_channels, layer.out_channels)
+            continue
+        assert outputs == (2, *layer.out_size, layer.out_channels), layer.name
+        if inputs is not None:
+            assert inputs == (2, *layer.in_size, layer.in_channels), layer.name
+        window = (layer.window, layer.window)
+        if layer.kind == "depthwise":
+            assert params[layer.name].shape == (*window, layer.in_channels)
+        elif layer.kind == "conv":
+            assert params[f"{layer.name}/kernel"].shape == (*window, layer.in_channels, layer.out_channels)
+        else:
+            assert params[f"{layer.name}/kernel"].shape == (layer.in_channels, layer.out_channels)
+
+
+def test_channels_are_rounded_as_the_family_does() -> None:
+    """The rule of the original implementation: multiples of 8, and never more than a tenth below what was asked."""
+    assert [round_channels(c) for c in (1, 8, 11.2, 12, 16, 33.6, 44.8, 91)] == [8, 8, 16, 16, 16, 32, 48, 88]
+    for channels in np.linspace(8, 400, 97):
+        rounded = round_channels(channels)
+        assert rounded % 8 == 0 and 0.9 * channels <= rounded < channels + 8
+
+
+def test_kernels_start_with_the_variance_of_fan_out() -> None:
+    """He et al.: 2 / fan-out; the fan-out of a depthwise kernel is its 9 taps."""
+    network = MobileNetV2("mobilenetv2_small", 10, width=2.0, mode="off")
+    params = fast_jit(network.init)(jax.random.key(0), jnp.zeros((1, *SHAPE)))["params"]
+    for kernel, fan_out in (
+        (params["block02"]["expand"]["kernel"], params["block02"]["expand"]["kernel"].shape[1]),
+        (params["block02"]["depthwise"], 9),
+        (params["stem"]["kernel"], 9 * params["stem"]["kernel"].shape[-1]),
+    ):
+        assert np.std(kernel) == pytest.approx(np.sqrt(2 / fan_out), rel=0.1)
+
+
+# What the network computes
+
+
+def test_nothing_pruned_is_the_dense_network() -> None:
+    variables = random_variables(TINY)
+    dense = logits(dataclasses.replace(TINY, mode="off"), variables)
+    assert np.ptp(dense) > 0.1
+    for mode in ("soft", "hard"):
+        np.testing.assert_allclose(logits(dataclasses.replace(TINY, mode=mode), variables), dense, atol=1e-4)
+
+
+def test_tied_network_with_nothing_pruned_is_the_dense_network() -> None:
+    """The same weights: tying changes the masks only."""
+    tied = dataclasses.replace(TINY, tied=True)
+    untied_masks = random_variables(TINY)[FCMASK]
+    dense = logits(dataclasses.replace(TINY, mode="off"), random_variables(tied), untied_masks)
+    np.testing.assert_allclose(logits(tied, random_variables(tied)), dense, atol=1e-4)
+
+
+def hand_composed(network: MobileNetV2, counts: dict[str, np.ndarray]) -> Callable[..., jax.Array]:
+    """The dense network whose wrapped layers are replaced, one by one, by banded products."""
+    layers = {layer.name: layer for layer in network.spec(SHAPE).layers if layer.block}
+
+    def banded(call, args, kwargs, context):
+        if context.method_name != "__call__" or not isinstance(context.module, FrequencyPointwise):
+            return call(*args, **kwargs)
+        layer = layers["/".join(context.module.path)]
+        plan = plan_bands(layer.input_counts(counts), layer.output_counts(counts), layer.block)  # type: ignore[arg-type]
+        return banded_pointwise(args[0], context.module.variables["params"]["kernel"], plan)
+
+    def apply(variables, x):
+        with nn.intercept_methods(banded):
+            return dataclasses.replace(network, mode="off").apply(variables, x)
+
+    return fast_jit(apply)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_hard_network_is_the_composition_of_banded_layers(tied: bool) -> None:
+    network = dataclasses.replace(TINY, tied=tied)
+    counts = random_counts(network.spec(SHAPE))
+    variables = {**random_variables(network), FCMASK: masks_of(network.spec(SHAPE), counts)}
+    hard = logits(dataclasses.replace(network, mode="hard"), variables)
+    np.testing.assert_allclose(hard, hand_composed(network, counts)(variables, images()), atol=1e-4)
+    dense = logits(dataclasses.replace(network, mode="off"), variables)
+    assert np.abs(hard - dense).max() > 0.01
+
+
+def test_gated_network_as_training_builds_it_is_the_composition_of_banded_layers() -> None:
+    """Some layers released, so without transforms; the others pruned."""
+    spec = TINY.spec(SHAPE)
+    counts, released = gate_counts(spec, random_counts(spec, seed=3))
+    wrapped = {layer.name for layer in spec.layers if layer.block}
+    network = hard_network(TINY, spec, counts)
+    assert {*released} <= network.whole_channels < wrapped and released
+    variables = {**random_variables(TINY), FCMASK: masks_of(spec, counts)}
+    expected = hand_composed(TINY, counts)(variables, images())
+    np.testing.assert_allclose(logits(network, variables), expected, atol=1e-4)
+
+
+def test_soft_masks_that_stand_at_hard_values_are_hard() -> None:
+    counts = random_counts(TINY.spec(SHAPE))
+    variables = {**random_variables(TINY), FCMASK: masks_of(TINY.spec(SHAPE), counts)}
+    soft, hard = (logits(dataclasses.replace(TINY, mode=mode), variables) for mode in ("soft", "hard"))
+    np.testing.assert_allclose(soft, hard, atol=1e-4)
+
+
+def test_layers_of_whole_channels_need_no_transform() -> None:
+    whole = ("block01/expand", "block01/project", "block03/project", "head")
+    spec = TINY.spec(SHAPE)
+    counts = random_counts(spec, whole=whole)
+    assert any(0 < count.sum() < count.size * spec.mask_sizes[path][1] for path, count in counts.items())
+    variables = {**random_variables(TINY), FCMASK: masks_of(spec, counts)}
+    hard = dataclasses.replace(TINY, mode="hard")
+    promised = dataclasses.replace(hard, whole_channels=frozenset(whole))
+    np.testing.assert_allclose(logits(promised, variables), logits(hard, variables), atol=1e-4)
+
+
+def test_training_updates_every_running_average_and_nothing_else() -> None:
+    network = dataclasses.replace(TINY, mode="off")
+    variables = random_variables(network)
+    _, updated = fast_jit(partial(network.apply, train=True, mutable=["batch_stats", FCMASK]))(variables, images())
+    for before, after in zip(
+        jax.tree.leaves(variables["batch_stats"]), jax.tree.leaves(updated["batch_stats"]), strict=True
+    ):
+        assert np.abs(before - after).max() > 1e-6
+    for before, after in zip(jax.tree.leaves(variables[FCMASK]), jax.tree.leaves(updated[FCMASK]), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_every_mask_moves_from_one_under_the_task() -> None:
+    """The gradient of a loss at the start of mask learning is not zero for any mask array."""
+    variables = random_variables(TINY)
+
+    def loss(fcmask):
+        out = TINY.apply({**variables, FCMASK: fcmask}, images())
+        return jnp.sum(out * jnp.arange(1.0, 6))  # type: ignore[operator]
+
+    gradients = flatten_dict(fast_jit(jax.grad(loss))(variables[FCMASK]), sep="/")
+    assert gradients.keys() == TINY.spec(SHAPE).mask_sizes.keys()
+    for path, gradient in gradients.items():
+        assert np.isfinite(gradient).all() and np.abs(gradient).max() > 1e-6, path
+
+
+def test_the_compilers_flops_are_twice_the_dense_macs() -> None:
+    """Beside them only a few per cent: taps on padding are not counted, batch norm, ReLU6 and residuals are."""
+    network = MobileNetV2("mobilenetv2_small", 10, width=2.0, block=1, mode="off")
+    shape = (28, 28, 1)
+    variables = jax.eval_shape(lambda key: network.init(key, jnp.zeros((1, *shape))), jax.random.key(0))
+    compiled = fast_jit(network.apply).lower(variables, jax.ShapeDtypeStruct((1, *shape), jnp.float32)).compile()
+    spec = network.spec(shape, count_classifier=True)
+    macs = network_macs(spec, spec.full_counts()).to_dict()["dense"]
+    assert float(compiled.cost_analysis()["flops"]) == pytest.approx(2 * macs, rel=0.05)  # type: ignore[index]
