@@ -333,13 +333,15 @@ def load_config(path: str) -> Config:
 _FREE_TO_CHANGE = ("checkpoint",)
 
 
-def continuation_problem(saved: Config, asked: Config, current_phase: str) -> str | None:
+def continuation_problem(saved: Config, asked: Config, current_phase: str | None) -> str | None:
     """Says why a run of `saved` cannot go on as `asked`, or returns None when it can.
 
     It can when `asked` differs only in more phases at the end, in settings of phases that have not begun, in a longer
-    current phase (`current_phase`: the one the run is in or ended with), or in how often it saves.
+    current phase (`current_phase`: the one the run is in or ended with), or in how often it saves. A run without a
+    checkpoint yet (`current_phase` None) is held to all its phases.
     """
-    done = saved.phases[: saved.phases.index(current_phase) + 1]
+    begun = len(saved.phases) if current_phase is None else saved.phases.index(current_phase) + 1
+    done = saved.phases[:begun]
     if asked.phases[: len(done)] != done:
         return f"its phases so far are {', '.join(done)}, and those asked for are {', '.join(asked.phases)}"
     old, new = saved.to_dict(), asked.to_dict()

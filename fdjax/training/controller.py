@@ -18,6 +18,8 @@ from fdjax.spec import NetworkSpec
 # The share of the speed by which lambda's logarithm answers an error, and the most it moves at once.
 _GAIN = 0.5
 _LARGEST_MOVE = math.log(1.5)
+# Where the way to go is shorter, speeds are compared with that of this one.
+_LEAST_WAY = 0.2
 # An error of the offset is to be made good within this many intervals.
 _CATCH_UP = 4
 
@@ -50,14 +52,13 @@ def next_lambda(
       lambda_: in force.
       offset: measured now.
       previous: measured one interval ago.
-      start: measured when the phase began (negative).
+      start: measured when the phase began; negative, or near 0 where masks have been learned before.
       progress: share of the phase that is done, 0 to 1.
       interval: share of the phase since `previous`.
       ramp: share of the phase by which the offset should be 0.
     """
     line = start * max(0.0, 1 - progress / ramp)
-    speed_of_line = -start / ramp
-    wanted = (speed_of_line if progress < ramp else 0.0) + (line - offset) / (_CATCH_UP * interval)
+    wanted = (-start / ramp if progress < ramp else 0.0) + (line - offset) / (_CATCH_UP * interval)
     measured = (offset - previous) / interval
-    error = (wanted - measured) / max(speed_of_line, 1e-6)
+    error = (wanted - measured) / (max(abs(start), _LEAST_WAY) / ramp)
     return lambda_ * math.exp(max(-_LARGEST_MOVE, min(_LARGEST_MOVE, _GAIN * error)))

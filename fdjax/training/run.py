@@ -185,7 +185,10 @@ class _Run:
             state = state.replace(params=fresh["params"], batch_stats=fresh["batch_stats"])
         weight_opt, mask_opt = optimizers_for(self.config, phase)
         mask_steps = phase.steps - phase.weight_steps(self.config)
-        lambda_ = first_lambda(self.config.learn, self.spec, mask_steps) if phase.learns_masks else 0.0
+        # From one mask phase to the next lambda goes on as it is.
+        lambda_ = float(state.lambda_) if phase.learns_masks else 0.0
+        if phase.learns_masks and not lambda_:
+            lambda_ = first_lambda(self.config.learn, self.spec, mask_steps)
         return state.replace(
             weight_opt=weight_opt.init(state.params),
             mask_opt=mask_opt.init(state.fcmask),
@@ -289,8 +292,7 @@ class _Run:
         previous, start = (float(state.controller[name]) for name in ("offset", "start"))
         lambda_ = float(state.lambda_)
         if np.isnan(start):
-            # Masks that are to rise (a looser target than they meet already) have nothing to follow.
-            start = min(offset, -1e-3)
+            start = offset
         elif kind == "masks":
             progress, share = phase_step / phase.steps, interval / phase.steps
             lambda_ = next_lambda(lambda_, offset, previous, start, progress, share, learn.ramp)
@@ -460,12 +462,14 @@ def train(config: Config, workdir: str, init: str | None = None) -> dict[str, An
     """
     folder = Path(workdir).expanduser().resolve()
     saved = read_config(folder)
-    if saved is not None:
-        _check_continuation(saved, config, folder)
-    check_source(config.data.name, config.data.path)
     checkpoints = Checkpoints(folder / CHECKPOINT_FOLDER)
     step = checkpoints.newest_sound()
     resumed = restore(checkpoints, step) if step is not None else None
+    if saved is not None:
+        problem = continuation_problem(saved, config, resumed.phase.name if resumed else None)
+        if problem:
+            raise UserError(f"--workdir {folder} holds another run ({problem}); give another directory for this one")
+    check_source(config.data.name, config.data.path)
     start_from = restore(*find_checkpoint(init)) if init is not None and resumed is None else None
     dataset = load_dataset(config.data.name, config.data.path, config.data.image_size)
     run = _Run(config, folder, dataset, start_from, resumed)
@@ -484,16 +488,3 @@ def train(config: Config, workdir: str, init: str | None = None) -> dict[str, An
     summary = run.finish(state)
     print(f"{describe(summary)}\nresults:  {folder}")
     return summary
-
-
-def _check_continuation(saved: Config, config: Config, folder: Path) -> None:
-    checkpoints = Checkpoints(folder / CHECKPOINT_FOLDER)
-    steps = checkpoints.steps()
-    phase = checkpoints.meta(steps[-1])["phase"]["name"] if steps else None
-    problem = None
-    if phase is not None:
-        problem = continuation_problem(saved, config, phase)
-    elif dataclasses.replace(saved, checkpoint=config.checkpoint) != config:
-        problem = "it was started with other settings"
-    if problem:
-        raise UserError(f"--workdir {folder} holds another run ({problem}); give another directory for this one")
