@@ -94,7 +94,7 @@ def test_layer_owns_its_masks_and_they_start_at_one() -> None:
         variables = jax.eval_shape(layer.init, jax.random.key(0), x)
         expected = {name: (size,) for name, size, own in (("input", 3, sides[0]), ("output", 5, sides[1])) if own}
         assert {name: leaf.shape for name, leaf in variables.get(FCMASK, {}).items()} == expected
-    masks = FrequencyPointwise(5, 2).init(jax.random.key(0), x)[FCMASK]
+    masks = fast_jit(FrequencyPointwise(5, 2).init)(jax.random.key(0), x)[FCMASK]
     np.testing.assert_array_equal(masks["input"], np.ones(3))
     np.testing.assert_array_equal(masks["output"], np.ones(5))
 
@@ -106,11 +106,11 @@ def test_layer_with_hard_masks_is_the_banded_layer() -> None:
     own = {"input": counts_to_fcmask(np.array(inputs), 4), "output": counts_to_fcmask(np.array(outputs), 4)}
     expected = fast_jit(banded_pointwise, static_argnums=2)(x, kernel, plan_bands(inputs, outputs, 2))
     for mode in ("hard", "soft"):
-        y = FrequencyPointwise(5, 2, mode=mode).apply({"params": {"kernel": kernel}, FCMASK: own}, x)
+        y = fast_jit(FrequencyPointwise(5, 2, mode=mode).apply)({"params": {"kernel": kernel}, FCMASK: own}, x)
         np.testing.assert_allclose(y, expected, atol=1e-5)
         # Masks that are handed over take the place of own ones.
         given = FrequencyPointwise(5, 2, False, False, mode=mode)
-        y = given.apply({"params": {"kernel": kernel}}, x, own["input"], own["output"])
+        y = fast_jit(given.apply)({"params": {"kernel": kernel}}, x, own["input"], own["output"])
         np.testing.assert_allclose(y, expected, atol=1e-5)
     dense = FrequencyPointwise(5, 2, mode="off").apply({"params": {"kernel": kernel}, FCMASK: own}, x)
     np.testing.assert_allclose(dense, x @ kernel, atol=1e-5)
@@ -118,16 +118,16 @@ def test_layer_with_hard_masks_is_the_banded_layer() -> None:
 
 def test_hard_masks_are_rounded_soft_ones() -> None:
     x, kernel = jnp.ones((1, 2, 2, 1)), jnp.ones((1, 1))
+    apply = cache(lambda mode: fast_jit(FrequencyPointwise(1, 2, output_side=False, mode=mode).apply))
     for mask, hard, soft in ((0.1, 0.0, 0.4), (0.125, 1.0, 0.5), (0.2, 1.0, 0.8), (0.3, 1.0, 1.0)):
         for mode, expected in (("hard", hard), ("soft", soft)):
-            layer = FrequencyPointwise(1, 2, output_side=False, mode=mode)
-            y = layer.apply({"params": {"kernel": kernel}, FCMASK: {"input": jnp.array([mask])}}, x)
+            y = apply(mode)({"params": {"kernel": kernel}, FCMASK: {"input": jnp.array([mask])}}, x)
             np.testing.assert_allclose(y, np.full((1, 2, 2, 1), expected), atol=1e-6)
 
 
 def test_soft_masks_have_gradients_and_hard_ones_have_none() -> None:
     x = np.random.default_rng(0).normal(size=(1, 4, 4, 3)).astype(np.float32)
-    variables = FrequencyPointwise(5, 2).init(jax.random.key(0), x)
+    variables = fast_jit(FrequencyPointwise(5, 2).init)(jax.random.key(0), x)
 
     def gradients(mode: str):
         layer = FrequencyPointwise(5, 2, mode=mode)
@@ -149,9 +149,9 @@ def test_bfloat16_images_stay_bfloat16_through_the_layer() -> None:
     x = jnp.ones((1, 4, 4, 3), jnp.bfloat16)
     for mode in ("off", "soft", "hard"):
         layer = FrequencyPointwise(5, 2, mode=mode)
-        variables = layer.init(jax.random.key(0), x)
+        y, variables = jax.eval_shape(layer.init_with_output, jax.random.key(0), x)
         assert variables["params"]["kernel"].dtype == jnp.float32
-        assert layer.apply(variables, x).dtype == jnp.bfloat16
+        assert y.dtype == jnp.bfloat16
 
 
 # Batch norm
@@ -304,6 +304,43 @@ def test_kernels_start_with_the_variance_of_fan_out() -> None:
 
 
 # What the network computes
+
+
+def textbook_small(variables: dict, x: jax.Array, padding: str) -> jax.Array:
+    """mobilenetv2_small as Sandler et al. draw it (figure 4d), with XLA's convolutions and no module of ours."""
+    params, stats = variables["params"], variables["batch_stats"]
+
+    def conv(x, kernel, stride: int = 1, groups: int = 1):
+        pads = "SAME" if padding == "same" else [(kernel.shape[0] // 2,) * 2] * 2
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+        )
+
+    def norm(x, *path: str, relu6: bool = True):
+        p, s = params, stats
+        for name in path:
+            p, s = p[name], s[name]
+        y = (x - s["mean"]) / jnp.sqrt(s["var"] + 1e-5) * p["scale"] + p["bias"]
+        return jnp.minimum(jax.nn.relu(y), 6) if relu6 else y
+
+    x = norm(conv(x, params["stem"]["kernel"], 2), "stem_norm")
+    for name, stride in (("block00", 1), ("block01", 1), ("block02", 2), ("block03", 1)):
+        block, shortcut = params[name], x
+        x = norm(conv(x, block["expand"]["kernel"][None, None]), name, "expand_norm")
+        x = norm(conv(x, block["depthwise"][:, :, None], stride, x.shape[-1]), name, "depthwise_norm")
+        x = norm(conv(x, block["project"]["kernel"][None, None]), name, "project_norm", relu6=False)
+        if x.shape == shortcut.shape:
+            x = x + shortcut
+    x = norm(conv(x, params["head"]["kernel"][None, None]), "head_norm").mean(axis=(1, 2))
+    return x @ params["classifier"]["kernel"] + params["classifier"]["bias"]
+
+
+@pytest.mark.parametrize("padding", ["same", "torch"])
+def test_dense_network_is_the_textbooks(padding: str) -> None:
+    network = dataclasses.replace(TINY, mode="off", padding=padding)
+    variables = random_variables(network)
+    expected = fast_jit(textbook_small, static_argnums=2)(variables, images(), padding)
+    np.testing.assert_allclose(logits(network, variables), expected, atol=1e-4)
 
 
 def test_nothing_pruned_is_the_dense_network() -> None:

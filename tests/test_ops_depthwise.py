@@ -153,5 +153,5 @@ def test_bad_input_is_a_value_error() -> None:
     for bad_x, bad_kernel in ((x, kernel[:2]), (x[..., :2], kernel), (x[0, 0], kernel), (x, kernel[..., None])):
         with pytest.raises(ValueError, match="do not fit: got"):
             depthwise_conv(bad_x, bad_kernel)
-    with pytest.raises(ValueError, match="padding must be one of .*'same', 'torch'.* got 'valid'"):
+    with pytest.raises(ValueError, match=r"padding must be one of .*'same', 'torch'.* got 'valid'"):
         depthwise_conv(x, kernel, 1, "valid")

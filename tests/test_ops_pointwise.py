@@ -16,7 +16,7 @@ from jax import lax
 
 from fdjax.ops import BandPlan, banded_pointwise, dense_pointwise, masked_pointwise, plan_bands
 
-# (H, W), K, C, D: maps that the block divides and others; layers that widen and that narrow; one block of the map's size.
+# (H, W), K, C, D: maps that the block divides and others; layers that widen and that narrow; one block a map.
 CASES = (
     ((4, 6), 2, 3, 5),
     ((5, 7), 2, 6, 2),
@@ -269,7 +269,7 @@ def test_plan_survives_json(inputs: list[int], outputs: list[int]) -> None:
     ],
 )
 def test_json_that_is_no_plan_is_a_value_error(text: str) -> None:
-    with pytest.raises(ValueError, match="BandPlan|counts must|block must"):
+    with pytest.raises(ValueError, match=r"BandPlan|counts must|block must"):
         BandPlan.from_json(text)
 
 

@@ -57,10 +57,12 @@ ORIGINAL = (1, 2, 2, 2, 1, 2, 1)
 PAPERS = {
     # name: (pixels, classes, our count above, published M dense, published M with full transforms, exact integers)
     "mobilenetv2_cifar10": (
-        32, 10, count_mobilenet(32, (3, 1), (1, 1, 2, 2, 1, 2, 1), True, 10), "89.01", "117.98", 89_012_224, 117_979_136,
+        32, 10, count_mobilenet(32, (3, 1), (1, 1, 2, 2, 1, 2, 1), True, 10),
+        "89.01", "117.98", 89_012_224, 117_979_136,
     ),
     "mobilenetv2_cifar100": (
-        32, 100, count_mobilenet(32, (1, 1), (1, 2, 2, 2, 1, 1, 1), False, 100), "42.96", "53.67", 42_958_848, 53_673_984,
+        32, 100, count_mobilenet(32, (1, 1), (1, 2, 2, 2, 1, 1, 1), False, 100),
+        "42.96", "53.67", 42_958_848, 53_673_984,
     ),
 }  # fmt: skip
 
@@ -478,20 +480,20 @@ def test_tied_blocks_take_the_cheaper_of_groups_and_layers(kind: str) -> None:
 
 
 def test_group_counts_of_a_network_use_its_own_padding() -> None:
-    """Levels {0, 1, N} on the block whose depthwise layer has stride 2: 14x14 to 7x7 in 2x2 blocks."""
-    for padding, first in (("same", 0), ("torch", -1)):
-        network = MobileNetV2("mobilenetv2_small", 10, block=2, tied=True, padding=padding)
+    """Levels {0, 1, N} on the block whose depthwise layer has stride 2: 14x14 to 7x7 in 4x4 blocks."""
+    for padding, first, along in (("same", 0, 10), ("torch", -1, 11)):
+        network = MobileNetV2("mobilenetv2_small", 10, block=4, tied=True, padding=padding)
         spec = network.spec((28, 28, 1))
         roles = units(spec)["block02"]
         depthwise, expand, project = roles["depthwise"], roles["expand"], roles["project"]
         assert (depthwise.in_size, depthwise.out_size, depthwise.stride) == ((14, 14), (7, 7), 2)
+        assert along == sum(len({(2 * i + first + a) // 4 for a in range(3)}) for i in range(7))
         counts = np.zeros(depthwise.in_channels, int)
         counts[:3] = 1
-        along = sum(len({(2 * i + first + a) // 2 for a in range(3)}) for i in range(7))
         assert unit_group_macs(spec, roles, counts) == {
-            "expand": 49 * (4 * expand.in_channels + 3 * expand.in_channels),
+            "expand": 16 * (16 * expand.in_channels + 3 * expand.in_channels),
             "depthwise": 3 * along**2,
-            "project": 16 * (3 * 4 + 3 * project.out_channels + 4 * project.out_channels),
+            "project": 4 * (3 * 16 + 3 * project.out_channels + 16 * project.out_channels),
         }
 
 

@@ -1,4 +1,4 @@
-"""Prints a Markdown table of finished runs, from their own summaries: python tools/results_table.py DIR/*/summary.json"""
+"""Prints finished runs as a Markdown table, from their summaries: python tools/results_table.py DIR/*/summary.json"""
 
 from __future__ import annotations
 

@@ -39,9 +39,12 @@ def coef_mask(fcmask: jax.Array, num_coefs: int) -> jax.Array:
 def kept_counts(fcmask: jax.Array, num_coefs: int) -> jax.Array:
     """How many leading coefficients each channel keeps once masks are rounded: [C] -> int32 [C], 0..N.
 
-    Coefficient n is kept where its mask is at least 0.5, which makes the count `floor(m * N + 0.5)`.
+    Coefficient n is kept where its mask is at least 0.5, which makes the count m * N rounded, a half upwards.
     """
-    return jnp.clip(jnp.floor(fcmask * num_coefs + 0.5), 0, num_coefs).astype(jnp.int32)
+    scaled = fcmask * num_coefs
+    # Adding 0.5 and rounding down would round the sum, too: just below 0.5 it comes out as 1.
+    below = jnp.floor(scaled)
+    return jnp.clip(below + (scaled - below >= 0.5), 0, num_coefs).astype(jnp.int32)
 
 
 def hard_coef_mask(fcmask: jax.Array, num_coefs: int) -> jax.Array:

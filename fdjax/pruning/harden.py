@@ -38,14 +38,15 @@ def all_levels(num_coefs: int) -> None:
 
 
 def round_masks(spec: NetworkSpec, fcmasks: FcMasks, levels: Levels = all_levels, offset: float = 0.0) -> Counts:
-    """Path -> FCMask [channels] in [0, 1] to path -> kept counts: floor((m + offset) * N + 0.5), to the nearest level.
+    """Path -> FCMask [channels] in [0, 1] to path -> kept counts: (m + offset) * N rounded, then to the nearest level.
 
     The arithmetic is float32, as in `fdjax.ops.fcmask.kept_counts`, so that both round alike.
     """
     counts = {}
     for path, (_, num_coefs) in spec.mask_sizes.items():
-        shifted = np.asarray(fcmasks[path], np.float32) + np.float32(offset)
-        count = np.clip(np.floor(shifted * np.float32(num_coefs) + np.float32(0.5)), 0, num_coefs).astype(np.int64)
+        scaled = (np.asarray(fcmasks[path], np.float32) + np.float32(offset)) * np.float32(num_coefs)
+        below = np.floor(scaled)
+        count = np.clip(below + (scaled - below >= 0.5), 0, num_coefs).astype(np.int64)
         accepted = levels(num_coefs)
         counts[path] = count if accepted is None else round_to_levels(count, accepted)
     return counts
@@ -74,7 +75,10 @@ def gate_counts(
     for layer in spec.layers:
         if not layer.block or layer.unit in tied_units:
             continue
-        inputs, outputs = effective[layer.name]
+        if convention == "paper":
+            inputs, outputs = layer.input_counts(counts), layer.output_counts(counts)
+        else:
+            inputs, outputs = effective[layer.name]
         if _layer_cost(layer, inputs, outputs, False, convention) >= _layer_cost(
             layer, _whole(inputs, layer), _whole(outputs, layer), True, convention
         ):
