@@ -69,6 +69,18 @@ def test_rounding_is_floor_of_m_n_plus_one_half_and_agrees_with_ops(kind: str, s
     np.testing.assert_array_equal(kept_counts(jnp.asarray(masks[longest]), num_coefs), counts[longest])
 
 
+def test_rounding_agrees_with_ops_next_to_every_threshold() -> None:
+    spec = SPECS["both"]
+    masks = random_masks(spec, 0)
+    for path in ("block00/expand/output", "head/output"):
+        channels, num_coefs = spec.mask_sizes[path]
+        thresholds = np.resize((np.arange(num_coefs) + 0.5) / num_coefs, channels).astype(np.float32)
+        for side in (0, 1):
+            masks[path] = np.nextafter(thresholds, side, dtype=np.float32)
+            expected = kept_counts(jnp.asarray(masks[path]), num_coefs)
+            np.testing.assert_array_equal(round_masks(spec, masks)[path], expected)
+
+
 @given(st.integers(0, 1000), st.floats(-1, 1))
 @example(0, -1.0)
 @example(0, 1.0)
