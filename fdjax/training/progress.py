@@ -79,7 +79,7 @@ def _text(figures: dict[str, float]) -> str:
     if "train_loss" in figures:
         shown.append(f"loss {figures['train_loss']:.3f}")
     if "train_top1" in figures:
-        shown.append(f"accuracy {100 * figures['train_top1']:.1f}%")
+        shown.append(f"top-1 {100 * figures['train_top1']:.1f}%")
     if "macs_ratio" in figures:
         shown.append(f"MACs {figures['macs_ratio']:.3f}x")
     return ", ".join(shown)
