@@ -53,9 +53,9 @@ def next_lambda(
       offset: measured now.
       previous: measured one interval ago.
       start: measured when the phase began; negative, or near 0 where masks have been learned before.
-      progress: share of the phase that is done, 0 to 1.
-      interval: share of the phase since `previous`.
-      ramp: share of the phase by which the offset should be 0.
+      progress: share of the phase's mask steps that are done, 0 to 1.
+      interval: share of them since `previous`.
+      ramp: share of them by which the offset should be 0.
     """
     line = start * max(0.0, 1 - progress / ramp)
     wanted = (-start / ramp if progress < ramp else 0.0) + (line - offset) / (_CATCH_UP * interval)

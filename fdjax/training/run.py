@@ -26,6 +26,7 @@ from fdjax.data import (
 )
 from fdjax.errors import UserError
 from fdjax.nn import FCMASK, MobileNetV2
+from fdjax.pruning import mac_ratio
 from fdjax.reports import plot_run
 from fdjax.spec import NetworkMacs, network_macs
 from fdjax.training.build import build_network, collection_of, counts_of, flat_masks, hard_masks, hard_network
@@ -43,6 +44,8 @@ from fdjax.training.workdir import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, Metr
 # How many times in a phase the controller looks at the masks, and how many steps lie between records.
 _CONTROL_TICKS = 50
 _RECORD_EVERY = 20
+# How far from the target, relatively, a network may land without a warning.
+_TOLERANCE = 0.02
 SOFT_MASKS_FILE = "soft_masks.npz"
 
 
@@ -244,7 +247,8 @@ class _Run:
         cadence = self.config.checkpoint
         save_every = max(1, round(cadence.every_epochs * self.per_epoch))
         evaluate_every = max(1, round(cadence.evaluate_every_epochs * self.per_epoch))
-        tick_every = max(1, phase.steps // _CONTROL_TICKS)
+        kinds = [phase.kind(self.config, step) for step in range(phase.steps)]
+        mask_steps = np.cumsum([kind == "masks" for kind in kinds])
         progress = Progress(phase, phase_step)
         pending: list[dict[str, jax.Array]] = []
         figures: dict[str, float] = {}
@@ -257,9 +261,9 @@ class _Run:
                 if epoch != order_epoch:
                     order_epoch, order = epoch, epoch_order(self.config.seed, epoch, len(self.train_indices))
                 indices = self.train_indices[batch_indices(order, at, self.config.data.batch_size)]
-                kind = phase.kind(self.config, phase_step)
-                if phase.learns_masks and phase_step % tick_every == 0:
-                    state, figures = self._control(state, phase, phase_step, tick_every, kind, figures)
+                kind = kinds[phase_step]
+                if kind == "masks":
+                    state, figures = self._control(state, int(mask_steps[phase_step]) - 1, int(mask_steps[-1]), figures)
                 key = kind if kind == "masks" else (kind, phase.trains_batch_norm(self.config, phase_step))
                 state, metrics = steps[key](state, images, labels, jnp.asarray(indices))
                 pending.append(metrics)
@@ -281,9 +285,15 @@ class _Run:
             progress.close()
         return state
 
-    def _control(self, state: TrainState, phase: Phase, phase_step: int, interval: int, kind: str, figures):
-        """Measures the masks, and moves lambda if there is a target."""
+    def _control(self, state: TrainState, mask_step: int, mask_steps: int, figures: dict[str, float]):
+        """Measures the masks once in a while, and moves lambda if there is a target.
+
+        Turns of weight learning do not count: neither masks nor the line that they are to follow move in them.
+        """
         learn = self.config.learn
+        interval = max(1, mask_steps // _CONTROL_TICKS)
+        if mask_step % interval:
+            return state, figures
         hard = hard_masks(learn, self.spec, state.fcmask, to_target=False)
         figures = {**figures, "macs_ratio": hard.macs.ratio}
         if learn.target_macs is None:
@@ -293,8 +303,8 @@ class _Run:
         lambda_ = float(state.lambda_)
         if np.isnan(start):
             start = offset
-        elif kind == "masks":
-            progress, share = phase_step / phase.steps, interval / phase.steps
+        else:
+            progress, share = mask_step / mask_steps, interval / mask_steps
             lambda_ = next_lambda(lambda_, offset, previous, start, progress, share, learn.ramp)
         controller = {"offset": jnp.asarray(offset, jnp.float32), "start": jnp.asarray(start, jnp.float32)}
         figures["offset"] = offset
@@ -379,8 +389,16 @@ class _Run:
                 "ratio": macs.ratio,
             }
         )
+        if phase.learns_masks:
+            self._compare_with_target(macs, progress)
         progress.say(f"{phase.name}: done, test accuracy {100 * test['top1']:.2f}% at {macs.ratio:.3f}x MACs")
         return score
+
+    def _compare_with_target(self, macs: NetworkMacs, progress: Progress) -> None:
+        target, convention = self.config.learn.target_macs, self.config.learn.target_convention
+        reached = mac_ratio(macs, convention)
+        if target is not None and abs(reached / target - 1) > _TOLERANCE:
+            progress.say(f"warning: the target of {target:g}x MACs is out of reach here; the nearest is {reached:.3f}x")
 
     def _tick_clock(self) -> None:
         now = time.monotonic()
