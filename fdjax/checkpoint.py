@@ -57,7 +57,7 @@ class Checkpoints:
 
     Args:
       folder: where the steps lie; made on the first save.
-      keep: how many of the latest are kept.
+      keep: how many of the latest are kept, 2 or more: one is always whole while another is written.
       keep_best: keep the one with the highest score too.
     """
 
@@ -92,7 +92,11 @@ class Checkpoints:
                     policies.BestN(get_metric_fn=lambda m: m["score"], n=1, keep_checkpoints_without_metrics=False)
                 )
             options = ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(kept), enable_async_checkpointing=False
+                preservation_policy=policies.AnyPreservationPolicy(kept),
+                # Without it the scores are not written, and a resumed run forgets its best.
+                best_fn=(lambda m: m["score"]) if self._keep_best else None,
+                best_mode="max",
+                enable_async_checkpointing=False,
             )
             self._writer = ocp.CheckpointManager(self.folder, options=options)
         items = ocp.args.Composite(
@@ -115,6 +119,12 @@ class Checkpoints:
         for path in self.folder.iterdir():
             if path.is_dir() and not (path / MANIFEST).is_file():
                 shutil.rmtree(path)
+
+    def discard_after(self, step: int) -> None:
+        """Removes the checkpoints after `step`: a run that goes on from there will write them again."""
+        for later in self.steps():
+            if later > step:
+                shutil.rmtree(self.folder / str(later))
 
     def verify(self, step: int) -> None:
         """Checks every file of a step against its manifest.
@@ -212,6 +222,8 @@ def find_checkpoint(path: str, which: str = "latest") -> tuple[Checkpoints, int]
     if not given.is_dir():
         raise UserError(f"no checkpoint directory {path!r}; give a workdir, its {CHECKPOINT_FOLDER} folder or one step")
     if given.name.isdecimal() and (given / MANIFEST).is_file():
+        if which not in ("latest", given.name):
+            raise UserError(f"{path!r} is the folder of one step; give its workdir to choose {which!r}")
         found = Checkpoints(given.parent)
         found.verify(int(given.name))
         return found, int(given.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,8 +42,12 @@ def _config_flag(arguments: Sequence[str], program: str) -> str | None:
 
 def check_json_target(path: str | None) -> None:
     """Raises `UserError` if a report could not be written to `path`, before the work that leads to it."""
-    if path is not None and (Path(path).is_dir() or not Path(path).resolve().parent.is_dir()):
-        raise UserError(f"--json {path}: give a file in a directory that exists")
+    if path is None:
+        return
+    file = Path(path).resolve()
+    writable = os.access(file if file.exists() else file.parent, os.W_OK)
+    if file.is_dir() or not file.parent.is_dir() or not writable:
+        raise UserError(f"--json {path}: give a file that can be written, in a directory that exists")
 
 
 def write_report(path: str | None, value: Any) -> None:
@@ -70,7 +75,11 @@ def train_command(arguments: Sequence[str] | None = None) -> int:
     check_json_target(parsed.json)
     from fdjax.training.run import train
 
-    summary = train(parsed.settings, parsed.workdir, parsed.init)
+    try:
+        summary = train(parsed.settings, parsed.workdir, parsed.init)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
     write_report(parsed.json, summary)
     return 0
 
@@ -135,6 +144,8 @@ def macs_command(arguments: Sequence[str]) -> int:
     if (parsed.config is None) == (parsed.checkpoint is None):
         raise UserError("give either --config FILE or --checkpoint DIR")
     if parsed.checkpoint is not None:
+        if parsed.settings != Config():
+            raise UserError("a checkpoint has its own config: give no settings beside --checkpoint")
         from fdjax.checkpoint import find_checkpoint
         from fdjax.training.restore import restore
 
@@ -146,7 +157,7 @@ def macs_command(arguments: Sequence[str]) -> int:
         from fdjax.training.build import build_network
 
         data = parsed.settings.data
-        shape, classes = describe_source(data.name, data.path, data.image_size)
+        shape, classes = describe_source(data.name, data.path, data.image_size, data.grayscale)
         _, spec = build_network(parsed.settings, shape, len(classes))
         macs = network_macs(spec, spec.full_counts())
     from fdjax.reports import macs_table

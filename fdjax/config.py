@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import runpy
 import typing
 from collections.abc import Mapping
@@ -22,7 +23,6 @@ from fdjax.errors import UserError, suggestion
 PHASES = ("pretrain", "learn", "alternate", "refine", "scratch")
 MASK_PHASES = ("learn", "alternate")
 HARD_PHASES = ("refine", "scratch")
-MODELS = ("mobilenetv2", "mobilenetv2_cifar10", "mobilenetv2_cifar100", "mobilenetv2_small")
 
 
 class _Checked:
@@ -42,6 +42,8 @@ class _Checked:
                 wanted = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint)
                 wanted = (wanted or str(hint)).replace("typing.", "")
                 raise UserError(f"{type(self).__name__}.{field.name} must be {wanted}, got {value!r}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{type(self).__name__}.{field.name} must be a finite number, got {value!r}")
         self._check()
 
     def _check(self) -> None:
@@ -64,6 +66,8 @@ class DataConfig(_Checked):
     """Pixels: images are resized and cropped to this square (folder and TFDS; default: as they are)."""
     validation: float = 0.0
     """Share of the training set, 0 to below 1, held out (seeded, class by class) to choose the best checkpoint."""
+    grayscale: bool = False
+    """Make the images of a folder or TFDS set grey (one channel)."""
     batch_size: int = 128
     """Images a step."""
     crop_padding: int = 4
@@ -131,6 +135,7 @@ class WeightPhaseConfig(_Checked):
         self._require(self.weight_decay >= 0, "weight_decay", "0 or more")
         self._require(0 <= self.label_smoothing < 1, "label_smoothing", "0 to below 1")
         self._require(self.warmup_epochs >= 0, "warmup_epochs", "0 or more")
+        self._require(self.step_factor > 0, "step_factor", "above 0")
         self._require(all(0 <= share <= 1 for share in self.step_at), "step_at", "shares from 0 to 1")
 
 
@@ -143,15 +148,15 @@ class LearnConfig(_Checked):
     steps: int | None = None
     """Length in steps; overrides epochs."""
     optimizer: Literal["sgd", "adam"] = "sgd"
-    """Of the masks. With adam the speed of a mask does not depend on lambda."""
+    """Of the masks. With adam a mask moves by about the learning rate a step, however large lambda is."""
     learning_rate: float = 0.1
-    """Of the masks."""
+    """Of the masks (with adam, begin with 0.002)."""
     momentum: float = 0.9
     """Of sgd."""
     sides: Literal["both", "input", "output"] = "both"
     """Which sides of a pointwise layer have masks."""
     tied: bool = False
-    """One FCMask for a wide channel of a residual block (expand output, project input); narrow sides have none."""
+    """One FCMask for a wide channel of a residual block (expand output, project input), none on its narrow sides."""
     levels: str = "all"
     """Kept counts that masks may be rounded to: all, or a list such as 0,1,N."""
     block: int = 4
@@ -181,7 +186,11 @@ class LearnConfig(_Checked):
         self._require(
             self.target_macs is None or 0 < self.target_macs <= 1, "target_macs", "above 0 and at most 1, or None"
         )
-        self._require(self.lambda_ is None or self.lambda_ >= 0, "lambda_", "0 or more, or None")
+        self._require(
+            self.lambda_ is None or self.lambda_ > 0 or (self.lambda_ == 0 and self.target_macs is None),
+            "lambda_",
+            "above 0 (0 only without a target), or None",
+        )
         self._require(0 < self.ramp <= 1, "ramp", "above 0 and at most 1")
         self._require(
             self.target_macs is not None or self.lambda_ is not None, "lambda_", "a number when target_macs is None"
@@ -236,13 +245,13 @@ class CheckpointConfig(_Checked):
     every_epochs: float = 1.0
     """Epochs between checkpoints; one more is written at the end of each phase."""
     keep: int = 2
-    """Latest checkpoints that are kept, beside the best on the validation share."""
+    """Latest checkpoints that are kept, at least 2, beside the best on the validation share."""
     evaluate_every_epochs: float = 1.0
     """Epochs between evaluations (validation share if there is one, else the test set, for the curves only)."""
 
     def _check(self) -> None:
         self._require(self.every_epochs > 0, "every_epochs", "above 0")
-        self._require(self.keep >= 1, "keep", "at least 1")
+        self._require(self.keep >= 2, "keep", "at least 2 (one is whole while another is written)")
         self._require(self.evaluate_every_epochs > 0, "evaluate_every_epochs", "above 0")
 
 
@@ -337,7 +346,8 @@ def continuation_problem(saved: Config, asked: Config, current_phase: str | None
     """Says why a run of `saved` cannot go on as `asked`, or returns None when it can.
 
     It can when `asked` differs only in more phases at the end, in settings of phases that have not begun, in a longer
-    current phase (`current_phase`: the one the run is in or ended with), or in how often it saves. A run without a
+    current phase (`current_phase`: the one the run is in or ended with), in where the data lie, or in how often it
+    saves. A run without a
     checkpoint yet (`current_phase` None) is held to all its phases.
     """
     begun = len(saved.phases) if current_phase is None else saved.phases.index(current_phase) + 1
@@ -355,7 +365,8 @@ def continuation_problem(saved: Config, asked: Config, current_phase: str | None
             differences.append(f"{field} is {before!r} there and {after!r} here")
             continue
         for name, value in before.items():
-            if value == after[name] or (field == current_phase and name in ("epochs", "steps")):
+            longer = field == current_phase and name in ("epochs", "steps")
+            if value == after[name] or longer or (field, name) == ("data", "path"):
                 continue
             differences.append(f"{field}.{name} is {value!r} there and {after[name]!r} here")
     return "; ".join(differences) or None

@@ -35,7 +35,7 @@ def reports_user_errors(command: Callable[..., int]) -> Callable[..., int]:
         except UserError as error:
             fail(str(error))
         except KeyboardInterrupt:
-            print("interrupted; the same command run again goes on from the last checkpoint", file=sys.stderr)
+            print("interrupted", file=sys.stderr)
             return 130
 
     return wrapped

@@ -32,6 +32,19 @@ def test_the_latest_and_the_best_are_kept(saved):
     assert find_checkpoint(str(saved.folder.parent), "best")[1] == 1
 
 
+def test_the_best_is_kept_after_a_restart(saved):
+    again = Checkpoints(saved.folder, keep=2, keep_best=True)
+    for step, score in ((5, 0.4), (6, 0.5), (7, 0.3)):
+        again.save(step, STATE, {}, score)
+    assert again.steps() == [1, 6, 7]
+    assert again.best() == 1
+
+
+def test_what_lies_beyond_a_step_can_be_discarded(saved):
+    saved.discard_after(3)
+    assert saved.steps() == [1, 3]
+
+
 def test_state_and_meta_come_back(saved):
     restored = saved.restore(4, STATE)
     np.testing.assert_array_equal(restored["params"]["b/c"], np.ones((2, 2)))

@@ -68,6 +68,11 @@ def refused(tmp_path, capsys):
         (["--phases", "learn", "pretrain"], "pretrain first"),
         (["--init", "/does/not/exist"], "/does/not/exist"),
         (["--learn.target-macs", "None"], "lambda"),
+        (["--learn.target-macs", "0.002"], "every masked channel removed"),
+        (["--learn.lambda", "0"], "above 0"),
+        (["--learn.block-by-map", "15", "2"], "side 15"),
+        (["--checkpoint.every-epochs", "inf"], "finite"),
+        (["--checkpoint.keep", "1"], "at least 2"),
         (["--json", "/does/not/exist/file.json"], "directory that exists"),
     ],
 )

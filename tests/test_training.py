@@ -210,3 +210,73 @@ def test_refinement_can_start_from_a_run_that_ended_with_learn(tmp_path):
     )
     assert refined["macs"] == learned["macs"]
     assert refined["layers"] == learned["layers"]
+
+
+def test_settings_of_phases_that_have_not_begun_may_change(tmp_path):
+    begun = dataclasses.replace(CONFIG, phases=("pretrain",))
+    train(begun, str(tmp_path / "run"))
+    learn = dataclasses.replace(CONFIG.learn, optimizer="adam", learning_rate=0.02, sides="input", levels="0,1,N")
+    refine = dataclasses.replace(CONFIG.refine, optimizer="adamw", learning_rate=0.001)
+    changed = dataclasses.replace(CONFIG, phases=("pretrain", "learn", "refine"), learn=learn, refine=refine)
+    summary = train(changed, str(tmp_path / "run"))
+    assert [phase["name"] for phase in summary["phases"]] == ["pretrain", "learn", "refine"]
+    restored = restore(*find_checkpoint(str(tmp_path / "run")))
+    assert all(path.endswith("/input") for path in restored.spec.mask_sizes)
+    for path, counts in restored.hard.counts.items():
+        assert set(counts.tolist()) <= {0, 1, restored.spec.mask_sizes[path][1]}
+
+
+def test_tied_masks_by_the_papers_count_and_expected_macs(tmp_path):
+    learn = dataclasses.replace(
+        CONFIG.learn, tied=True, penalty="macs", target_convention="paper", target_macs=0.8, block_by_map={}
+    )
+    phases = ("pretrain", "learn", "refine")
+    config = dataclasses.replace(CONFIG, phases=phases, learn=learn)
+    summary = train(config, str(tmp_path / "run"))
+    assert summary["macs"]["paper_ratio"] == pytest.approx(0.8, rel=0.02)
+    kept = [layer["kept_counts"] for layer in summary["layers"] if layer["name"].endswith("expand")]
+    assert all(counts["input"] is None for counts in kept)
+    assert any(counts["output"] is not None for counts in kept)
+
+
+def test_a_fixed_lambda_without_a_target(tmp_path):
+    learn = dataclasses.replace(CONFIG.learn, target_macs=None, lambda_=0.5, gate="none")
+    summary = train(dataclasses.replace(CONFIG, phases=("pretrain", "learn"), learn=learn), str(tmp_path / "run"))
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {record["lambda"] for record in records if "lambda" in record} == {0.5}
+    assert not any(layer["released"] for layer in summary["layers"])
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_written_again(tmp_path, capsys):
+    config = dataclasses.replace(CONFIG, phases=("pretrain",))
+    first = train(config, str(tmp_path / "run"))
+    checkpoints = Checkpoints(tmp_path / "run" / CHECKPOINT_FOLDER)
+    largest = max((checkpoints.folder / str(STEPS)).rglob("*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1])
+    again = train(config, str(tmp_path / "run"))
+    assert "damaged" in capsys.readouterr().err
+    assert without_times(again) == without_times(first)
+    assert find_checkpoint(str(tmp_path / "run"))[1] == STEPS
+
+
+def test_a_run_that_diverges_stops_and_says_so(tmp_path):
+    wild = dataclasses.replace(CONFIG.pretrain, learning_rate=1e30)
+    with pytest.raises(UserError, match=r"diverged; lower pretrain\.learning_rate"):
+        train(dataclasses.replace(CONFIG, phases=("pretrain",), pretrain=wild), str(tmp_path / "run"))
+
+
+def test_a_target_below_what_remains_without_masked_channels_is_refused(tmp_path):
+    learn = dataclasses.replace(CONFIG.learn, target_macs=0.01)
+    with pytest.raises(UserError, match="every masked channel removed"):
+        train(dataclasses.replace(CONFIG, learn=learn), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_fewer_steps_than_are_done_and_another_init_are_refused(finished, tmp_path):
+    config = dataclasses.replace(CONFIG, phases=("pretrain",))
+    train(config, str(tmp_path / "run"))
+    shorter = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, steps=STEPS - 2))
+    with pytest.raises(UserError, match="more than the 4 asked for"):
+        train(shorter, str(tmp_path / "run"))
+    with pytest.raises(UserError, match="begun with no --init"):
+        train(config, str(tmp_path / "run"), init=str(finished))

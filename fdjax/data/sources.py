@@ -133,7 +133,7 @@ def check_source(name: str, path: str | None = None) -> None:
 
 
 def describe_source(
-    name: str, path: str | None = None, image_size: int | None = None
+    name: str, path: str | None = None, image_size: int | None = None, grayscale: bool = False
 ) -> tuple[tuple[int, int, int], tuple[str, ...]]:
     """The shape of a data set's images and its classes, without loading it; a stock TFDS set need not even be there.
 
@@ -141,6 +141,7 @@ def describe_source(
       name: as for `load_dataset`.
       path: as for `load_dataset`.
       image_size: as for `load_dataset`; where it is None a folder's first image is opened.
+      grayscale: as for `load_dataset`.
 
     Returns:
       (H, W, C), and the class names.
@@ -157,7 +158,7 @@ def describe_source(
         check_source(name, path)
         classes = _list_folder(Path(path or ""))["train"]
         first = _fit(_decode_file(next(iter(classes.values()))[0], "RGB"), image_size)
-        return (first.height, first.width, 3), tuple(classes)
+        return (first.height, first.width, 1 if grayscale else 3), tuple(classes)
     try:
         folder = _find_prepared(name, path).folder
     except UserError:
@@ -175,7 +176,7 @@ def describe_source(
     height, width = image_size or height, image_size or width
     if not height or not width:
         raise UserError(f"the images of {name!r} have different sizes, so an image size must be given (image_size)")
-    return (height, width, channels or 3), tuple(builder.info.features[label_key].names)
+    return (height, width, 1 if grayscale else channels or 3), tuple(builder.info.features[label_key].names)
 
 
 def channel_statistics(images_uint8: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -268,6 +268,12 @@ class MobileNetV2(nn.Module):
             )
         )  # fmt: skip
         layers.append(LayerSpec("classifier", "dense", (1, 1), (1, 1), self.head_channels, self.num_classes))
+        maps = sorted({layer.in_size[0] for layer in layers if layer.block})
+        for map_side in self.block_by_map or {}:
+            if int(map_side) not in maps:
+                raise ValueError(
+                    f"block_by_map names maps of side {map_side}; wrapped layers have {', '.join(map(str, maps))}"
+                )
         names = {layer.name for layer in layers if layer.block}
         for name in self.block_by_layer or {}:
             if name not in names:

@@ -56,7 +56,8 @@ def layer_macs_figure(layers: Sequence[Mapping[str, Any]]) -> Figure:
     dense = np.array([layer["dense"] for layer in wrapped], float)
     pruned = np.array([layer["pruned"] for layer in wrapped], float) / dense
     total = np.array([layer["total"] for layer in wrapped], float) / dense
-    released = np.array([bool(layer.get("released")) for layer in wrapped])
+    # The gate also frees layers that are pruned by whole channels from their transforms; those are not marked.
+    released = np.array([bool(layer.get("released")) and layer["form"] == "dense" for layer in wrapped])
 
     width = float(np.clip(2.2 + 0.24 * len(wrapped), 7.2, 14.0))
     figure = _figure(width, 4.9)

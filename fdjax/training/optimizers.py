@@ -18,7 +18,7 @@ def learning_rate_schedule(phase: WeightPhaseConfig, steps: int, steps_per_epoch
     if phase.schedule == "cosine":
         schedule = optax.cosine_decay_schedule(phase.learning_rate, after)
     elif phase.schedule == "step":
-        falls = {round(share * steps) - warmup: phase.step_factor for share in phase.step_at}
+        falls = {max(0, round(share * steps) - warmup): phase.step_factor for share in phase.step_at}
         schedule = optax.piecewise_constant_schedule(phase.learning_rate, falls)
     else:
         schedule = optax.constant_schedule(phase.learning_rate)
@@ -50,9 +50,12 @@ def mask_optimizer(learn: LearnConfig) -> optax.GradientTransformation:
 
 
 def optimizers_for(config: Config, phase: Phase) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    """(weights, masks) optimizers of a phase."""
+    """(weights, masks) optimizers of a phase; the one that has nothing to do in it has no state."""
+    weights = masks = optax.identity()
     settings = phase_settings(config, phase.name)
-    if not isinstance(settings, WeightPhaseConfig):
-        settings = config.refine  # `learn` does not train weights; its weight state is only carried along.
-    schedule = learning_rate_schedule(settings, max(1, phase.weight_steps(config)), phase.steps_per_epoch)
-    return weight_optimizer(settings, schedule), mask_optimizer(config.learn)
+    if isinstance(settings, WeightPhaseConfig):
+        schedule = learning_rate_schedule(settings, max(1, phase.weight_steps(config)), phase.steps_per_epoch)
+        weights = weight_optimizer(settings, schedule)
+    if phase.learns_masks:
+        masks = mask_optimizer(config.learn)
+    return weights, masks

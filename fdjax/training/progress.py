@@ -28,10 +28,11 @@ class Progress:
     Args:
       phase: the phase.
       done: steps of it that are done already.
+      later: steps of the phases after it.
     """
 
-    def __init__(self, phase: Phase, done: int = 0):
-        self._phase = phase
+    def __init__(self, phase: Phase, done: int = 0, later: int = 0):
+        self._phase, self._later = phase, later
         self._done = self._first = done
         self._begin = self._last_line = time.monotonic()
         self._timed: tuple[float, int] | None = None
@@ -52,14 +53,20 @@ class Progress:
             self._told = True
             rate = (now - self._timed[0]) / (self._done - self._timed[1])
             left = (self._phase.steps - self._done) * rate
-            self.say(f"{self._phase.name}: {rate * 1e3:.0f} ms a step, about {duration(left)} to go in this phase")
+            whole = f", {duration(left + self._later * rate)} for the run at this rate" if self._later else ""
+            self.say(
+                f"{self._phase.name}: {rate * 1e3:.0f} ms a step, about {duration(left)} to go in this phase{whole}"
+            )
         text = _text(figures)
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(steps)
         elif now - self._last_line > _LINE_EVERY and self._done < self._phase.steps:
             self._last_line = now
-            self.say(f"{self._phase.name}: step {self._done} of {self._phase.steps}, {text}")
+            rate = (self._done - self._first) / (now - self._begin)
+            left = duration((self._phase.steps - self._done) / rate)
+            step = f"step {self._done} of {self._phase.steps}"
+            self.say(f"{self._phase.name}: {step}, {rate:.1f} a second, {left} left, {text}")
 
     def say(self, message: str) -> None:
         """Prints a line above the bar."""

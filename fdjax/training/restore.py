@@ -31,7 +31,9 @@ class Past:
       seconds: of work so far.
       dense_top1: at the end of pretraining.
       released: the layers that the gate has released, in force while masks are hard.
-      inherited: phases that the run given by --init had finished and that this run skips.
+      inherited: phases that the run given by --init had finished.
+      skipped: how many of this run's own phases are left out because of that.
+      num_train: examples of the training set, the validation share included.
       masks_learned: whether a phase has learned masks, here or in that run.
     """
 
@@ -40,6 +42,8 @@ class Past:
     dense_top1: float | None = None
     released: list[str] = dataclasses.field(default_factory=list)
     inherited: list[str] = dataclasses.field(default_factory=list)
+    skipped: int = 0
+    num_train: int = 0
     masks_learned: bool = False
 
 
@@ -138,7 +142,7 @@ def evaluate_restored(restored: Restored, split: str = "test", data_path: str | 
     data, spec = restored.config.data, restored.spec
     path = data_path if data_path is not None else data.path
     check_source(data.name, path)
-    dataset = load_dataset(data.name, path, data.image_size)
+    dataset = load_dataset(data.name, path, data.image_size, data.grayscale)
     if (dataset.image_shape, dataset.class_names) != (spec.input_shape, spec.class_names):
         raise UserError(
             f"the checkpoint was trained on {spec.input_shape} images of the classes {', '.join(spec.class_names)}; "
@@ -154,4 +158,10 @@ def evaluate_restored(restored: Restored, split: str = "test", data_path: str | 
         images, labels = dataset.train_images[held_out], dataset.train_labels[held_out]
     network, variables = restored.evaluation()
     figures = make_evaluator(network, spec)(variables, images, labels)
-    return {**evaluation_summary(figures, restored.macs()), "dense_top1": restored.done.dense_top1}
+    return {
+        **evaluation_summary(figures, restored.macs()),
+        "split": split,
+        "step": restored.phase.start + restored.phase_step,
+        "phase": restored.phase.name,
+        "dense_top1": restored.done.dense_top1 if split == "test" else None,
+    }

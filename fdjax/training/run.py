@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -27,26 +26,32 @@ from fdjax.data import (
 from fdjax.errors import UserError
 from fdjax.nn import FCMASK, MobileNetV2
 from fdjax.pruning import mac_ratio
-from fdjax.reports import plot_run
 from fdjax.spec import NetworkMacs, network_macs
-from fdjax.training.build import build_network, collection_of, counts_of, flat_masks, hard_masks, hard_network
+from fdjax.training.build import build_network, collection_of, counts_of, hard_masks, hard_network
 from fdjax.training.controller import first_lambda, next_lambda
-from fdjax.training.evaluate import Evaluator, make_evaluator
+from fdjax.training.measure import Measurements
 from fdjax.training.optimizers import optimizers_for
 from fdjax.training.phases import Phase, phase_settings, plan_phases
 from fdjax.training.progress import Progress
-from fdjax.training.restore import Past, Restored, masks_as_they_stand, restore
+from fdjax.training.restore import Past, Restored, restore
 from fdjax.training.state import TrainState, create_state, init_variables, new_controller
 from fdjax.training.steps import Step, make_mask_step, make_prepare, make_weight_step
 from fdjax.training.summary import describe, evaluation_summary, versions
-from fdjax.training.workdir import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, MetricsLog, read_config, write_json
+from fdjax.training.workdir import (
+    CONFIG_FILE,
+    INIT_FILE,
+    SUMMARY_FILE,
+    check_workdir,
+    read_config,
+    read_json,
+    write_json,
+)
 
 # How many times in a phase the controller looks at the masks, and how many steps lie between records.
 _CONTROL_TICKS = 50
 _RECORD_EVERY = 20
 # How far from the target, relatively, a network may land without a warning.
 _TOLERANCE = 0.02
-SOFT_MASKS_FILE = "soft_masks.npz"
 
 
 class _Run:
@@ -69,27 +74,32 @@ class _Run:
         self.spec = dataclasses.replace(spec, input_mean=mean, input_std=std, class_names=dataset.class_names)
         self.per_epoch = steps_per_epoch(len(self.train_indices), config.data.batch_size)
         self.phases = plan_phases(config, self.per_epoch)
-        self.test = (dataset.test_images, dataset.test_labels)
-        self.validation = (dataset.train_images[validation], dataset.train_labels[validation])
         self.train_images, self.train_labels = dataset.train_images, dataset.train_labels
         self.checkpoints = Checkpoints(
             workdir / CHECKPOINT_FOLDER, keep=config.checkpoint.keep, keep_best=len(validation) > 0
         )
-        self.log = MetricsLog(workdir / METRICS_FILE)
-        self.done = Past()
-        self._evaluators: dict[Any, Evaluator] = {}
+        self.measure = Measurements(
+            config,
+            self.network,
+            self.spec,
+            workdir,
+            test=(dataset.test_images, dataset.test_labels),
+            validation=(dataset.train_images[validation], dataset.train_labels[validation]),
+        )
+        self.done = Past(num_train=len(dataset.train_labels))
         self._clock = time.monotonic()
 
     # -- beginning
 
-    def skip_inherited(self) -> None:
-        """Leaves out the phases that the run given by --init has done.
+    def check(self) -> None:
+        """Compares the run with what it goes on from, and leaves out the phases that the run given by --init has done.
 
         Raises:
-          UserError: its network is another, or it has done all phases already.
+          UserError: they do not fit, or the target cannot be met.
         """
+        self._check_target()
         if self.resumed is not None:
-            self._skip(len(self.resumed.done.inherited))
+            self._check_resumed(self.resumed)
             return
         if self.init is None:
             if self.config.phases[0] != "pretrain":
@@ -114,6 +124,7 @@ class _Run:
                 "--init has learned masks with other settings (sides, tied or block); give it the same ones, or start "
                 "from a run that has only pretrained"
             )
+        self.done.inherited = finished
         same = [mine == theirs for mine, theirs in zip(self.config.phases, finished, strict=False)]
         skipped = same.index(False) if False in same else len(same)
         if skipped == len(self.phases):
@@ -126,7 +137,37 @@ class _Run:
     def _skip(self, count: int) -> None:
         first = self.phases[count].start
         self.phases = tuple(dataclasses.replace(phase, start=phase.start - first) for phase in self.phases[count:])
-        self.done.inherited = list(self.config.phases[:count])
+        self.done.skipped = count
+
+    def _check_target(self) -> None:
+        learn = self.config.learn
+        if learn.target_macs is None or not any(phase.learns_masks for phase in self.phases):
+            return
+        nothing = {path: np.zeros_like(count) for path, count in self.spec.full_counts().items()}
+        floor = mac_ratio(network_macs(self.spec, nothing), learn.target_convention)
+        if learn.target_macs <= floor:
+            raise UserError(
+                f"learn.target_macs is {learn.target_macs:g}, but with every masked channel removed {floor:.3f}x of "
+                "the MACs remain; ask for more, or mask more (learn.sides both)"
+            )
+
+    def _check_resumed(self, resumed: Restored) -> None:
+        spec, done = resumed.spec, resumed.done
+        if (self.spec.input_shape, self.spec.class_names, self.done.num_train) != (
+            spec.input_shape, spec.class_names, done.num_train,
+        ):  # fmt: skip
+            raise UserError(
+                f"the run in {self.workdir} was begun on {done.num_train:,} training images of {spec.input_shape} and "
+                f"{spec.num_classes} classes; the data now hold {self.done.num_train:,} of {self.spec.input_shape} and "
+                f"{self.spec.num_classes} classes, or classes of other names"
+            )
+        self._skip(done.skipped)
+        asked = next(phase for phase in self.phases if phase.name == resumed.phase.name)
+        if asked.steps < resumed.phase_step:
+            raise UserError(
+                f"the run in {self.workdir} has done {resumed.phase_step:,} steps of {asked.name}, more than the "
+                f"{asked.steps:,} asked for; give it as many or more"
+            )
 
     def announce(self) -> None:
         """Says what the run will do."""
@@ -134,7 +175,7 @@ class _Run:
         shape = "x".join(map(str, self.spec.input_shape))
         print(
             f"{self.spec.name} on {self.config.data.name}: {len(self.train_indices):,} training, "
-            f"{len(self.validation[1]):,} validation, {len(self.test[1]):,} test images of {shape}, "
+            f"{len(self.measure.validation[1]):,} validation, {len(self.measure.test[1]):,} test images of {shape}, "
             f"{self.spec.num_classes} classes"
         )
         transforms = (dense["full_transforms"] - dense["dense"]) / dense["dense"]
@@ -146,8 +187,12 @@ class _Run:
                 learn = self.config.learn
                 goal = f", masks to {learn.target_macs}x MACs" if learn.target_macs else f", lambda {learn.lambda_:g}"
             print(f"  {phase.name}: {phase.steps:,} steps of {self.config.data.batch_size} ({share:.3g} epochs){goal}")
-        device = jax.devices()[0]
-        print(f"on {device.platform} ({device.device_kind}), workdir {self.workdir}", flush=True)
+        device, others = jax.devices()[0], len(jax.devices()) - 1
+        idle = f"; {others} more of them not used" if others else ""
+        print(f"on {device.platform} ({device.device_kind}){idle}, workdir {self.workdir}", flush=True)
+        if self.init is not None and self.resumed is None:
+            skipped = ", ".join(self.config.phases[: self.done.skipped]) or "no phase"
+            print(f"starting from a run that has done {', '.join(self.done.inherited)}; skipping {skipped}", flush=True)
         if self.resumed is not None:
             at = f"{self.resumed.phase.name}, step {self.resumed.phase_step:,} of {self.resumed.phase.steps:,}"
             print(f"going on where it stopped: {at}", flush=True)
@@ -158,10 +203,16 @@ class _Run:
             saved = self.resumed
             step = saved.phase.start + saved.phase_step
             self.done = saved.done
-            self.log.cut_back(step)
+            self.measure.log.cut_back(step)
+            self.checkpoints.discard_after(step)
             index = [phase.name for phase in self.phases].index(saved.phase.name)
-            return saved.state, index, saved.phase_step
-        self.log.cut_back(-1)
+            state = saved.state
+            if not self.done.masks_learned and not saved.phase.learns_masks:
+                # Nothing has moved the masks; mask settings may have changed since.
+                fresh = init_variables(self.network, self.spec.input_shape, self.config.seed)
+                state = state.replace(fcmask=fresh[FCMASK])
+            return state, index, saved.phase_step
+        self.measure.log.cut_back(-1)
         phase, soft = self.phases[0], True
         variables = init_variables(self.network, self.spec.input_shape, self.config.seed)
         if self.init is not None:
@@ -249,11 +300,12 @@ class _Run:
         evaluate_every = max(1, round(cadence.evaluate_every_epochs * self.per_epoch))
         kinds = [phase.kind(self.config, step) for step in range(phase.steps)]
         mask_steps = np.cumsum([kind == "masks" for kind in kinds])
-        progress = Progress(phase, phase_step)
+        later = sum(other.steps for other in self.phases[self.phases.index(phase) + 1 :])
+        progress = Progress(phase, phase_step, later)
         pending: list[dict[str, jax.Array]] = []
         figures: dict[str, float] = {}
         if not phase.learns_masks:
-            figures["macs_ratio"] = self._macs(phase, state, finished=True).ratio
+            figures["macs_ratio"] = self.measure.macs(phase, state, self.done, finished=True).ratio
         order_epoch, order = -1, np.zeros(0, np.int32)
         try:
             while phase_step < phase.steps:
@@ -271,12 +323,13 @@ class _Run:
                 step, last = phase.start + phase_step, phase_step == phase.steps
                 saves, evaluates = phase_step % save_every == 0, phase_step % evaluate_every == 0
                 if phase_step % _RECORD_EVERY == 0 or saves or evaluates or last:
-                    figures |= self._record(phase, step, state, pending, figures)
+                    figures |= self.measure.record(phase, step, state, pending, figures)
                     progress.advance(len(pending), figures)
                     pending = []
                 score = None
                 if evaluates and not last:
-                    score = self._evaluate_midway(phase, step, state, progress)
+                    score, text = self.measure.evaluate_midway(phase, step, state, self.done)
+                    progress.say(text)
                 if last:
                     score = self._finish_phase(phase, state, progress)
                 if saves or last:
@@ -295,7 +348,7 @@ class _Run:
         if mask_step % interval:
             return state, figures
         hard = hard_masks(learn, self.spec, state.fcmask, to_target=False)
-        figures = {**figures, "macs_ratio": hard.macs.ratio}
+        figures = {**figures, "macs_ratio": hard.macs.ratio, "macs_paper_ratio": hard.macs.paper_ratio}
         if learn.target_macs is None:
             return state, figures
         offset = hard_masks(learn, self.spec, state.fcmask, to_target=True).offset
@@ -309,96 +362,6 @@ class _Run:
         controller = {"offset": jnp.asarray(offset, jnp.float32), "start": jnp.asarray(start, jnp.float32)}
         figures["offset"] = offset
         return state.replace(lambda_=jnp.asarray(lambda_, jnp.float32), controller=controller), figures
-
-    def _record(self, phase: Phase, step: int, state: TrainState, pending, figures) -> dict[str, float]:
-        means = {
-            f"train_{name}": float(np.mean([float(m[name]) for m in jax.device_get(pending)])) for name in pending[0]
-        }
-        record = {"step": step, "phase": phase.name, **figures, **means}
-        if phase.learns_masks:
-            record["lambda"] = float(state.lambda_)
-        self.log.write(record)
-        return means
-
-    # -- measuring
-
-    def _macs(self, phase: Phase, state: TrainState, *, finished: bool) -> NetworkMacs:
-        hard = masks_as_they_stand(self.config, self.spec, phase, finished, state.fcmask, self.done)
-        return hard.macs if hard else network_macs(self.spec, self.spec.full_counts())
-
-    def _evaluate(self, phase: Phase, state: TrainState, *, finished: bool, split) -> tuple[dict, NetworkMacs]:
-        hard = masks_as_they_stand(self.config, self.spec, phase, finished, state.fcmask, self.done)
-        variables = state.variables()
-        if hard is None:
-            key, network = "dense", dataclasses.replace(self.network, mode="off")
-            macs = network_macs(self.spec, self.spec.full_counts())
-        else:
-            macs = hard.macs
-            variables[FCMASK] = collection_of(self.spec, hard.counts)
-            if phase.hard:
-                network = hard_network(self.network, self.spec, hard.counts)
-                key = network.whole_channels
-            else:  # One program serves however the masks move.
-                key, network = "hard", dataclasses.replace(self.network, mode="hard")
-        if key not in self._evaluators:
-            self._evaluators[key] = make_evaluator(network, self.spec)
-        return self._evaluators[key](variables, *split), macs
-
-    def _evaluate_midway(self, phase: Phase, step: int, state: TrainState, progress: Progress) -> float | None:
-        held_out = len(self.validation[1]) > 0
-        name, split = ("validation", self.validation) if held_out else ("test", self.test)
-        figures, macs = self._evaluate(phase, state, finished=False, split=split)
-        self._write_evaluation(phase, step, {f"{name}_top1": figures["top1"], f"{name}_loss": figures["loss"]}, macs)
-        progress.say(
-            f"{phase.name}: step {step - phase.start} of {phase.steps}, {name} accuracy {100 * figures['top1']:.2f}% "
-            f"at {macs.ratio:.3f}x MACs"
-        )
-        return figures["top1"] if held_out else None
-
-    def _write_evaluation(self, phase: Phase, step: int, figures: dict[str, float], macs: NetworkMacs) -> None:
-        histograms = {
-            layer.name: {"input": layer.input_histogram, "output": layer.output_histogram}
-            for layer in macs.layers
-            if layer.input_histogram or layer.output_histogram
-        }
-        self.log.write(
-            {"step": step, "phase": phase.name, **figures, "macs_ratio": macs.ratio, "kept_counts": histograms}
-        )
-
-    def _finish_phase(self, phase: Phase, state: TrainState, progress: Progress) -> float | None:
-        test, macs = self._evaluate(phase, state, finished=True, split=self.test)
-        figures, score = {"test_top1": test["top1"], "test_loss": test["loss"]}, None
-        if len(self.validation[1]):
-            validation, _ = self._evaluate(phase, state, finished=True, split=self.validation)
-            score = validation["top1"]
-            figures |= {"validation_top1": score, "validation_loss": validation["loss"]}
-        self._write_evaluation(phase, phase.end, figures, macs)
-        if phase.name == "pretrain":
-            self.done.dense_top1 = test["top1"]
-        if phase.learns_masks:
-            self.done.masks_learned = True
-            np.savez(self.workdir / SOFT_MASKS_FILE, **flat_masks(state.fcmask))  # type: ignore[arg-type]
-        self._tick_clock()
-        before = sum(entry["seconds"] for entry in self.done.history)
-        self.done.history.append(
-            {
-                "name": phase.name,
-                "steps": phase.steps,
-                "seconds": round(self.done.seconds - before, 2),
-                "top1": test["top1"],
-                "ratio": macs.ratio,
-            }
-        )
-        if phase.learns_masks:
-            self._compare_with_target(macs, progress)
-        progress.say(f"{phase.name}: done, test accuracy {100 * test['top1']:.2f}% at {macs.ratio:.3f}x MACs")
-        return score
-
-    def _compare_with_target(self, macs: NetworkMacs, progress: Progress) -> None:
-        target, convention = self.config.learn.target_macs, self.config.learn.target_convention
-        reached = mac_ratio(macs, convention)
-        if target is not None and abs(reached / target - 1) > _TOLERANCE:
-            progress.say(f"warning: the target of {target:g}x MACs is out of reach here; the nearest is {reached:.3f}x")
 
     def _tick_clock(self) -> None:
         now = time.monotonic()
@@ -420,48 +383,43 @@ class _Run:
 
     # -- end
 
+    def _finish_phase(self, phase: Phase, state: TrainState, progress: Progress) -> float | None:
+        top1, macs, score = self.measure.finish_phase(phase, state, self.done)
+        if phase.name == "pretrain":
+            self.done.dense_top1 = top1
+        if phase.learns_masks:
+            self.done.masks_learned = True
+            self._compare_with_target(macs, progress)
+        self._tick_clock()
+        before = sum(entry["seconds"] for entry in self.done.history)
+        entry = {"name": phase.name, "steps": phase.steps, "seconds": round(self.done.seconds - before, 2)}
+        self.done.history.append({**entry, "top1": top1, "ratio": macs.ratio})
+        progress.say(f"{phase.name}: done, test accuracy {100 * top1:.2f}% at {macs.ratio:.3f}x MACs")
+        return score
+
+    def _compare_with_target(self, macs: NetworkMacs, progress: Progress) -> None:
+        target, reached = self.config.learn.target_macs, mac_ratio(macs, self.config.learn.target_convention)
+        if target is not None and abs(reached / target - 1) > _TOLERANCE:
+            progress.say(f"warning: the target of {target:g}x MACs is out of reach here; the nearest is {reached:.3f}x")
+
     def finish(self, state: TrainState) -> dict[str, Any]:
-        """Evaluates the network as it stands, writes summary and plots."""
-        phase = self.phases[-1]
-        test, macs = self._evaluate(phase, state, finished=True, split=self.test)
+        """Evaluates the network as it stands, writes plots and, as the last thing, the summary."""
+        test, macs = self.measure.evaluate(self.phases[-1], state, self.done, finished=True, split=self.measure.test)
+        learn = self.config.learn
         summary = {
             **evaluation_summary(test, macs),
+            "split": "test",
             "dense_top1": self.done.dense_top1,
             "seconds": round(self.done.seconds, 1),
             "phases": self.done.history,
-            "target_macs": self.config.learn.target_macs,
+            "target_macs": learn.target_macs if self.done.masks_learned else None,
+            "target_convention": learn.target_convention,
             "seed": self.config.seed,
             "versions": versions(),
         }
+        self.measure.plot(self.phases, state, self.done, summary["layers"])
         write_json(self.workdir / SUMMARY_FILE, summary)
-        self._plot(state, summary)
         return summary
-
-    def _plot(self, state: TrainState, summary: dict[str, Any]) -> None:
-        spans = [{"name": p.name, "start_step": p.start, "end_step": p.end} for p in self.phases]
-        masked = any(p.learns_masks or p.hard for p in self.phases)
-        counts, sizes = counts_of(self.spec, state.fcmask), self.spec.mask_sizes
-        soft = self._soft_masks()
-        fcmasks = [
-            (path, soft.get(path, counts[path] / sizes[path][1]), counts[path] / sizes[path][1], sizes[path][1])
-            for path in sizes
-        ]
-        plot_run(
-            summary["layers"],
-            self.log.read(),
-            spans,
-            fcmasks if masked else [],
-            self.workdir,
-            target=self.config.learn.target_macs if masked else None,
-        )
-
-    def _soft_masks(self) -> dict[str, np.ndarray]:
-        """The masks as learned, before rounding, of the latest mask phase."""
-        file = self.workdir / SOFT_MASKS_FILE
-        if not file.exists():
-            return {}
-        with np.load(file) as arrays:
-            return {path: arrays[path] for path in arrays.files}
 
 
 def train(config: Config, workdir: str, init: str | None = None) -> dict[str, Any]:
@@ -479,30 +437,51 @@ def train(config: Config, workdir: str, init: str | None = None) -> dict[str, An
       UserError: something asked for does not exist, does not fit or holds another run. Nothing has been written then.
     """
     folder = Path(workdir).expanduser().resolve()
+    if config.data.path is not None:  # So that the checkpoint can be evaluated from anywhere.
+        data = dataclasses.replace(config.data, path=str(Path(config.data.path).expanduser().resolve()))
+        config = dataclasses.replace(config, data=data)
+    check_workdir(folder)
     saved = read_config(folder)
     checkpoints = Checkpoints(folder / CHECKPOINT_FOLDER)
     step = checkpoints.newest_sound()
+    if step is None and checkpoints.steps():
+        raise UserError(f"every checkpoint in {checkpoints.folder} is damaged; give another --workdir, or remove them")
     resumed = restore(checkpoints, step) if step is not None else None
     if saved is not None:
         problem = continuation_problem(saved, config, resumed.phase.name if resumed else None)
         if problem:
             raise UserError(f"--workdir {folder} holds another run ({problem}); give another directory for this one")
     check_source(config.data.name, config.data.path)
-    start_from = restore(*find_checkpoint(init)) if init is not None and resumed is None else None
-    dataset = load_dataset(config.data.name, config.data.path, config.data.image_size)
+    source = _init_source(folder, init, begun=saved is not None)
+    start_from = restore(*find_checkpoint(source)) if source is not None and resumed is None else None
+    dataset = load_dataset(config.data.name, config.data.path, config.data.image_size, config.data.grayscale)
     run = _Run(config, folder, dataset, start_from, resumed)
-    run.skip_inherited()
+    run.check()
 
     last, summary_file = run.phases[-1], folder / SUMMARY_FILE
-    finished = resumed is not None and resumed.phase.name == last.name and resumed.phase_step >= last.steps
-    if finished and summary_file.exists():
-        summary = json.loads(summary_file.read_text())
-        print(f"the run in {folder} is finished; nothing to do. Its result:\n{describe(summary)}")
-        return summary
+    if resumed is not None and resumed.phase.name == last.name and resumed.phase_step >= last.steps:
+        summary = read_json(summary_file)
+        if summary is not None and summary["phases"] == resumed.done.history:
+            print(f"the run in {folder} is finished; nothing to do. Its result:\n{describe(summary)}")
+            return summary
     folder.mkdir(parents=True, exist_ok=True)
+    if source is not None:
+        write_json(folder / INIT_FILE, {"checkpoint": source})
     write_json(folder / CONFIG_FILE, config.to_dict())
     run.announce()
     state = run.run_phases(*run.start())
     summary = run.finish(state)
     print(f"{describe(summary)}\nresults:  {folder}")
     return summary
+
+
+def _init_source(folder: Path, init: str | None, *, begun: bool) -> str | None:
+    """The checkpoint that --init means, absolute: the one that the run in `folder` was begun with, if there is one."""
+    asked = None if init is None else str(Path(init).expanduser().resolve())
+    if not begun:
+        return asked
+    recorded = (read_json(folder / INIT_FILE) or {}).get("checkpoint")
+    if asked is not None and asked != recorded:
+        was = f"--init {recorded}" if recorded else "no --init"
+        raise UserError(f"--workdir {folder} holds a run begun with {was}; give another directory for --init {init}")
+    return recorded

@@ -35,7 +35,7 @@ def describe(summary: dict[str, Any]) -> str:
     name = "pruned" if macs["total"] < macs["dense"] else "network"
     lines.append(
         f"{name}: {100 * summary['top1']:.2f}% top-1 at {macs['total'] / 1e6:,.2f} M MACs, transforms included: "
-        f"{macs['ratio']:.3f}x ({summary['num_examples']:,} test images)"
+        f"{macs['ratio']:.3f}x ({summary['num_examples']:,} {summary['split']} images)"
     )
     if "seconds" in summary:
         lines.append(f"time:   {duration(summary['seconds'])}")

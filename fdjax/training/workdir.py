@@ -10,14 +10,36 @@ from typing import Any
 from fdjax.config import Config
 from fdjax.errors import UserError
 
-CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.json", "metrics.jsonl", "summary.json"
+CONFIG_FILE, INIT_FILE, METRICS_FILE, SUMMARY_FILE = "config.json", "init.json", "metrics.jsonl", "summary.json"
+_DRAFT = ".draft"
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON in one move, so that a reader never sees half of it."""
-    draft = path.with_name(path.name + ".draft")
+    draft = path.with_name(path.name + _DRAFT)
     draft.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(draft, path)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Reads a JSON object; None where there is none, or not a whole one."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
+def check_workdir(workdir: Path) -> None:
+    """Raises `UserError` if a run could not write into `workdir`; writes nothing."""
+    existing = workdir
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(
+            f"--workdir {workdir}: {existing} is a file; give a directory, or a path that does not exist yet"
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir {workdir}: {existing} is not writable; give another one")
 
 
 def read_config(workdir: Path) -> Config | None:
@@ -28,9 +50,7 @@ def read_config(workdir: Path) -> Config | None:
     """
     file = workdir / CONFIG_FILE
     if not file.exists():
-        if workdir.exists() and not workdir.is_dir():
-            raise UserError(f"--workdir {workdir} is a file; give a directory, or a path that does not exist yet")
-        if workdir.is_dir() and any(workdir.iterdir()):
+        if workdir.is_dir() and any(not path.name.endswith(_DRAFT) for path in workdir.iterdir()):
             raise UserError(f"--workdir {workdir} is not empty and holds no run (no {CONFIG_FILE}); give another one")
         return None
     try:
@@ -50,7 +70,7 @@ class MetricsLog:
         if not self._path.exists():
             return
         kept = [record for record in self.read() if record["step"] <= step]
-        draft = self._path.with_name(self._path.name + ".draft")
+        draft = self._path.with_name(self._path.name + _DRAFT)
         draft.write_text("".join(json.dumps(record) + "\n" for record in kept))
         os.replace(draft, self._path)
 

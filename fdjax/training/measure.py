@@ -1,0 +1,153 @@
+"""Measuring a run: records, evaluations and plots of the network as it stands."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fdjax.config import Config
+from fdjax.errors import UserError
+from fdjax.nn import FCMASK, MobileNetV2
+from fdjax.reports import plot_run
+from fdjax.spec import NetworkMacs, NetworkSpec, network_macs
+from fdjax.training.build import collection_of, flat_masks, hard_network
+from fdjax.training.evaluate import Evaluator, make_evaluator
+from fdjax.training.phases import Phase
+from fdjax.training.restore import Past, masks_as_they_stand
+from fdjax.training.state import TrainState
+from fdjax.training.workdir import METRICS_FILE, MetricsLog
+
+SOFT_MASKS_FILE = "soft_masks.npz"
+Split = tuple[np.ndarray, np.ndarray]
+
+
+class Measurements:
+    """Everything that looks at a run's network without changing it.
+
+    Args:
+      config: of the run.
+      network: with soft masks.
+      spec: of the network.
+      workdir: where records and plots go.
+      test: images uint8 [n, H, W, C] and labels [n].
+      validation: likewise; may be empty.
+    """
+
+    def __init__(
+        self, config: Config, network: MobileNetV2, spec: NetworkSpec, workdir: Path, *, test: Split, validation: Split
+    ):
+        self.config, self.network, self.spec, self.workdir = config, network, spec, workdir
+        self.test, self.validation = test, validation
+        self.log = MetricsLog(workdir / METRICS_FILE)
+        self._evaluators: dict[Any, Evaluator] = {}
+
+    def record(
+        self, phase: Phase, step: int, state: TrainState, pending: Sequence[dict[str, jax.Array]], figures: dict
+    ) -> dict[str, float]:
+        """Writes the means of the steps since the last record; returns them.
+
+        Raises:
+          UserError: the loss is no longer a number.
+        """
+        fetched = jax.device_get(list(pending))
+        means = {f"train_{name}": float(np.mean([float(m[name]) for m in fetched])) for name in fetched[0]}
+        if not math.isfinite(means["train_loss"]):
+            raise UserError(
+                f"the loss of {phase.name} is {means['train_loss']} at step {step}: the run has diverged; lower "
+                f"{phase.name}.learning_rate ({getattr(self.config, phase.name).learning_rate:g}) and begin again in "
+                "another --workdir"
+            )
+        record = {"step": step, "phase": phase.name, **figures, **means}
+        if phase.learns_masks:
+            record["lambda"] = float(state.lambda_)
+        self.log.write(record)
+        return means
+
+    def macs(self, phase: Phase, state: TrainState, done: Past, *, finished: bool) -> NetworkMacs:
+        """Of the network as it stands; `finished`: the phase is over, so that its masks meet the target."""
+        hard = masks_as_they_stand(self.config, self.spec, phase, finished, state.fcmask, done)
+        return hard.macs if hard else network_macs(self.spec, self.spec.full_counts())
+
+    def evaluate(
+        self, phase: Phase, state: TrainState, done: Past, *, finished: bool, split: Split
+    ) -> tuple[dict[str, float], NetworkMacs]:
+        """Accuracy and MACs of the network as it stands, with the program that `eval.py` would run once finished."""
+        hard = masks_as_they_stand(self.config, self.spec, phase, finished, state.fcmask, done)
+        variables = state.variables()
+        if hard is None:
+            key, network = "dense", dataclasses.replace(self.network, mode="off")
+            macs = network_macs(self.spec, self.spec.full_counts())
+        else:
+            macs = hard.macs
+            variables[FCMASK] = collection_of(self.spec, hard.counts)
+            if phase.hard or finished:
+                network = hard_network(self.network, self.spec, hard.counts)
+                key = network.whole_channels
+            else:  # One program serves however the masks move.
+                key, network = "moving", dataclasses.replace(self.network, mode="hard")
+        if key not in self._evaluators:
+            self._evaluators[key] = make_evaluator(network, self.spec)
+        return self._evaluators[key](variables, *split), macs
+
+    def evaluate_midway(self, phase: Phase, step: int, state: TrainState, done: Past) -> tuple[float | None, str]:
+        """Measures and records in the midst of a phase; returns a score to choose the best by, and a line to print."""
+        held_out = len(self.validation[1]) > 0
+        name, split = ("validation", self.validation) if held_out else ("test", self.test)
+        figures, macs = self.evaluate(phase, state, done, finished=False, split=split)
+        self._write(phase, step, {f"{name}_top1": figures["top1"], f"{name}_loss": figures["loss"]}, macs)
+        text = (
+            f"{phase.name}: step {step - phase.start} of {phase.steps}, {name} accuracy {100 * figures['top1']:.2f}% "
+            f"at {macs.ratio:.3f}x MACs"
+        )
+        # While masks come down, the least pruned network would be the best.
+        return figures["top1"] if held_out and not phase.learns_masks else None, text
+
+    def finish_phase(self, phase: Phase, state: TrainState, done: Past) -> tuple[float, NetworkMacs, float | None]:
+        """Measures and records at the end of a phase; returns test top-1, MACs and the score."""
+        test, macs = self.evaluate(phase, state, done, finished=True, split=self.test)
+        figures, score = {"test_top1": test["top1"], "test_loss": test["loss"]}, None
+        if len(self.validation[1]):
+            validation, _ = self.evaluate(phase, state, done, finished=True, split=self.validation)
+            score = validation["top1"]
+            figures |= {"validation_top1": score, "validation_loss": validation["loss"]}
+        self._write(phase, phase.end, figures, macs)
+        if phase.learns_masks:
+            np.savez(self.workdir / SOFT_MASKS_FILE, **flat_masks(state.fcmask))  # type: ignore[arg-type]
+        return test["top1"], macs, score
+
+    def _write(self, phase: Phase, step: int, figures: dict[str, float], macs: NetworkMacs) -> None:
+        histograms = {
+            layer.name: {"input": layer.input_histogram, "output": layer.output_histogram}
+            for layer in macs.layers
+            if layer.input_histogram or layer.output_histogram
+        }
+        ratios = {"macs_ratio": macs.ratio, "macs_paper_ratio": macs.paper_ratio}
+        self.log.write({"step": step, "phase": phase.name, **figures, **ratios, "kept_counts": histograms})
+
+    def plot(self, phases: Sequence[Phase], state: TrainState, done: Past, layers: list[dict[str, Any]]) -> None:
+        """Draws the run at its end."""
+        learn = self.config.learn
+        hard = masks_as_they_stand(self.config, self.spec, phases[-1], True, state.fcmask, done)
+        fcmasks = []
+        if hard is not None and done.masks_learned:
+            soft = self._soft_masks()
+            for path, (_, num_coefs) in self.spec.mask_sizes.items():
+                rounded = hard.counts[path] / num_coefs
+                fcmasks.append((path, soft.get(path, rounded), rounded, num_coefs))
+        spans = [{"name": phase.name, "start_step": phase.start, "end_step": phase.end} for phase in phases]
+        drawn = learn.target_convention == "total" and done.masks_learned
+        plot_run(layers, self.log.read(), spans, fcmasks, self.workdir, target=learn.target_macs if drawn else None)
+
+    def _soft_masks(self) -> dict[str, np.ndarray]:
+        """The masks as learned, before rounding, of the latest mask phase."""
+        file = self.workdir / SOFT_MASKS_FILE
+        if not file.exists():
+            return {}
+        with np.load(file) as arrays:
+            return {path: arrays[path] for path in arrays.files}
