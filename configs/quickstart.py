@@ -21,7 +21,7 @@ def get_config() -> Config:
         data=DataConfig(name="fashion_mnist_subset", batch_size=128, crop_padding=2),
         model=ModelConfig(name="mobilenetv2_small"),
         pretrain=WeightPhaseConfig(epochs=12, learning_rate=0.1, warmup_epochs=1),
-        learn=LearnConfig(epochs=4, block=2, block_by_map={7: 7}, target_macs=0.5),
+        learn=LearnConfig(epochs=4, block=2, block_by_map=((7, 7),), target_macs=0.5),
         refine=WeightPhaseConfig(epochs=6, learning_rate=0.05),
         checkpoint=CheckpointConfig(every_epochs=2, evaluate_every_epochs=2),
     )

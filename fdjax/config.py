@@ -161,10 +161,10 @@ class LearnConfig(_Checked):
     """Kept counts that masks may be rounded to: all, or a list such as 0,1,N."""
     block: int = 4
     """Side of the square DCT block in pixels, 1 to 16."""
-    block_by_map: dict[int, int] = dataclasses.field(default_factory=dict)
-    """Map side -> block, where it differs: 14 2 7 7 gives 14x14 maps 2x2 blocks and 7x7 maps one 7x7 block."""
-    block_by_layer: dict[str, int] = dataclasses.field(default_factory=dict)
-    """Layer name -> block, where it differs (names as `fdjax macs` prints them)."""
+    block_by_map: tuple[tuple[int, int], ...] = ()
+    """Pairs of map side and block, where it differs: 14 2 7 7 gives 14x14 maps 2x2 blocks, 7x7 maps one 7x7 block."""
+    block_by_layer: tuple[tuple[str, int], ...] = ()
+    """Pairs of layer name and block, where it differs (names as `fdjax macs` prints them)."""
     penalty: Literal["fcmask", "macs"] = "fcmask"
     """fcmask: the paper's (sum over layers of mean |m|). macs: expected MACs, transforms included, over dense MACs."""
     target_macs: float | None = 0.5
@@ -197,8 +197,8 @@ class LearnConfig(_Checked):
         )
         for field, blocks in (
             ("block", [self.block]),
-            ("block_by_map", self.block_by_map.values()),
-            ("block_by_layer", self.block_by_layer.values()),
+            ("block_by_map", [block for _, block in self.block_by_map]),
+            ("block_by_layer", [block for _, block in self.block_by_layer]),
         ):
             self._require(all(1 <= block <= 16 for block in blocks), field, "blocks from 1 to 16")
         parts = [part.strip() for part in self.levels.split(",")]
@@ -308,9 +308,7 @@ def _from_dict(cls: Any, fields: Mapping[str, Any], where: str) -> Any:
         if dataclasses.is_dataclass(hint):
             value = _from_dict(hint, value, f"{where}.{name}")
         elif isinstance(value, list):
-            value = tuple(value)
-        elif hint == dict[int, int] and isinstance(value, Mapping):
-            value = {int(key): item for key, item in value.items()}
+            value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
         values[name] = value
     return cls(**values)
 

@@ -127,6 +127,13 @@ def test_a_workdir_that_is_not_this_runs_is_left_alone(tmp_path, capsys):
     assert (tmp_path / "other" / "config.json").read_text() == "{}"
 
 
+def test_blocks_are_given_as_pairs_of_flags(capsys):
+    pairs = ["--learn.block-by-map", "14", "7", "7", "1", "--learn.block-by-layer", "head", "7"]
+    assert fdjax_command(["macs", "--config", QUICKSTART, *pairs]) == 0
+    rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert [rows[name][1] for name in ("block00/expand", "block03/expand", "head")] == ["7", "1", "7"]
+
+
 def test_missing_config_and_workdir_are_said(capsys):
     for arguments, expected in ((["--workdir", "x"], "--config FILE"), (["--config", QUICKSTART], "workdir")):
         with pytest.raises(SystemExit) as stop:

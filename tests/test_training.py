@@ -226,17 +226,21 @@ def test_settings_of_phases_that_have_not_begun_may_change(tmp_path):
         assert set(counts.tolist()) <= {0, 1, restored.spec.mask_sizes[path][1]}
 
 
-def test_tied_masks_by_the_papers_count_and_expected_macs(tmp_path):
-    learn = dataclasses.replace(
-        CONFIG.learn, tied=True, penalty="macs", target_convention="paper", target_macs=0.8, block_by_map={}
-    )
-    phases = ("pretrain", "learn", "refine")
-    config = dataclasses.replace(CONFIG, phases=phases, learn=learn)
+def test_tied_masks_with_expected_macs_as_penalty(tmp_path):
+    learn = dataclasses.replace(CONFIG.learn, tied=True, penalty="macs", block_by_map=())
+    config = dataclasses.replace(CONFIG, phases=("pretrain", "learn", "refine"), learn=learn)
     summary = train(config, str(tmp_path / "run"))
-    assert summary["macs"]["paper_ratio"] == pytest.approx(0.8, rel=0.02)
+    assert summary["macs"]["ratio"] == pytest.approx(CONFIG.learn.target_macs, rel=0.02)
     kept = [layer["kept_counts"] for layer in summary["layers"] if layer["name"].endswith("expand")]
     assert all(counts["input"] is None for counts in kept)
     assert any(counts["output"] is not None for counts in kept)
+
+
+def test_a_target_by_the_papers_count(tmp_path):
+    learn = dataclasses.replace(CONFIG.learn, target_convention="paper", target_macs=0.9)
+    summary = train(dataclasses.replace(CONFIG, phases=("pretrain", "learn"), learn=learn), str(tmp_path / "run"))
+    assert summary["macs"]["paper_ratio"] == pytest.approx(0.9, rel=0.02)
+    assert summary["target_convention"] == "paper"
 
 
 def test_a_fixed_lambda_without_a_target(tmp_path):

@@ -24,7 +24,7 @@ def get_config() -> Config:
         data=DataConfig(batch_size=16, validation=0.1, crop_padding=2),
         model=ModelConfig(name="mobilenetv2_small", width=0.3),
         pretrain=weights,
-        learn=LearnConfig(steps=STEPS, block=2, block_by_map={7: 7}, target_macs=0.7),
+        learn=LearnConfig(steps=STEPS, block=2, block_by_map=((7, 7),), target_macs=0.7),
         alternate=AlternateConfig(steps=STEPS, unit="steps", learning_rate=0.02, free_batchnorm_fraction=0.5),
         refine=weights,
         scratch=weights,

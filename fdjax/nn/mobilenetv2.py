@@ -195,7 +195,7 @@ class MobileNetV2(nn.Module):
     def layer_block(self, name: str, size: Size) -> int:
         """K of the wrapped layer `name` on a map of `size`."""
         by_layer, by_map = self.block_by_layer or {}, self.block_by_map or {}
-        return by_layer.get(name, by_map.get(size[0], by_map.get(str(size[0]), self.block)))  # type: ignore[call-overload]
+        return by_layer.get(name, by_map.get(size[0], self.block))
 
     def _is_tied(self, plan: BlockPlan) -> bool:
         """Tying needs both wide layers, and one block size for both of their maps."""

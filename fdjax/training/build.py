@@ -36,8 +36,8 @@ def build_network(
         width=config.model.width,
         padding=config.model.padding,
         block=config.learn.block,
-        block_by_map=config.learn.block_by_map,
-        block_by_layer=config.learn.block_by_layer,
+        block_by_map=dict(config.learn.block_by_map),
+        block_by_layer=dict(config.learn.block_by_layer),
         sides=config.learn.sides,
         tied=config.learn.tied,
     )
