@@ -1,4 +1,4 @@
-"""The house's rules (DESIGN.md): floors, what a part may import, the public names, and docstring examples."""
+"""The house's rules (docs/architecture.md): floors, what a part may import, the public names, and docstring examples."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FLOORS = {
     "train": 5,
     "eval": 5,
 }
-# Files that belong to one room, earlier ones first in DESIGN's table: the foundations, the spec beside ops (a network's
+# Files that belong to one room, earlier ones first in its table: the foundations, the spec beside ops (a network's
 # count is the sum of its layers'), and the entry points.
 SHARED_ROOMS = (
     ("fdjax.errors", "fdjax.runtime", "fdjax.config"),
@@ -118,7 +118,7 @@ def modules_in(*rooms: str) -> list[str]:
 
 def test_every_file_has_its_floor() -> None:
     homeless = [module for module in MODULES if module != "fdjax" and room_of(module) not in FLOORS]
-    assert not homeless, f"DESIGN.md names no floor for {homeless}"
+    assert not homeless, f"docs/architecture.md names no floor for {homeless}"
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module != "fdjax"])

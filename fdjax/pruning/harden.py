@@ -55,7 +55,7 @@ def round_masks(spec: NetworkSpec, fcmasks: FcMasks, levels: Levels = all_levels
 def gate_counts(
     spec: NetworkSpec, counts: Counts, convention: str = "total"
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Releases what is no cheaper pruned than whole, by MACs (DESIGN: partial counts to N, dead channels stay dead).
+    """Releases what is no cheaper pruned than whole, by MACs: partial counts rise to N, dead channels stay dead.
 
     Args:
       spec: the network.
