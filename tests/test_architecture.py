@@ -1,4 +1,4 @@
-"""The house's rules (docs/architecture.md): floors, what a part may import, the public names, and docstring examples."""
+"""The rules of the house (docs/architecture.md): floors, imports, the public names, and docstring examples."""
 
 from __future__ import annotations
 
