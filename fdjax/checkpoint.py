@@ -31,6 +31,16 @@ class DamagedCheckpoint(UserError):
     """A checkpoint whose files are missing or not what was written."""
 
 
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """This process reads or writes without the others: they may be elsewhere, and what they hold is the same."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    process = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"process{process}"
+    )
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -80,7 +90,7 @@ class Checkpoints:
 
         Args:
           step: its name.
-          state: a pytree of arrays.
+          state: a pytree of arrays, all of them whole in this process.
           meta: JSON types.
           score: higher is better; compared if `keep_best`.
         """
@@ -97,7 +107,10 @@ class Checkpoints:
                 best_fn=(lambda m: m["score"]) if self._keep_best else None,
                 best_mode="max",
                 enable_async_checkpointing=False,
+                create=False,
+                multiprocessing_options=_alone(),
             )
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._writer = ocp.CheckpointManager(self.folder, options=options)
         items = ocp.args.Composite(
             **{_STATE: ocp.args.StandardSave(state), _META: ocp.args.JsonSave({**meta, "score": score})}
@@ -198,10 +211,10 @@ class Checkpoints:
                 raise DamagedCheckpoint(
                     f"checkpoint {folder} holds {held.get(name, 'nothing')} at {name}, not {asked.get(name, 'nothing')}"
                 )
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), like)
         try:
-            with ocp.StandardCheckpointer() as reader:
+            with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
                 return reader.restore(folder / _STATE, target)
         except Exception as error:  # Orbax raises anything from ValueError to a bare Exception.
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 import sys
@@ -30,6 +31,20 @@ class TrainArguments:
     """Start from this checkpoint of another run (weights, and masks if it learned any); skips what that run did."""
     json: str | None = None
     """Write the summary to this file too."""
+    devices: int | None = None
+    """How many of this machine's devices to use (default: all); each batch is split evenly among them."""
+    coordinator: str | None = None
+    """Several processes: HOST:PORT of process 0 (or JAX_COORDINATOR_ADDRESS); auto: as Slurm, MPI or a TPU pod say."""
+    num_processes: int | None = None
+    """How many processes the run has (or JAX_NUM_PROCESSES)."""
+    process_id: int | None = None
+    """Which of them this is, from 0 (or JAX_PROCESS_ID)."""
+    connect_timeout: float = 120.0
+    """Seconds to wait for the other processes."""
+    profile: int = 0
+    """Trace this many steps of each phase with jax.profiler, into WORKDIR/profile."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache directory (FDJAX_CACHE_DIR; elsewhere or, if empty, nowhere)."""
     settings: Annotated[Config, tyro.conf.arg(name="")]
 
 
@@ -73,10 +88,26 @@ def train_command(arguments: Sequence[str] | None = None) -> int:
         default=TrainArguments(config=path or required, workdir=required, settings=defaults),
     )
     check_json_target(parsed.json)
+    for name, value in (("profile", parsed.profile), ("connect-timeout", parsed.connect_timeout)):
+        if value < 0:
+            raise UserError(f"--{name} must be 0 or more, got {value:g}")
+    if not parsed.compilation_cache:
+        runtime.disable_compilation_cache()
+    from fdjax.training.distributed import join
     from fdjax.training.run import train
 
+    run = json.dumps([parsed.settings.to_dict(), parsed.workdir, parsed.init], sort_keys=True)
+    join(
+        parsed.coordinator,
+        parsed.num_processes,
+        parsed.process_id,
+        parsed.connect_timeout,
+        hashlib.sha256(run.encode()).hexdigest(),
+    )
     try:
-        summary = train(parsed.settings, parsed.workdir, parsed.init)
+        summary = train(
+            parsed.settings, parsed.workdir, parsed.init, local_devices=parsed.devices, profile=parsed.profile
+        )
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

@@ -93,6 +93,8 @@ class ModelConfig(_Checked):
     """Width multiplier; channels are rounded to multiples of 8."""
     padding: Literal["same", "torch"] = "same"
     """Convolution padding: TensorFlow's SAME, or one zero on each side."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in while it trains; weights, statistics and losses are float32. bfloat16: GPU, TPU."""
     count_classifier: bool = False
     """Count the classifier's MACs in every total (the custom: true for ImageNet, false for CIFAR)."""
 
@@ -256,6 +258,21 @@ class CheckpointConfig(_Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ComputeConfig(_Checked):
+    """How steps are fed; figures do not depend on it but by rounding."""
+
+    data_on_device: Literal["auto", "yes", "no"] = "auto"
+    """yes: the data set lies on the devices. no: batches come from the host, overlapped. auto: yes up to 2 GiB."""
+    steps_per_dispatch: int | None = None
+    """Steps that one call does if the data lie on the devices (None: 1 on the CPU, 20 elsewhere)."""
+
+    def _check(self) -> None:
+        self._require(
+            self.steps_per_dispatch is None or self.steps_per_dispatch >= 1, "steps_per_dispatch", "at least 1, or None"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(_Checked):
     """A whole run."""
 
@@ -272,6 +289,7 @@ class Config(_Checked):
     refine: WeightPhaseConfig = WeightPhaseConfig()
     scratch: WeightPhaseConfig = WeightPhaseConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    compute: ComputeConfig = ComputeConfig()
 
     def _check(self) -> None:
         self._require(0 <= self.seed < 2**31, "seed", "from 0 to 2**31 - 1")
@@ -337,16 +355,15 @@ def load_config(path: str) -> Config:
     return config
 
 
-_FREE_TO_CHANGE = ("checkpoint",)
+_FREE_TO_CHANGE = ("checkpoint", "compute")
 
 
 def continuation_problem(saved: Config, asked: Config, current_phase: str | None) -> str | None:
     """Says why a run of `saved` cannot go on as `asked`, or returns None when it can.
 
     It can when `asked` differs only in more phases at the end, in settings of phases that have not begun, in a longer
-    current phase (`current_phase`: the one the run is in or ended with), in where the data lie, or in how often it
-    saves. A run without a
-    checkpoint yet (`current_phase` None) is held to all its phases.
+    current phase (`current_phase`: the one the run is in or ended with), in where the data lie, in how steps are fed,
+    or in how often it saves. A run without a checkpoint yet (`current_phase` None) is held to all its phases.
     """
     begun = len(saved.phases) if current_phase is None else saved.phases.index(current_phase) + 1
     done = saved.phases[:begun]

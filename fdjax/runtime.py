@@ -11,21 +11,109 @@ CACHE_VARIABLE = "FDJAX_CACHE_DIR"
 
 # glibc's mallopt parameters (malloc.h).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+# Linux's madvise.
+_MADV_DONTNEED, _MADV_HUGEPAGE, _HUGE_PAGE = 4, 14, 2 << 20
+# Sizes of pieces of the heap, in bytes: what `close_heap_gaps` looks for, from the largest to the smallest; below which
+# it looks for every size that glibc tells apart; and from which on pages are given back.
+_LARGEST_GAP, _SMALLEST_GAP, _EXACT_BELOW, _WORTH_RETURNING = 1 << 30, 24, 1200, 1 << 16
+# jax's name for the event, and the seconds from which on a compilation leaves gaps worth closing.
+_COMPILED, _LONG_COMPILATION = "/jax/core/compile/backend_compile_duration", 1.0
+
+_tuned: ctypes.CDLL | None = None
+_watching = False
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep big buffers instead of returning them to the kernel after every step.
+    """Tells glibc to keep big buffers instead of returning them to the kernel after every step, and to use huge pages.
 
     By default every large array is mapped anew and its pages are faulted in again, which costs up to half of a training
     step on the CPU. Returns whether it took effect (False where the C library is another).
     """
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        libc = ctypes.CDLL(None)
+        mallopt = libc.mallopt
     except (OSError, AttributeError):
         return False
-    settings = ((_M_MMAP_MAX, 0), (_M_ARENA_MAX, 1), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 1 << 28))
-    results = [mallopt(parameter, value) for parameter, value in settings]
-    return all(result == 1 for result in results)
+    # -1: memory that is free at the top of the heap is never given back.
+    settings = ((_M_MMAP_MAX, 0), (_M_ARENA_MAX, 1), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, 1 << 28))
+    if any(mallopt(parameter, value) != 1 for parameter, value in settings):
+        return False
+    _declare(libc)
+    _use_huge_pages(libc)
+    global _tuned
+    _tuned = libc
+    return True
+
+
+class _MallocInfo(ctypes.Structure):
+    """glibc's struct mallinfo2 (malloc.h)."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in
+                ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks",
+                 "keepcost")]  # fmt: skip
+
+
+def _declare(libc: ctypes.CDLL) -> None:
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    libc.sbrk.restype, libc.sbrk.argtypes = ctypes.c_void_p, [ctypes.c_long]
+
+
+def close_heap_gaps() -> int:
+    """Takes the free pieces below the top of the heap out of use for good, and gives their whole pages back.
+
+    A compilation leaves tens of thousands of them. The operations of a step that ask for memory then search among
+    them, and get it in pieces that lie apart: steps took up to 1.4 times as long (two cores, MobileNetV2 at width
+    0.35). Once they are taken, memory comes from the top, in one piece.
+
+    Returns:
+      The bytes taken; 0 where `keep_freed_memory` had no effect.
+    """
+    libc = _tuned
+    if libc is None or not hasattr(libc, "mallinfo2"):
+        return 0
+    libc.mallinfo2.restype = _MallocInfo
+    info = libc.mallinfo2()
+    top = libc.sbrk(0) - info.keepcost
+    gaps, taken, size = info.fordblks - info.keepcost, 0, _LARGEST_GAP
+    while size >= _SMALLEST_GAP:
+        address = libc.malloc(size) if taken < gaps else None
+        if address and address < top:
+            taken += size
+            page = os.sysconf("SC_PAGE_SIZE")
+            start, end = -(-address // page) * page, (address + size) // page * page
+            if end - start >= _WORTH_RETURNING:
+                libc.madvise(start, end - start, _MADV_DONTNEED)
+            continue
+        libc.free(address)
+        size = size * 4 // 5 if size > _EXACT_BELOW else size - 16
+    return taken
+
+
+def tidy_after_compilations() -> None:
+    """Calls `close_heap_gaps` after every long compilation from now on."""
+    global _watching
+    if _tuned is None or _watching:
+        return
+    _watching = True
+    import jax
+
+    def after(event: str, seconds: float, **_) -> None:
+        if event == _COMPILED and seconds > _LONG_COMPILATION:
+            close_heap_gaps()
+
+    jax.monitoring.register_event_duration_secs_listener(after)
+
+
+def _use_huge_pages(libc: ctypes.CDLL) -> None:
+    """Lets Linux back the heap by huge pages; reserves addresses for it up to half of the memory, but no memory yet."""
+    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    address = libc.malloc(size)
+    if address:
+        start = -(-address // _HUGE_PAGE) * _HUGE_PAGE
+        libc.madvise(start, (address + size - start) // _HUGE_PAGE * _HUGE_PAGE, _MADV_HUGEPAGE)
+        libc.free(address)
 
 
 def compilation_cache_dir() -> Path | None:
@@ -35,6 +123,13 @@ def compilation_cache_dir() -> Path | None:
         return Path(chosen) if chosen else None
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "fdjax" / "xla"
+
+
+def disable_compilation_cache() -> None:
+    """Switches the persistent compilation cache off for this process."""
+    import jax
+
+    jax.config.update("jax_enable_compilation_cache", False)
 
 
 def setup() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -14,10 +15,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from fdjax.nn import FCMASK, VARIANTS, FrequencyPointwise, MobileNetV2
+from fdjax.nn import FCMASK, VARIANTS, FrequencyPointwise, MobileNetV2, frequency, normalization
 from fdjax.nn.mobilenetv2 import round_channels
-from fdjax.nn.normalization import BatchNorm
-from fdjax.ops import banded_pointwise, plan_bands
+from fdjax.nn.normalization import BatchNorm, Depthwise, Pointwise
+from fdjax.ops import banded_pointwise, plan_bands, pointwise
 from fdjax.ops.fcmask import counts_to_fcmask
 from fdjax.pruning import gate_counts
 from fdjax.spec import NetworkSpec, network_macs, units
@@ -47,10 +48,10 @@ def random_counts(spec: NetworkSpec, seed: int = 0, whole: tuple[str, ...] = ())
     return counts
 
 
-def random_variables(network: MobileNetV2, seed: int = 0) -> dict[str, Any]:
+def random_variables(network: MobileNetV2, seed: int = 0, shape: tuple[int, int, int] = SHAPE) -> dict[str, Any]:
     """Kernels as initialised by shape, and batch norms that do something: ReLU6 clips at both ends."""
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda key: network.init(key, jnp.zeros((1, *SHAPE))), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: network.init(key, jnp.zeros((1, *shape))), jax.random.key(0))
 
     def fill(path, leaf) -> jax.Array:
         name = path[-1].key
@@ -197,6 +198,110 @@ def test_batch_norm_leaves_its_averages_alone_in_evaluation_and_at_the_start() -
     np.testing.assert_array_equal(after["batch_stats"]["mean"], np.zeros(4))
 
 
+# A convolution and the norm after it
+
+CONVOLUTIONS: dict[str, tuple[Any, bool]] = {
+    # What comes before the norm for 4 channels, and whether ReLU6 comes after it.
+    "widening": (lambda kernel: Pointwise(kernel(4, 6)), False),
+    "widening, relu6": (lambda kernel: Pointwise(kernel(4, 6)), True),
+    "narrowing": (lambda kernel: Pointwise(kernel(4, 3)), False),
+    "depthwise": (lambda kernel: Depthwise(kernel(3, 3, 4), 2, "torch"), False),
+    "depthwise, relu6": (lambda kernel: Depthwise(kernel(3, 3, 4), 1, "same"), True),
+}
+
+
+def textbook_convolution(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: str = "same", groups: int = 1):
+    """XLA's own; kernel [H, W, C, D]."""
+    pads = "SAME" if padding == "same" else [(kernel.shape[0] // 2,) * 2] * 2
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+    )
+
+
+def textbook_batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, shift: jax.Array, epsilon: float, relu6: bool):
+    """`batch_norm` for autodiff, with two passes."""
+    mean = jnp.mean(x, axis=(0, 1, 2))
+    variance = jnp.mean((x - mean) ** 2, axis=(0, 1, 2))
+    y = (x - mean) / jnp.sqrt(variance + epsilon) * scale + bias
+    return jnp.minimum(jax.nn.relu(y), 6) if relu6 else y, mean, variance
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_norm_after_its_convolution_is_the_textbooks(kind: str, train: bool) -> None:
+    make, relu6 = CONVOLUTIONS[kind]
+    rng = np.random.default_rng(0)
+    convolution = make(lambda *shape: rng.normal(size=shape))
+    channels = convolution.kernel.shape[-1]
+    x = rng.normal(3, 4, (2, 5, 4, 4))
+    variables = {
+        "params": {"scale": rng.uniform(2, 4, channels), "bias": rng.normal(3, 1, channels)},
+        "batch_stats": {"mean": rng.normal(size=channels), "var": rng.uniform(1, 2, channels)},
+    }
+    norm = BatchNorm(use_running_average=not train, momentum=0.8, epsilon=1e-3, relu6=relu6)
+    with jax.enable_x64(True):
+        shapes = jax.eval_shape(lambda key: norm.init(key, jnp.asarray(x), convolution), jax.random.key(0))
+        assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(np.shape, variables)
+        y, updated = fast_jit(
+            lambda v, x, kernel: norm.apply(v, x, convolution._replace(kernel=kernel), mutable=["batch_stats"])
+        )(variables, x, convolution.kernel)
+        if isinstance(convolution, Depthwise):
+            kernel, stride, padding = convolution
+            convolved = textbook_convolution(np.clip(x, 0, 6), kernel[:, :, None], stride, padding, 4)
+        else:
+            convolved = textbook_convolution(x, convolution.kernel[None, None])
+        params, stats = variables["params"], variables["batch_stats"]
+        expected, mean, var = textbook_batch_norm(convolved, **params, shift=0, epsilon=1e-3, relu6=relu6)
+        if not train:
+            mean, var = stats["mean"], stats["var"]
+            expected = (convolved - mean) / np.sqrt(var + 1e-3) * params["scale"] + params["bias"]
+            expected = np.clip(expected, 0, 6) if relu6 else expected
+        statistics = {"mean": np.asarray(mean), "var": np.asarray(var)}
+    assert y.dtype == np.float64
+    np.testing.assert_allclose(y, expected, rtol=1e-10, atol=1e-10)
+    for name, of_batch in statistics.items():
+        np.testing.assert_allclose(updated["batch_stats"][name], 0.8 * stats[name] + 0.2 * of_batch, rtol=1e-10)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_norm_handed_to_the_layer_comes_after_it(train: bool) -> None:
+    """In every mode: one function with the dense product, or after the inverse transform."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 5, 4, 3)).astype(np.float32)
+    whole = {
+        name: counts_to_fcmask(np.array(counts), 4) for name, counts in (("input", [4, 0, 4]), ("output", [4] * 5))
+    }
+    modes: dict[str, dict[str, Any]] = {
+        "off": {"mode": "off"},
+        "soft": {"mode": "soft"},
+        "hard": {"mode": "hard"},
+        "whole channels": {"mode": "hard", "whole_channels": True},
+    }
+
+    class Handed(nn.Module):
+        inside: bool
+        settings: Any
+
+        @nn.compact
+        def __call__(self, x):
+            layer = FrequencyPointwise(5, 2, **self.settings, name="layer")
+            norm = BatchNorm(use_running_average=not train, relu6=True, name="norm")
+            return layer(x, norm=norm) if self.inside else norm(layer(x))
+
+    for settings in modes.values():
+        inside, after = Handed(True, settings), Handed(False, settings)
+        variables = fast_jit(inside.init)(jax.random.key(0), x)
+        assert jax.tree.map(jnp.shape, variables) == jax.tree.map(
+            jnp.shape, jax.eval_shape(after.init, jax.random.key(0), x)
+        )
+        variables["params"]["norm"] = {"scale": rng.uniform(2, 4, 5), "bias": rng.uniform(1, 3, 5)}
+        variables[FCMASK]["layer"] = whole
+        y, updated = fast_jit(partial(inside.apply, mutable=["batch_stats"]))(variables, x)
+        expected, expected_stats = fast_jit(partial(after.apply, mutable=["batch_stats"]))(variables, x)
+        np.testing.assert_allclose(y, expected, atol=1e-4)
+        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), updated, expected_stats)
+
+
 # The network and its spec
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -309,10 +414,7 @@ def textbook_small(variables: dict, x: jax.Array, padding: str) -> jax.Array:
     params, stats = variables["params"], variables["batch_stats"]
 
     def conv(x, kernel, stride: int = 1, groups: int = 1):
-        pads = "SAME" if padding == "same" else [(kernel.shape[0] // 2,) * 2] * 2
-        return jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
-        )
+        return textbook_convolution(x, kernel, stride, padding, groups)
 
     def norm(x, *path: str, relu6: bool = True):
         p, s = params, stats
@@ -366,7 +468,8 @@ def hand_composed(network: MobileNetV2, counts: dict[str, np.ndarray]) -> Callab
             return call(*args, **kwargs)
         layer = layers["/".join(context.module.path)]
         plan = plan_bands(layer.input_counts(counts), layer.output_counts(counts), layer.block)  # type: ignore[arg-type]
-        return banded_pointwise(args[0], context.module.variables["params"]["kernel"], plan)
+        y = banded_pointwise(args[0], context.module.variables["params"]["kernel"], plan)
+        return kwargs["norm"](y)
 
     def apply(variables, x):
         with nn.intercept_methods(banded):
@@ -426,6 +529,103 @@ def test_training_updates_every_running_average_and_nothing_else() -> None:
         assert np.abs(before - after).max() > 1e-6
     for before, after in zip(jax.tree.leaves(variables[FCMASK]), jax.tree.leaves(updated[FCMASK]), strict=True):
         np.testing.assert_array_equal(before, after)
+
+
+TRAINED = MobileNetV2("mobilenetv2_small", 5, width=0.3, block=2, padding="torch")
+TRAINED_SHAPE = (28, 28, 1)
+
+
+def loss_and_gradients(network: MobileNetV2, variables: dict) -> tuple[Any, ...]:
+    """In training and float64: the loss, the new running averages, and the gradients to all parameters and masks."""
+    rng = np.random.default_rng(4)
+    x, target = rng.normal(size=(4, *TRAINED_SHAPE)), rng.normal(size=(4, 5))
+
+    def run(learned, rest, x, target):
+        def loss(learned):
+            out, updated = network.apply({**learned, **rest}, x, train=True, mutable=["batch_stats"])
+            return jnp.sum(jnp.tanh(out) * target), updated
+
+        (value, updated), gradients = jax.value_and_grad(loss, has_aux=True)(learned)
+        return value, updated, gradients
+
+    learned = {name: variables[name] for name in ("params", FCMASK)}
+    rest = {"batch_stats": variables["batch_stats"]}
+    with jax.enable_x64(True):
+        return fast_jit(run)(*jax.tree.map(np.float64, (learned, rest)), x, target)
+
+
+def watch_norms(monkeypatch: pytest.MonkeyPatch) -> Counter:
+    """How often each form of the norm is traced from now on."""
+    calls: Counter = Counter()
+
+    def watched(name: str, function):
+        def call(*args):
+            calls[name] += 1
+            return function(*args)
+
+        return call
+
+    for name in ("depthwise_batch_norm", "pointwise_batch_norm", "batch_norm"):
+        monkeypatch.setattr(normalization, name, watched(name, getattr(normalization, name)))
+    return calls
+
+
+def assert_same_training(found: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for (path, left), right in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True):
+        assert left.dtype == np.float64, path
+        tolerance = 1e-9 * max(1, np.abs(right).max())
+        np.testing.assert_allclose(left, right, rtol=0, atol=tolerance, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize(
+    ("mode", "fused"),
+    [
+        ("off", {"depthwise_batch_norm": 4, "pointwise_batch_norm": 5, "batch_norm": 5}),
+        ("soft", {"depthwise_batch_norm": 4, "batch_norm": 10}),
+        ("whole channels", {"depthwise_batch_norm": 4, "pointwise_batch_norm": 5, "batch_norm": 5}),
+    ],
+)
+def test_training_is_autodiff_of_the_textbook_network(
+    mode: str, fused: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU's forms and those of other backends against the same network without a gradient written by hand."""
+    network = dataclasses.replace(TRAINED, mode=mode)  # type: ignore[arg-type]
+    if mode == "whole channels":
+        whole = tuple(layer.name for layer in TRAINED.spec(TRAINED_SHAPE).layers if layer.block)
+        network = dataclasses.replace(TRAINED, mode="hard", whole_channels=frozenset(whole))
+    variables = random_variables(network, shape=TRAINED_SHAPE)
+    if mode == "soft":
+        variables[FCMASK] = jax.tree.map(lambda mask: mask - np.linspace(0.05, 0.9, mask.size), variables[FCMASK])
+    elif mode == "whole channels":
+        spec = network.spec(TRAINED_SHAPE)
+        variables[FCMASK] = masks_of(spec, random_counts(spec, whole=whole))
+
+    calls = watch_norms(monkeypatch)
+    found = [loss_and_gradients(network, variables)]
+    assert calls == fused
+    monkeypatch.setattr(normalization.jax, "default_backend", lambda: "gpu")
+    if mode == "off":
+        calls.clear()
+        found.append(loss_and_gradients(network, variables))
+        assert calls == {"batch_norm": 14}
+
+    monkeypatch.setattr(normalization, "batch_norm", textbook_batch_norm)
+    monkeypatch.setattr(
+        normalization,
+        "depthwise_conv",
+        lambda x, kernel, stride, padding: textbook_convolution(x, kernel[:, :, None], stride, padding, x.shape[-1]),
+    )
+    for module in (normalization, frequency, pointwise):
+        monkeypatch.setattr(module, "dense_pointwise", partial(jnp.einsum, "...c,cd->...d"))
+    expected = loss_and_gradients(network, variables)
+    for each in found:
+        assert_same_training(each, expected)
+    assert np.abs(expected[0]) > 0.1
+    for path, gradient in flatten_dict(expected[2], sep="/").items():
+        # A channel's constant is taken away by the next norm; hard masks pass no gradient.
+        if not path.endswith("project_norm/bias") and (mode == "soft" or not path.startswith(FCMASK)):
+            assert np.abs(gradient).max() > 1e-4, path
 
 
 def test_every_mask_moves_from_one_under_the_task() -> None:

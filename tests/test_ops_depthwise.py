@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from fdjax.ops import depthwise, depthwise_conv
+from fdjax.ops import chunks, depthwise_conv
+from fdjax.ops.depthwise import correlate, correlate_grads, output_size, pad_map, unpad_map
 
 CASES = [
     (size, stride, padding)
@@ -84,34 +85,98 @@ def test_torch_padding_is_pytorchs(stride: int) -> None:
         np.testing.assert_allclose(left, right, atol=2e-5)
 
 
-@pytest.mark.parametrize("batch", [6, 5])
+def padded_in_float64(x: np.ndarray, stride: int) -> np.ndarray:
+    """For an even map and "same" padding at stride 1 or 2."""
+    return np.pad(np.float64(x), ((0, 0), *[(1, 1) if stride == 1 else (0, 1)] * 2, (0, 0)))
+
+
+@pytest.mark.parametrize("batch", [10, 11])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_big_batch_is_summed_in_chunks(batch: int, stride: int) -> None:
-    """Over 1.2 MB the tap gradient runs a few images at a time; 5 images divide into single ones only."""
+def test_a_big_batch_is_taken_in_chunks(batch: int, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not fit a core's cache runs a few images at a time; 11 images divide into single ones only."""
     x, kernel = normal(batch, 64, 64, 16), normal(3, 3, 16, seed=1)
     cotangent = normal(batch, 64 // stride, 64 // stride, 16, seed=2)
-    assert x.nbytes + cotangent.nbytes > 1_200_000
+    monkeypatch.setattr(chunks, "_CHUNK_BYTES", 2_400_000)
+    assert x.nbytes + cotangent.nbytes > chunks._CHUNK_BYTES
     program = str(jax.make_jaxpr(partial(value_and_grads, depthwise_conv, jit=lambda f: f), static_argnums=(2, 3))(
         x, kernel, stride, "same", cotangent
     ))  # fmt: skip
     assert "scan" in program
-    _, _, found = value_and_grads(depthwise_conv, x, kernel, stride, "same", cotangent, jax.jit)
-    padded = np.pad(np.float64(x), ((0, 0), *[(1, 1) if stride == 1 else (0, 1)] * 2, (0, 0)))
+    _, found_dx, found = value_and_grads(depthwise_conv, x, kernel, stride, "same", cotangent, jax.jit)
+    padded = padded_in_float64(x, stride)
+    to_padded = np.zeros_like(padded)
     span = cotangent.shape[1] * stride
     for i in range(3):
         for j in range(3):
-            view = padded[:, i : i + span : stride, j : j + span : stride]
-            np.testing.assert_allclose(found[i, j], np.sum(view * cotangent, axis=(0, 1, 2)), atol=2e-3, rtol=1e-4)
+            view = (slice(None), slice(i, i + span, stride), slice(j, j + span, stride))
+            np.testing.assert_allclose(
+                found[i, j], np.sum(padded[view] * cotangent, axis=(0, 1, 2)), atol=2e-3, rtol=1e-4
+            )
+            to_padded[view] += kernel[i, j] * cotangent
+    before = 2 - stride
+    np.testing.assert_allclose(found_dx, to_padded[:, before : before + 64, before : before + 64], atol=2e-5)
 
 
-def test_chunks_do_not_change_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, kernel, cotangent = normal(6, 4, 4, 3), normal(3, 3, 3, seed=1), normal(6, 4, 4, 3, seed=2)
-    expected = value_and_grads(grouped, x, kernel, 1, "same", cotangent)[2]
-    one_image = 2 * x[0].nbytes
-    for chunk_bytes in (1, 2 * one_image, 4 * one_image):  # 1, 2 and (as 4 does not divide 6) 3 images at a time
-        monkeypatch.setattr(depthwise, "_CHUNK_BYTES", chunk_bytes)
-        found = value_and_grads(depthwise_conv, x, kernel, 1, "same", cotangent)[2]
-        np.testing.assert_allclose(found, expected, atol=2e-5)
+@pytest.mark.parametrize(
+    ("batch", "stride", "padding", "chunk_images", "num_chunks"),
+    # As 4 does not divide 6, 3 images are taken at a time.
+    [
+        (6, 1, "same", 0, 6),
+        (6, 1, "torch", 2, 3),
+        (6, 2, "same", 4, 2),
+        (5, 2, "torch", 3, 5),
+        (6, 2, "torch", 6, None),
+    ],
+)
+def test_chunks_do_not_change_the_gradients(
+    batch: int,
+    stride: int,
+    padding: str,
+    chunk_images: int,
+    num_chunks: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with jax.enable_x64(True):
+        x, kernel = np.float64(normal(batch, 4, 6, 3)), np.float64(normal(3, 3, 3, seed=1))
+        cotangent = np.float64(normal(batch, 4 // stride, 6 // stride, 3, seed=2))
+        at_once = value_and_grads(depthwise_conv, x, kernel, stride, padding, cotangent)
+        monkeypatch.setattr(chunks, "_CHUNK_BYTES", chunk_images * (x[0].nbytes + cotangent[0].nbytes))
+        found = value_and_grads(depthwise_conv, x, kernel, stride, padding, cotangent)
+        expected = value_and_grads(grouped, x, kernel, stride, padding, cotangent)
+        program = jax.make_jaxpr(partial(value_and_grads, depthwise_conv, jit=lambda f: f), static_argnums=(2, 3))(
+            x, kernel, stride, padding, cotangent
+        )
+    assert ("scan" in str(program)) == (num_chunks is not None)
+    assert num_chunks is None or f"length={num_chunks}\n" in str(program)
+    for index in (1, 2):
+        assert found[index].dtype == np.float64
+        np.testing.assert_allclose(found[index], at_once[index], rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(found[index], expected[index], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"), [((7, 6), 1, "same"), ((7, 6), 2, "same"), ((7, 6), 2, "torch"), ((1, 2), 2, "same")]
+)
+def test_the_padded_form_is_the_grouped_convolution(size, stride: int, padding: str) -> None:
+    """`correlate` and its gradients on a map that was padded before; `unpad_map` takes the zeros off again."""
+    x, kernel = normal(2, *size, 5), normal(3, 3, 5, seed=1)
+    out = output_size(size, stride)
+    cotangent = normal(2, *out, 5, seed=2)
+    padded = pad_map(jnp.asarray(x), stride, padding)
+    np.testing.assert_array_equal(unpad_map(padded, size, stride, padding), x)
+    assert np.abs(padded).sum() == pytest.approx(np.abs(x).sum())
+
+    def padded_form(padded, kernel, g):
+        return (
+            correlate(padded, kernel, out, stride),
+            *correlate_grads(padded, g, kernel, size, stride, padding),
+        )
+
+    found = fast_jit(padded_form)(padded, kernel, cotangent)
+    expected = value_and_grads(grouped, x, kernel, stride, padding, cotangent)
+    for name, left, right in zip(("y", "dx", "dkernel"), found, expected, strict=True):
+        assert left.shape == right.shape, name
+        np.testing.assert_allclose(left, right, atol=2e-5, err_msg=name)
 
 
 def test_gradients_under_jit_and_vmap() -> None:
@@ -136,8 +201,12 @@ def test_leading_batch_dimensions_are_free(leading: tuple[int, ...]) -> None:
     np.testing.assert_allclose(y.reshape(-1, 3, 3, 4), expected, atol=1e-5)
 
 
-def test_the_kernels_gradient_in_bfloat16_is_summed_in_float32() -> None:
+@pytest.mark.parametrize("chunk_images", [1, 8])
+def test_the_kernels_gradient_in_bfloat16_is_summed_in_float32(
+    chunk_images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """8,192 ones: a bfloat16 sum of ones stops at 256."""
+    monkeypatch.setattr(chunks, "_CHUNK_BYTES", chunk_images * 2 * 2 * 32 * 32 * 4)
     x, kernel = jnp.ones((8, 32, 32, 4), jnp.bfloat16), jnp.ones((3, 3, 4), jnp.float32)
     y, dx, dkernel = value_and_grads(depthwise_conv, x, kernel, 1, "same", jnp.ones_like(x))
     assert (y.dtype, dx.dtype, dkernel.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)

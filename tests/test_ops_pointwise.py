@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.fft
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
@@ -153,6 +153,50 @@ def test_dense_is_the_librarys_1x1_convolution() -> None:
         x, kernel[None, None], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     np.testing.assert_allclose(dense_pointwise(jnp.asarray(x), jnp.asarray(kernel)), expected, atol=1e-5)
+
+
+@settings(max_examples=8)
+@given(
+    leading=st.lists(st.integers(1, 3), max_size=2),
+    size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    channels=st.integers(1, 6),
+    features=st.integers(1, 6),
+)
+@example(leading=[], size=(1, 1), channels=1, features=1)
+@example(leading=[2, 3], size=(3, 2), channels=5, features=2)
+def test_gradients_of_the_dense_layer_are_autodiffs(leading, size, channels: int, features: int) -> None:
+    rng = np.random.default_rng(0)
+    shapes = ((*leading, *size, channels), (channels, features), (*leading, *size, features))
+    x, kernel, cotangent = (rng.normal(size=shape) for shape in shapes)
+
+    def value_and_grads(function):
+        def run(x, kernel, cotangent):
+            y, pull = jax.vjp(function, x, kernel)
+            return y, *pull(cotangent)
+
+        return fast_jit(run)(x, kernel, cotangent)
+
+    with jax.enable_x64(True):
+        found = value_and_grads(dense_pointwise)
+        expected = value_and_grads(partial(jnp.einsum, "...c,cd->...d"))
+    for name, left, right in zip(("y", "dx", "dkernel"), found, expected, strict=True):
+        assert (left.shape, left.dtype) == (right.shape, np.float64), name
+        np.testing.assert_allclose(left, right, rtol=1e-12, atol=1e-12, err_msg=name)
+
+
+def test_gradients_of_the_dense_layer_under_vmap() -> None:
+    """A kernel for each example: the batch axis of vmap is not the layer's own."""
+    rng = np.random.default_rng(0)
+    x, kernel, cotangent = (
+        rng.normal(size=shape).astype(np.float32) for shape in ((3, 2, 4, 5, 6), (3, 6, 2), (3, 2, 4, 5, 2))
+    )
+
+    def grads(x, kernel, cotangent):
+        return jax.grad(lambda x, w: jnp.sum(cotangent * dense_pointwise(x, w)), argnums=(0, 1))(x, kernel)
+
+    dx, dkernel = fast_jit(jax.vmap(grads))(x, kernel, cotangent)
+    np.testing.assert_allclose(dx, np.einsum("nbhwd,ncd->nbhwc", cotangent, kernel), atol=2e-5)
+    np.testing.assert_allclose(dkernel, np.einsum("nbhwc,nbhwd->ncd", x, cotangent), atol=2e-5)
 
 
 def test_gradients_of_masked_and_banded_agree() -> None:

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fdjax.nn.normalization import BatchNorm, Pointwise
 from fdjax.ops.fcmask import coef_mask, hard_coef_mask
 from fdjax.ops.pointwise import dense_pointwise, masked_pointwise
 
@@ -40,9 +41,20 @@ class FrequencyPointwise(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, input_fcmask: jax.Array | None = None, output_fcmask: jax.Array | None = None
+        self,
+        x: jax.Array,
+        input_fcmask: jax.Array | None = None,
+        output_fcmask: jax.Array | None = None,
+        norm: BatchNorm | None = None,
     ) -> jax.Array:
-        """x [B, H, W, C] -> [B, H, W, D]; `input_fcmask` [C] and `output_fcmask` [D] take the place of own masks."""
+        """x [B, H, W, C] -> [B, H, W, D].
+
+        Args:
+          x: the map.
+          input_fcmask: [C], takes the place of an own mask.
+          output_fcmask: [D], likewise.
+          norm: the batch norm that follows, applied here.
+        """
         if self.mode not in MASK_MODES:
             raise ValueError(f"mode must be one of {MASK_MODES}, got {self.mode!r}")
         channels = x.shape[-1]
@@ -53,8 +65,12 @@ class FrequencyPointwise(nn.Module):
             input_fcmask = self.variable(FCMASK, "input", jnp.ones, (channels,)).value
         if self.output_side:
             output_fcmask = self.variable(FCMASK, "output", jnp.ones, (self.features,)).value
+
+        def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
+            return dense_pointwise(x, kernel) if norm is None else norm(x, Pointwise(kernel))
+
         if self.mode == "off":
-            return dense_pointwise(x, kernel)
+            return dense(x, kernel)
 
         num_coefs = self.block**2
         if self.mode == "hard" and self.whole_channels:
@@ -62,7 +78,8 @@ class FrequencyPointwise(nn.Module):
                 kernel = kernel * (input_fcmask > 0.5).astype(x.dtype)[:, None]
             if output_fcmask is not None:
                 kernel = kernel * (output_fcmask > 0.5).astype(x.dtype)
-            return dense_pointwise(x, kernel)
+            return dense(x, kernel)
         to_mask = coef_mask if self.mode == "soft" else hard_coef_mask
         masks = [None if m is None else to_mask(m, num_coefs).astype(x.dtype) for m in (input_fcmask, output_fcmask)]
-        return masked_pointwise(x, kernel, self.block, *masks)
+        y = masked_pointwise(x, kernel, self.block, *masks)
+        return y if norm is None else norm(y)

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fdjax.nn.frequency import FCMASK, FrequencyPointwise, MaskMode
-from fdjax.nn.normalization import BatchNorm
-from fdjax.ops.depthwise import depthwise_conv
+from fdjax.nn.normalization import BatchNorm, Depthwise
 from fdjax.spec import LayerSpec, NetworkSpec
 
 Size = tuple[int, int]
@@ -120,11 +119,11 @@ class InvertedResidual(nn.Module):
         plan, y = self.plan, x
         wide = self.variable(FCMASK, "wide", jnp.ones, (plan.wide_channels,)).value if self.tied else None
         if self.expand is not None:
-            y = self.norm(relu6=True, name="expand_norm")(self.expand(y, output_fcmask=wide))
+            y = self.expand(y, output_fcmask=wide, norm=self.norm(name="expand_norm"))
         kernel = self.param("depthwise", _DEPTHWISE_FAN_OUT, (3, 3, plan.wide_channels))
-        y = depthwise_conv(y, kernel, plan.stride, self.padding)
-        y = self.norm(relu6=True, name="depthwise_norm")(y)
-        y = self.norm(name="project_norm")(self.project(y, input_fcmask=wide))
+        # The ReLU6 after the expand layer is the depthwise layer's first; without one x has been through it already.
+        y = self.norm(relu6=True, name="depthwise_norm")(y, Depthwise(kernel, plan.stride, self.padding))
+        y = self.project(y, input_fcmask=wide, norm=self.norm(name="project_norm"))
         return x + y if plan.residual else y
 
 
@@ -303,7 +302,10 @@ class MobileNetV2(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Normalised images [B, H, W, C] -> logits [B, num_classes]; `train` uses and updates batch statistics."""
+        """Normalised images [B, H, W, C] -> logits [B, num_classes]; `train` uses and updates batch statistics.
+
+        The network computes in the type of `x`, the classifier in float32 or wider.
+        """
         variant = VARIANTS[self.variant]
         norm = functools.partial(
             BatchNorm,
@@ -319,6 +321,7 @@ class MobileNetV2(nn.Module):
             padding="SAME" if self.padding == "same" else window // 2,
             use_bias=False,
             kernel_init=_FAN_OUT,
+            dtype=x.dtype,
             name="stem",
         )(x)
         x = norm(relu6=True, name="stem_norm")(x)
@@ -330,6 +333,6 @@ class MobileNetV2(nn.Module):
             project = self._pointwise(plan.name, "project", plan.out_channels, plan.out_size, not tied)
             x = InvertedResidual(plan, expand, project, norm, tied, self.padding, name=plan.name)(x)
         head = self._pointwise("", "head", self.head_channels, (x.shape[1], x.shape[2]), True)
-        x = norm(relu6=True, name="head_norm")(head.copy(name="head")(x))
-        x = jnp.mean(x, axis=(1, 2))
+        x = head.copy(name="head")(x, norm=norm(relu6=True, name="head_norm"))
+        x = jnp.mean(x.astype(jnp.promote_types(x.dtype, jnp.float32)), axis=(1, 2))
         return nn.Dense(self.num_classes, name="classifier")(x)

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fdjax.ops.chunks import over_chunks
+
 PADDINGS = ("same", "torch")
-# Bytes of one chunk of images whose tap gradient is summed at once: what stays in a core's cache.
-_CHUNK_BYTES = 1_200_000
 
 
 def _pads(size: int, stride: int, padding: str) -> tuple[int, int]:
@@ -27,75 +27,75 @@ def _pads(size: int, stride: int, padding: str) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def _taps(x: jax.Array, stride: int, padding: str) -> list[jax.Array]:
-    """The nine shifted views [B, H', W', C] that the taps multiply, row by row."""
-    batch, height, width, channels = x.shape
-    out_height, out_width = -(-height // stride), -(-width // stride)
-    padded = jnp.pad(x, ((0, 0), _pads(height, stride, padding), _pads(width, stride, padding), (0, 0)))
+def pad_map(x: jax.Array, stride: int, padding: str) -> jax.Array:
+    """x [B, H, W, C] with the zeros that the layer reads beyond its edges."""
+    return jnp.pad(x, ((0, 0), _pads(x.shape[1], stride, padding), _pads(x.shape[2], stride, padding), (0, 0)))
+
+
+def unpad_map(padded: jax.Array, size: tuple[int, int], stride: int, padding: str) -> jax.Array:
+    """The inverse of `pad_map` for a map of `size` (H, W)."""
+    top, left = (_pads(length, stride, padding)[0] for length in size)
+    return padded[:, top : top + size[0], left : left + size[1]]
+
+
+def _views(padded: jax.Array, size: tuple[int, int], stride: int) -> list[jax.Array]:
+    """The nine shifted views [B, *size, C] that the taps multiply, row by row."""
+    batch, channels = padded.shape[0], padded.shape[-1]
+    last = [(length - 1) * stride + 1 for length in size]
     return [
-        lax.slice(
-            padded,
-            (0, i, j, 0),
-            (batch, i + (out_height - 1) * stride + 1, j + (out_width - 1) * stride + 1, channels),
-            (1, stride, stride, 1),
-        )
+        lax.slice(padded, (0, i, j, 0), (batch, i + last[0], j + last[1], channels), (1, stride, stride, 1))
         for i in range(3)
         for j in range(3)
     ]
 
 
-def _shifted(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
+def correlate(padded: jax.Array, kernel: jax.Array, size: tuple[int, int], stride: int) -> jax.Array:
+    """The layer on a padded map, with an output of `size`: nine shifted multiply-adds, one loop for XLA's CPU."""
     taps = kernel.reshape(9, -1)
-    return functools.reduce(jnp.add, [view * taps[t] for t, view in enumerate(_taps(x, stride, padding))])
+    return functools.reduce(jnp.add, [view * taps[t] for t, view in enumerate(_views(padded, size, stride))])
 
 
-def _shifted_input_grad(g: jax.Array, kernel: jax.Array, stride: int, padding: str, shape: tuple[int, ...]):
-    """The gradient to the input: the output's gradient, dilated by the stride, under the flipped kernel."""
-    batch, height, width, channels = shape
+def output_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """(H', W') of the output for a map of `size` (H, W)."""
+    return -(-size[0] // stride), -(-size[1] // stride)
+
+
+def correlate_grads(
+    padded: jax.Array, g: jax.Array, kernel: jax.Array, size: tuple[int, int], stride: int, padding: str
+) -> tuple[jax.Array, jax.Array]:
+    """The gradients of `correlate(pad_map(x))`.
+
+    Args:
+      padded: `pad_map(x)`.
+      g: [B, H', W', C], the gradient to the output.
+      kernel: [3, 3, C].
+      size: (H, W) of x.
+      stride: of the layer.
+      padding: of the layer.
+
+    Returns:
+      To x [B, H, W, C], and to the kernel [3, 3, C], in float32 or wider.
+    """
+    # To the input: the output's gradient, dilated by the stride, under the flipped kernel.
     dilation = []
-    for size, out in ((height, g.shape[1]), (width, g.shape[2])):
-        before = 2 - _pads(size, stride, padding)[0]
-        dilation.append((before, size + 2 - before - ((out - 1) * stride + 1), stride - 1))
-    padded = lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *dilation, (0, 0, 0)))
-    flipped = kernel[::-1, ::-1]
-    views = [
-        lax.slice(padded, (0, i, j, 0), (batch, i + height, j + width, channels)) * flipped[i, j]
-        for i in range(3)
-        for j in range(3)
-    ]
-    return functools.reduce(jnp.add, views)
+    for length, out in zip(size, g.shape[1:3], strict=True):
+        before = 2 - _pads(length, stride, padding)[0]
+        dilation.append((before, length + 2 - before - ((out - 1) * stride + 1), stride - 1))
+    # The barrier keeps XLA from computing the padding and what comes before it once for every tap.
+    dilated = lax.optimization_barrier(lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *dilation, (0, 0, 0))))
+    dx = correlate(dilated, kernel[::-1, ::-1], size, 1)
 
-
-def _chunk_kernel_grad(x: jax.Array, g: jax.Array, stride: int, padding: str) -> jax.Array:
-    """The gradient to the taps, [9, C] in float32 or wider: one pass with nine accumulators."""
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    products = [view.astype(dtype) * g.astype(dtype) for view in _taps(x, stride, padding)]
-    sums = lax.reduce(
-        products,
-        [jnp.zeros((), dtype)] * 9,
-        lambda left, right: [a + b for a, b in zip(left, right, strict=True)],
-        (0, 1, 2),
+    # To the kernel: one pass with nine accumulators, over the rows and columns first: XLA runs the images in parallel.
+    top, left = dilation[0][0], dilation[1][0]
+    last = [(out - 1) * stride + 1 for out in g.shape[1:3]]
+    g = lax.slice(
+        dilated, (0, top, left, 0), (g.shape[0], top + last[0], left + last[1], g.shape[3]), (1, stride, stride, 1)
     )
-    return jnp.stack(sums)
-
-
-def _shifted_kernel_grad(x: jax.Array, g: jax.Array, stride: int, padding: str) -> jax.Array:
-    """`_chunk_kernel_grad` over the batch a few images at a time, so that each chunk stays in cache."""
-    batch, channels = x.shape[0], x.shape[-1]
-    images = max(1, min(batch, _CHUNK_BYTES * batch // max(1, (x.size + g.size) * x.dtype.itemsize)))
-    while batch % images:
-        images -= 1
-    if images == batch:
-        total = _chunk_kernel_grad(x, g, stride, padding)
-    else:
-        chunks = jax.tree.map(lambda a: a.reshape(batch // images, images, *a.shape[1:]), (x, g))
-        start = jnp.zeros((9, channels), jnp.promote_types(x.dtype, jnp.float32))
-
-        def add_chunk(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-            return total + _chunk_kernel_grad(chunk[0], chunk[1], stride, padding), None
-
-        total, _ = lax.scan(add_chunk, start, chunks)
-    return total.reshape(3, 3, channels)
+    dtype = jnp.promote_types(g.dtype, jnp.float32)
+    products = [view.astype(dtype) * g.astype(dtype) for view in _views(padded, (g.shape[1], g.shape[2]), stride)]
+    zeros = [jnp.zeros((), dtype)] * 9
+    sums = lax.reduce(products, zeros, lambda a, b: [u + v for u, v in zip(a, b, strict=True)], (1, 2))
+    return dx, jnp.stack(sums).sum(axis=1).reshape(kernel.shape)
 
 
 def _library(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
@@ -113,7 +113,9 @@ def _best_form(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> ja
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=lambda x, kernel: _shifted(x, kernel, stride, padding),
+        cpu=lambda x, kernel: correlate(
+            pad_map(x, stride, padding), kernel, output_size((x.shape[1], x.shape[2]), stride), stride
+        ),
         default=lambda x, kernel: _library(x, kernel, stride, padding),
     )
 
@@ -124,10 +126,15 @@ def _depthwise_forward(x, kernel, stride, padding):
 
 def _depthwise_backward(stride, padding, residuals, g):
     def on_cpu(x, kernel, g):
-        # Barriers keep XLA from fusing neighbours into the loops, which would compute them once for every tap.
-        x, g = lax.optimization_barrier((x, g))
-        dx = _shifted_input_grad(g, kernel, stride, padding, x.shape)
-        return dx, _shifted_kernel_grad(x, g, stride, padding).astype(kernel.dtype)
+        size = (x.shape[1], x.shape[2])
+
+        def chunk(x, g):
+            padded = lax.optimization_barrier(pad_map(x, stride, padding))
+            dx, dkernel = correlate_grads(padded, g, kernel, size, stride, padding)
+            return dkernel, dx
+
+        dkernel, dx = over_chunks(chunk, lax.optimization_barrier((x, g)))
+        return dx, dkernel.astype(kernel.dtype)
 
     def elsewhere(x, kernel, g):
         return jax.vjp(lambda x, kernel: _library(x, kernel, stride, padding), x, kernel)[1](g)

@@ -6,10 +6,13 @@ only. Layers have no bias here: a bias is added in the spatial domain, after the
 
 from __future__ import annotations
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from fdjax.ops.bands import BandPlan
 from fdjax.ops.blocks import check_block, num_blocks
@@ -21,6 +24,27 @@ def _check_kernel(x: jax.Array, kernel: jax.Array) -> None:
         raise ValueError(f"x [..., H, W, C] and kernel [C, D] do not fit: got {x.shape} and {kernel.shape}")
 
 
+def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jnp.einsum("...c,cd->...d", x, kernel)
+
+
+def _matmul_forward(x, kernel):
+    return _matmul(x, kernel), (x, kernel)
+
+
+def _matmul_backward(residuals, g):
+    x, kernel = residuals
+    # Without the barrier XLA's CPU computes g once more in a transposed layout for the product with x.
+    g = lax.optimization_barrier(g)
+    rows, columns = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    dx = jnp.einsum("...d,cd->...c", g, kernel)
+    return dx, lax.dot_general(rows, columns, (((0,), (0,)), ((), ())))
+
+
+_product: Any = jax.custom_vjp(_matmul)
+_product.defvjp(_matmul_forward, _matmul_backward)
+
+
 def dense_pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """1x1 convolution: x [..., H, W, C], kernel [C, D] -> [..., H, W, D].
 
@@ -28,7 +52,7 @@ def dense_pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
       ValueError: shapes that do not fit.
     """
     _check_kernel(x, kernel)
-    return jnp.einsum("...c,cd->...d", x, kernel)
+    return _product(x, kernel)
 
 
 def masked_pointwise(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,19 +14,23 @@ import optax
 from fdjax.data import normalize
 from fdjax.nn import MobileNetV2
 from fdjax.spec import NetworkSpec
+from fdjax.training.devices import Devices
 
 EVAL_BATCH = 250
 Evaluator = Callable[[dict[str, Any], np.ndarray, np.ndarray], dict[str, float]]
 
 
-def make_evaluator(network: MobileNetV2, spec: NetworkSpec, batch_size: int = EVAL_BATCH) -> Evaluator:
+def make_evaluator(
+    network: MobileNetV2, spec: NetworkSpec, devices: Devices, batch_size: int = EVAL_BATCH
+) -> Evaluator:
     """Returns (variables, images uint8 [n, H, W, C], labels [n]) -> top1, loss, num_examples (top5 beyond 10 classes).
 
-    Accuracies are shares, 0 to 1. Images are taken one batch at a time; the last one is filled up and the filling left
-    out of the sums.
+    Accuracies are shares, 0 to 1; the network computes in float32 whatever it was trained in. Images are taken one
+    batch at a time, split over the devices; the last one is filled up and the filling left out of the sums.
     """
+    batch_size = -(-batch_size // len(devices)) * len(devices)
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=devices.everywhere)
     def evaluate_batch(variables, images, labels, weights):
         logits = network.apply(variables, normalize(images, spec.input_mean, spec.input_std, jnp.float32), train=False)
         assert isinstance(logits, jax.Array)
@@ -39,13 +44,15 @@ def make_evaluator(network: MobileNetV2, spec: NetworkSpec, batch_size: int = EV
         return {name: jnp.sum(value * weights) for name, value in sums.items()}
 
     def evaluate(variables: dict[str, Any], images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        variables = devices.replicate(variables)
         totals = {"loss": 0.0, "top1": 0.0, "top5": 0.0}
         for start in range(0, len(images), batch_size):
             batch, target = images[start : start + batch_size], labels[start : start + batch_size]
             missing = batch_size - len(batch)
             weights = np.pad(np.ones(len(batch), np.float32), (0, missing))
             batch = np.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0)))
-            sums = jax.device_get(evaluate_batch(variables, batch, np.pad(target, (0, missing)), weights))
+            on_devices = [devices.split(array) for array in (batch, np.pad(target, (0, missing)), weights)]
+            sums = jax.device_get(evaluate_batch(variables, *on_devices))
             totals = {name: totals[name] + float(sums[name]) for name in totals}
         figures = {name: total / len(images) for name, total in totals.items()}
         if spec.num_classes <= 10:

@@ -17,6 +17,7 @@ from fdjax.nn import FCMASK, MobileNetV2
 from fdjax.reports import plot_run
 from fdjax.spec import NetworkMacs, NetworkSpec, network_macs
 from fdjax.training.build import collection_of, flat_masks, hard_network
+from fdjax.training.devices import Devices
 from fdjax.training.evaluate import Evaluator, make_evaluator
 from fdjax.training.phases import Phase
 from fdjax.training.restore import Past, masks_as_they_stand
@@ -37,26 +38,42 @@ class Measurements:
       workdir: where records and plots go.
       test: images uint8 [n, H, W, C] and labels [n].
       validation: likewise; may be empty.
+      devices: to evaluate on; one process writes.
     """
 
     def __init__(
-        self, config: Config, network: MobileNetV2, spec: NetworkSpec, workdir: Path, *, test: Split, validation: Split
+        self,
+        config: Config,
+        network: MobileNetV2,
+        spec: NetworkSpec,
+        workdir: Path,
+        *,
+        test: Split,
+        validation: Split,
+        devices: Devices,
     ):
         self.config, self.network, self.spec, self.workdir = config, network, spec, workdir
-        self.test, self.validation = test, validation
-        self.log = MetricsLog(workdir / METRICS_FILE)
+        self.test, self.validation, self._devices = test, validation, devices
+        self.log = MetricsLog(workdir / METRICS_FILE, writes=devices.is_writer)
         self._evaluators: dict[Any, Evaluator] = {}
 
     def record(
-        self, phase: Phase, step: int, state: TrainState, pending: Sequence[dict[str, jax.Array]], figures: dict
+        self,
+        phase: Phase,
+        step: int,
+        state: TrainState,
+        pending: Sequence[tuple[int, dict[str, jax.Array]]],
+        figures: dict,
     ) -> dict[str, float]:
         """Writes the means of the steps since the last record; returns them.
+
+        `pending`: numbers of steps, and the sums of their metrics.
 
         Raises:
           UserError: the loss is no longer a number.
         """
-        fetched = jax.device_get(list(pending))
-        means = {f"train_{name}": float(np.mean([float(m[name]) for m in fetched])) for name in fetched[0]}
+        steps, sums = sum(steps for steps, _ in pending), jax.device_get([sums for _, sums in pending])
+        means = {f"train_{name}": float(sum(float(s[name]) for s in sums)) / steps for name in sums[0]}
         if not math.isfinite(means["train_loss"]):
             raise UserError(
                 f"the loss of {phase.name} is {means['train_loss']} at step {step}: the run has diverged; lower "
@@ -92,7 +109,7 @@ class Measurements:
             else:  # One program serves however the masks move.
                 key, network = "moving", dataclasses.replace(self.network, mode="hard")
         if key not in self._evaluators:
-            self._evaluators[key] = make_evaluator(network, self.spec)
+            self._evaluators[key] = make_evaluator(network, self.spec, self._devices)
         return self._evaluators[key](variables, *split), macs
 
     def evaluate_midway(self, phase: Phase, step: int, state: TrainState, done: Past) -> tuple[float | None, str]:
@@ -117,7 +134,7 @@ class Measurements:
             score = validation["top1"]
             figures |= {"validation_top1": score, "validation_loss": validation["loss"]}
         self._write(phase, phase.end, figures, macs)
-        if phase.learns_masks:
+        if phase.learns_masks and self._devices.is_writer:
             np.savez(self.workdir / SOFT_MASKS_FILE, **flat_masks(state.fcmask))  # type: ignore[arg-type]
         return test["top1"], macs, score
 

@@ -29,17 +29,18 @@ class Progress:
       phase: the phase.
       done: steps of it that are done already.
       later: steps of the phases after it.
+      quiet: say nothing.
     """
 
-    def __init__(self, phase: Phase, done: int = 0, later: int = 0):
-        self._phase, self._later = phase, later
+    def __init__(self, phase: Phase, done: int = 0, later: int = 0, quiet: bool = False):
+        self._phase, self._later, self._quiet = phase, later, quiet
         self._done = self._first = done
         self._begin = self._last_line = time.monotonic()
         self._timed: tuple[float, int] | None = None
         self._told = False
         self._bar = (
             tqdm(total=phase.steps, initial=done, desc=phase.name, unit="step", dynamic_ncols=True)
-            if sys.stderr.isatty()
+            if sys.stderr.isatty() and not quiet
             else None
         )
 
@@ -72,7 +73,7 @@ class Progress:
         """Prints a line above the bar."""
         if self._bar is not None:
             self._bar.write(message, file=sys.stdout)
-        else:
+        elif not self._quiet:
             print(message, flush=True)
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from fdjax.nn import FCMASK, MobileNetV2
 from fdjax.pruning import HardMasks
 from fdjax.spec import NetworkMacs, NetworkSpec, network_macs
 from fdjax.training.build import build_network, collection_of, counts_of, hard_masks, hard_network
+from fdjax.training.devices import Devices
 from fdjax.training.evaluate import make_evaluator
 from fdjax.training.optimizers import optimizers_for
 from fdjax.training.phases import Phase
@@ -157,7 +158,7 @@ def evaluate_restored(restored: Restored, split: str = "test", data_path: str | 
             raise UserError("the run held out no validation share (data.validation is 0); use --split test")
         images, labels = dataset.train_images[held_out], dataset.train_labels[held_out]
     network, variables = restored.evaluation()
-    figures = make_evaluator(network, spec)(variables, images, labels)
+    figures = make_evaluator(network, spec, Devices())(variables, images, labels)
     return {
         **evaluation_summary(figures, restored.macs()),
         "split": split,

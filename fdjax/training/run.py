@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fdjax import runtime
 from fdjax.checkpoint import CHECKPOINT_FOLDER, Checkpoints, find_checkpoint
 from fdjax.config import MASK_PHASES, Config, WeightPhaseConfig, continuation_problem
 from fdjax.data import (
@@ -29,13 +31,16 @@ from fdjax.pruning import mac_ratio
 from fdjax.spec import NetworkMacs, network_macs
 from fdjax.training.build import build_network, collection_of, counts_of, hard_masks, hard_network
 from fdjax.training.controller import first_lambda, next_lambda
+from fdjax.training.devices import Devices, to_host
+from fdjax.training.feed import Dispatch, Feed
 from fdjax.training.measure import Measurements
 from fdjax.training.optimizers import optimizers_for
 from fdjax.training.phases import Phase, phase_settings, plan_phases
+from fdjax.training.profile import Trace
 from fdjax.training.progress import Progress
 from fdjax.training.restore import Past, Restored, restore
 from fdjax.training.state import TrainState, create_state, init_variables, new_controller
-from fdjax.training.steps import Step, make_mask_step, make_prepare, make_weight_step
+from fdjax.training.steps import make_mask_step, make_prepare, make_weight_step
 from fdjax.training.summary import describe, evaluation_summary, versions
 from fdjax.training.workdir import (
     CONFIG_FILE,
@@ -50,17 +55,34 @@ from fdjax.training.workdir import (
 # How many times in a phase the controller looks at the masks, and how many steps lie between records.
 _CONTROL_TICKS = 50
 _RECORD_EVERY = 20
+_PROFILE_FOLDER = "profile"
 # How far from the target, relatively, a network may land without a warning.
 _TOLERANCE = 0.02
+
+
+class _Chunk(NamedTuple):
+    """Steps that one dispatch does: from step `first` of the phase on, all by the program `key`."""
+
+    first: int
+    steps: int
+    key: Hashable
 
 
 class _Run:
     """One run in one workdir. `train` is the only user; methods are in the order in which they are called."""
 
     def __init__(
-        self, config: Config, workdir: Path, dataset: Dataset, init: Restored | None, resumed: Restored | None
+        self,
+        config: Config,
+        workdir: Path,
+        dataset: Dataset,
+        devices: Devices,
+        init: Restored | None,
+        resumed: Restored | None,
+        profile: int = 0,
     ):
         self.config, self.workdir, self.init, self.resumed = config, workdir, init, resumed
+        self.devices, self.profile = devices, profile
         shape, classes = dataset.image_shape, dataset.num_classes
         self.network, spec = build_network(config, shape, classes)
         self.train_indices, validation = split_validation(
@@ -85,6 +107,7 @@ class _Run:
             workdir,
             test=(dataset.test_images, dataset.test_labels),
             validation=(dataset.train_images[validation], dataset.train_labels[validation]),
+            devices=devices,
         )
         self.done = Past(num_train=len(dataset.train_labels))
         self._clock = time.monotonic()
@@ -171,6 +194,8 @@ class _Run:
 
     def announce(self) -> None:
         """Says what the run will do."""
+        if not self.devices.is_writer:
+            return
         dense = network_macs(self.spec, self.spec.full_counts()).to_dict()
         shape = "x".join(map(str, self.spec.input_shape))
         print(
@@ -187,9 +212,7 @@ class _Run:
                 learn = self.config.learn
                 goal = f", masks to {learn.target_macs}x MACs" if learn.target_macs else f", lambda {learn.lambda_:g}"
             print(f"  {phase.name}: {phase.steps:,} steps of {self.config.data.batch_size} ({share:.3g} epochs){goal}")
-        device, others = jax.devices()[0], len(jax.devices()) - 1
-        idle = f"; {others} more of them not used" if others else ""
-        print(f"on {device.platform} ({device.device_kind}){idle}, workdir {self.workdir}", flush=True)
+        print(f"on {self.devices.describe()}, workdir {self.workdir}", flush=True)
         if self.init is not None and self.resumed is None:
             skipped = ", ".join(self.config.phases[: self.done.skipped]) or "no phase"
             print(f"starting from a run that has done {', '.join(self.done.inherited)}; skipping {skipped}", flush=True)
@@ -203,8 +226,9 @@ class _Run:
             saved = self.resumed
             step = saved.phase.start + saved.phase_step
             self.done = saved.done
-            self.measure.log.cut_back(step)
-            self.checkpoints.discard_after(step)
+            if self.devices.is_writer:
+                self.measure.log.cut_back(step)
+                self.checkpoints.discard_after(step)
             index = [phase.name for phase in self.phases].index(saved.phase.name)
             state = saved.state
             if not self.done.masks_learned and not saved.phase.learns_masks:
@@ -212,7 +236,8 @@ class _Run:
                 fresh = init_variables(self.network, self.spec.input_shape, self.config.seed)
                 state = state.replace(fcmask=fresh[FCMASK])
             return state, index, saved.phase_step
-        self.measure.log.cut_back(-1)
+        if self.devices.is_writer:
+            self.measure.log.cut_back(-1)
         phase, soft = self.phases[0], True
         variables = init_variables(self.network, self.spec.input_shape, self.config.seed)
         if self.init is not None:
@@ -252,7 +277,14 @@ class _Run:
 
     def run_phases(self, state: TrainState, index: int, phase_step: int) -> TrainState:
         """Runs from there to the end."""
-        images, labels = jnp.asarray(self.train_images), jnp.asarray(self.train_labels, jnp.int32)
+        resident = {"auto": None, "yes": True, "no": False}[self.config.compute.data_on_device]
+        feed = Feed(
+            self.devices,
+            self.train_images,
+            self.train_labels,
+            resident=resident,
+            steps_per_dispatch=self.config.compute.steps_per_dispatch,
+        )
         for phase in self.phases[index:]:
             if phase_step == 0 and phase is not self.phases[0]:
                 previous = self.phases[self.phases.index(phase) - 1]
@@ -263,7 +295,7 @@ class _Run:
             else:
                 # A phase that was finished and is now longer goes on; it is not in the past yet.
                 self.done.history = [p for p in self.done.history if p["name"] != phase.name]
-            state = self._run_phase(state, phase, phase_step, images, labels)
+            state = self._run_phase(state, phase, phase_step, feed)
             phase_step = 0
         return state
 
@@ -274,57 +306,89 @@ class _Run:
             return hard_network(self.network, self.spec, counts_of(self.spec, state.fcmask))
         return dataclasses.replace(self.network, mode="off")
 
-    def _make_steps(self, phase: Phase, state: TrainState) -> dict[Any, Step]:
+    def _make_programs(self, phase: Phase, state: TrainState, feed: Feed) -> dict[Hashable, Dispatch]:
         network = self._network_for(phase, state)
         data, settings = self.config.data, phase_settings(self.config, phase.name)
-        prepare = make_prepare(self.spec, data.crop_padding, data.flip)
+        prepare = make_prepare(self.spec, data.crop_padding, data.flip, self.config.model.precision)
         weight_opt, mask_opt = optimizers_for(self.config, phase)
-        steps: dict[Any, Step] = {}
+        programs: dict[Hashable, Dispatch] = {}
         if phase.learns_masks:
-            steps["masks"] = make_mask_step(network, self.spec, mask_opt, prepare, penalty=self.config.learn.penalty)
+            step = make_mask_step(network, self.spec, mask_opt, prepare, penalty=self.config.learn.penalty)
+            programs["masks"] = feed.compile(step)
         if isinstance(settings, WeightPhaseConfig):
             for train_batch_norm in (True, False):
-                steps["weights", train_batch_norm] = make_weight_step(
+                step = make_weight_step(
                     network,
                     weight_opt,
                     prepare,
                     train_batch_norm=train_batch_norm,
                     label_smoothing=settings.label_smoothing,
                 )
-        return steps
+                programs["weights", train_batch_norm] = feed.compile(step)
+        return programs
 
-    def _run_phase(self, state: TrainState, phase: Phase, phase_step: int, images, labels) -> TrainState:
-        steps = self._make_steps(phase, state)
-        cadence = self.config.checkpoint
-        save_every = max(1, round(cadence.every_epochs * self.per_epoch))
-        evaluate_every = max(1, round(cadence.evaluate_every_epochs * self.per_epoch))
-        kinds = [phase.kind(self.config, step) for step in range(phase.steps)]
-        mask_steps = np.cumsum([kind == "masks" for kind in kinds])
-        later = sum(other.steps for other in self.phases[self.phases.index(phase) + 1 :])
-        progress = Progress(phase, phase_step, later)
-        pending: list[dict[str, jax.Array]] = []
-        figures: dict[str, float] = {}
-        if not phase.learns_masks:
-            figures["macs_ratio"] = self.measure.macs(phase, state, self.done, finished=True).ratio
+    def _chunks(
+        self, phase: Phase, phase_step: int, stops: Callable[[int], bool], longest: int
+    ) -> Iterator[tuple[_Chunk, np.ndarray]]:
+        """The rest of a phase as chunks, with their examples; no chunk goes on after a step at which it `stops`."""
+
+        def key_of(step: int) -> Hashable:
+            kind = phase.kind(self.config, step)
+            return kind if kind == "masks" else (kind, phase.trains_batch_norm(self.config, step))
+
         order_epoch, order = -1, np.zeros(0, np.int32)
-        try:
-            while phase_step < phase.steps:
+        while phase_step < phase.steps:
+            first, key, rows = phase_step, key_of(phase_step), []
+            while not rows or (len(rows) < longest and not stops(phase_step) and key_of(phase_step) == key):
                 epoch, at = divmod(phase.start + phase_step, self.per_epoch)
                 if epoch != order_epoch:
                     order_epoch, order = epoch, epoch_order(self.config.seed, epoch, len(self.train_indices))
-                indices = self.train_indices[batch_indices(order, at, self.config.data.batch_size)]
-                kind = kinds[phase_step]
-                if kind == "masks":
-                    state, figures = self._control(state, int(mask_steps[phase_step]) - 1, int(mask_steps[-1]), figures)
-                key = kind if kind == "masks" else (kind, phase.trains_batch_norm(self.config, phase_step))
-                state, metrics = steps[key](state, images, labels, jnp.asarray(indices))
-                pending.append(metrics)
+                rows.append(self.train_indices[batch_indices(order, at, self.config.data.batch_size)])
                 phase_step += 1
+            yield _Chunk(first, len(rows), key), np.stack(rows)
+
+    def _run_phase(self, state: TrainState, phase: Phase, phase_step: int, feed: Feed) -> TrainState:
+        programs = self._make_programs(phase, state, feed)
+        cadence = self.config.checkpoint
+        save_every = max(1, round(cadence.every_epochs * self.per_epoch))
+        evaluate_every = max(1, round(cadence.evaluate_every_epochs * self.per_epoch))
+        is_mask_step = [phase.kind(self.config, step) == "masks" for step in range(phase.steps)]
+        # How many mask steps lie before each step.
+        mask_steps = np.cumsum([0, *is_mask_step])
+        control_every = max(1, int(mask_steps[-1]) // _CONTROL_TICKS)
+
+        def controls(step: int) -> bool:
+            return is_mask_step[step] and mask_steps[step] % control_every == 0
+
+        def stops(step: int) -> bool:
+            if step == phase.steps or controls(step):
+                return True
+            return any(step % every == 0 for every in (_RECORD_EVERY, save_every, evaluate_every))
+
+        later = sum(other.steps for other in self.phases[self.phases.index(phase) + 1 :])
+        progress = Progress(phase, phase_step, later, quiet=not self.devices.is_writer)
+        trace = Trace(self.workdir / _PROFILE_FOLDER / phase.name, self.profile if self.devices.is_writer else 0)
+        pending: list[tuple[int, dict[str, jax.Array]]] = []
+        figures: dict[str, float] = {}
+        if not phase.learns_masks:
+            figures["macs_ratio"] = self.measure.macs(phase, state, self.done, finished=True).ratio
+        state = self.devices.replicate(state)
+        try:
+            for chunk, batch in feed.batches(self._chunks(phase, phase_step, stops, feed.longest)):
+                if controls(chunk.first):
+                    at = (int(mask_steps[chunk.first]), int(mask_steps[-1]), control_every)
+                    state, figures = self._control(state, *at, figures)
+                state, sums = programs[chunk.key](state, *batch)
+                pending.append((chunk.steps, sums))
+                phase_step = chunk.first + chunk.steps
+                traced = trace.advance(chunk.steps, state)
+                if traced:
+                    progress.say(traced)
                 step, last = phase.start + phase_step, phase_step == phase.steps
                 saves, evaluates = phase_step % save_every == 0, phase_step % evaluate_every == 0
                 if phase_step % _RECORD_EVERY == 0 or saves or evaluates or last:
                     figures |= self.measure.record(phase, step, state, pending, figures)
-                    progress.advance(len(pending), figures)
+                    progress.advance(sum(steps for steps, _ in pending), figures)
                     pending = []
                 score = None
                 if evaluates and not last:
@@ -335,18 +399,18 @@ class _Run:
                 if saves or last:
                     self._save(phase, phase_step, state, score)
         finally:
+            trace.close()
             progress.close()
         return state
 
-    def _control(self, state: TrainState, mask_step: int, mask_steps: int, figures: dict[str, float]):
-        """Measures the masks once in a while, and moves lambda if there is a target.
+    def _control(
+        self, state: TrainState, mask_step: int, mask_steps: int, interval: int, figures: dict[str, float]
+    ) -> tuple[TrainState, dict[str, float]]:
+        """Measures the masks, and moves lambda if there is a target.
 
         Turns of weight learning do not count: neither masks nor the line that they are to follow move in them.
         """
         learn = self.config.learn
-        interval = max(1, mask_steps // _CONTROL_TICKS)
-        if mask_step % interval:
-            return state, figures
         hard = hard_masks(learn, self.spec, state.fcmask, to_target=False)
         figures = {**figures, "macs_ratio": hard.macs.ratio, "macs_paper_ratio": hard.macs.paper_ratio}
         if learn.target_macs is None:
@@ -359,9 +423,10 @@ class _Run:
         else:
             progress, share = mask_step / mask_steps, interval / mask_steps
             lambda_ = next_lambda(lambda_, offset, previous, start, progress, share, learn.ramp)
-        controller = {"offset": jnp.asarray(offset, jnp.float32), "start": jnp.asarray(start, jnp.float32)}
+        controller = {"offset": np.float32(offset), "start": np.float32(start)}
         figures["offset"] = offset
-        return state.replace(lambda_=jnp.asarray(lambda_, jnp.float32), controller=controller), figures
+        moved = self.devices.replicate({"lambda_": np.float32(lambda_), "controller": controller})
+        return state.replace(**moved), figures
 
     def _tick_clock(self) -> None:
         now = time.monotonic()
@@ -379,7 +444,9 @@ class _Run:
             "versions": versions(),
         }
         # Networks of different phases do not compare: the best is the best of the latest phase.
-        self.checkpoints.save(phase.start + phase_step, state, meta, None if score is None else phase.index + score)
+        if self.devices.is_writer:
+            ranked = None if score is None else phase.index + score
+            self.checkpoints.save(phase.start + phase_step, to_host(state), meta, ranked)
 
     # -- end
 
@@ -417,18 +484,23 @@ class _Run:
             "seed": self.config.seed,
             "versions": versions(),
         }
-        self.measure.plot(self.phases, state, self.done, summary["layers"])
-        write_json(self.workdir / SUMMARY_FILE, summary)
+        if self.devices.is_writer:
+            self.measure.plot(self.phases, state, self.done, summary["layers"])
+            write_json(self.workdir / SUMMARY_FILE, summary)
         return summary
 
 
-def train(config: Config, workdir: str, init: str | None = None) -> dict[str, Any]:
+def train(
+    config: Config, workdir: str, init: str | None = None, *, local_devices: int | None = None, profile: int = 0
+) -> dict[str, Any]:
     """Runs `config` in `workdir`, from where it stopped if it has been run before.
 
     Args:
       config: what to do.
       workdir: a new or empty directory, or one that holds this run.
       init: a checkpoint of another run to start from.
+      local_devices: how many of each process's devices to use; None for all.
+      profile: how many steps of each phase to trace.
 
     Returns:
       The summary.
@@ -436,6 +508,10 @@ def train(config: Config, workdir: str, init: str | None = None) -> dict[str, An
     Raises:
       UserError: something asked for does not exist, does not fit or holds another run. Nothing has been written then.
     """
+    runtime.tidy_after_compilations()
+    devices = Devices(local_devices)
+    devices.check_precision(config.model.precision)
+    devices.check_batch(config.data.batch_size)
     folder = Path(workdir).expanduser().resolve()
     if config.data.path is not None:  # So that the checkpoint can be evaluated from anywhere.
         data = dataclasses.replace(config.data, path=str(Path(config.data.path).expanduser().resolve()))
@@ -455,23 +531,29 @@ def train(config: Config, workdir: str, init: str | None = None) -> dict[str, An
     source = _init_source(folder, init, begun=saved is not None)
     start_from = restore(*find_checkpoint(source)) if source is not None and resumed is None else None
     dataset = load_dataset(config.data.name, config.data.path, config.data.image_size, config.data.grayscale)
-    run = _Run(config, folder, dataset, start_from, resumed)
+    run = _Run(config, folder, dataset, devices, start_from, resumed, profile)
     run.check()
 
     last, summary_file = run.phases[-1], folder / SUMMARY_FILE
     if resumed is not None and resumed.phase.name == last.name and resumed.phase_step >= last.steps:
         summary = read_json(summary_file)
         if summary is not None and summary["phases"] == resumed.done.history:
-            print(f"the run in {folder} is finished; nothing to do. Its result:\n{describe(summary)}")
+            if devices.is_writer:
+                print(f"the run in {folder} is finished; nothing to do. Its result:\n{describe(summary)}")
             return summary
-    folder.mkdir(parents=True, exist_ok=True)
-    if source is not None:
-        write_json(folder / INIT_FILE, {"checkpoint": source})
-    write_json(folder / CONFIG_FILE, config.to_dict())
+    # What one process writes below, another may still be reading above.
+    devices.wait_for_all("before the run")
+    if devices.is_writer:
+        folder.mkdir(parents=True, exist_ok=True)
+        if source is not None:
+            write_json(folder / INIT_FILE, {"checkpoint": source})
+        write_json(folder / CONFIG_FILE, config.to_dict())
     run.announce()
     state = run.run_phases(*run.start())
     summary = run.finish(state)
-    print(f"{describe(summary)}\nresults:  {folder}")
+    if devices.is_writer:
+        print(f"{describe(summary)}\nresults:  {folder}")
+    devices.wait_for_all("after the run")
     return summary
 
 

@@ -1,4 +1,4 @@
-"""The steps: pure functions of (state, data, indices), each differentiating one collection only."""
+"""The steps: pure functions of (state, images, labels), each differentiating one collection only."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ from fdjax.spec import NetworkSpec
 from fdjax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
-Step = Callable[[TrainState, jax.Array, jax.Array, jax.Array], tuple[TrainState, Metrics]]
-Prepare = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Step = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]
+Prepare = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def make_prepare(spec: NetworkSpec, crop_padding: int, flip: bool) -> Prepare:
-    """Returns (key, images [n, H, W, C] raw, indices [B]) -> augmented, normalised batch [B, H, W, C]."""
+def make_prepare(spec: NetworkSpec, crop_padding: int, flip: bool, precision: str = "float32") -> Prepare:
+    """Returns (key, raw images [B, H, W, C]) -> augmented, normalised batch [B, H, W, C].
 
-    def prepare(key: jax.Array, images: jax.Array, indices: jax.Array) -> jax.Array:
-        batch = augment(key, images[indices], pad=crop_padding, flip=flip)
-        return normalize(batch, spec.input_mean, spec.input_std, jnp.float32)
+    The network computes in the batch's type, `precision`; weights, statistics and losses stay in float32.
+    """
+
+    def prepare(key: jax.Array, images: jax.Array) -> jax.Array:
+        batch = augment(key, images, pad=crop_padding, flip=flip)
+        return normalize(batch, spec.input_mean, spec.input_std, precision)
 
     return prepare
 
@@ -52,17 +55,17 @@ def make_weight_step(
     train_batch_norm: bool = True,
     label_smoothing: float = 0.0,
 ) -> Step:
-    """A jitted step on the weights; the masks stay as they are."""
+    """A step on the weights; the masks stay as they are."""
 
-    def step(state: TrainState, images: jax.Array, labels: jax.Array, indices: jax.Array):
+    def step(state: TrainState, images: jax.Array, labels: jax.Array):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        x, y = prepare(key, images, indices), labels[indices]
+        x = prepare(key, images)
 
         def loss_of(params):
             logits, updated = network.apply(
                 {**state.variables(), "params": params}, x, train=train_batch_norm, mutable=["batch_stats"]
             )
-            return cross_entropy(logits, y, label_smoothing), (logits, updated)
+            return cross_entropy(logits, labels, label_smoothing), (logits, updated)
 
         (loss, (logits, updated)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, weight_opt = optimizer.update(grads, state.weight_opt, state.params)
@@ -72,9 +75,9 @@ def make_weight_step(
             batch_stats=updated["batch_stats"] if train_batch_norm else state.batch_stats,
             weight_opt=weight_opt,
         )
-        return state, {"loss": loss, "top1": _accuracy(logits, y)}
+        return state, {"loss": loss, "top1": _accuracy(logits, labels)}
 
-    return jax.jit(step, donate_argnums=0)
+    return step
 
 
 def macs_penalty(spec: NetworkSpec, fcmask: Any) -> jax.Array:
@@ -105,16 +108,16 @@ def make_mask_step(
     *,
     penalty: str = "fcmask",
 ) -> Step:
-    """A jitted step on the masks (section 3.3's loss), projected to [0, 1]; weights and batch norm stay as they are."""
+    """A step on the masks (section 3.3's loss), projected to [0, 1]; weights and batch norm stay as they are."""
 
-    def step(state: TrainState, images: jax.Array, labels: jax.Array, indices: jax.Array):
+    def step(state: TrainState, images: jax.Array, labels: jax.Array):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        x, y = prepare(key, images, indices), labels[indices]
+        x = prepare(key, images)
 
         def loss_of(fcmask):
             logits = network.apply({**state.variables(), FCMASK: fcmask}, x, train=False)
             assert isinstance(logits, jax.Array)
-            loss = cross_entropy(logits, y)
+            loss = cross_entropy(logits, labels)
             return loss + state.lambda_ * mask_penalty(spec, fcmask, penalty), (loss, logits)
 
         (_, (loss, logits)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.fcmask)
@@ -122,6 +125,6 @@ def make_mask_step(
         # Outside [0, 1] the gradient of a mask is zero for ever.
         fcmask = jax.tree.map(lambda m: jnp.clip(m, 0, 1), optax.apply_updates(state.fcmask, updates))
         state = state.replace(step=state.step + 1, fcmask=fcmask, mask_opt=mask_opt)
-        return state, {"loss": loss, "top1": _accuracy(logits, y)}
+        return state, {"loss": loss, "top1": _accuracy(logits, labels)}
 
-    return jax.jit(step, donate_argnums=0)
+    return step

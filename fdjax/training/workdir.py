@@ -60,10 +60,15 @@ def read_config(workdir: Path) -> Config | None:
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one object a line, each with the step of the run and the phase."""
+    """`metrics.jsonl`: one object a line, each with the step of the run and the phase.
 
-    def __init__(self, path: Path):
-        self._path = path
+    Args:
+      path: of the file.
+      writes: False in processes that leave the writing to another.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True):
+        self._path, self._writes = path, writes
 
     def cut_back(self, step: int) -> None:
         """Drops records after `step`, and a last line that was only half written."""
@@ -76,6 +81,8 @@ class MetricsLog:
 
     def write(self, record: dict[str, Any]) -> None:
         """Appends a record."""
+        if not self._writes:
+            return
         with self._path.open("a") as file:
             file.write(json.dumps(record) + "\n")
 

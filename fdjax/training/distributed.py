@@ -1,0 +1,244 @@
+"""Joining several processes into one run, through `jax.distributed`.
+
+jax aborts the process, with a stack trace, when one of the others is missing or too many come. A roll call before it,
+at the same address, gives each process a sentence instead: process 0 waits for all, and tells them whether they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+
+import jax
+
+from fdjax.errors import UserError
+
+ADDRESS, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+_AUTO = "auto"
+# Seconds after which the others end when one has died without a word, or after an error.
+_HEARTBEAT_TIMEOUT, _SHUTDOWN_TIMEOUT = 60, 20
+_LONGEST_MESSAGE = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Membership:
+    """This process among the others.
+
+    Attributes:
+      address: (host, port) at which process 0 listens.
+      processes: how many there are.
+      process: which one this is, from 0.
+    """
+
+    address: tuple[str, int]
+    processes: int
+    process: int
+
+    @property
+    def place(self) -> str:
+        """The address as the user gave it."""
+        return f"{self.address[0]}:{self.address[1]}"
+
+
+def membership(
+    coordinator: str | None, processes: int | None, process: int | None, environment: Mapping[str, str]
+) -> Membership | None:
+    """Puts flags and environment together; None for a run in one process.
+
+    Raises:
+      UserError: something is missing or impossible.
+    """
+    coordinator = coordinator or environment.get(ADDRESS)
+    counts = {}
+    for name, given in ((PROCESSES, processes), (PROCESS, process)):
+        text = environment.get(name) if given is None else str(given)
+        if text is not None and not text.isdecimal():
+            raise UserError(f"{name} is {text!r}; it must be a whole number")
+        counts[name] = None if text is None else int(text)
+    processes, process = counts[PROCESSES], counts[PROCESS]
+    if coordinator is None:
+        if processes is not None and processes > 1:
+            raise UserError(f"{processes} processes need --coordinator HOST:PORT (or {ADDRESS}), where process 0 runs")
+        return None
+    if processes is None or process is None:
+        raise UserError(
+            f"--coordinator {coordinator} needs --num-processes N and --process-id I (or {PROCESSES} and {PROCESS})"
+        )
+    if not 0 <= process < processes:
+        raise UserError(f"--process-id is {process}; {processes} processes are numbered 0 to {processes - 1}")
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise UserError(f"--coordinator {coordinator!r} must be HOST:PORT, such as 10.0.0.1:9000")
+    return Membership((host, int(port)), processes, process)
+
+
+def join(coordinator: str | None, processes: int | None, process: int | None, timeout: float, fingerprint: str) -> None:
+    """Joins the run that the flags or the environment name; does nothing for a run in one process.
+
+    Args:
+      coordinator: HOST:PORT of process 0, or "auto" where jax knows the cluster (Slurm, TPU pods, MPI, Kubernetes).
+      processes: how many there are.
+      process: which one this is.
+      timeout: seconds to wait for the others.
+      fingerprint: of what the run is to do; the same in all processes.
+
+    Raises:
+      UserError: one does not come, is one too many, or was given another run.
+    """
+    if coordinator == _AUTO:
+        try:
+            jax.distributed.initialize(initialization_timeout=round(timeout))
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"--coordinator auto: jax does not know this cluster: {error}") from error
+        return
+    member = membership(coordinator, processes, process, os.environ)
+    if member is None or member.processes == 1:
+        return
+    if member.process == 0:
+        call_roll(member, timeout, fingerprint)
+    else:
+        answer_roll(member, timeout, fingerprint)
+    # jax would catch SIGTERM to announce a preemption; here it ends the process, which can resume.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(
+        member.place,
+        member.processes,
+        member.process,
+        initialization_timeout=max(10, round(timeout)),
+        heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
+        shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
+    )
+
+
+def call_roll(member: Membership, timeout: float, fingerprint: str) -> None:
+    """Process 0: waits for the others, and lets them all go on at once.
+
+    Raises:
+      UserError: the address cannot be used, or one does not come in time.
+    """
+    deadline = time.monotonic() + timeout
+    present: dict[int, socket.socket] = {}
+    try:
+        server = socket.create_server(("", member.address[1]), backlog=member.processes, reuse_port=False)
+    except OSError as error:
+        raise UserError(
+            f"process 0 cannot listen on port {member.address[1]} of --coordinator {member.place} ({error.strerror}); "
+            "give a free port"
+        ) from error
+    try:
+        while len(present) < member.processes - 1:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise _missing(member, present, timeout)
+            server.settimeout(left)
+            try:
+                connection, _ = server.accept()
+            except TimeoutError:
+                raise _missing(member, present, timeout) from None
+            _admit(connection, member, present, fingerprint)
+        for connection in present.values():
+            _say(connection, "")
+    finally:
+        server.close()
+        # The others hang up first: the port is then free at once for jax.
+        for connection in present.values():
+            connection.settimeout(1.0)
+            with contextlib.suppress(OSError):
+                connection.recv(1)
+            connection.close()
+
+
+def _missing(member: Membership, present: Mapping[int, socket.socket], timeout: float) -> UserError:
+    absent = [str(process) for process in range(1, member.processes) if process not in present]
+    which = f"process {absent[0]} is" if len(absent) == 1 else f"processes {', '.join(absent)} are"
+    message = (
+        f"{which} missing: {len(present) + 1} of {member.processes} processes came to {member.place} within "
+        f"{timeout:g} s; start all of them, or wait longer (--connect-timeout)"
+    )
+    for connection in present.values():
+        _say(connection, message)
+    return UserError(message)
+
+
+def _admit(connection: socket.socket, member: Membership, present: dict[int, socket.socket], fingerprint: str) -> None:
+    """Notes who has come, or turns him away."""
+    hello = _hear(connection, 5.0)
+    problem = None
+    if hello is None or "process" not in hello:
+        problem = "this is the roll call of an fdjax run"
+    elif hello["processes"] != member.processes or not 0 < hello["process"] < member.processes:
+        problem = (
+            f"the coordinator at {member.place} expects {member.processes} processes, numbered 0 to "
+            f"{member.processes - 1}; this one is {hello['process']} of {hello['processes']}"
+        )
+    elif hello["process"] in present:
+        problem = f"process {hello['process']} has already come to {member.place}; give each its own --process-id"
+    elif hello["fingerprint"] != fingerprint:
+        problem = (
+            f"process {hello['process']} was given another config, workdir or --init than process 0 at {member.place}; "
+            "start all with the same"
+        )
+    if problem is not None:
+        _say(connection, problem)
+        connection.close()
+    elif hello is not None:
+        present[hello["process"]] = connection
+
+
+def answer_roll(member: Membership, timeout: float, fingerprint: str) -> None:
+    """The other processes: report to process 0, and wait for its word.
+
+    Raises:
+      UserError: process 0 cannot be reached in time, or sends this process away.
+    """
+    deadline = time.monotonic() + timeout
+    connection = None
+    while connection is None:
+        try:
+            connection = socket.create_connection(member.address, timeout=max(0.1, deadline - time.monotonic()))
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                raise UserError(
+                    f"process 0 is missing: nothing answers at {member.place} within {timeout:g} s ({error}); start it "
+                    "there, or wait longer (--connect-timeout)"
+                ) from error
+            time.sleep(0.1)
+    with connection:
+        hello = {"process": member.process, "processes": member.processes, "fingerprint": fingerprint}
+        with contextlib.suppress(OSError):  # There is no answer then either.
+            connection.sendall(json.dumps(hello).encode() + b"\n")
+        # Process 0 gives up by its own clock, which began earlier or later than ours.
+        answer = _hear(connection, 2 * timeout + 10)
+    if answer is None or "problem" not in answer:
+        raise UserError(
+            f"process 0 at {member.place} gave no answer to process {member.process}: it has ended, or its run has "
+            "begun without this one"
+        )
+    if answer["problem"]:
+        raise UserError(answer["problem"])
+
+
+def _say(connection: socket.socket, problem: str) -> None:
+    with contextlib.suppress(OSError):  # It has gone; jax will notice if it was needed.
+        connection.sendall(json.dumps({"problem": problem}).encode() + b"\n")
+
+
+def _hear(connection: socket.socket, timeout: float) -> dict | None:
+    """One line of JSON; None if none comes in time."""
+    connection.settimeout(timeout)
+    heard = b""
+    try:
+        while not heard.endswith(b"\n") and len(heard) < _LONGEST_MESSAGE:
+            more = connection.recv(4096)
+            if not more:
+                return None
+            heard += more
+        message = json.loads(heard)
+    except (OSError, ValueError):
+        return None
+    return message if isinstance(message, dict) else None
