@@ -1,0 +1,274 @@
+"""What the benchmarks share: workers that take turns, the rows they give, the machine, and the flags."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import json
+import math
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NoReturn
+
+from _worker import Case, Facts
+
+from fdjax.errors import UserError
+from fdjax.runtime import CACHE_VARIABLE
+
+HERE = Path(__file__).resolve().parent
+NETWORKS = ("mobilenetv2_cifar10",)
+DTYPES = ("float32", "bfloat16")
+ALLOCATORS = ("default", "tuned")
+STEPS = ("weights", "masks", "masks_tied", "masks_one_sided")
+MIN_RESOLUTION = 8
+# The threads of the last one to run go on looking for work for a moment.
+PAUSE_S = 0.05
+# Settings of the surroundings that change what is measured.
+TELLING_VARIABLES = (
+    "GLIBC_TUNABLES", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_PLATFORMS", "LD_PRELOAD", "MALLOC_ARENA_MAX",
+    "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "OMP_WAIT_POLICY", "XLA_FLAGS",
+)  # fmt: skip
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What one worker gave: seconds per step of every round, what it says of itself, and its peak memory."""
+
+    case: Case
+    times: tuple[float, ...]
+    facts: Facts
+    peak_mb: float
+
+    @property
+    def median(self) -> float:
+        """Seconds per step."""
+        return statistics.median(self.times)
+
+
+class Worker:
+    """A process that runs one case; leaving the context ends it."""
+
+    def __init__(self, case: Case) -> None:
+        """Starts it and waits until it is warm."""
+        self.case = case
+        self.times: list[float] = []
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "_worker.py"), json.dumps(dataclasses.asdict(case))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=_worker_environment(case),
+            process_group=0,  # An interrupt reaches this process only, which ends its workers.
+        )
+        try:
+            self.facts: Facts = json.loads(self._answer().removeprefix("READY"))
+        except BaseException:
+            self._end()
+            raise
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def turn(self) -> None:
+        """Has it take one turn."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # A worker that has died gives no answer either.
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+        self.times.append(float(self._answer()))
+
+    def finish(self) -> Measured:
+        """Asks for its peak memory and lets it end."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        return Measured(self.case, tuple(self.times), self.facts, float(self._answer()))
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if line:
+            return line
+        status = self._process.wait()
+        case = self.case
+        what = f"{case.engine}, {case.step}, width {case.width}, batch {case.batch}"
+        cause = " (killed: out of memory?)" if status == -signal.SIGKILL else ""
+        raise UserError(f"the worker of {what} ended with status {status}{cause}")
+
+    def _end(self) -> None:
+        self._process.kill()
+        with contextlib.suppress(BrokenPipeError), self._process:  # Closes the pipes and waits.
+            pass
+
+
+def _worker_environment(case: Case) -> dict[str, str]:
+    """No compilation cache, as many threads as the case says, and this fdjax."""
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    path = os.pathsep.join(filter(None, [str(HERE.parent), environment.get("PYTHONPATH")]))
+    return {**environment, CACHE_VARIABLE: "", "NPROC": str(case.threads), "PYTHONPATH": path}
+
+
+def run_contest(cases: Sequence[Case], rounds: int) -> dict[Case, Measured]:
+    """Runs the cases side by side, one at a time: every round gives each of them a turn."""
+    with contextlib.ExitStack() as stack:
+        # One after the other, so that none compiles while another does.
+        workers = [stack.enter_context(Worker(case)) for case in cases]
+        sizes = {worker.facts["parameters"] for worker in workers}
+        if len(sizes) != 1:
+            raise RuntimeError(f"the networks differ: they have {sorted(sizes)} parameters")
+        for number in range(rounds):
+            # To and fro: none always follows the same other.
+            for worker in workers if number % 2 == 0 else reversed(workers):
+                time.sleep(PAUSE_S)
+                worker.turn()
+        return {worker.case: worker.finish() for worker in workers}
+
+
+def make_row(ours: Measured, weights: Measured, torch: Measured | None) -> Row:
+    """The row of `ours`, beside the weight step and PyTorch's of the same contest."""
+    case = ours.case
+    return {
+        **{field: value for field, value in dataclasses.asdict(case).items() if field not in ("engine", "seed")},
+        "images_per_s": case.batch / ours.median,
+        "torch_images_per_s": case.batch / torch.median if torch else None,
+        "ratio": torch.median / ours.median if torch else None,
+        "relative_to_weights": ours.median / weights.median,
+        "step_ms_median": 1e3 * ours.median,
+        "step_ms_min": 1e3 * min(ours.times),
+        "step_ms_max": 1e3 * max(ours.times),
+        "torch_step_ms_median": 1e3 * torch.median if torch else None,
+        "compile_s": ours.facts["compile_s"],
+        "peak_mb": ours.peak_mb,
+        "torch_peak_mb": torch.peak_mb if torch else None,
+        "device": ours.facts["device"],
+        "torch_device": torch.facts["device"] if torch else None,
+    }
+
+
+# Columns of the table: heading, field, format, width.
+_COLUMNS = (
+    ("width", "width", "g", 5), ("batch", "batch", "d", 5), ("res.", "resolution", "d", 4), ("block", "block", "d", 5),
+    ("dtype", "dtype", "s", 8), ("alloc.", "allocator", "s", 7), ("step", "step", "s", 15),
+    ("ms/step", "step_ms_median", ".1f", 9), ("images/s", "images_per_s", ".0f", 8),
+    ("torch", "torch_images_per_s", ".0f", 7), ("x torch", "ratio", ".2f", 7),
+    ("x weights", "relative_to_weights", ".2f", 9), ("compile s", "compile_s", ".1f", 9),
+    ("peak MB", "peak_mb", ".0f", 7),
+)  # fmt: skip
+
+
+def print_heading() -> None:
+    """The table's first line."""
+    print("  ".join(f"{heading:>{width}}" for heading, _, _, width in _COLUMNS), flush=True)
+
+
+def print_row(row: Row) -> None:
+    """One line of the table."""
+    cells = ["-" if row[field] is None else format(row[field], form) for _, field, form, _ in _COLUMNS]
+    print("  ".join(f"{cell:>{column[3]}}" for cell, column in zip(cells, _COLUMNS, strict=True)), flush=True)
+
+
+def new_report(flags: argparse.Namespace) -> dict[str, Any]:
+    """What is written to --json, without rows yet; where it is written to says nothing about them."""
+    settings = {name: value for name, value in vars(flags).items() if name not in ("json", "picture")}
+    return {"machine": describe_machine(), "settings": settings, "rows": []}
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, versions and date, found without importing jax or torch."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "cores_allowed": allowed_cores(),
+        "memory_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6,
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        **{package: _version(package) for package in ("jax", "jaxlib", "flax", "torch")},
+        "environment": {name: os.environ[name] for name in TELLING_VARIABLES if name in os.environ},
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _cpu_model() -> str:
+    information = Path("/proc/cpuinfo").read_text()
+    names = [line.partition(":")[2].strip() for line in information.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def allowed_cores() -> int:
+    """How many cores this process may use."""
+    if not hasattr(os, "sched_getaffinity"):
+        raise UserError("the benchmarks need Linux: they give every worker its processor cores")
+    return len(os.sched_getaffinity(0))
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags whose errors are `UserError`s."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(
+            description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def integer(low: int, high: int | None = None) -> Callable[[str], int]:
+    """A flag's type: an integer from `low` to `high`."""
+
+    def convert(text: str) -> int:
+        accepted = f"an integer, at least {low}" if high is None else f"an integer from {low} to {high}"
+        if not text.isdecimal() or int(text) < low or (high is not None and int(text) > high):
+            raise argparse.ArgumentTypeError(f"give {accepted}, not {text!r}")
+        return int(text)
+
+    return convert
+
+
+def width_multiplier(text: str) -> float:
+    """A flag's type: what `ModelConfig.width` accepts."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 10:
+        raise argparse.ArgumentTypeError(f"give a multiplier above 0 and at most 10, not {text!r}")
+    return value
+
+
+def output_file(text: str) -> str:
+    """A flag's type: a file that can be written, known before the work that leads to it."""
+    file = Path(text).resolve()
+    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text}: give a file that can be written, in a directory that exists")
+    return text
+
+
+def add_shared_flags(parser: Parser) -> None:
+    """The flags of every benchmark."""
+    cores = allowed_cores()
+    parser.add_argument("--threads", type=integer(1, cores), default=cores, help="processor cores")
+    parser.add_argument("--rounds", type=integer(1), default=15, help="turns of every contestant")
+    parser.add_argument("--seed", type=integer(0, 2**31 - 1), default=0, help="of weights, masks and images")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write settings and rows to this file")

@@ -1,0 +1,104 @@
+"""The same network's weight step in PyTorch: eager on the CPU; compiled, with autocast, on a GPU."""
+
+from __future__ import annotations
+
+import torch
+from _worker import Case, Facts, Run
+from torch import nn
+
+NUM_CLASSES = 10
+# t, c, n, s of the CIFAR-10 variant.
+STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+
+
+def round_channels(channels: float) -> int:
+    """The rule of `fdjax.nn.mobilenetv2`, which cannot be imported without jax."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
+def conv_norm(
+    channels: int, features: int, window: int, stride: int = 1, groups: int = 1, relu6: bool = True
+) -> nn.Sequential:
+    """Convolution, batch norm, and ReLU6 unless told otherwise."""
+    layers = [
+        nn.Conv2d(channels, features, window, stride, window // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(features),
+    ]
+    return nn.Sequential(*layers, *([nn.ReLU6(inplace=True)] if relu6 else []))
+
+
+class InvertedResidual(nn.Module):
+    """Expand, depthwise, project, and the residual where shapes allow it."""
+
+    def __init__(self, channels: int, features: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        wide = channels * expansion
+        self.layers = nn.Sequential(
+            conv_norm(channels, wide, 1),
+            conv_norm(wide, wide, 3, stride, wide),
+            conv_norm(wide, features, 1, relu6=False),
+        )
+        self.residual = stride == 1 and channels == features
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.layers(x) if self.residual else self.layers(x)
+
+
+def mobilenetv2_cifar10(width: float) -> nn.Sequential:
+    """fdjax's variant of that name."""
+    channels = round_channels(32 * width)
+    layers: list[nn.Module] = [conv_norm(3, channels, 3)]
+    for expansion, stage_channels, repeats, stride in STAGES:
+        features = round_channels(stage_channels * width)
+        for repeat in range(repeats):
+            layers.append(InvertedResidual(channels, features, stride if repeat == 0 else 1, expansion))
+            channels = features
+    head = round_channels(1280 * max(1.0, width))
+    layers += [conv_norm(channels, head, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(head, NUM_CLASSES)]
+    return nn.Sequential(*layers)
+
+
+def weight_optimizer(network: nn.Module) -> torch.optim.Optimizer:
+    """Nesterov SGD, weight decay on kernels only, as in fdjax."""
+    groups = [
+        {"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": 4e-5},
+        {"params": [p for p in network.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
+
+
+def prepare(case: Case) -> tuple[Run, Facts]:
+    """Makes the network, one normalised batch in NHWC order, and the step."""
+    torch.manual_seed(case.seed)
+    torch.set_num_threads(case.threads)
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    network = mobilenetv2_cifar10(case.width).to(device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # Torch's stubs leave it out.
+    optimizer = weight_optimizer(network)
+    images = torch.randn(case.batch, 3, case.resolution, case.resolution, device=device)
+    images = images.to(memory_format=torch.channels_last)
+    labels = torch.randint(0, NUM_CLASSES, (case.batch,), device=device)
+    # XLA tries cuDNN's algorithms too before it settles for one.
+    torch.backends.cudnn.benchmark = on_gpu
+    forward = torch.compile(network) if on_gpu else network
+
+    def run(steps: int) -> float:
+        loss = torch.zeros(())
+        for _ in range(steps):
+            optimizer.zero_grad()
+            with torch.autocast(device.type, torch.bfloat16, enabled=case.dtype == "bfloat16"):
+                loss = nn.functional.cross_entropy(forward(images), labels)
+            loss.backward()
+            optimizer.step()
+        if on_gpu:
+            torch.cuda.synchronize()
+        return loss.item()
+
+    facts = {
+        "compile_s": None,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+    }
+    return run, facts

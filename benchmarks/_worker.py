@@ -1,0 +1,103 @@
+"""One contestant's process: prepares a training step, says READY, then times a turn for every line on stdin.
+
+It answers on the stdout it was started with: `READY {facts}`, seconds per step for every line, and the process's peak
+memory in MB when stdin ends. Nothing heavy is imported before the process has its cores and its allocator.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import math
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+WARM_UP_STEPS = 4
+# A turn of a quick step is as many steps as fill this.
+TURN_S = 0.05
+
+# Runs so many steps, waits for all they compute, returns the last loss.
+Run = Callable[[int], float]
+Facts = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """What one worker runs.
+
+    Attributes:
+      engine: "fdjax" or "torch".
+      network: a variant of `fdjax.nn`.
+      width: multiplier.
+      batch: images a step.
+      resolution: side of an image in pixels.
+      block: K of the wrapped layers; maps smaller than K are one block. Weight steps have no use for it.
+      threads: processor cores.
+      dtype: "float32" or "bfloat16".
+      allocator: "default" or "tuned".
+      step: "weights", "masks", "masks_tied" or "masks_one_sided".
+      seed: of weights, masks and images.
+    """
+
+    engine: str
+    network: str
+    width: float
+    batch: int
+    resolution: int
+    block: int
+    threads: int
+    dtype: str
+    allocator: str
+    step: str
+    seed: int
+
+
+def set_process_up(case: Case) -> None:
+    """Takes the cores and the allocator of the case; both must come before jax or torch is imported."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: case.threads])
+    if case.allocator == "tuned":
+        from fdjax.runtime import keep_freed_memory, tidy_after_compilations
+
+        if not keep_freed_memory():
+            raise SystemExit("the tuned allocator needs glibc: --allocator default")
+        if case.engine == "fdjax":
+            tidy_after_compilations()
+
+
+def timed(run: Run, steps: int) -> float:
+    """Seconds per step over `steps` steps."""
+    start = time.perf_counter()
+    run(steps)
+    return (time.perf_counter() - start) / steps
+
+
+def serve(run: Run, facts: Facts, channel: TextIO) -> None:
+    """Warms up, says READY, then takes turns until stdin ends."""
+    loss = run(WARM_UP_STEPS)
+    if not math.isfinite(loss):
+        raise SystemExit(f"the loss is {loss} after {WARM_UP_STEPS} steps: this is no training step")
+    steps = math.ceil(TURN_S / timed(run, 1))
+    print("READY", json.dumps(facts), file=channel, flush=True)
+    for _ in sys.stdin:
+        print(timed(run, steps), file=channel, flush=True)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, file=channel, flush=True)
+
+
+def main() -> None:
+    """Runs the case given as JSON in the first argument."""
+    case = Case(**json.loads(sys.argv[1]))
+    # What libraries print must not be taken for an answer.
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    set_process_up(case)
+    run, facts = importlib.import_module(f"_{case.engine}_step").prepare(case)
+    serve(run, facts, channel)
+
+
+if __name__ == "__main__":
+    main()
