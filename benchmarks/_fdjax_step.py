@@ -14,6 +14,7 @@ from _worker import Case, Facts, Run
 from fdjax.config import Config, LearnConfig
 from fdjax.nn import FCMASK
 from fdjax.training.build import build_network
+from fdjax.training.compilation import tidy_after_compilations
 from fdjax.training.optimizers import optimizers_for
 from fdjax.training.phases import plan_phases
 from fdjax.training.state import TrainState, create_state, init_variables
@@ -77,6 +78,7 @@ def random_data(case: Case) -> tuple[jax.Array, jax.Array]:
 
 def prepare(case: Case) -> tuple[Run, Facts]:
     """Compiles the step, measuring how long that takes."""
+    tidy_after_compilations()
     step, state = make_our_step(case)
     data = random_data(case)
     start = time.perf_counter()

@@ -61,12 +61,10 @@ def set_process_up(case: Case) -> None:
     """Takes the cores and the allocator of the case; both must come before jax or torch is imported."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: case.threads])
     if case.allocator == "tuned":
-        from fdjax.runtime import keep_freed_memory, tidy_after_compilations
+        from fdjax.runtime import keep_freed_memory
 
         if not keep_freed_memory():
             raise SystemExit("the tuned allocator needs glibc: --allocator default")
-        if case.engine == "fdjax":
-            tidy_after_compilations()
 
 
 def timed(run: Run, steps: int) -> float:

@@ -92,7 +92,9 @@ def train_command(arguments: Sequence[str] | None = None) -> int:
         if value < 0:
             raise UserError(f"--{name} must be 0 or more, got {value:g}")
     if not parsed.compilation_cache:
-        runtime.disable_compilation_cache()
+        from fdjax.training.compilation import disable_compilation_cache
+
+        disable_compilation_cache()
     from fdjax.training.distributed import join
     from fdjax.training.run import train
 

@@ -16,11 +16,8 @@ _MADV_DONTNEED, _MADV_HUGEPAGE, _HUGE_PAGE = 4, 14, 2 << 20
 # Sizes of pieces of the heap, in bytes: what `close_heap_gaps` looks for, from the largest to the smallest; below which
 # it looks for every size that glibc tells apart; and from which on pages are given back.
 _LARGEST_GAP, _SMALLEST_GAP, _EXACT_BELOW, _WORTH_RETURNING = 1 << 30, 24, 1200, 1 << 16
-# jax's name for the event, and the seconds from which on a compilation leaves gaps worth closing.
-_COMPILED, _LONG_COMPILATION = "/jax/core/compile/backend_compile_duration", 1.0
 
 _tuned: ctypes.CDLL | None = None
-_watching = False
 
 
 def keep_freed_memory() -> bool:
@@ -91,21 +88,6 @@ def close_heap_gaps() -> int:
     return taken
 
 
-def tidy_after_compilations() -> None:
-    """Calls `close_heap_gaps` after every long compilation from now on."""
-    global _watching
-    if _tuned is None or _watching:
-        return
-    _watching = True
-    import jax
-
-    def after(event: str, seconds: float, **_) -> None:
-        if event == _COMPILED and seconds > _LONG_COMPILATION:
-            close_heap_gaps()
-
-    jax.monitoring.register_event_duration_secs_listener(after)
-
-
 def _use_huge_pages(libc: ctypes.CDLL) -> None:
     """Lets Linux back the heap by huge pages; reserves addresses for it up to half of the memory, but no memory yet."""
     size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
@@ -123,13 +105,6 @@ def compilation_cache_dir() -> Path | None:
         return Path(chosen) if chosen else None
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "fdjax" / "xla"
-
-
-def disable_compilation_cache() -> None:
-    """Switches the persistent compilation cache off for this process."""
-    import jax
-
-    jax.config.update("jax_enable_compilation_cache", False)
 
 
 def setup() -> None:

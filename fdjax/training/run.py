@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fdjax import runtime
 from fdjax.checkpoint import CHECKPOINT_FOLDER, Checkpoints, find_checkpoint
 from fdjax.config import MASK_PHASES, Config, WeightPhaseConfig, continuation_problem
 from fdjax.data import (
@@ -30,6 +29,7 @@ from fdjax.nn import FCMASK, MobileNetV2
 from fdjax.pruning import mac_ratio
 from fdjax.spec import NetworkMacs, network_macs
 from fdjax.training.build import build_network, collection_of, counts_of, hard_masks, hard_network
+from fdjax.training.compilation import tidy_after_compilations
 from fdjax.training.controller import first_lambda, next_lambda
 from fdjax.training.devices import Devices, to_host
 from fdjax.training.feed import Dispatch, Feed
@@ -508,7 +508,7 @@ def train(
     Raises:
       UserError: something asked for does not exist, does not fit or holds another run. Nothing has been written then.
     """
-    runtime.tidy_after_compilations()
+    tidy_after_compilations()
     devices = Devices(local_devices)
     devices.check_precision(config.model.precision)
     devices.check_batch(config.data.batch_size)
