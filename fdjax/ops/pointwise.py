@@ -17,6 +17,7 @@ from jax import lax
 from fdjax.ops.bands import BandPlan
 from fdjax.ops.blocks import check_block, num_blocks
 from fdjax.ops.dct import layer_dct, layer_idct, leading_dct, leading_idct
+from fdjax.ops.materialize import materialize
 
 
 def _check_kernel(x: jax.Array, kernel: jax.Array) -> None:
@@ -89,6 +90,8 @@ def masked_pointwise(
         return dense_pointwise(x, kernel)
 
     size = (x.shape[-3], x.shape[-2])
+    # The transform reads by coefficient, not by row.
+    x = materialize(x)
 
     def per_channel(mask: jax.Array) -> jax.Array:
         return mask.reshape(mask.shape[0], *[1] * (x.ndim - 1), mask.shape[1])
