@@ -74,6 +74,15 @@ def refused(tmp_path, capsys):
         (["--checkpoint.every-epochs", "inf"], "finite"),
         (["--checkpoint.keep", "1"], "at least 2"),
         (["--json", "/does/not/exist/file.json"], "directory that exists"),
+        (["--profile", "-1"], "--profile must be 0 or more"),
+        (["--connect-timeout", "-1"], "--connect-timeout must be 0 or more"),
+        (["--devices", "0"], "--devices 0: this process has"),
+        (["--compute.steps-per-dispatch", "0"], "at least 1"),
+        (["--compute.data-on-device", "maybe"], "'auto'"),
+        (["--model.precision", "float16"], "'bfloat16'"),
+        (["--coordinator", "localhost"], "--num-processes N"),
+        (["--coordinator", "localhost", "--num-processes", "2", "--process-id", "0"], "must be HOST:PORT"),
+        (["--num-processes", "2"], "--coordinator HOST:PORT"),
     ],
 )
 def test_wrong_flags_are_refused(refused, arguments, expected):

@@ -12,14 +12,20 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from fdjax.checkpoint import CHECKPOINT_FOLDER, MANIFEST, Checkpoints, find_checkpoint
 from fdjax.config import Config
+from fdjax.data import load_dataset
 from fdjax.errors import UserError
+from fdjax.training.build import build_network
 from fdjax.training.restore import Restored, evaluate_restored, restore
 from fdjax.training.run import train
+from fdjax.training.state import create_state, init_variables
+from fdjax.training.steps import make_prepare, make_weight_step
 from tests.tiny_run import PHASES, STEPS, get_config
 
 ROOT = Path(__file__).parents[1]
@@ -284,3 +290,41 @@ def test_fewer_steps_than_are_done_and_another_init_are_refused(finished, tmp_pa
         train(shorter, str(tmp_path / "run"))
     with pytest.raises(UserError, match="begun with no --init"):
         train(config, str(tmp_path / "run"), init=str(finished))
+
+
+def test_profile_traces_some_steps_and_changes_nothing_else(tmp_path, capsys):
+    config = dataclasses.replace(CONFIG, phases=("pretrain",))
+    traced = train(config, str(tmp_path / "traced"), profile=2)
+    folder = tmp_path / "traced" / "profile" / "pretrain"
+    assert f"traced 2 steps into {folder}" in capsys.readouterr().out
+    (trace,) = folder.rglob("*.xplane.pb")
+    assert trace.stat().st_size > 0
+    plain = train(config, str(tmp_path / "plain"))
+    assert not (tmp_path / "plain" / "profile").exists()
+    assert without_times(traced) == without_times(plain)
+
+
+def test_a_step_in_bfloat16_keeps_its_state_in_float32():
+    dataset = load_dataset(CONFIG.data.name)
+    images, labels = jnp.asarray(dataset.train_images[:16]), jnp.asarray(dataset.train_labels[:16], jnp.int32)
+    network, spec = build_network(CONFIG, dataset.image_shape, dataset.num_classes)
+    spec = dataclasses.replace(spec, input_mean=(80.0,), input_std=(90.0,))
+    optimizer = optax.sgd(0.02, momentum=0.9, nesterov=True)
+    variables = init_variables(network, dataset.image_shape, 0)
+    before = create_state(variables, 0, optimizer, optax.identity())
+    types, outcomes = [leaf.dtype for leaf in jax.tree.leaves(before)], {}
+    for precision in ("float32", "bfloat16"):
+        prepare = make_prepare(spec, crop_padding=2, flip=True, precision=precision)
+        assert prepare(jax.random.key(0), images).dtype == precision
+        step = jax.jit(make_weight_step(dataclasses.replace(network, mode="off"), optimizer, prepare))
+        state, metrics = step(before, images, labels)
+        assert [leaf.dtype for leaf in jax.tree.leaves(state)] == types
+        assert metrics["loss"].dtype == np.float32
+        assert all(np.isfinite(leaf).all() for leaf in leaves((state.params, state.batch_stats, state.weight_opt)))
+        outcomes[precision] = state, float(metrics["loss"])
+    (single, loss), (half, half_loss) = outcomes["float32"], outcomes["bfloat16"]
+    assert half_loss == pytest.approx(loss, rel=0.03)
+    assert not same(single.params, half.params)
+    for name in ("params", "batch_stats"):
+        for a, b, old in zip(*(leaves(getattr(state, name)) for state in (half, single, before)), strict=True):
+            assert np.linalg.norm(a - b) <= 0.1 * max(float(np.linalg.norm(b)), float(np.linalg.norm(old)), 0.1)

@@ -1,4 +1,4 @@
-"""A map that is computed once and kept, where XLA's CPU would compute it again inside a loop that reads out of order."""
+"""A map that lies in memory, where XLA's CPU would compute it again in a loop that reads it out of order."""
 
 from __future__ import annotations
 
