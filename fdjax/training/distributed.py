@@ -23,6 +23,9 @@ _AUTO = "auto"
 # Seconds after which the others end when one has died without a word, or after an error.
 _HEARTBEAT_TIMEOUT, _SHUTDOWN_TIMEOUT = 60, 20
 _LONGEST_MESSAGE = 1 << 16
+# What a process says of itself, and the seconds in which it must, once it is connected.
+_HELLO = {"process": int, "processes": int, "fingerprint": str}
+_HELLO_TIMEOUT = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,9 +170,9 @@ def _missing(member: Membership, present: Mapping[int, socket.socket], timeout: 
 
 def _admit(connection: socket.socket, member: Membership, present: dict[int, socket.socket], fingerprint: str) -> None:
     """Notes who has come, or turns him away."""
-    hello = _hear(connection, 5.0)
+    hello = _hear(connection, _HELLO_TIMEOUT)
     problem = None
-    if hello is None or "process" not in hello:
+    if hello is None or any(type(hello.get(name)) is not kind for name, kind in _HELLO.items()):
         problem = "this is the roll call of an fdjax run"
     elif hello["processes"] != member.processes or not 0 < hello["process"] < member.processes:
         problem = (
@@ -239,6 +242,6 @@ def _hear(connection: socket.socket, timeout: float) -> dict | None:
                 return None
             heard += more
         message = json.loads(heard)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return message if isinstance(message, dict) else None
