@@ -43,18 +43,45 @@ def over_chunks(function: Callable[..., tuple[Any, Any]], arrays: Sequence[jax.A
     batch, images = arrays[0].shape[0], images_per_chunk(arrays)
     if images >= batch:
         return function(*arrays)
-    # Chunk i holds the images i, i + B/images, ...: each device's part of the batch gives an equal share of a chunk.
-    grouped = [array.reshape(images, batch // images, *array.shape[1:]) for array in arrays]
-    sums, maps = jax.eval_shape(function, *(array[:, 0] for array in grouped))
-    sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums)
-    maps = jax.tree.map(lambda m: jnp.zeros((images, batch // images, *m.shape[1:]), m.dtype), maps)
+    # On several devices chunk i holds the images i, i + B/images, ...: each device's part of the batch gives an equal
+    # share of a chunk. On one it holds neighbours: the arrays keep their shapes, and nothing is copied to change them.
+    alone = jax.device_count() == 1
 
-    def add(chunk: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-        more, new = function(*(lax.dynamic_index_in_dim(array, chunk, 1, keepdims=False) for array in grouped))
+    def read(array: jax.Array, chunk: jax.Array) -> jax.Array:
+        if alone:
+            return lax.dynamic_slice_in_dim(array, chunk * images, images)
+        return lax.dynamic_index_in_dim(array, chunk, 1, keepdims=False)
+
+    def write(array: jax.Array, new: jax.Array, chunk: jax.Array) -> jax.Array:
+        if alone:
+            return lax.dynamic_update_slice_in_dim(array, new, chunk * images, 0)
+        return lax.dynamic_update_index_in_dim(array, new, chunk, 1)
+
+    def group(shape: Sequence[int]) -> tuple[int, ...]:
+        return tuple(shape) if alone else (images, batch // images, *shape[1:])
+
+    grouped = [array.reshape(group(array.shape)) for array in arrays]
+    chunks = [jax.ShapeDtypeStruct((images, *array.shape[1:]), array.dtype) for array in arrays]
+    like_sums, like_maps = jax.eval_shape(function, *chunks)
+    like_maps, structure = jax.tree.flatten(like_maps)
+    # A map takes the place of an array of its kind: a chunk's part of that has been read when the map's is written.
+    maps, place_of = [], {}
+    for number, like in enumerate(like_maps):
+        kind = ((batch, *like.shape[1:]), like.dtype)
+        same = [i for i, array in enumerate(arrays) if (array.shape, array.dtype) == kind and i not in place_of]
+        if same:
+            place_of[same[0]] = number
+        maps.append(grouped[same[0]] if same else jnp.zeros(group(kind[0]), like.dtype))
+
+    def add(chunk: jax.Array, carry: tuple[Any, list[jax.Array]]) -> tuple[Any, list[jax.Array]]:
         sums, maps = carry
-        new = lax.optimization_barrier(new)
-        placed = jax.tree.map(lambda m, n: lax.dynamic_update_index_in_dim(m, n, chunk, 1), maps, new)
-        return jax.tree.map(jnp.add, sums, more), placed
+        sources = [maps[place_of[i]] if i in place_of else array for i, array in enumerate(grouped)]
+        more, new = function(*(read(source, chunk) for source in sources))
+        new = lax.optimization_barrier(jax.tree.leaves(new))
+        return jax.tree.map(jnp.add, sums, more), [write(m, n, chunk) for m, n in zip(maps, new, strict=True)]
 
+    sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), like_sums)
     sums, maps = lax.fori_loop(0, batch // images, add, (sums, maps))
-    return sums, jax.tree.map(lambda m: m.reshape(batch, *m.shape[2:]), maps)
+    return sums, jax.tree.unflatten(
+        structure, [m.reshape(batch, *like.shape[1:]) for m, like in zip(maps, like_maps, strict=True)]
+    )

@@ -14,6 +14,7 @@ from jax import lax
 
 from fdjax.ops.activation import relu6
 from fdjax.ops.chunks import over_chunks
+from fdjax.ops.materialize import materialize
 from fdjax.ops.depthwise import correlate, correlate_grads, output_size, pad_map, unpad_map
 
 _AXES = (0, 1, 2)
@@ -116,7 +117,7 @@ def depthwise_batch_norm(
 
 
 def _depthwise_forward(x, kernel, scale, bias, stride, padding, epsilon):
-    padded = lax.optimization_barrier(pad_map(relu6(x), stride, padding))
+    padded = materialize(pad_map(relu6(x), stride, padding))
     size = output_size((x.shape[1], x.shape[2]), stride)
     convolved = lax.optimization_barrier(correlate(padded, kernel.astype(x.dtype), size, stride))
     count, wide = convolved.size // convolved.shape[-1], convolved.astype(scale.dtype)
