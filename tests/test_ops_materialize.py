@@ -10,10 +10,10 @@ import pytest
 from fdjax.ops.materialize import materialize
 
 
-@pytest.mark.parametrize("first", [1.5, np.nan, np.inf])
-def test_value_and_gradient_pass_as_they_are(first: float) -> None:
+@pytest.mark.parametrize("middle", [1.5, np.nan, np.inf])
+def test_value_and_gradient_pass_as_they_are(middle: float) -> None:
     x = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
-    x[0, 0, 0] = first
+    x[1, 1, 2] = middle
     cotangent = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
     y, pull = jax.vjp(jax.jit(materialize), x)
     np.testing.assert_array_equal(y, x)
@@ -34,3 +34,10 @@ def test_on_the_cpu_nothing_is_fused_across_it() -> None:
 
     assert "while(" in program(materialize)
     assert "while(" not in program(lambda x: x)
+
+
+def test_a_padded_map_stays_too_though_its_edge_is_known() -> None:
+    def program(x):
+        return materialize(jnp.pad(jnp.sin(x), 1)).T + 1
+
+    assert "while(" in jax.jit(program).lower(jnp.arange(64.0).reshape(8, 8)).compile().as_text()

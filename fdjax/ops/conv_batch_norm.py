@@ -14,8 +14,8 @@ from jax import lax
 
 from fdjax.ops.activation import relu6
 from fdjax.ops.chunks import over_chunks
-from fdjax.ops.materialize import materialize
 from fdjax.ops.depthwise import correlate, correlate_grads, output_size, pad_map, unpad_map
+from fdjax.ops.materialize import materialize
 
 _AXES = (0, 1, 2)
 _OVER_ROWS = (((0,), (0,)), ((), ()))
