@@ -251,6 +251,23 @@ def split_validation(num_examples: int, labels: np.ndarray, share: float, seed: 
     return np.setdiff1d(everything, validation, assume_unique=True), validation
 
 
+def limit_training(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
+    """Keeps `limit` of the training examples (seeded), the same share of each class; None keeps all.
+
+    Raises:
+      UserError: there are fewer.
+    """
+    count = len(dataset.train_labels)
+    if limit is None or limit == count:
+        return dataset
+    if limit > count:
+        raise UserError(f"data.train_limit is {limit:,}, but {dataset.name} has {count:,} training images")
+    _, kept = split_validation(count, dataset.train_labels, limit / count, seed)
+    return dataclasses.replace(
+        dataset, train_images=dataset.train_images[kept], train_labels=dataset.train_labels[kept]
+    )
+
+
 def _load_fashion_mnist_subset(image_size: int | None) -> Dataset:
     resource = importlib.resources.files("fdjax.data") / f"{FASHION_MNIST_SUBSET}.npz"
     with resource.open("rb") as file, np.load(io.BytesIO(file.read())) as arrays:

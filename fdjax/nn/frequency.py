@@ -29,6 +29,7 @@ class FrequencyPointwise(nn.Module):
       output_side: likewise on the output side.
       mode: "off" ignores the masks (a dense layer), "soft" multiplies the coefficients by the masks as learned, "hard"
         by the rounded ones.
+      levels: kept counts between which soft masks fade; None for all (`fdjax.ops.fcmask.level_counts`).
       whole_channels: with mode="hard", promises that all kept counts are 0 or N: no transform is needed then.
     """
 
@@ -37,6 +38,7 @@ class FrequencyPointwise(nn.Module):
     input_side: bool = True
     output_side: bool = True
     mode: MaskMode = "soft"
+    levels: tuple[int, ...] | None = None
     whole_channels: bool = False
 
     @nn.compact
@@ -79,7 +81,12 @@ class FrequencyPointwise(nn.Module):
             if output_fcmask is not None:
                 kernel = kernel * (output_fcmask > 0.5).astype(x.dtype)
             return dense(x, kernel)
-        to_mask = coef_mask if self.mode == "soft" else hard_coef_mask
-        masks = [None if m is None else to_mask(m, num_coefs).astype(x.dtype) for m in (input_fcmask, output_fcmask)]
+
+        def to_mask(fcmask: jax.Array) -> jax.Array:
+            soft = self.mode == "soft"
+            mask = coef_mask(fcmask, num_coefs, self.levels) if soft else hard_coef_mask(fcmask, num_coefs)
+            return mask.astype(x.dtype)
+
+        masks = [None if fcmask is None else to_mask(fcmask) for fcmask in (input_fcmask, output_fcmask)]
         y = masked_pointwise(x, kernel, self.block, *masks)
         return y if norm is None else norm(y)

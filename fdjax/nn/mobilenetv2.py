@@ -139,6 +139,7 @@ class MobileNetV2(nn.Module):
       block_by_layer: layer name -> K where it differs; goes before `block_by_map`.
       sides: "both", "input" or "output": which sides of a wrapped layer have masks.
       tied: one FCMask for a block's wide channels, none on the narrow sides; the head keeps `sides`.
+      levels: kept counts below N between which soft masks fade; None for all.
       mode: of all masks, "off", "soft" or "hard" (see `FrequencyPointwise`).
       whole_channels: with mode="hard", the wrapped layers whose kept counts are all 0 or N.
       padding: "same" or "torch".
@@ -155,6 +156,7 @@ class MobileNetV2(nn.Module):
     sides: str = "both"
     tied: bool = False
     mode: MaskMode = "soft"
+    levels: tuple[int, ...] | None = None
     whole_channels: frozenset[str] = frozenset()
     padding: str = "same"
     batch_norm_momentum: float = 0.9
@@ -296,6 +298,7 @@ class MobileNetV2(nn.Module):
             input_side=own_masks and self.sides in ("both", "input"),
             output_side=own_masks and self.sides in ("both", "output"),
             mode=self.mode,
+            levels=self.levels,
             whole_channels=name in self.whole_channels,
             parent=None,
         )

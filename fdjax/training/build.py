@@ -40,6 +40,7 @@ def build_network(
         block_by_layer=dict(config.learn.block_by_layer),
         sides=config.learn.sides,
         tied=config.learn.tied,
+        levels=config.learn.counts_below_whole,
     )
     try:
         return network, network.spec(input_shape, config.model.count_classifier)
@@ -77,9 +78,9 @@ def hard_masks(learn: LearnConfig, spec: NetworkSpec, fcmask, *, to_target: bool
     convention = learn.target_convention
     if to_target and learn.target_macs is not None:
         return harden_to_target(
-            spec, masks, learn.target_macs, levels=learn.level_counts, gate=learn.gate, convention=convention
+            spec, masks, learn.target_macs, levels=learn.counts_below_whole, gate=learn.gate, convention=convention
         )
-    return harden(spec, masks, levels=learn.level_counts, gate=learn.gate, convention=convention)
+    return harden(spec, masks, levels=learn.counts_below_whole, gate=learn.gate, convention=convention)
 
 
 def whole_channel_layers(spec: NetworkSpec, counts: Counts) -> frozenset[str]:

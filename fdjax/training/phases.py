@@ -72,6 +72,11 @@ def phase_settings(config: Config, name: str) -> WeightPhaseConfig | LearnConfig
     return getattr(config, name)
 
 
+def has_teacher(config: Config, phase: Phase) -> bool:
+    """Whether the unpruned network takes part in a phase."""
+    return config.distill.weight > 0 and phase.name != "pretrain"
+
+
 def plan_phases(config: Config, steps_per_epoch: int) -> tuple[Phase, ...]:
     """Lays out the phases of a config, one after the other."""
     phases, start = [], 0

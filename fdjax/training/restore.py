@@ -9,7 +9,7 @@ import jax
 
 from fdjax.checkpoint import Checkpoints
 from fdjax.config import Config
-from fdjax.data import check_source, load_dataset, split_validation
+from fdjax.data import check_source, limit_training, load_dataset, split_validation
 from fdjax.errors import UserError
 from fdjax.nn import FCMASK, MobileNetV2
 from fdjax.pruning import HardMasks
@@ -18,7 +18,7 @@ from fdjax.training.build import build_network, collection_of, counts_of, hard_m
 from fdjax.training.devices import Devices
 from fdjax.training.evaluate import make_evaluator
 from fdjax.training.optimizers import optimizers_for
-from fdjax.training.phases import Phase
+from fdjax.training.phases import Phase, has_teacher
 from fdjax.training.state import TrainState, create_state, init_variables
 from fdjax.training.summary import evaluation_summary
 
@@ -112,7 +112,8 @@ def restore(checkpoints: Checkpoints, step: int) -> Restored:
 def _abstract_state(config: Config, network: MobileNetV2, spec: NetworkSpec, phase: Phase) -> TrainState:
     def create():
         variables = init_variables(network, spec.input_shape, config.seed)
-        return create_state(variables, config.seed, *optimizers_for(config, phase))
+        state = create_state(variables, config.seed, *optimizers_for(config, phase))
+        return state.with_teacher() if has_teacher(config, phase) else state
 
     return jax.eval_shape(create)
 
@@ -144,6 +145,7 @@ def evaluate_restored(restored: Restored, split: str = "test", data_path: str | 
     path = data_path if data_path is not None else data.path
     check_source(data.name, path)
     dataset = load_dataset(data.name, path, data.image_size, data.grayscale)
+    dataset = limit_training(dataset, data.train_limit, restored.config.seed)
     if (dataset.image_shape, dataset.class_names) != (spec.input_shape, spec.class_names):
         raise UserError(
             f"the checkpoint was trained on {spec.input_shape} images of the classes {', '.join(spec.class_names)}; "

@@ -20,6 +20,7 @@ from fdjax.data import (
     channel_statistics,
     check_source,
     epoch_order,
+    limit_training,
     load_dataset,
     split_validation,
     steps_per_epoch,
@@ -35,12 +36,12 @@ from fdjax.training.devices import Devices, to_host
 from fdjax.training.feed import Dispatch, Feed
 from fdjax.training.measure import Measurements
 from fdjax.training.optimizers import optimizers_for
-from fdjax.training.phases import Phase, phase_settings, plan_phases
+from fdjax.training.phases import Phase, has_teacher, phase_settings, plan_phases
 from fdjax.training.profile import Trace
 from fdjax.training.progress import Progress
 from fdjax.training.restore import Past, Restored, restore
 from fdjax.training.state import TrainState, create_state, init_variables, new_controller
-from fdjax.training.steps import make_mask_step, make_prepare, make_weight_step
+from fdjax.training.steps import labels_alone, make_distillation, make_mask_step, make_prepare, make_weight_step
 from fdjax.training.summary import describe, evaluation_summary, versions
 from fdjax.training.workdir import (
     CONFIG_FILE,
@@ -249,6 +250,8 @@ class _Run:
                 self.done.released = list(self.init.done.released)
                 soft = not self.init.phase.hard
         state = create_state(variables, self.config.seed, *optimizers_for(self.config, phase))
+        if self.init is not None:
+            state = state.replace(teacher=self.init.state.teacher)
         return self._enter(state, phase, soft_before=soft), 0, 0
 
     # -- phases
@@ -259,6 +262,8 @@ class _Run:
             hard = hard_masks(self.config.learn, self.spec, state.fcmask, to_target=self.done.masks_learned)
             self.done.released = list(hard.released)
             state = state.replace(fcmask=jax.tree.map(jnp.asarray, collection_of(self.spec, hard.counts)))
+        if has_teacher(self.config, phase):
+            state = state.with_teacher()
         if phase.name == "scratch":
             fresh = init_variables(self.network, self.spec.input_shape, self.config.seed + 1)
             state = state.replace(params=fresh["params"], batch_stats=fresh["batch_stats"])
@@ -311,9 +316,12 @@ class _Run:
         data, settings = self.config.data, phase_settings(self.config, phase.name)
         prepare = make_prepare(self.spec, data.crop_padding, data.flip, self.config.model.precision)
         weight_opt, mask_opt = optimizers_for(self.config, phase)
+        objective = labels_alone
+        if has_teacher(self.config, phase):
+            objective = make_distillation(dataclasses.replace(self.network, mode="off"), self.config.distill)
         programs: dict[Hashable, Dispatch] = {}
         if phase.learns_masks:
-            step = make_mask_step(network, self.spec, mask_opt, prepare, penalty=self.config.learn.penalty)
+            step = make_mask_step(network, self.spec, mask_opt, prepare, self.config.learn, objective)
             programs["masks"] = feed.compile(step)
         if isinstance(settings, WeightPhaseConfig):
             for train_batch_norm in (True, False):
@@ -321,6 +329,7 @@ class _Run:
                     network,
                     weight_opt,
                     prepare,
+                    objective,
                     train_batch_norm=train_batch_norm,
                     label_smoothing=settings.label_smoothing,
                 )
@@ -451,7 +460,7 @@ class _Run:
     # -- end
 
     def _finish_phase(self, phase: Phase, state: TrainState, progress: Progress) -> float | None:
-        top1, macs, score = self.measure.finish_phase(phase, state, self.done)
+        top1, soft_top1, macs, score = self.measure.finish_phase(phase, state, self.done)
         if phase.name == "pretrain":
             self.done.dense_top1 = top1
         if phase.learns_masks:
@@ -460,8 +469,10 @@ class _Run:
         self._tick_clock()
         before = sum(entry["seconds"] for entry in self.done.history)
         entry = {"name": phase.name, "steps": phase.steps, "seconds": round(self.done.seconds - before, 2)}
-        self.done.history.append({**entry, "top1": top1, "ratio": macs.ratio})
-        progress.say(f"{phase.name}: done, test accuracy {100 * top1:.2f}% at {macs.ratio:.3f}x MACs")
+        soft = {} if soft_top1 is None else {"soft_top1": soft_top1}
+        self.done.history.append({**entry, "top1": top1, **soft, "ratio": macs.ratio})
+        before_rounding = "" if soft_top1 is None else f" ({100 * soft_top1:.2f}% before rounding)"
+        progress.say(f"{phase.name}: done, test accuracy {100 * top1:.2f}% at {macs.ratio:.3f}x MACs{before_rounding}")
         return score
 
     def _compare_with_target(self, macs: NetworkMacs, progress: Progress) -> None:
@@ -531,6 +542,7 @@ def train(
     source = _init_source(folder, init, begun=saved is not None)
     start_from = restore(*find_checkpoint(source)) if source is not None and resumed is None else None
     dataset = load_dataset(config.data.name, config.data.path, config.data.image_size, config.data.grayscale)
+    dataset = limit_training(dataset, config.data.train_limit, config.seed)
     run = _Run(config, folder, dataset, devices, start_from, resumed, profile)
     run.check()
 
