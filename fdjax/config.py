@@ -180,6 +180,8 @@ class LearnConfig(_Checked):
     """Share of the phase, above 0 to 1, by which the controller means to have reached the target."""
     lambda_: Annotated[float | None, tyro.conf.arg(name="lambda")] = None
     """Weight of the penalty. With a target it is only the start (None: chosen); without one it is needed."""
+    straight_through: float = 0.0
+    """Last share of the phase, 0 to 1, in which mask steps see rounded masks; gradients are those of the soft ones."""
     gate: Literal["macs", "none"] = "macs"
     """macs: before refinement, layers that are no cheaper pruned than whole are released. none: keep all pruned."""
 
@@ -197,6 +199,7 @@ class LearnConfig(_Checked):
             "above 0 (0 only without a target), or None",
         )
         self._require(0 < self.ramp <= 1, "ramp", "above 0 and at most 1")
+        self._require(0 <= self.straight_through <= 1, "straight_through", "a share from 0 to 1")
         self._require(
             self.target_macs is not None or self.lambda_ is not None, "lambda_", "a number when target_macs is None"
         )

@@ -142,6 +142,7 @@ class MobileNetV2(nn.Module):
       levels: kept counts below N between which soft masks fade; None for all.
       mode: of all masks, "off", "soft" or "hard" (see `FrequencyPointwise`).
       whole_channels: with mode="hard", the wrapped layers whose kept counts are all 0 or N.
+      block_means: likewise 0, 1 or N.
       padding: "same" or "torch".
       batch_norm_momentum: of the running averages.
       batch_norm_epsilon: of every batch norm.
@@ -158,6 +159,7 @@ class MobileNetV2(nn.Module):
     mode: MaskMode = "soft"
     levels: tuple[int, ...] | None = None
     whole_channels: frozenset[str] = frozenset()
+    block_means: frozenset[str] = frozenset()
     padding: str = "same"
     batch_norm_momentum: float = 0.9
     batch_norm_epsilon: float = 1e-5
@@ -300,6 +302,7 @@ class MobileNetV2(nn.Module):
             mode=self.mode,
             levels=self.levels,
             whole_channels=name in self.whole_channels,
+            block_means=name in self.block_means,
             parent=None,
         )
 

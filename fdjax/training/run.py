@@ -321,8 +321,10 @@ class _Run:
             objective = make_distillation(dataclasses.replace(self.network, mode="off"), self.config.distill)
         programs: dict[Hashable, Dispatch] = {}
         if phase.learns_masks:
-            step = make_mask_step(network, self.spec, mask_opt, prepare, self.config.learn, objective)
-            programs["masks"] = feed.compile(step)
+            for mode in ("soft", "straight"):
+                moving = dataclasses.replace(network, mode=mode)
+                step = make_mask_step(moving, self.spec, mask_opt, prepare, self.config.learn, objective)
+                programs["masks", mode == "straight"] = feed.compile(step)
         if isinstance(settings, WeightPhaseConfig):
             for train_batch_norm in (True, False):
                 step = make_weight_step(
@@ -343,7 +345,9 @@ class _Run:
 
         def key_of(step: int) -> Hashable:
             kind = phase.kind(self.config, step)
-            return kind if kind == "masks" else (kind, phase.trains_batch_norm(self.config, step))
+            if kind == "masks":
+                return kind, phase.rounds_masks(self.config, step)
+            return kind, phase.trains_batch_norm(self.config, step)
 
         order_epoch, order = -1, np.zeros(0, np.int32)
         while phase_step < phase.steps:
