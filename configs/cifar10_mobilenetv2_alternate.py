@@ -2,8 +2,8 @@
 
     python train.py --config configs/cifar10_mobilenetv2_alternate.py --workdir runs/alternate --init runs/cifar10
 
-Batch norm is frozen in the first four fifths of the alternation and let loose in the last. A short refinement follows,
-since masks are rounded only after the alternation. Weights get as many epochs after pretraining as in learn-then-refine.
+Batch norm is frozen in the first four fifths of the alternation and let loose in the last. A short refinement follows:
+masks are rounded only after the alternation. After pretraining, weights get as many epochs as in learn-then-refine.
 """
 
 import dataclasses
