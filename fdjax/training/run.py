@@ -47,7 +47,7 @@ from fdjax.training.workdir import (
     CONFIG_FILE,
     INIT_FILE,
     SUMMARY_FILE,
-    check_workdir,
+    check_folder,
     read_config,
     read_json,
     write_json,
@@ -533,7 +533,7 @@ def train(
     if config.data.path is not None:  # So that the checkpoint can be evaluated from anywhere.
         data = dataclasses.replace(config.data, path=str(Path(config.data.path).expanduser().resolve()))
         config = dataclasses.replace(config, data=data)
-    check_workdir(folder)
+    check_folder(folder, "--workdir")
     saved = read_config(folder)
     checkpoints = Checkpoints(folder / CHECKPOINT_FOLDER)
     step = checkpoints.newest_sound()
