@@ -21,6 +21,8 @@ from fdjax.checkpoint import CHECKPOINT_FOLDER, MANIFEST, Checkpoints, find_chec
 from fdjax.config import Config
 from fdjax.data import load_dataset
 from fdjax.errors import UserError
+from fdjax.experiments.collect import collect
+from fdjax.provenance import commit, processor
 from fdjax.training.build import build_network
 from fdjax.training.restore import Restored, evaluate_restored, restore
 from fdjax.training.run import train
@@ -80,6 +82,18 @@ def test_a_run_leaves_config_metrics_summary_and_plots(finished):
         "fcmask.png",
         "history.png",
     }
+
+
+def test_a_finished_run_can_be_recorded(finished, tmp_path):
+    """The summary has what `fdjax results` reads, the code and the machine among it."""
+    summary = json.loads((finished / "summary.json").read_text())
+    (result,) = collect([finished], tmp_path / "out").results
+    rounding = next(phase for phase in summary["phases"] if phase["name"] == "alternate")
+    assert (result.soft_top1, result.rounded_top1) == (rounding["soft_top1"], rounding["top1"])
+    assert (result.dense_top1, result.pruned_top1) == (summary["dense_top1"], summary["top1"])
+    assert (result.commit, result.processor) == (commit(), processor())
+    assert result.name == "finished" and result.phases == ", ".join(PHASES)
+    assert (tmp_path / "out" / "tradeoff.png").exists()
 
 
 def test_the_target_is_met_within_2_percent_after_each_mask_phase(finished):

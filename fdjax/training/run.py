@@ -47,7 +47,7 @@ from fdjax.training.workdir import (
     CONFIG_FILE,
     INIT_FILE,
     SUMMARY_FILE,
-    check_workdir,
+    check_folder,
     read_config,
     read_json,
     write_json,
@@ -111,6 +111,8 @@ class _Run:
             devices=devices,
         )
         self.done = Past(num_train=len(dataset.train_labels))
+        # Once, at the beginning: the checkout may change while the run goes on.
+        self.versions = versions()
         self._clock = time.monotonic()
 
     # -- beginning
@@ -454,7 +456,7 @@ class _Run:
             "phase": dataclasses.asdict(phase),
             "phase_step": phase_step,
             "done": dataclasses.asdict(self.done),
-            "versions": versions(),
+            "versions": self.versions,
         }
         # Networks of different phases do not compare: the best is the best of the latest phase.
         if self.devices.is_writer:
@@ -497,7 +499,7 @@ class _Run:
             "target_macs": learn.target_macs if self.done.masks_learned else None,
             "target_convention": learn.target_convention,
             "seed": self.config.seed,
-            "versions": versions(),
+            "versions": self.versions,
         }
         if self.devices.is_writer:
             self.measure.plot(self.phases, state, self.done, summary["layers"])
@@ -531,7 +533,7 @@ def train(
     if config.data.path is not None:  # So that the checkpoint can be evaluated from anywhere.
         data = dataclasses.replace(config.data, path=str(Path(config.data.path).expanduser().resolve()))
         config = dataclasses.replace(config, data=data)
-    check_workdir(folder)
+    check_folder(folder, "--workdir")
     saved = read_config(folder)
     checkpoints = Checkpoints(folder / CHECKPOINT_FOLDER)
     step = checkpoints.newest_sound()
