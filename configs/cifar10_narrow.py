@@ -2,7 +2,7 @@
 
     python train.py --config configs/cifar10_narrow.py --workdir runs/narrow --data.path DIR
 
-Data: a folder of images with train/<class>/* and test/<class>/*, 32x32 RGB. The network is the paper's CIFAR-100 variant
+Data: a folder of images with train/<class>/* and test/<class>/*, 32x32 RGB. The network is the paper's CIFAR-100 one
 (strides 1,2,2,2,1,1,1) at width 0.5: 13.58 M MACs, a seventh of those of configs/cifar10_mobilenetv2.py.
 
 The comparisons in results/cifar10_comparison are this config with flags: see the commands there.
