@@ -494,11 +494,12 @@ def _dense_top1s(results: Sequence[Result]) -> dict[str, list[float]]:
             continue
         at = result.seed, result.dense_top1
         phases = ("pretrain",) if result.is_pruned else result.config.phases
-        if not set(phases) <= set(result.config.phases):
+        own = [phase for phase in phases if phase in result.own_phases]
+        if not own:
             given.append(at)
             continue
-        lengths = []
-        for phase in phases:
+        lengths = ["by --init"] if len(own) < len(phases) else []
+        for phase in own:
             settings = getattr(result.config, phase)
             length = f"{settings.epochs:g} epochs" if settings.steps is None else f"{settings.steps:,} steps"
             lengths.append(f"{phase} {length}")

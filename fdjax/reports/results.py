@@ -125,6 +125,11 @@ class Result:
         """The data, and how many training images if not all."""
         return self.data if self.train_limit is None else f"{self.data}, {self.train_limit:,} training images"
 
+    @property
+    def own_phases(self) -> tuple[str, ...]:
+        """The phases that the run did itself; settings of the others say nothing of it."""
+        return tuple(phase for phase in self.phases.split(", ") if not phase.startswith("("))
+
 
 def read_result(name: str, config: Config, summary: Mapping[str, Any]) -> Result:
     """Makes the row of a run.
@@ -279,9 +284,9 @@ def flat_settings(config: Config) -> dict[str, Any]:
 def _settings(result: Result) -> dict[str, Any]:
     """The settings that bear on the figures of a run, but for its seed."""
     config, masked = result.config, result.is_pruned
-    fields = {"data", "model", *config.phases} | ({"learn", "distill"} if masked else set())
+    fields = {"data", "model", *result.own_phases} | ({"learn", "distill"} if masked else set())
     unused = {"data.path"}
-    if "learn" not in config.phases:
+    if "learn" not in result.own_phases:
         unused |= {"learn.epochs", "learn.steps"}
     if not config.distill.weight:
         unused.add("distill.temperature")
