@@ -519,6 +519,9 @@ def test_only_seeds_are_taken_together():
         assert sorted(len(group) for group in seed_groups([*base, other])) == [1, 2], parts
     inherited = row_of(changed(CONFIG, seed=2), "other", skipped=1)
     assert sorted(len(group) for group in seed_groups([*base, inherited])) == [1, 2]
+    # Settings of a phase that --init has done are those of another run.
+    elsewhere = row_of(changed(CONFIG, seed=3, pretrain={"epochs": 99}), "elsewhere", skipped=1)
+    assert sorted(len(group) for group in seed_groups([*base, inherited, elsewhere])) == [2, 2]
 
 
 def test_one_seed_run_twice_has_no_spread_over_seeds():
@@ -615,6 +618,9 @@ def test_each_length_of_dense_training_has_its_line(study):
     }
     drawn = points(tradeoff_figure([*study, row_of(alone, "x", dense_top1=0.5)]).axes[0])
     np.testing.assert_allclose(drawn["dense, as given by --init"][:, 1], 50)
+    going_on = row_of(changed(DENSE, phases=("pretrain", "refine"), refine={"epochs": 9}), "x", skipped=1, top1=0.7)
+    drawn = points(tradeoff_figure([*study, going_on]).axes[0])
+    np.testing.assert_allclose(drawn["dense, by --init, refine 9 epochs"][:, 1], 70)
 
 
 def test_networks_and_data_have_panels_of_their_own(study):
