@@ -75,7 +75,7 @@ def make_distillation(teacher: MobileNetV2, distill: DistillConfig) -> Objective
 
         def mixture(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
             student = jax.nn.log_softmax(logits / distill.temperature)
-            distance = optax.kl_divergence_with_log_targets(student, targets).mean() * distill.temperature**2
+            distance = optax.losses.kl_divergence_with_log_targets(student, targets).mean() * distill.temperature**2
             if distill.weight == 1:
                 return distance
             return (1 - distill.weight) * cross_entropy(logits, labels, smoothing) + distill.weight * distance
