@@ -171,11 +171,11 @@ class LearnConfig(_Checked):
     block_by_layer: tuple[tuple[str, int], ...] = ()
     """Pairs of layer name and block, where it differs (names as `fdjax macs` prints them)."""
     penalty: Literal["fcmask", "macs"] = "fcmask"
-    """fcmask: the paper's (sum over layers of mean |m|). macs: expected MACs, transforms included, over dense MACs."""
+    """fcmask: the paper's (sum over layers of mean |m|). macs: expected MACs by target_convention, over dense MACs."""
     target_macs: float | None = 0.5
     """The MAC ratio to reach (hard counts, after the gate, transforms in it), above 0 to 1; None: lambda as it is."""
     target_convention: Literal["total", "paper"] = "total"
-    """What the target and the gate speak of: macs.ratio, or macs.paper_ratio."""
+    """What the target, the gate and expected MACs speak of: macs.ratio, or macs.paper_ratio."""
     ramp: float = 0.75
     """Share of the phase, above 0 to 1, by which the controller means to have reached the target."""
     lambda_: Annotated[float | None, tyro.conf.arg(name="lambda")] = None
@@ -297,7 +297,7 @@ class Config(_Checked):
     """A whole run."""
 
     seed: int = 0
-    """Of everything random: initial weights, order of images, augmentation, the validation share."""
+    """Of everything random: initial weights, order of images, augmentation, the parts of the training set."""
     phases: tuple[Literal["pretrain", "learn", "alternate", "refine", "scratch"], ...] = ("pretrain", "learn", "refine")
     """In order: pretrain (weights), learn (masks), alternate (masks and weights in turn), refine (masks rounded,
     weights), scratch (masks rounded, new weights)."""
@@ -395,6 +395,7 @@ def continuation_problem(saved: Config, asked: Config, current_phase: str | None
     for field, before in old.items():
         after = new[field]
         not_begun = field in PHASES and field not in done and not (field == "learn" and "alternate" in done)
+        not_begun |= field == "distill" and done == ("pretrain",)  # it has no part in pretraining
         if field in ("phases", *_FREE_TO_CHANGE) or not_begun or before == after:
             continue
         if not isinstance(before, dict):

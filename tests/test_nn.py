@@ -117,6 +117,38 @@ def test_layer_with_hard_masks_is_the_banded_layer() -> None:
     np.testing.assert_allclose(dense, x @ kernel, atol=1e-5)
 
 
+def test_layer_with_levels_fades_from_one_to_the_next() -> None:
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 5, 4, 3)).astype(np.float32), rng.normal(size=(3, 5)).astype(np.float32)
+    layer = fast_jit(FrequencyPointwise(5, 2, levels=(0, 1)).apply)
+
+    def apply(inputs: list[float], outputs: list[float]) -> np.ndarray:
+        masks = {"input": jnp.array(inputs), "output": jnp.array(outputs)}
+        return np.asarray(layer({"params": {"kernel": kernel}, FCMASK: masks}, x))
+
+    # Of three levels 0, a half and 1 are the places.
+    places, counts = ([0.5, 0, 1], [1, 1, 0.5, 0, 0.5]), ([1, 0, 4], [4, 4, 1, 0, 1])
+    expected = fast_jit(banded_pointwise, static_argnums=2)(x, kernel, plan_bands(*counts, 2))
+    np.testing.assert_allclose(apply(*places), expected, atol=1e-5)
+    # In between, the function is a mixture.
+    between = apply([0.625, 0, 1], places[1])
+    np.testing.assert_allclose(between, 0.75 * apply(*places) + 0.25 * apply([1, 0, 1], places[1]), atol=1e-5)
+    assert not np.allclose(between, apply(*places), atol=1e-3)
+
+
+def test_the_network_hands_its_levels_to_every_wrapped_layer() -> None:
+    variables = random_variables(TINY)
+    spec = TINY.spec(SHAPE)
+    counts = {path: np.resize([n, 1, n], channels) for path, (channels, n) in spec.mask_sizes.items()}
+    # At the levels 0, 1 and N soft masks are hard ones.
+    places = unflatten_dict(
+        {path: jnp.asarray(np.where(count == 1, 0.5, 1), jnp.float32) for path, count in counts.items()}, sep="/"
+    )
+    soft = logits(dataclasses.replace(TINY, levels=(0, 1)), variables, places)
+    hard = logits(dataclasses.replace(TINY, mode="hard"), variables, masks_of(spec, counts))
+    np.testing.assert_allclose(soft, hard, rtol=1e-4, atol=1e-4)
+
+
 def test_hard_masks_are_rounded_soft_ones() -> None:
     x, kernel = jnp.ones((1, 2, 2, 1)), jnp.ones((1, 1))
     apply = cache(lambda mode: fast_jit(FrequencyPointwise(1, 2, output_side=False, mode=mode).apply))

@@ -67,7 +67,8 @@ def kept_counts(fcmask: jax.Array, num_coefs: int, levels: Sequence[int] | None 
     # Adding 0.5 and rounding down would round the sum, too: just below 0.5 it comes out as 1.
     below = jnp.floor(scaled)
     rounded = jnp.clip(below + (scaled - below >= 0.5), 0, len(counts) - 1).astype(jnp.int32)
-    return jnp.asarray(counts, jnp.int32)[rounded]
+    # Of all levels the place is the count: no table to look it up in.
+    return rounded if len(counts) == num_coefs + 1 else jnp.asarray(counts, jnp.int32)[rounded]
 
 
 def hard_coef_mask(fcmask: jax.Array, num_coefs: int) -> jax.Array:

@@ -22,10 +22,16 @@ def expected_macs(
     """Expected MACs of all that masks act on, transforms included; differentiable.
 
     In the convention "total" a channel that is removed takes its part of the neighbouring layers with it, the depthwise
-    layer's too, tied blocks are counted group by group, and kept counts of 0 and N alone need no transform. For hard
-    masks it is then what `network_macs` counts, but for what is shared by channels or gained by choosing the cheapest
-    form of a layer as a whole (where groups or bands would cost more than the dense layer). In the convention "paper"
-    it is the paper's count of the wrapped layers: N for each kept coefficient of either side.
+    layer's too, tied blocks are counted group by group, and levels of 0 and N alone need no transform. For hard masks
+    it is then what `network_macs` counts, but for
+
+    - what channels share: the narrow transforms of groups;
+    - what choosing the form of a layer as a whole gains: where groups or bands would cost more than the dense layer, or
+      one side drops a coefficient of all its channels;
+    - levels that cost a tied channel more than a mixture of those around them: they count as that mixture.
+
+    In the convention "paper" it is the paper's count of the wrapped layers, none released: N for each kept coefficient
+    of either side.
 
     Args:
       spec: the network.
@@ -52,7 +58,7 @@ def expected_macs(
         total += _tied_unit(spec, roles, masks[shared], levels) if shared else _unit(roles, masks, levels)
     for layer in spec.layers:
         if layer.block and layer.name not in in_unit:
-            total += _layer(layer, *_sides(layer, masks), _transform_costs(layer, levels))
+            total += _cheapest(layer, *_sides(layer, masks), levels)
     return total
 
 
@@ -65,12 +71,14 @@ def _sides(layer: LayerSpec, masks: Mapping[str, jax.Array]) -> tuple[jax.Array,
     return inputs, outputs
 
 
-def _transform_costs(layer: LayerSpec, levels: Sequence[int] | None) -> Sequence[float]:
-    """[N]: what each further coefficient of a channel adds to the transform of a block."""
+def _cheapest(layer: LayerSpec, inputs: jax.Array, outputs: jax.Array, levels: Sequence[int] | None) -> jax.Array:
+    """By bands, with the cheapest transforms; by channels where there are no levels between 0 and N."""
     assert layer.block is not None
     if len(level_counts(layer.num_coefs, levels)) == 2:
-        return [0.0] * layer.num_coefs
-    return np.diff([block_transform_macs(layer.block, count) for count in range(layer.num_coefs + 1)]).tolist()
+        # All coefficients of a channel are the same, and a map that is not transformed is not padded to whole blocks.
+        return layer.in_size[0] * layer.in_size[1] * inputs[0].sum() * outputs[0].sum()
+    costs = np.diff([block_transform_macs(layer.block, count) for count in range(layer.num_coefs + 1)])
+    return _layer(layer, inputs, outputs, costs.tolist())
 
 
 def _layer(
@@ -91,10 +99,10 @@ def _unit(roles: Mapping[str, LayerSpec], masks: Mapping[str, jax.Array], levels
     if expand is not None:
         expand_in, expand_out = _sides(expand, masks)
         before = expand_out[0]
-        total += _layer(expand, expand_in, expand_out * after, _transform_costs(expand, levels))
+        total += _cheapest(expand, expand_in, expand_out * after, levels)
     per_channel = depthwise_macs(depthwise.out_size, 1, depthwise.window)
     total += per_channel * (before @ after)
-    return total + _layer(project, project_in * before, project_out, _transform_costs(project, levels))
+    return total + _cheapest(project, project_in * before, project_out, levels)
 
 
 def _tied_unit(
@@ -105,9 +113,11 @@ def _tied_unit(
     costs = [
         sum(unit_group_macs(spec, roles, np.array([count]), narrow_transforms=False).values()) for count in accepted
     ]
-    # A few counts below N cost more than N does: a channel comes down past them, along the convex hull.
-    steps = np.diff(np.interp(np.arange(mask.shape[0] + 1), *_lower_hull(accepted, costs)))
-    return jnp.asarray(steps, jnp.float32) @ mask.sum(axis=1)
+    # Some levels cost about as much as N does, or more: a channel comes down past them, along the convex hull.
+    places = range(len(accepted))
+    steps = np.diff(np.interp(places, *_lower_hull(places, costs)))
+    # The coefficients between two levels fade together: the first of them stands for all.
+    return jnp.asarray(steps, jnp.float32) @ mask[np.array(accepted[:-1])].sum(axis=1)
 
 
 def _lower_hull(xs: Sequence[int], ys: Sequence[float]) -> tuple[list[float], list[float]]:

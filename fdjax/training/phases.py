@@ -43,6 +43,11 @@ class Phase:
         """Whether masks are rounded in it."""
         return self.name in HARD_PHASES
 
+    @property
+    def adapts_weights(self) -> bool:
+        """Whether it trains weights under masks: afterwards they are no longer the unpruned network's."""
+        return self.name not in ("pretrain", "learn")
+
     def kind(self, config: Config, phase_step: int) -> StepKind:
         """What step `phase_step` (from 0) of the phase trains."""
         if self.name == "learn":

@@ -36,6 +36,7 @@ class Past:
       skipped: how many of this run's own phases are left out because of that.
       num_train: examples of the training set, the validation share included.
       masks_learned: whether a phase has learned masks, here or in that run.
+      weights_adapted: whether a phase has trained the weights under masks since pretraining, here or in that run.
     """
 
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -46,6 +47,7 @@ class Past:
     skipped: int = 0
     num_train: int = 0
     masks_learned: bool = False
+    weights_adapted: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +147,6 @@ def evaluate_restored(restored: Restored, split: str = "test", data_path: str | 
     path = data_path if data_path is not None else data.path
     check_source(data.name, path)
     dataset = load_dataset(data.name, path, data.image_size, data.grayscale)
-    dataset = limit_training(dataset, data.train_limit, restored.config.seed)
     if (dataset.image_shape, dataset.class_names) != (spec.input_shape, spec.class_names):
         raise UserError(
             f"the checkpoint was trained on {spec.input_shape} images of the classes {', '.join(spec.class_names)}; "
@@ -153,6 +154,7 @@ def evaluate_restored(restored: Restored, split: str = "test", data_path: str | 
         )
     images, labels = dataset.test_images, dataset.test_labels
     if split == "validation":
+        dataset = limit_training(dataset, data.train_limit, restored.config.seed)
         _, held_out = split_validation(
             len(dataset.train_labels), dataset.train_labels, data.validation, restored.config.seed
         )

@@ -159,6 +159,18 @@ class _Run:
                 "phases to do again (--phases learn refine)"
             )
         self._skip(skipped)
+        first = self.phases[0]
+        if has_teacher(self.config, first) and not self.init.state.teacher and self._adapted_by(self.init):
+            raise UserError(
+                f"distill.weight is {self.config.distill.weight:g}, but --init, a run that ends in "
+                f"{self.init.phase.name}, has trained its weights under masks and holds no unpruned network to learn "
+                "from; start from a run that has done no more than pretrain and learn, or from one that was itself run "
+                "with distill.weight above 0, or give --distill.weight 0"
+            )
+
+    @staticmethod
+    def _adapted_by(init: Restored) -> bool:
+        return init.done.weights_adapted or init.phase.adapts_weights
 
     def _skip(self, count: int) -> None:
         first = self.phases[count].start
@@ -247,12 +259,13 @@ class _Run:
             variables |= {"params": self.init.state.params, "batch_stats": self.init.state.batch_stats}
             self.done.dense_top1 = self.init.done.dense_top1
             self.done.masks_learned = self.init.done.masks_learned or self.init.phase.learns_masks
+            self.done.weights_adapted = self._adapted_by(self.init)
             if self.done.masks_learned:
                 variables[FCMASK] = self.init.state.fcmask
                 self.done.released = list(self.init.done.released)
                 soft = not self.init.phase.hard
         state = create_state(variables, self.config.seed, *optimizers_for(self.config, phase))
-        if self.init is not None:
+        if self.init is not None and has_teacher(self.config, phase):
             state = state.replace(teacher=self.init.state.teacher)
         return self._enter(state, phase, soft_before=soft), 0, 0
 
@@ -468,7 +481,8 @@ class _Run:
     def _finish_phase(self, phase: Phase, state: TrainState, progress: Progress) -> float | None:
         top1, soft_top1, macs, score = self.measure.finish_phase(phase, state, self.done)
         if phase.name == "pretrain":
-            self.done.dense_top1 = top1
+            self.done.dense_top1, self.done.weights_adapted = top1, False
+        self.done.weights_adapted |= phase.adapts_weights
         if phase.learns_masks:
             self.done.masks_learned = True
             self._compare_with_target(macs, progress)
