@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 from _worker import Case, Facts
 
 from fdjax.errors import UserError
+from fdjax.provenance import cpu_model
 from fdjax.runtime import CACHE_VARIABLE
 
 HERE = Path(__file__).resolve().parent
@@ -190,7 +191,7 @@ def new_report(flags: argparse.Namespace) -> dict[str, Any]:
 def describe_machine() -> dict[str, Any]:
     """Processor, versions and date, found without importing jax or torch."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "cores_allowed": allowed_cores(),
         "memory_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6,
@@ -200,12 +201,6 @@ def describe_machine() -> dict[str, Any]:
         "environment": {name: os.environ[name] for name in TELLING_VARIABLES if name in os.environ},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-
-
-def _cpu_model() -> str:
-    information = Path("/proc/cpuinfo").read_text()
-    names = [line.partition(":")[2].strip() for line in information.splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _version(package: str) -> str | None:

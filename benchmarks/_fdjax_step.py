@@ -61,7 +61,7 @@ def make_our_step(case: Case) -> tuple[Any, TrainState]:
     if trains_weights:
         step = make_weight_step(dataclasses.replace(network, mode="off"), weight_optimizer, prepare)
     else:
-        step = make_mask_step(dataclasses.replace(network, mode="soft"), spec, mask_optimizer, prepare)
+        step = make_mask_step(dataclasses.replace(network, mode="soft"), spec, mask_optimizer, prepare, config.learn)
     variables = init_variables(network, spec.input_shape, case.seed)
     if not trains_weights:
         variables[FCMASK] = half_learned(variables[FCMASK], case.seed)

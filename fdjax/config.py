@@ -66,6 +66,8 @@ class DataConfig(_Checked):
     """Pixels: images are resized and cropped to this square (folder and TFDS; default: as they are)."""
     validation: float = 0.0
     """Share of the training set, 0 to below 1, held out (seeded, class by class) to choose the best checkpoint."""
+    train_limit: int | None = None
+    """Use only this many training images (seeded, the same share of each class); None: all."""
     grayscale: bool = False
     """Make the images of a folder or TFDS set grey (one channel)."""
     batch_size: int = 128
@@ -77,6 +79,7 @@ class DataConfig(_Checked):
 
     def _check(self) -> None:
         self._require(0 <= self.validation < 1, "validation", "a share from 0 to below 1")
+        self._require(self.train_limit is None or self.train_limit >= 1, "train_limit", "at least 1, or None")
         self._require(self.batch_size >= 1, "batch_size", "at least 1")
         self._require(self.crop_padding >= 0, "crop_padding", "0 or more pixels")
         self._require(self.image_size is None or self.image_size >= 1, "image_size", "at least 1 pixel, or None")
@@ -160,7 +163,7 @@ class LearnConfig(_Checked):
     tied: bool = False
     """One FCMask for a wide channel of a residual block (expand output, project input), none on its narrow sides."""
     levels: str = "all"
-    """Kept counts that masks may be rounded to: all, or a list such as 0,1,N."""
+    """Kept counts that masks fade between and are rounded to: all, or a list such as 0,1,N."""
     block: int = 4
     """Side of the square DCT block in pixels, 1 to 16."""
     block_by_map: tuple[tuple[int, int], ...] = ()
@@ -168,15 +171,17 @@ class LearnConfig(_Checked):
     block_by_layer: tuple[tuple[str, int], ...] = ()
     """Pairs of layer name and block, where it differs (names as `fdjax macs` prints them)."""
     penalty: Literal["fcmask", "macs"] = "fcmask"
-    """fcmask: the paper's (sum over layers of mean |m|). macs: expected MACs, transforms included, over dense MACs."""
+    """fcmask: the paper's (sum over layers of mean |m|). macs: expected MACs by target_convention, over dense MACs."""
     target_macs: float | None = 0.5
     """The MAC ratio to reach (hard counts, after the gate, transforms in it), above 0 to 1; None: lambda as it is."""
     target_convention: Literal["total", "paper"] = "total"
-    """What the target and the gate speak of: macs.ratio, or macs.paper_ratio."""
+    """What the target, the gate and expected MACs speak of: macs.ratio, or macs.paper_ratio."""
     ramp: float = 0.75
     """Share of the phase, above 0 to 1, by which the controller means to have reached the target."""
     lambda_: Annotated[float | None, tyro.conf.arg(name="lambda")] = None
     """Weight of the penalty. With a target it is only the start (None: chosen); without one it is needed."""
+    straight_through: float = 0.0
+    """Last share of the phase, 0 to 1, in which mask steps see rounded masks; gradients are those of the soft ones."""
     gate: Literal["macs", "none"] = "macs"
     """macs: before refinement, layers that are no cheaper pruned than whole are released. none: keep all pruned."""
 
@@ -194,6 +199,7 @@ class LearnConfig(_Checked):
             "above 0 (0 only without a target), or None",
         )
         self._require(0 < self.ramp <= 1, "ramp", "above 0 and at most 1")
+        self._require(0 <= self.straight_through <= 1, "straight_through", "a share from 0 to 1")
         self._require(
             self.target_macs is not None or self.lambda_ is not None, "lambda_", "a number when target_macs is None"
         )
@@ -211,13 +217,13 @@ class LearnConfig(_Checked):
             "'all', or kept counts separated by commas with 0 and N among them, such as '0,1,N'",
         )
 
-    def level_counts(self, num_coefs: int) -> tuple[int, ...] | None:
-        """The accepted kept counts for N = `num_coefs`, ascending; None when all are."""
+    @property
+    def counts_below_whole(self) -> tuple[int, ...] | None:
+        """`levels` without N, ascending; None when all kept counts are accepted."""
         if self.levels == "all":
             return None
-        parts = [part.strip() for part in self.levels.split(",")]
-        counts = {num_coefs if part == "N" else int(part) for part in parts}
-        return tuple(sorted(count for count in counts if count <= num_coefs))
+        parts = (part.strip() for part in self.levels.split(","))
+        return tuple(sorted({int(part) for part in parts if part != "N"}))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -238,6 +244,20 @@ class AlternateConfig(WeightPhaseConfig):
         self._require(self.mask_turn >= 1, "mask_turn", "at least 1")
         self._require(self.weight_turn >= 1, "weight_turn", "at least 1")
         self._require(0 <= self.free_batchnorm_fraction <= 1, "free_batchnorm_fraction", "a share from 0 to 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillConfig(_Checked):
+    """Self-distillation: after pretraining, the unpruned network teaches the pruned one."""
+
+    weight: float = 0.0
+    """Share of the loss, 0 to 1, that compares logits with the unpruned network's; 0: off, 1: labels are not used."""
+    temperature: float = 2.0
+    """That both networks' logits are divided by."""
+
+    def _check(self) -> None:
+        self._require(0 <= self.weight <= 1, "weight", "a share from 0 to 1")
+        self._require(self.temperature > 0, "temperature", "above 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -277,7 +297,7 @@ class Config(_Checked):
     """A whole run."""
 
     seed: int = 0
-    """Of everything random: initial weights, order of images, augmentation, the validation share."""
+    """Of everything random: initial weights, order of images, augmentation, the parts of the training set."""
     phases: tuple[Literal["pretrain", "learn", "alternate", "refine", "scratch"], ...] = ("pretrain", "learn", "refine")
     """In order: pretrain (weights), learn (masks), alternate (masks and weights in turn), refine (masks rounded,
     weights), scratch (masks rounded, new weights)."""
@@ -288,6 +308,7 @@ class Config(_Checked):
     alternate: AlternateConfig = AlternateConfig()
     refine: WeightPhaseConfig = WeightPhaseConfig()
     scratch: WeightPhaseConfig = WeightPhaseConfig()
+    distill: DistillConfig = DistillConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     compute: ComputeConfig = ComputeConfig()
 
@@ -374,6 +395,7 @@ def continuation_problem(saved: Config, asked: Config, current_phase: str | None
     for field, before in old.items():
         after = new[field]
         not_begun = field in PHASES and field not in done and not (field == "learn" and "alternate" in done)
+        not_begun |= field == "distill" and done == ("pretrain",)  # it has no part in pretraining
         if field in ("phases", *_FREE_TO_CHANGE) or not_begun or before == after:
             continue
         if not isinstance(before, dict):

@@ -237,8 +237,10 @@ def _histogram(counts: np.ndarray, num_coefs: int) -> tuple[int, ...]:
     return tuple(int(n) for n in np.bincount(np.asarray(counts, np.int64), minlength=num_coefs + 1))
 
 
-def unit_group_macs(spec: NetworkSpec, roles: Mapping[str, LayerSpec], counts: np.ndarray) -> Mapping[str, int]:
-    """MACs by role of a block whose wide channels have tied `counts` [E], run group by group."""
+def unit_group_macs(
+    spec: NetworkSpec, roles: Mapping[str, LayerSpec], counts: np.ndarray, *, narrow_transforms: bool = True
+) -> Mapping[str, int]:
+    """MACs by role of a block whose wide channels have tied `counts` [E], run group by group (see `group_macs`)."""
     expand, depthwise, project = roles.get("expand"), roles["depthwise"], roles["project"]
     assert project.block is not None
     if spec.padding == "torch":
@@ -259,6 +261,7 @@ def unit_group_macs(spec: NetworkSpec, roles: Mapping[str, LayerSpec], counts: n
         project.in_size,
         taps,
         depthwise.window,
+        narrow_transforms,
     )
 
 

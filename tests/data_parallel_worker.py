@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import optax
 
+from fdjax.config import LearnConfig
 from fdjax.data import channel_statistics, load_dataset
 from fdjax.training.build import build_network
 from fdjax.training.devices import Devices, to_host
@@ -48,7 +49,7 @@ def step_of(kind: str, precision: str) -> Step:
     prepare = make_prepare(spec, crop_padding=2, flip=True, precision=precision)
     if kind == "weights":
         return make_weight_step(network.clone(mode="off"), OPTIMIZER, prepare, label_smoothing=0.1)
-    return make_mask_step(network.clone(mode="soft"), spec, OPTIMIZER, prepare)
+    return make_mask_step(network.clone(mode="soft"), spec, OPTIMIZER, prepare, LearnConfig())
 
 
 @cache

@@ -25,6 +25,7 @@ FILES = sorted([*(ROOT / "fdjax").rglob("*.py"), ROOT / "train.py", ROOT / "eval
 FLOORS = {
     "fdjax.config": 0,
     "fdjax.errors": 0,
+    "fdjax.provenance": 0,
     "fdjax.runtime": 0,
     "fdjax.ops": 1,
     "fdjax.spec": 1,
@@ -182,7 +183,7 @@ def test_parts_stay_with_their_own_trade() -> None:
         (("fdjax.nn",), {"optax", "orbax", "fdjax.config"}),  # modules take plain keyword arguments
         (("fdjax.spec", "fdjax.pruning", "fdjax.reports"), {"flax", "optax", "orbax"}),
         (("fdjax.reports",), {"jax"}),
-        (("fdjax.config", "fdjax.errors", "fdjax.runtime"), {"jax", "flax", "optax", "orbax"}),
+        (("fdjax.config", "fdjax.errors", "fdjax.provenance", "fdjax.runtime"), {"jax", "flax", "optax", "orbax"}),
         (("fdjax.checkpoint",), {"flax", "optax"}),
     ):
         for module in modules_in(*rooms):

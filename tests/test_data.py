@@ -558,6 +558,48 @@ def test_validation_split_has_the_asked_size_and_follows_the_seed() -> None:
         data.split_validation(999, labels, 0.1, seed=0)
 
 
+# Fewer training images
+
+
+def labelled(labels: np.ndarray) -> data.Dataset:
+    """A set whose images tell their place."""
+    images = np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1)
+    names = tuple(f"class{label}" for label in range(int(labels.max()) + 1))
+    return data.Dataset("numbers", images, labels.astype(np.int32), images[:3], labels[:3].astype(np.int32), names)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=80), st.data(), SEEDS)
+def test_a_limit_keeps_exactly_so_many_and_every_class_its_share(labels: list[int], drawn, seed: int) -> None:
+    whole = labelled(np.array(labels))
+    limit = drawn.draw(st.integers(1, len(labels)))
+    kept = data.limit_training(whole, limit, seed)
+    places = kept.train_images.ravel()
+    assert len(places) == len(kept.train_labels) == limit
+    assert (np.diff(places.astype(int)) > 0).all()
+    np.testing.assert_array_equal(kept.train_labels, whole.train_labels[places])
+    for label in set(labels):
+        assert abs(np.sum(kept.train_labels == label) - labels.count(label) * limit / len(labels)) < 1
+    again = data.limit_training(whole, limit, seed)
+    np.testing.assert_array_equal(again.train_images, kept.train_images)
+    assert kept.test_images is whole.test_images and kept.class_names == whole.class_names
+
+
+@pytest.mark.parametrize("limit", [1, 10, 95, 191, 199])
+def test_a_limit_follows_the_seed_and_holds_up_to_the_last_image(limit: int) -> None:
+    whole = labelled(np.arange(200) % 10)
+    first, other = (data.limit_training(whole, limit, seed).train_images.ravel() for seed in (1, 2))
+    assert len(first) == len(other) == limit
+    assert first.tolist() != other.tolist()
+
+
+def test_no_limit_or_that_of_the_set_keeps_it_and_more_is_refused() -> None:
+    whole = labelled(np.arange(20) % 2)
+    assert data.limit_training(whole, None, 0) is whole
+    assert data.limit_training(whole, 20, 0) is whole
+    with pytest.raises(UserError, match=r"data\.train_limit is 1,021, but numbers has 20 training images"):
+        data.limit_training(whole, 1021, 0)
+
+
 # Batches
 
 

@@ -19,7 +19,7 @@ from fdjax.nn import FCMASK, VARIANTS, FrequencyPointwise, MobileNetV2, frequenc
 from fdjax.nn.mobilenetv2 import round_channels
 from fdjax.nn.normalization import BatchNorm, Depthwise, Pointwise
 from fdjax.ops import banded_pointwise, plan_bands, pointwise
-from fdjax.ops.fcmask import counts_to_fcmask
+from fdjax.ops.fcmask import coef_mask, counts_to_fcmask, kept_counts
 from fdjax.pruning import gate_counts
 from fdjax.spec import NetworkSpec, network_macs, units
 from fdjax.training.build import hard_network
@@ -115,6 +115,38 @@ def test_layer_with_hard_masks_is_the_banded_layer() -> None:
         np.testing.assert_allclose(y, expected, atol=1e-5)
     dense = FrequencyPointwise(5, 2, mode="off").apply({"params": {"kernel": kernel}, FCMASK: own}, x)
     np.testing.assert_allclose(dense, x @ kernel, atol=1e-5)
+
+
+def test_layer_with_levels_fades_from_one_to_the_next() -> None:
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 5, 4, 3)).astype(np.float32), rng.normal(size=(3, 5)).astype(np.float32)
+    layer = fast_jit(FrequencyPointwise(5, 2, levels=(0, 1)).apply)
+
+    def apply(inputs: list[float], outputs: list[float]) -> np.ndarray:
+        masks = {"input": jnp.array(inputs), "output": jnp.array(outputs)}
+        return np.asarray(layer({"params": {"kernel": kernel}, FCMASK: masks}, x))
+
+    # Of three levels 0, a half and 1 are the places.
+    places, counts = ([0.5, 0, 1], [1, 1, 0.5, 0, 0.5]), ([1, 0, 4], [4, 4, 1, 0, 1])
+    expected = fast_jit(banded_pointwise, static_argnums=2)(x, kernel, plan_bands(*counts, 2))
+    np.testing.assert_allclose(apply(*places), expected, atol=1e-5)
+    # In between, the function is a mixture.
+    between = apply([0.625, 0, 1], places[1])
+    np.testing.assert_allclose(between, 0.75 * apply(*places) + 0.25 * apply([1, 0, 1], places[1]), atol=1e-5)
+    assert not np.allclose(between, apply(*places), atol=1e-3)
+
+
+def test_the_network_hands_its_levels_to_every_wrapped_layer() -> None:
+    variables = random_variables(TINY)
+    spec = TINY.spec(SHAPE)
+    counts = {path: np.resize([n, 1, n], channels) for path, (channels, n) in spec.mask_sizes.items()}
+    # At the levels 0, 1 and N soft masks are hard ones.
+    places = unflatten_dict(
+        {path: jnp.asarray(np.where(count == 1, 0.5, 1), jnp.float32) for path, count in counts.items()}, sep="/"
+    )
+    soft = logits(dataclasses.replace(TINY, levels=(0, 1)), variables, places)
+    hard = logits(dataclasses.replace(TINY, mode="hard"), variables, masks_of(spec, counts))
+    np.testing.assert_allclose(soft, hard, rtol=1e-4, atol=1e-4)
 
 
 def test_hard_masks_are_rounded_soft_ones() -> None:
@@ -517,6 +549,46 @@ def test_layers_of_whole_channels_need_no_transform() -> None:
     hard = dataclasses.replace(TINY, mode="hard")
     promised = dataclasses.replace(hard, whole_channels=frozenset(whole))
     np.testing.assert_allclose(logits(promised, variables), logits(hard, variables), atol=1e-4)
+
+
+def test_layers_at_0_1_and_n_need_block_means_only() -> None:
+    spec = TINY.spec(SHAPE)
+    rng = np.random.default_rng(5)
+    counts = random_counts(spec)
+    for path, (channels, num_coefs) in spec.mask_sizes.items():
+        if path.startswith("block01"):
+            counts[path] = rng.choice([0, 1, num_coefs], channels)
+            counts[path][:3] = [0, 1, num_coefs]
+    network = hard_network(TINY, spec, counts)
+    assert {"block01/expand", "block01/project"} <= network.block_means
+    assert "block01/expand" not in network.whole_channels
+    variables = {**random_variables(TINY), FCMASK: masks_of(spec, counts)}
+    plain = dataclasses.replace(network, block_means=frozenset(), whole_channels=frozenset())
+    np.testing.assert_allclose(logits(network, variables), logits(plain, variables), atol=1e-4)
+
+
+@pytest.mark.parametrize("levels", [None, (0, 1), (0,)])
+def test_straight_through_masks_are_rounded_with_the_gradient_of_soft_ones(levels: tuple[int, ...] | None) -> None:
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(2, 6, 4, 3)).astype(np.float32)
+    fcmask = {"input": jnp.asarray([0.2, 0.55, 1.0]), "output": jnp.asarray([0.0, 0.3, 0.45, 0.8, 0.97])}
+
+    def apply(mode: str, fcmask):
+        layer = FrequencyPointwise(5, 2, mode=mode, levels=levels)  # type: ignore[arg-type]
+        params = {"kernel": jnp.asarray(np.random.default_rng(3).normal(size=(3, 5)), jnp.float32)}
+        return layer.apply({"params": params, FCMASK: fcmask}, x)
+
+    counts = {name: kept_counts(mask, 4, levels) for name, mask in fcmask.items()}
+    rounded = {name: jnp.asarray(counts_to_fcmask(np.asarray(count), 4)) for name, count in counts.items()}
+    np.testing.assert_allclose(apply("straight", fcmask), apply("hard", rounded), atol=1e-5)
+    # To first order an output moves as its own coefficient masks do, whatever value they have in the forward pass.
+    gradient = jax.grad(lambda m: jnp.sum(apply("straight", m) ** 2))(fcmask)["output"]
+    y = np.asarray(apply("straight", fcmask))
+    moving = jax.jacobian(lambda m: coef_mask(m, 4, levels).sum(axis=0))(fcmask["output"]).diagonal() > 0
+    assert np.isfinite(y).all() and np.abs(y).max() > 0
+    alive = np.asarray(counts["output"]) > 0
+    assert (np.asarray(gradient)[~np.asarray(moving)] == 0).all()
+    assert (np.asarray(gradient)[alive & np.asarray(moving)] != 0).any()
 
 
 def test_training_updates_every_running_average_and_nothing_else() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +12,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fdjax.ops import coef_mask, fcmask_penalty, hard_coef_mask, kept_counts
-from fdjax.ops.fcmask import counts_to_fcmask, round_to_levels
+from fdjax.ops.fcmask import counts_to_fcmask, level_counts
 
 CHANNELS = 6
 TOTALS = (1, 4, 9, 16, 49)
 UNIT = st.floats(0, 1, width=32)
+# Counts below N, as configs give them: some may be no smaller than N.
+LEVELS = st.one_of(st.none(), st.lists(st.integers(0, 20), max_size=5).map(tuple))
 FCMASKS = st.lists(UNIT, min_size=CHANNELS, max_size=CHANNELS).map(lambda m: np.array(m, np.float32))
 
 
@@ -133,13 +137,79 @@ def test_every_kept_count_survives_the_trip_through_an_fcmask() -> None:
         np.testing.assert_array_equal(kept_counts(jnp.asarray(fcmask), num_coefs), counts)
 
 
-@given(
-    st.lists(st.integers(0, 16), min_size=1, max_size=8),
-    st.sets(st.integers(0, 16), min_size=1, max_size=5),
-)
-def test_levels_take_the_nearest_count_and_the_higher_of_two(counts: list[int], levels: set[int]) -> None:
-    expected = [min(levels, key=lambda level: (abs(level - count), -level)) for count in counts]
-    assert round_to_levels(np.array(counts), tuple(sorted(levels))).tolist() == expected
+# Levels
+
+
+@given(LEVELS, st.sampled_from(TOTALS))
+@example((0, 1), 16)
+@example((0, 9), 4)
+@example((), 4)
+@example(None, 1)
+def test_level_counts_are_what_is_asked_for_below_n_with_both_ends(levels: tuple[int, ...] | None, num_coefs: int):
+    counts = level_counts(num_coefs, levels)
+    wanted = set(range(num_coefs)) if levels is None else {count for count in levels if count < num_coefs}
+    assert counts == tuple(sorted({0, num_coefs} | wanted))
+
+
+def between_levels(fcmask: np.ndarray, num_coefs: int, levels: tuple[int, ...] | None) -> np.ndarray:
+    """In float64, one value at a time: each stretch between two levels has an equal part of [0, 1]."""
+    counts = level_counts(num_coefs, levels)
+    stretches = len(counts) - 1
+    mask = np.zeros((num_coefs, len(fcmask)))
+    for stretch, (low, high) in enumerate(itertools.pairwise(counts)):
+        for channel, m in enumerate(map(float, fcmask)):
+            mask[low:high, channel] = min(max((m - stretch / stretches) * stretches, 0.0), 1.0)
+    return mask
+
+
+@given(FCMASKS, LEVELS, st.sampled_from(TOTALS))
+@example(np.array([0, 1, 0.5, 0.25, 0.125, 1], np.float32), (0, 1), 16)
+def test_a_mask_with_levels_fades_stretch_by_stretch(fcmask, levels, num_coefs: int) -> None:
+    mask = np.asarray(coef_mask(jnp.asarray(fcmask), num_coefs, levels))
+    np.testing.assert_allclose(mask, between_levels(fcmask, num_coefs, levels), atol=1e-5)
+    assert (np.diff(mask, axis=0) <= 0).all()
+
+
+def test_a_mask_with_levels_by_hand() -> None:
+    """0, 1, 4: the mean fades below 0.5, the other three together above it."""
+    mask = coef_mask(jnp.array([0.0, 0.125, 0.5, 0.625, 1.0]), 4, (0, 1))
+    rest = [0, 0, 0, 0.25, 1]
+    np.testing.assert_array_equal(mask, np.array([[0, 0.25, 1, 1, 1], rest, rest, rest]))
+
+
+@given(FCMASKS, st.sampled_from(TOTALS))
+def test_all_levels_are_the_papers_formula(fcmask: np.ndarray, num_coefs: int) -> None:
+    fcmask_on_device = jnp.asarray(fcmask)
+    for levels in (None, range(num_coefs), tuple(range(num_coefs + 1))):
+        mask = coef_mask(fcmask_on_device, num_coefs, levels)
+        np.testing.assert_allclose(mask, paper_formula(fcmask, num_coefs), atol=1e-5)
+        np.testing.assert_array_equal(mask, coef_mask(fcmask_on_device, num_coefs))
+        np.testing.assert_array_equal(
+            kept_counts(fcmask_on_device, num_coefs, levels), kept_counts(fcmask_on_device, num_coefs)
+        )
+
+
+@given(FCMASKS, LEVELS, st.sampled_from(TOTALS))
+@example(np.array([0, 1, 0.5, 0.25, 0.75, 0.125], np.float32), (0, 1), 16)
+@example(np.array([0, 1, 0.5, 0.25, 0.75, 0.125], np.float32), (0, 9), 4)
+def test_kept_counts_are_levels_and_those_of_the_mask(fcmask, levels, num_coefs: int) -> None:
+    counts = np.asarray(kept_counts(jnp.asarray(fcmask), num_coefs, levels))
+    mask = np.asarray(coef_mask(jnp.asarray(fcmask), num_coefs, levels))
+    np.testing.assert_array_equal(counts, (mask >= 0.5).sum(axis=0))
+    assert set(counts.tolist()) <= set(level_counts(num_coefs, levels))
+
+
+@given(LEVELS, st.sampled_from(TOTALS))
+@example((0, 1), 49)
+def test_ends_keep_all_and_nothing_and_a_mask_can_leave_both(levels, num_coefs: int) -> None:
+    ends = jnp.array([0.0, 1.0])
+    np.testing.assert_array_equal(kept_counts(ends, num_coefs, levels), [0, num_coefs])
+    np.testing.assert_array_equal(coef_mask(ends, num_coefs, levels), np.tile([0.0, 1.0], (num_coefs, 1)))
+    counts = level_counts(num_coefs, levels)
+    gradient = jax.grad(lambda m: coef_mask(m, num_coefs, levels).sum())(ends)
+    # The coefficients of the first or last stretch move, each by the number of stretches.
+    widths = np.diff(counts)
+    np.testing.assert_allclose(gradient, (len(counts) - 1) * widths[[0, -1]], rtol=1e-6)
 
 
 # Penalty

@@ -111,6 +111,37 @@ def test_any_soft_mask_on_either_side(size, block: int, channels: int, features:
     np.testing.assert_allclose(masked(x, kernel, block, input_mask, output_mask), expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("sides", ["input", "output", "both"])
+@pytest.mark.parametrize(("size", "block", "channels", "features"), CASES)
+def test_masks_around_the_mean_need_no_transform(size, block: int, channels: int, features: int, sides: str) -> None:
+    """Value and gradients, where all coefficients but the first share a value."""
+    x, kernel = layer(size, channels, features, leading=(2,))
+    rng = np.random.default_rng(1)
+
+    def mask(width: int) -> np.ndarray:
+        first, rest = rng.uniform(0, 1, (2, width)).astype(np.float32)
+        return np.stack([first, *[rest] * (block**2 - 1)])
+
+    masks = [
+        mask(width) if sides in (side, "both") else None for side, width in (("input", channels), ("output", features))
+    ]
+
+    def value_and_gradients(block_means: bool):
+        def loss(x, kernel, masks):
+            y = masked_pointwise(x, kernel, block, *masks, block_means=block_means)
+            return jnp.sum(jnp.sin(y)), y
+
+        (_, y), (dx, dkernel, dmasks) = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(x, kernel, masks)
+        # By what the two values of a mask mean: which of the equal rows has the gradient is a matter of form.
+        grouped = [(d[0], d[1:].sum(axis=0)) for d in dmasks if d is not None]
+        return y, dx, dkernel, grouped
+
+    for got, expected in zip(
+        jax.tree.leaves(value_and_gradients(True)), jax.tree.leaves(value_and_gradients(False)), strict=True
+    ):
+        np.testing.assert_allclose(got, expected, atol=2e-4)
+
+
 @pytest.mark.parametrize(("size", "block", "channels", "features"), CASES)
 def test_nothing_pruned_is_the_dense_convolution(size, block: int, channels: int, features: int) -> None:
     x, kernel = layer(size, channels, features)

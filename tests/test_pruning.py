@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fdjax.config import LearnConfig
 from fdjax.nn import MobileNetV2
 from fdjax.ops import kept_counts
-from fdjax.ops.fcmask import counts_to_fcmask
+from fdjax.ops.fcmask import counts_to_fcmask, level_counts
 from fdjax.pruning import HardMasks, gate_counts, harden, harden_to_target, mac_ratio, round_masks
 from fdjax.spec import NetworkSpec, effective_counts, network_macs, tied_mask, units
 
@@ -32,7 +32,7 @@ SPECS = {
     "wide": small(width=2.0, block_by_map={}),
     "4x4": small(block=4, block_by_map={}),
 }
-LEVELS = {"all": lambda num_coefs: None, "0,1,N": lambda num_coefs: (0, 1, num_coefs), "0,N": lambda n: (0, n)}
+LEVELS = {"all": None, "0,1,N": (0, 1), "0,9,N": (0, 9), "0,N": (0,)}  # 9 is less than some N, and more than others
 
 
 def random_masks(spec: NetworkSpec, seed: int, low: float = 0.0, at_ends: float = 0.15) -> dict[str, np.ndarray]:
@@ -94,22 +94,39 @@ def test_an_offset_moves_all_masks_and_stops_at_the_ends(seed: int, offset: floa
         assert counts[path].min() >= 0 and counts[path].max() <= num_coefs
 
 
-@given(st.integers(0, 1000), st.sampled_from(sorted(LEVELS)))
-def test_levels_are_kept_and_nearest(seed: int, name: str) -> None:
-    spec = SPECS["tied"]
+@given(st.integers(0, 1000), st.sampled_from(sorted(LEVELS)), st.one_of(st.just(0.0), st.floats(-1, 1, width=32)))
+@example(0, "0,1,N", 0.0)
+@example(0, "0,1,N", -0.25)
+def test_rounding_to_levels_agrees_with_ops_with_and_without_an_offset(seed: int, name: str, offset: float) -> None:
+    spec, levels = SPECS["both"], LEVELS[name]
     masks = random_masks(spec, seed)
-    free, counts = round_masks(spec, masks), round_masks(spec, masks, LEVELS[name])
+    counts = round_masks(spec, masks, levels, offset)
     for path, (_, num_coefs) in spec.mask_sizes.items():
-        accepted = LEVELS[name](num_coefs) or tuple(range(num_coefs + 1))
-        nearest = [min(accepted, key=lambda level: (abs(level - count), -level)) for count in free[path]]
-        assert counts[path].tolist() == nearest
+        assert set(counts[path].tolist()) <= set(level_counts(num_coefs, levels))
+    for path in ("block00/expand/output", "head/output"):  # few shapes: ops are compiled for each
+        shifted = jnp.asarray(masks[path] + np.float32(offset))
+        np.testing.assert_array_equal(kept_counts(shifted, spec.mask_sizes[path][1], levels), counts[path])
+
+
+def test_rounding_to_levels_gives_every_level_an_equal_part_of_the_unit_interval() -> None:
+    """With 0, 1 and N: 0 below a quarter, 1 up to three quarters, N from there on, whatever N is."""
+    spec = SPECS["both"]
+    values = np.array([0, 0.2499, 0.25, 0.5, 0.7499, 0.75, 1], np.float32)
+    masks = {path: np.resize(values, channels) for path, (channels, _) in spec.mask_sizes.items()}
+    for path, counts in round_masks(spec, masks, (0, 1)).items():
+        channels, num_coefs = spec.mask_sizes[path]
+        np.testing.assert_array_equal(counts, np.resize([0, 0, 1, 1, 1, num_coefs, num_coefs], channels))
 
 
 def test_levels_of_a_config_speak_of_n() -> None:
-    for text, expected in (("0,1,N", {4: (0, 1, 4), 49: (0, 1, 49)}), ("0, 9, N", {4: (0, 4), 49: (0, 9, 49)})):
+    for text, expected in (
+        ("0,1,N", {1: (0, 1), 4: (0, 1, 4), 49: (0, 1, 49)}),
+        ("N, 9,0, 9", {4: (0, 4), 9: (0, 9), 49: (0, 9, 49)}),
+        ("all", {2: (0, 1, 2), 4: (0, 1, 2, 3, 4)}),
+    ):
         for num_coefs, counts in expected.items():
-            assert LearnConfig(levels=text).level_counts(num_coefs) == counts
-    assert LearnConfig(levels="all").level_counts(4) is None
+            assert level_counts(num_coefs, LearnConfig(levels=text).counts_below_whole) == counts
+    assert LearnConfig(levels="all").counts_below_whole is None
 
 
 def test_hard_masks_survive_the_trip_through_the_collection() -> None:

@@ -275,6 +275,17 @@ def test_expected_count_is_the_exact_one_on_hard_masks(case) -> None:
     assert float(expected_pointwise_macs(*shape)) == macs.full_transforms
 
 
+@given(pointwise_layers())
+def test_expected_count_takes_what_each_further_coefficient_costs(case) -> None:
+    size, block, inputs, outputs = case
+    masks = [np.float32(np.arange(block**2)[:, None] < np.array(counts)) for counts in (inputs, outputs)]
+    shape, blocks = (size, block, len(inputs), len(outputs)), -(-size[0] // block) * -(-size[1] // block)
+    costs = [loop_transform(block, n + 1) - loop_transform(block, n) for n in range(block**2)]
+    transforms = sum(loop_transform(block, count) for count in (*inputs, *outputs))
+    found = float(expected_pointwise_macs(*shape, *masks, transforms=costs))  # type: ignore[arg-type]
+    assert found == loop_pointwise(size, block, inputs, outputs).products + blocks * transforms
+
+
 def test_expected_count_has_the_gradient_of_its_formula_and_it_is_positive() -> None:
     rng = np.random.default_rng(0)
     size, block, blocks = (5, 7), 2, 12
@@ -339,6 +350,17 @@ def test_a_tied_block_with_levels_0_1_n_costs_what_a_hand_count_says(counts, has
         project += out_pixels * means + out_blocks * means * features + out_pixels * features
     found = group_macs(np.array(counts), 2, channels if has_expand else None, features, in_size, out_size, taps)
     assert found == {"expand": expand if has_expand else 0, "depthwise": depthwise, "project": project}
+    # Without the mean of the narrow input and the broadcast to the narrow output, channels do not share anything.
+    alone = [
+        group_macs(
+            np.array(some), 2, channels if has_expand else None, features, in_size, out_size, taps,
+            narrow_transforms=False,
+        )
+        for some in (counts, *([count] for count in counts))
+    ]  # fmt: skip
+    assert alone[0] == {role: sum(macs[role] for macs in alone[1:]) for role in alone[0]}
+    shared = (pixels * channels if has_expand else 0) + out_pixels * features if means else 0
+    assert sum(found.values()) - sum(alone[0].values()) == shared
 
 
 def test_a_tied_block_with_other_counts_returns_to_pixels_for_the_depthwise_layer() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,9 +19,11 @@ import optax
 import pytest
 
 from fdjax.checkpoint import CHECKPOINT_FOLDER, MANIFEST, Checkpoints, find_checkpoint
-from fdjax.config import Config
+from fdjax.config import Config, DistillConfig, continuation_problem
 from fdjax.data import load_dataset
 from fdjax.errors import UserError
+from fdjax.experiments.collect import collect
+from fdjax.provenance import commit, processor
 from fdjax.training.build import build_network
 from fdjax.training.restore import Restored, evaluate_restored, restore
 from fdjax.training.run import train
@@ -72,6 +75,12 @@ def test_a_run_leaves_config_metrics_summary_and_plots(finished):
     assert [phase["name"] for phase in summary["phases"]] == list(PHASES)
     assert [phase["steps"] for phase in summary["phases"]] == [STEPS] * len(PHASES)
     assert summary["dense_top1"] == summary["phases"][0]["top1"]
+    # Before rounding there is another accuracy where masks were learned.
+    assert {phase["name"] for phase in summary["phases"] if "soft_top1" in phase} == {"learn", "alternate"}
+    ends = {record["phase"]: record for record in records if "test_top1" in record}
+    for phase in summary["phases"]:
+        end = ends[phase["name"]]
+        assert (end["test_top1"], end.get("test_soft_top1")) == (phase["top1"], phase.get("soft_top1"))
     assert summary["top1"] == summary["phases"][-1]["top1"]
     assert summary["num_examples"] == 2000
     assert {path.name for path in finished.glob("*.png")} == {
@@ -80,6 +89,18 @@ def test_a_run_leaves_config_metrics_summary_and_plots(finished):
         "fcmask.png",
         "history.png",
     }
+
+
+def test_a_finished_run_can_be_recorded(finished, tmp_path):
+    """The summary has what `fdjax results` reads, the code and the machine among it."""
+    summary = json.loads((finished / "summary.json").read_text())
+    (result,) = collect([finished], tmp_path / "out").results
+    rounding = next(phase for phase in summary["phases"] if phase["name"] == "alternate")
+    assert (result.soft_top1, result.rounded_top1) == (rounding["soft_top1"], rounding["top1"])
+    assert (result.dense_top1, result.pruned_top1) == (summary["dense_top1"], summary["top1"])
+    assert (result.commit, result.processor) == (commit(), processor())
+    assert result.name == "finished" and result.phases == ", ".join(PHASES)
+    assert (tmp_path / "out" / "tradeoff.png").exists()
 
 
 def test_the_target_is_met_within_2_percent_after_each_mask_phase(finished):
@@ -328,3 +349,137 @@ def test_a_step_in_bfloat16_keeps_its_state_in_float32():
     for name in ("params", "batch_stats"):
         for a, b, old in zip(*(leaves(getattr(state, name)) for state in (half, single, before)), strict=True):
             assert np.linalg.norm(a - b) <= 0.1 * max(float(np.linalg.norm(b)), float(np.linalg.norm(old)), 0.1)
+
+
+# A teacher
+
+TAUGHT = dataclasses.replace(CONFIG, phases=("pretrain", "learn", "refine"), distill=DistillConfig(weight=0.5))
+# One step of refinement, for runs that only have to begin.
+BRIEF = dataclasses.replace(CONFIG, phases=("refine",), refine=dataclasses.replace(CONFIG.refine, steps=1))
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory) -> Path:
+    """The workdir of a run that asked for a teacher when pretraining was done."""
+    workdir = tmp_path_factory.mktemp("taught") / "run"
+    train(dataclasses.replace(CONFIG, phases=("pretrain",)), str(workdir))
+    train(TAUGHT, str(workdir))
+    return workdir
+
+
+def test_the_teacher_is_the_pretrained_network_and_does_not_move(taught):
+    pretrained = at(taught, STEPS).state
+    assert pretrained.teacher == {}
+    expected = {"params": pretrained.params, "batch_stats": pretrained.batch_stats}
+    for step in (STEPS + 2, 2 * STEPS, 2 * STEPS + 2, 3 * STEPS):
+        assert same(at(taught, step).state.teacher, expected)
+    assert not same(at(taught, 3 * STEPS).state.params, pretrained.params)
+
+
+def test_without_weight_there_is_no_teacher(finished, taught):
+    assert all(at(finished, start_of(phase) + STEPS).state.teacher == {} for phase in PHASES)
+    # The teacher has made a difference from the first steps on.
+    losses = []
+    for workdir in (finished, taught):
+        records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        losses.append([record["train_loss"] for record in records if "train_loss" in record and record["step"] <= 8])
+    assert losses[0][:3] == losses[1][:3] and losses[0][3] != losses[1][3]
+
+
+@pytest.mark.parametrize("step", [STEPS + 2, 2 * STEPS + 2])
+def test_a_taught_run_that_was_interrupted_ends_bit_for_bit_the_same(taught, tmp_path, step):
+    workdir = tmp_path / "run"
+    shutil.copytree(taught, workdir)
+    (workdir / "summary.json").unlink()
+    Checkpoints(workdir / CHECKPOINT_FOLDER).discard_after(step)
+    again = train(TAUGHT, str(workdir))
+    assert without_times(again) == without_times(json.loads((taught / "summary.json").read_text()))
+    assert same(at(workdir, 3 * STEPS).state, at(taught, 3 * STEPS).state)
+
+
+def test_a_teacher_may_be_asked_for_until_pretraining_is_over():
+    untaught = dataclasses.replace(TAUGHT, distill=DistillConfig())
+    assert continuation_problem(untaught, TAUGHT, "pretrain") is None
+    for phase in ("learn", "refine", None):
+        assert continuation_problem(untaught, TAUGHT, phase) == "distill.weight is 0.0 there and 0.5 here"
+
+
+@pytest.mark.parametrize("phase", ["alternate", "refine", "scratch"])
+@pytest.mark.parametrize("steps", [2, STEPS])
+def test_weights_that_were_trained_under_masks_are_no_teacher(finished, tmp_path, phase, steps):
+    source = finished / CHECKPOINT_FOLDER / str(start_of(phase) + steps)
+    config = dataclasses.replace(BRIEF, phases=("learn", "refine"), distill=TAUGHT.distill)
+    said = rf"^distill\.weight is 0\.5, but --init, a run that ends in {phase}, has .*, or give --distill\.weight 0$"
+    with pytest.raises(UserError, match=said):
+        train(config, str(tmp_path / "run"), init=str(source))
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_were_trained_under_masks_are_no_teacher_two_runs_later(finished, tmp_path):
+    """Also if the first run was stopped in the midst of it, and the second one has only learned masks since."""
+    alternating = finished / CHECKPOINT_FOLDER / str(start_of("alternate") + 4)
+    learn = dataclasses.replace(CONFIG.learn, steps=1)
+    train(dataclasses.replace(CONFIG, phases=("learn",), learn=learn), str(tmp_path / "learned"), str(alternating))
+    with pytest.raises(UserError, match="holds no unpruned network"):
+        train(dataclasses.replace(BRIEF, distill=TAUGHT.distill), str(tmp_path / "run"), init=str(tmp_path / "learned"))
+
+
+@pytest.mark.parametrize("phase", ["pretrain", "learn"])
+def test_init_from_unpruned_weights_makes_them_the_teacher(finished, tmp_path, phase):
+    source = start_of(phase) + STEPS
+    train(
+        dataclasses.replace(BRIEF, distill=TAUGHT.distill),
+        str(tmp_path / "run"),
+        init=str(finished / CHECKPOINT_FOLDER / str(source)),
+    )
+    begun, unpruned = at(tmp_path / "run", 1).state, at(finished, source).state
+    assert same(begun.teacher, {"params": unpruned.params, "batch_stats": unpruned.batch_stats})
+    assert not same(begun.params, unpruned.params)
+
+
+def test_init_from_a_taught_run_hands_its_teacher_on(taught, tmp_path):
+    train(dataclasses.replace(BRIEF, distill=TAUGHT.distill), str(tmp_path / "run"), init=str(taught))
+    begun = at(tmp_path / "run", 1).state
+    assert same(begun.teacher, at(taught, 3 * STEPS).state.teacher)
+    assert not same(begun.teacher["params"], begun.params)
+
+
+def test_init_from_a_taught_run_leaves_the_teacher_behind_where_none_is_asked_for(taught, tmp_path):
+    train(BRIEF, str(tmp_path / "run"), init=str(taught))
+    restored = restore(*find_checkpoint(str(tmp_path / "run")))
+    assert restored.state.teacher == {}
+    longer = dataclasses.replace(BRIEF, refine=dataclasses.replace(BRIEF.refine, steps=2))
+    assert train(longer, str(tmp_path / "run"))["phases"][-1]["steps"] == 2
+
+
+# Fewer training images
+
+
+def test_a_run_on_a_part_of_the_training_set(tmp_path, capsys):
+    data = dataclasses.replace(CONFIG.data, train_limit=101, validation=0.2)
+    config = dataclasses.replace(CONFIG, phases=("pretrain",), data=data)
+    train(config, str(tmp_path / "run"))
+    said = capsys.readouterr().out
+    assert "81 training, 20 validation, 2,000 test images" in said
+    assert f"{STEPS} steps of 16 (1.2 epochs)" in said
+    restored = restore(*find_checkpoint(str(tmp_path / "run")))
+    assert (restored.done.num_train, restored.phase.steps_per_epoch) == (101, 5)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    (end,) = (record for record in records if "test_top1" in record and record["step"] == STEPS)
+    held_out, test = (evaluate_restored(restored, split) for split in ("validation", "test"))
+    assert (held_out["num_examples"], test["num_examples"]) == (20, 2000)
+    assert (held_out["top1"], held_out["loss"]) == (end["validation_top1"], end["validation_loss"])
+    assert (test["top1"], test["loss"]) == (end["test_top1"], end["test_loss"])
+    fewer = dataclasses.replace(config, data=dataclasses.replace(data, train_limit=100))
+    with pytest.raises(UserError, match=r"data\.train_limit is 101 there and 100 here"):
+        train(fewer, str(tmp_path / "run"))
+
+
+def test_a_limit_is_no_matter_of_the_test_set(finished):
+    """It can be measured where the training images are not all there."""
+    restored = at(finished, STEPS)
+    data = dataclasses.replace(restored.config.data, train_limit=1_000_000)
+    limited = dataclasses.replace(restored, config=dataclasses.replace(restored.config, data=data))
+    assert evaluate_restored(limited)["num_examples"] == 2000
+    with pytest.raises(UserError, match=r"data\.train_limit is 1,000,000"):
+        evaluate_restored(limited, "validation")

@@ -9,6 +9,7 @@ from fdjax.data.sources import (
     channel_statistics,
     check_source,
     describe_source,
+    limit_training,
     load_dataset,
     split_validation,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "check_source",
     "describe_source",
     "epoch_order",
+    "limit_training",
     "load_dataset",
     "normalize",
     "random_crop",

@@ -37,7 +37,7 @@ _FASHION_MNIST_CLASSES = (
     "Bag",
     "Ankle boot",
 )
-_SPLIT_STREAM = 2
+_SPLIT_STREAM, _LIMIT_STREAM = 2, 3
 _MIN_STD = 1e-3
 _PROGRESS_FROM = 5000
 # Below this size opening an image holds Python's lock for longer than decoding it takes without: threads slow it down.
@@ -249,6 +249,30 @@ def split_validation(num_examples: int, labels: np.ndarray, share: float, seed: 
     chosen = [order[labels[order] == label][:count] for label, count in zip(classes, held_out, strict=True)]
     validation = np.sort(np.concatenate(chosen))
     return np.setdiff1d(everything, validation, assume_unique=True), validation
+
+
+def limit_training(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
+    """Keeps `limit` of the training examples (seeded), the same share of each class; None keeps all.
+
+    Raises:
+      UserError: there are fewer.
+    """
+    count = len(dataset.train_labels)
+    if limit is None or limit == count:
+        return dataset
+    if limit > count:
+        raise UserError(f"data.train_limit is {limit:,}, but {dataset.name} has {count:,} training images")
+    order = seeded_permutation(count, seed, _LIMIT_STREAM)
+    classes, counts = np.unique(dataset.train_labels, return_counts=True)
+    # Largest remainders, in whole numbers: `limit` is met exactly, and no class is asked for more than it has.
+    kept_of_class, remainders = np.divmod(counts * limit, count)
+    kept_of_class[np.argsort(-remainders, kind="stable")[: limit - int(kept_of_class.sum())]] += 1
+    ordered = dataset.train_labels[order]
+    chosen = [order[ordered == label][:kept] for label, kept in zip(classes, kept_of_class, strict=True)]
+    kept = np.sort(np.concatenate(chosen))
+    return dataclasses.replace(
+        dataset, train_images=dataset.train_images[kept], train_labels=dataset.train_labels[kept]
+    )
 
 
 def _load_fashion_mnist_subset(image_size: int | None) -> Dataset:

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from fdjax.nn.normalization import BatchNorm, Pointwise
-from fdjax.ops.fcmask import coef_mask, hard_coef_mask
+from fdjax.ops.fcmask import coef_mask, hard_coef_mask, level_counts
 from fdjax.ops.pointwise import dense_pointwise, masked_pointwise
 
-MaskMode = Literal["off", "soft", "hard"]
-MASK_MODES = ("off", "soft", "hard")
+MaskMode = Literal["off", "soft", "straight", "hard"]
+MASK_MODES = ("off", "soft", "straight", "hard")
 FCMASK = "fcmask"
 
 
@@ -28,8 +28,11 @@ class FrequencyPointwise(nn.Module):
       input_side: whether the layer has a mask of its own on the input side.
       output_side: likewise on the output side.
       mode: "off" ignores the masks (a dense layer), "soft" multiplies the coefficients by the masks as learned, "hard"
-        by the rounded ones.
+        by the rounded ones, "straight" by the rounded ones with the gradient of the soft ones.
+      levels: kept counts between which soft masks fade; None for all (`fdjax.ops.fcmask.level_counts`).
       whole_channels: with mode="hard", promises that all kept counts are 0 or N: no transform is needed then.
+      block_means: likewise, that they are 0, 1 or N: the means of blocks take the place of the transform. With
+        mode "soft" or "straight" `levels` says so.
     """
 
     features: int
@@ -37,7 +40,9 @@ class FrequencyPointwise(nn.Module):
     input_side: bool = True
     output_side: bool = True
     mode: MaskMode = "soft"
+    levels: tuple[int, ...] | None = None
     whole_channels: bool = False
+    block_means: bool = False
 
     @nn.compact
     def __call__(
@@ -79,7 +84,17 @@ class FrequencyPointwise(nn.Module):
             if output_fcmask is not None:
                 kernel = kernel * (output_fcmask > 0.5).astype(x.dtype)
             return dense(x, kernel)
-        to_mask = coef_mask if self.mode == "soft" else hard_coef_mask
-        masks = [None if m is None else to_mask(m, num_coefs).astype(x.dtype) for m in (input_fcmask, output_fcmask)]
-        y = masked_pointwise(x, kernel, self.block, *masks)
+
+        def to_mask(fcmask: jax.Array) -> jax.Array:
+            if self.mode == "hard":
+                return hard_coef_mask(fcmask, num_coefs).astype(x.dtype)
+            mask = coef_mask(fcmask, num_coefs, self.levels)
+            if self.mode == "straight":
+                mask += jax.lax.stop_gradient((mask >= 0.5) - mask)
+            return mask.astype(x.dtype)
+
+        masks = [None if fcmask is None else to_mask(fcmask) for fcmask in (input_fcmask, output_fcmask)]
+        accepted = level_counts(num_coefs, self.levels)
+        block_means = {*accepted} <= {0, 1, num_coefs} if self.mode != "hard" else self.block_means
+        y = masked_pointwise(x, kernel, self.block, *masks, block_means=block_means)
         return y if norm is None else norm(y)

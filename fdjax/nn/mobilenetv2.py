@@ -139,8 +139,10 @@ class MobileNetV2(nn.Module):
       block_by_layer: layer name -> K where it differs; goes before `block_by_map`.
       sides: "both", "input" or "output": which sides of a wrapped layer have masks.
       tied: one FCMask for a block's wide channels, none on the narrow sides; the head keeps `sides`.
+      levels: kept counts below N between which soft masks fade; None for all.
       mode: of all masks, "off", "soft" or "hard" (see `FrequencyPointwise`).
       whole_channels: with mode="hard", the wrapped layers whose kept counts are all 0 or N.
+      block_means: likewise 0, 1 or N.
       padding: "same" or "torch".
       batch_norm_momentum: of the running averages.
       batch_norm_epsilon: of every batch norm.
@@ -155,7 +157,9 @@ class MobileNetV2(nn.Module):
     sides: str = "both"
     tied: bool = False
     mode: MaskMode = "soft"
+    levels: tuple[int, ...] | None = None
     whole_channels: frozenset[str] = frozenset()
+    block_means: frozenset[str] = frozenset()
     padding: str = "same"
     batch_norm_momentum: float = 0.9
     batch_norm_epsilon: float = 1e-5
@@ -296,7 +300,9 @@ class MobileNetV2(nn.Module):
             input_side=own_masks and self.sides in ("both", "input"),
             output_side=own_masks and self.sides in ("both", "output"),
             mode=self.mode,
+            levels=self.levels,
             whole_channels=name in self.whole_channels,
+            block_means=name in self.block_means,
             parent=None,
         )
 

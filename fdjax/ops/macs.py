@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -165,6 +165,7 @@ def group_macs(
     out_size: Size,
     taps_of_mean: int,
     window: int = 3,
+    narrow_transforms: bool = True,
 ) -> Mapping[str, int]:
     """An inverted residual block with tied masks, run group by group.
 
@@ -182,6 +183,7 @@ def group_macs(
       out_size: the project layer's map.
       taps_of_mean: `block_constant_taps` for this depthwise layer.
       window: of the depthwise layer.
+      narrow_transforms: count the transforms that the groups share.
 
     Returns:
       MACs by role: "expand", "depthwise", "project".
@@ -192,7 +194,7 @@ def group_macs(
     whole = int(groups[num_coefs])
     blocks_in, blocks_out = _blocks(in_size, block), _blocks(out_size, block)
     pixels_in, pixels_out = in_size[0] * in_size[1], out_size[0] * out_size[1]
-    narrow = block_transform_macs(block, max(partial)) if partial else 0
+    narrow = block_transform_macs(block, max(partial)) if partial and narrow_transforms else 0
 
     expand = 0
     if in_channels is not None:
@@ -217,7 +219,7 @@ def expected_pointwise_macs(
     features: int,
     input_mask: jax.Array | None = None,
     output_mask: jax.Array | None = None,
-    transforms: bool = True,
+    transforms: bool | Sequence[float] = True,
 ) -> jax.Array:
     """The paper's count with coefficient masks read as expectations: differentiable, exact when masks are 0 or 1.
 
@@ -228,7 +230,8 @@ def expected_pointwise_macs(
       features: D.
       input_mask: [N, C] in [0, 1]; None: all kept.
       output_mask: [N, D] in [0, 1]; None: all kept.
-      transforms: add N for each kept coefficient of either side.
+      transforms: add N for each kept coefficient of either side; or [N], what each further coefficient of a channel
+        adds in each block.
 
     Returns:
       A float32 scalar.
@@ -240,6 +243,8 @@ def expected_pointwise_macs(
 
     inputs, outputs = widths(input_mask, channels), widths(output_mask, features)
     macs = inputs @ outputs
-    if transforms:
+    if not isinstance(transforms, bool):
+        macs += (inputs + outputs) @ jnp.asarray(transforms, jnp.float32)
+    elif transforms:
         macs += num_coefs * (inputs.sum() + outputs.sum())
     return blocks * macs

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fdjax.ops.fcmask import round_to_levels
+from fdjax.ops.fcmask import level_counts
 from fdjax.ops.macs import cheapest_pointwise, pointwise_macs
 from fdjax.spec import Counts, LayerSpec, NetworkMacs, NetworkSpec, effective_counts, network_macs, tied_mask, units
 
 FcMasks = Mapping[str, np.ndarray]
-Levels = Callable[[int], tuple[int, ...] | None]
+Levels = Sequence[int] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,23 +32,18 @@ class HardMasks:
     macs: NetworkMacs
 
 
-def all_levels(num_coefs: int) -> None:
-    """Every kept count 0..N is accepted (the paper)."""
-    del num_coefs
-
-
-def round_masks(spec: NetworkSpec, fcmasks: FcMasks, levels: Levels = all_levels, offset: float = 0.0) -> Counts:
-    """Path -> FCMask [channels] in [0, 1] to path -> kept counts: (m + offset) * N rounded, then to the nearest level.
+def round_masks(spec: NetworkSpec, fcmasks: FcMasks, levels: Levels = None, offset: float = 0.0) -> Counts:
+    """Path -> FCMask [channels] in [0, 1] to path -> kept counts: m + offset rounded to a level.
 
     The arithmetic is float32, as in `fdjax.ops.fcmask.kept_counts`, so that both round alike.
     """
     counts = {}
     for path, (_, num_coefs) in spec.mask_sizes.items():
-        scaled = (np.asarray(fcmasks[path], np.float32) + np.float32(offset)) * np.float32(num_coefs)
+        accepted = np.asarray(level_counts(num_coefs, levels))
+        stretches = len(accepted) - 1
+        scaled = (np.asarray(fcmasks[path], np.float32) + np.float32(offset)) * np.float32(stretches)
         below = np.floor(scaled)
-        count = np.clip(below + (scaled - below >= 0.5), 0, num_coefs).astype(np.int64)
-        accepted = levels(num_coefs)
-        counts[path] = count if accepted is None else round_to_levels(count, accepted)
+        counts[path] = accepted[np.clip(below + (scaled - below >= 0.5), 0, stretches).astype(np.int64)]
     return counts
 
 
@@ -132,7 +127,7 @@ def harden(
     spec: NetworkSpec,
     fcmasks: FcMasks,
     *,
-    levels: Levels = all_levels,
+    levels: Levels = None,
     gate: str = "macs",
     convention: str = "total",
     offset: float = 0.0,
@@ -142,7 +137,7 @@ def harden(
     Args:
       spec: the network.
       fcmasks: path -> FCMask [channels] in [0, 1].
-      levels: N -> the accepted kept counts, or None for all.
+      levels: the accepted kept counts below N, or None for all (`fdjax.ops.fcmask.level_counts`).
       gate: "macs" or "none".
       convention: of the gate, "total" or "paper".
       offset: added to every FCMask before rounding.
@@ -164,7 +159,7 @@ def harden_to_target(
     fcmasks: FcMasks,
     target: float,
     *,
-    levels: Levels = all_levels,
+    levels: Levels = None,
     gate: str = "macs",
     convention: str = "total",
     iterations: int = 20,

@@ -11,19 +11,30 @@ from fdjax.reports.plots import (
     plot_kept_counts,
     plot_layer_macs,
     plot_run,
+    plot_tradeoff,
+    tradeoff_figure,
 )
+from fdjax.reports.results import Result, csv_text, flat_settings, markdown, read_result, seed_groups
 from fdjax.reports.tables import macs_table
 
 __all__ = [
     "NoDataError",
+    "Result",
+    "csv_text",
     "fcmask_figure",
+    "flat_settings",
     "history_figure",
     "kept_counts_figure",
     "layer_macs_figure",
     "macs_table",
+    "markdown",
     "plot_fcmask",
     "plot_history",
     "plot_kept_counts",
     "plot_layer_macs",
     "plot_run",
+    "plot_tradeoff",
+    "read_result",
+    "seed_groups",
+    "tradeoff_figure",
 ]

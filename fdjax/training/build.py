@@ -40,6 +40,7 @@ def build_network(
         block_by_layer=dict(config.learn.block_by_layer),
         sides=config.learn.sides,
         tied=config.learn.tied,
+        levels=config.learn.counts_below_whole,
     )
     try:
         return network, network.spec(input_shape, config.model.count_classifier)
@@ -77,22 +78,27 @@ def hard_masks(learn: LearnConfig, spec: NetworkSpec, fcmask, *, to_target: bool
     convention = learn.target_convention
     if to_target and learn.target_macs is not None:
         return harden_to_target(
-            spec, masks, learn.target_macs, levels=learn.level_counts, gate=learn.gate, convention=convention
+            spec, masks, learn.target_macs, levels=learn.counts_below_whole, gate=learn.gate, convention=convention
         )
-    return harden(spec, masks, levels=learn.level_counts, gate=learn.gate, convention=convention)
+    return harden(spec, masks, levels=learn.counts_below_whole, gate=learn.gate, convention=convention)
 
 
-def whole_channel_layers(spec: NetworkSpec, counts: Counts) -> frozenset[str]:
-    """The wrapped layers whose kept counts are all 0 or N: they need no transform."""
-    whole = set()
+def layers_at_levels(spec: NetworkSpec, counts: Counts, levels: tuple[int, ...]) -> frozenset[str]:
+    """The wrapped layers whose kept counts are all among `levels` and N."""
+    found = set()
     for layer in spec.layers:
         if layer.block:
             sides = (layer.input_counts(counts), layer.output_counts(counts))
-            if all(np.isin(side, (0, layer.num_coefs)).all() for side in sides):
-                whole.add(layer.name)
-    return frozenset(whole)
+            if all(np.isin(side, (*levels, layer.num_coefs)).all() for side in sides):
+                found.add(layer.name)
+    return frozenset(found)
 
 
 def hard_network(network: MobileNetV2, spec: NetworkSpec, counts: Counts) -> MobileNetV2:
     """The network with rounded masks, without transforms where `counts` need none."""
-    return dataclasses.replace(network, mode="hard", whole_channels=whole_channel_layers(spec, counts))
+    return dataclasses.replace(
+        network,
+        mode="hard",
+        whole_channels=layers_at_levels(spec, counts, (0,)),
+        block_means=layers_at_levels(spec, counts, (0, 1)),
+    )

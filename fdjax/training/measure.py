@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,6 +26,22 @@ from fdjax.training.workdir import METRICS_FILE, MetricsLog
 
 SOFT_MASKS_FILE = "soft_masks.npz"
 Split = tuple[np.ndarray, np.ndarray]
+
+
+class PhaseEnd(NamedTuple):
+    """What the end of a phase gave.
+
+    Attributes:
+      top1: on the test set, with rounded masks.
+      soft_top1: likewise with masks as learned, just before rounding; None where the phase has learned none.
+      macs: of the network with rounded masks.
+      score: on the validation share, if there is one.
+    """
+
+    top1: float
+    soft_top1: float | None
+    macs: NetworkMacs
+    score: float | None
 
 
 class Measurements:
@@ -105,7 +121,7 @@ class Measurements:
             variables[FCMASK] = collection_of(self.spec, hard.counts)
             if phase.hard or finished:
                 network = hard_network(self.network, self.spec, hard.counts)
-                key = network.whole_channels
+                key = (network.whole_channels, network.block_means)
             else:  # One program serves however the masks move.
                 key, network = "moving", dataclasses.replace(self.network, mode="hard")
         if key not in self._evaluators:
@@ -125,18 +141,21 @@ class Measurements:
         # While masks come down, the least pruned network would be the best.
         return figures["top1"] if held_out and not phase.learns_masks else None, text
 
-    def finish_phase(self, phase: Phase, state: TrainState, done: Past) -> tuple[float, NetworkMacs, float | None]:
-        """Measures and records at the end of a phase; returns test top-1, MACs and the score."""
+    def finish_phase(self, phase: Phase, state: TrainState, done: Past) -> PhaseEnd:
+        """Measures and records at the end of a phase."""
         test, macs = self.evaluate(phase, state, done, finished=True, split=self.test)
-        figures, score = {"test_top1": test["top1"], "test_loss": test["loss"]}, None
+        figures, score, soft_top1 = {"test_top1": test["top1"], "test_loss": test["loss"]}, None, None
         if len(self.validation[1]):
             validation, _ = self.evaluate(phase, state, done, finished=True, split=self.validation)
             score = validation["top1"]
             figures |= {"validation_top1": score, "validation_loss": validation["loss"]}
+        if phase.learns_masks:
+            soft = make_evaluator(dataclasses.replace(self.network, mode="soft"), self.spec, self._devices)
+            soft_top1 = figures["test_soft_top1"] = soft(state.variables(), *self.test)["top1"]
         self._write(phase, phase.end, figures, macs)
         if phase.learns_masks and self._devices.is_writer:
             np.savez(self.workdir / SOFT_MASKS_FILE, **flat_masks(state.fcmask))  # type: ignore[arg-type]
-        return test["top1"], macs, score
+        return PhaseEnd(test["top1"], soft_top1, macs, score)
 
     def _write(self, phase: Phase, step: int, figures: dict[str, float], macs: NetworkMacs) -> None:
         histograms = {

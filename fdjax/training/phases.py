@@ -43,6 +43,11 @@ class Phase:
         """Whether masks are rounded in it."""
         return self.name in HARD_PHASES
 
+    @property
+    def adapts_weights(self) -> bool:
+        """Whether it trains weights under masks: afterwards they are no longer the unpruned network's."""
+        return self.name not in ("pretrain", "learn")
+
     def kind(self, config: Config, phase_step: int) -> StepKind:
         """What step `phase_step` (from 0) of the phase trains."""
         if self.name == "learn":
@@ -53,6 +58,11 @@ class Phase:
         unit = self.steps_per_epoch if alternate.unit == "epochs" else 1
         turn = phase_step // unit % (alternate.mask_turn + alternate.weight_turn)
         return "masks" if turn < alternate.mask_turn else "weights"
+
+    def rounds_masks(self, config: Config, phase_step: int) -> bool:
+        """Whether a mask step sees rounded masks."""
+        share = config.learn.straight_through
+        return share > 0 and phase_step >= round((1 - share) * self.steps)
 
     def trains_batch_norm(self, config: Config, phase_step: int) -> bool:
         """Whether a weight step uses and updates batch statistics."""
@@ -70,6 +80,11 @@ class Phase:
 def phase_settings(config: Config, name: str) -> WeightPhaseConfig | LearnConfig | AlternateConfig:
     """The sub-config of a phase."""
     return getattr(config, name)
+
+
+def has_teacher(config: Config, phase: Phase) -> bool:
+    """Whether the unpruned network takes part in a phase."""
+    return config.distill.weight > 0 and phase.name != "pretrain"
 
 
 def plan_phases(config: Config, steps_per_epoch: int) -> tuple[Phase, ...]:

@@ -9,7 +9,7 @@ import jax
 
 from fdjax.checkpoint import Checkpoints
 from fdjax.config import Config
-from fdjax.data import check_source, load_dataset, split_validation
+from fdjax.data import check_source, limit_training, load_dataset, split_validation
 from fdjax.errors import UserError
 from fdjax.nn import FCMASK, MobileNetV2
 from fdjax.pruning import HardMasks
@@ -18,7 +18,7 @@ from fdjax.training.build import build_network, collection_of, counts_of, hard_m
 from fdjax.training.devices import Devices
 from fdjax.training.evaluate import make_evaluator
 from fdjax.training.optimizers import optimizers_for
-from fdjax.training.phases import Phase
+from fdjax.training.phases import Phase, has_teacher
 from fdjax.training.state import TrainState, create_state, init_variables
 from fdjax.training.summary import evaluation_summary
 
@@ -36,6 +36,7 @@ class Past:
       skipped: how many of this run's own phases are left out because of that.
       num_train: examples of the training set, the validation share included.
       masks_learned: whether a phase has learned masks, here or in that run.
+      weights_adapted: whether a phase has trained the weights under masks since pretraining, here or in that run.
     """
 
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -46,6 +47,7 @@ class Past:
     skipped: int = 0
     num_train: int = 0
     masks_learned: bool = False
+    weights_adapted: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +114,8 @@ def restore(checkpoints: Checkpoints, step: int) -> Restored:
 def _abstract_state(config: Config, network: MobileNetV2, spec: NetworkSpec, phase: Phase) -> TrainState:
     def create():
         variables = init_variables(network, spec.input_shape, config.seed)
-        return create_state(variables, config.seed, *optimizers_for(config, phase))
+        state = create_state(variables, config.seed, *optimizers_for(config, phase))
+        return state.with_teacher() if has_teacher(config, phase) else state
 
     return jax.eval_shape(create)
 
@@ -151,6 +154,7 @@ def evaluate_restored(restored: Restored, split: str = "test", data_path: str | 
         )
     images, labels = dataset.test_images, dataset.test_labels
     if split == "validation":
+        dataset = limit_training(dataset, data.train_limit, restored.config.seed)
         _, held_out = split_validation(
             len(dataset.train_labels), dataset.train_labels, data.validation, restored.config.seed
         )

@@ -20,6 +20,7 @@ from fdjax.data import (
     channel_statistics,
     check_source,
     epoch_order,
+    limit_training,
     load_dataset,
     split_validation,
     steps_per_epoch,
@@ -35,18 +36,18 @@ from fdjax.training.devices import Devices, to_host
 from fdjax.training.feed import Dispatch, Feed
 from fdjax.training.measure import Measurements
 from fdjax.training.optimizers import optimizers_for
-from fdjax.training.phases import Phase, phase_settings, plan_phases
+from fdjax.training.phases import Phase, has_teacher, phase_settings, plan_phases
 from fdjax.training.profile import Trace
 from fdjax.training.progress import Progress
 from fdjax.training.restore import Past, Restored, restore
 from fdjax.training.state import TrainState, create_state, init_variables, new_controller
-from fdjax.training.steps import make_mask_step, make_prepare, make_weight_step
+from fdjax.training.steps import labels_alone, make_distillation, make_mask_step, make_prepare, make_weight_step
 from fdjax.training.summary import describe, evaluation_summary, versions
 from fdjax.training.workdir import (
     CONFIG_FILE,
     INIT_FILE,
     SUMMARY_FILE,
-    check_workdir,
+    check_folder,
     read_config,
     read_json,
     write_json,
@@ -110,6 +111,8 @@ class _Run:
             devices=devices,
         )
         self.done = Past(num_train=len(dataset.train_labels))
+        # Once, at the beginning: the checkout may change while the run goes on.
+        self.versions = versions()
         self._clock = time.monotonic()
 
     # -- beginning
@@ -156,6 +159,18 @@ class _Run:
                 "phases to do again (--phases learn refine)"
             )
         self._skip(skipped)
+        first = self.phases[0]
+        if has_teacher(self.config, first) and not self.init.state.teacher and self._adapted_by(self.init):
+            raise UserError(
+                f"distill.weight is {self.config.distill.weight:g}, but --init, a run that ends in "
+                f"{self.init.phase.name}, has trained its weights under masks and holds no unpruned network to learn "
+                "from; start from a run that has done no more than pretrain and learn, or from one that was itself run "
+                "with distill.weight above 0, or give --distill.weight 0"
+            )
+
+    @staticmethod
+    def _adapted_by(init: Restored) -> bool:
+        return init.done.weights_adapted or init.phase.adapts_weights
 
     def _skip(self, count: int) -> None:
         first = self.phases[count].start
@@ -244,11 +259,14 @@ class _Run:
             variables |= {"params": self.init.state.params, "batch_stats": self.init.state.batch_stats}
             self.done.dense_top1 = self.init.done.dense_top1
             self.done.masks_learned = self.init.done.masks_learned or self.init.phase.learns_masks
+            self.done.weights_adapted = self._adapted_by(self.init)
             if self.done.masks_learned:
                 variables[FCMASK] = self.init.state.fcmask
                 self.done.released = list(self.init.done.released)
                 soft = not self.init.phase.hard
         state = create_state(variables, self.config.seed, *optimizers_for(self.config, phase))
+        if self.init is not None and has_teacher(self.config, phase):
+            state = state.replace(teacher=self.init.state.teacher)
         return self._enter(state, phase, soft_before=soft), 0, 0
 
     # -- phases
@@ -259,6 +277,8 @@ class _Run:
             hard = hard_masks(self.config.learn, self.spec, state.fcmask, to_target=self.done.masks_learned)
             self.done.released = list(hard.released)
             state = state.replace(fcmask=jax.tree.map(jnp.asarray, collection_of(self.spec, hard.counts)))
+        if has_teacher(self.config, phase):
+            state = state.with_teacher()
         if phase.name == "scratch":
             fresh = init_variables(self.network, self.spec.input_shape, self.config.seed + 1)
             state = state.replace(params=fresh["params"], batch_stats=fresh["batch_stats"])
@@ -311,16 +331,22 @@ class _Run:
         data, settings = self.config.data, phase_settings(self.config, phase.name)
         prepare = make_prepare(self.spec, data.crop_padding, data.flip, self.config.model.precision)
         weight_opt, mask_opt = optimizers_for(self.config, phase)
+        objective = labels_alone
+        if has_teacher(self.config, phase):
+            objective = make_distillation(dataclasses.replace(self.network, mode="off"), self.config.distill)
         programs: dict[Hashable, Dispatch] = {}
         if phase.learns_masks:
-            step = make_mask_step(network, self.spec, mask_opt, prepare, penalty=self.config.learn.penalty)
-            programs["masks"] = feed.compile(step)
+            for mode in ("soft", "straight"):
+                moving = dataclasses.replace(network, mode=mode)
+                step = make_mask_step(moving, self.spec, mask_opt, prepare, self.config.learn, objective)
+                programs["masks", mode == "straight"] = feed.compile(step)
         if isinstance(settings, WeightPhaseConfig):
             for train_batch_norm in (True, False):
                 step = make_weight_step(
                     network,
                     weight_opt,
                     prepare,
+                    objective,
                     train_batch_norm=train_batch_norm,
                     label_smoothing=settings.label_smoothing,
                 )
@@ -334,7 +360,9 @@ class _Run:
 
         def key_of(step: int) -> Hashable:
             kind = phase.kind(self.config, step)
-            return kind if kind == "masks" else (kind, phase.trains_batch_norm(self.config, step))
+            if kind == "masks":
+                return kind, phase.rounds_masks(self.config, step)
+            return kind, phase.trains_batch_norm(self.config, step)
 
         order_epoch, order = -1, np.zeros(0, np.int32)
         while phase_step < phase.steps:
@@ -441,7 +469,7 @@ class _Run:
             "phase": dataclasses.asdict(phase),
             "phase_step": phase_step,
             "done": dataclasses.asdict(self.done),
-            "versions": versions(),
+            "versions": self.versions,
         }
         # Networks of different phases do not compare: the best is the best of the latest phase.
         if self.devices.is_writer:
@@ -451,17 +479,20 @@ class _Run:
     # -- end
 
     def _finish_phase(self, phase: Phase, state: TrainState, progress: Progress) -> float | None:
-        top1, macs, score = self.measure.finish_phase(phase, state, self.done)
+        top1, soft_top1, macs, score = self.measure.finish_phase(phase, state, self.done)
         if phase.name == "pretrain":
-            self.done.dense_top1 = top1
+            self.done.dense_top1, self.done.weights_adapted = top1, False
+        self.done.weights_adapted |= phase.adapts_weights
         if phase.learns_masks:
             self.done.masks_learned = True
             self._compare_with_target(macs, progress)
         self._tick_clock()
         before = sum(entry["seconds"] for entry in self.done.history)
         entry = {"name": phase.name, "steps": phase.steps, "seconds": round(self.done.seconds - before, 2)}
-        self.done.history.append({**entry, "top1": top1, "ratio": macs.ratio})
-        progress.say(f"{phase.name}: done, test accuracy {100 * top1:.2f}% at {macs.ratio:.3f}x MACs")
+        soft = {} if soft_top1 is None else {"soft_top1": soft_top1}
+        self.done.history.append({**entry, "top1": top1, **soft, "ratio": macs.ratio})
+        before_rounding = "" if soft_top1 is None else f" ({100 * soft_top1:.2f}% before rounding)"
+        progress.say(f"{phase.name}: done, test accuracy {100 * top1:.2f}% at {macs.ratio:.3f}x MACs{before_rounding}")
         return score
 
     def _compare_with_target(self, macs: NetworkMacs, progress: Progress) -> None:
@@ -482,7 +513,7 @@ class _Run:
             "target_macs": learn.target_macs if self.done.masks_learned else None,
             "target_convention": learn.target_convention,
             "seed": self.config.seed,
-            "versions": versions(),
+            "versions": self.versions,
         }
         if self.devices.is_writer:
             self.measure.plot(self.phases, state, self.done, summary["layers"])
@@ -516,7 +547,7 @@ def train(
     if config.data.path is not None:  # So that the checkpoint can be evaluated from anywhere.
         data = dataclasses.replace(config.data, path=str(Path(config.data.path).expanduser().resolve()))
         config = dataclasses.replace(config, data=data)
-    check_workdir(folder)
+    check_folder(folder, "--workdir")
     saved = read_config(folder)
     checkpoints = Checkpoints(folder / CHECKPOINT_FOLDER)
     step = checkpoints.newest_sound()
@@ -531,6 +562,7 @@ def train(
     source = _init_source(folder, init, begun=saved is not None)
     start_from = restore(*find_checkpoint(source)) if source is not None and resumed is None else None
     dataset = load_dataset(config.data.name, config.data.path, config.data.image_size, config.data.grayscale)
+    dataset = limit_training(dataset, config.data.train_limit, config.seed)
     run = _Run(config, folder, dataset, devices, start_from, resumed, profile)
     run.check()
 

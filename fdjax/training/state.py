@@ -24,6 +24,7 @@ class TrainState(struct.PyTreeNode):
       fcmask: the masks.
       weight_opt: optax state of the weights.
       mask_opt: optax state of the masks.
+      teacher: params and batch_stats of the unpruned network, where it teaches the pruned one; else empty.
       lambda_: float32, the weight of the penalty.
       controller: float32 scalars of the lambda controller.
     """
@@ -35,12 +36,20 @@ class TrainState(struct.PyTreeNode):
     fcmask: Any
     weight_opt: Any
     mask_opt: Any
+    teacher: Any
     lambda_: jax.Array
     controller: Any
 
     def variables(self) -> dict[str, Any]:
         """The collections as Flax takes them."""
         return {"params": self.params, "batch_stats": self.batch_stats, FCMASK: self.fcmask}
+
+    def with_teacher(self) -> TrainState:
+        """With a copy of its weights as the teacher, unless there is one (buffers of a state are given away whole)."""
+        if self.teacher:
+            return self
+        weights = {"params": self.params, "batch_stats": self.batch_stats}
+        return self.replace(teacher=jax.tree.map(jnp.array, weights))
 
 
 def init_variables(network: MobileNetV2, input_shape: tuple[int, int, int], seed: int) -> dict[str, Any]:
@@ -69,6 +78,7 @@ def create_state(
         fcmask=variables[FCMASK],
         weight_opt=weight_optimizer.init(variables["params"]),
         mask_opt=mask_optimizer.init(variables[FCMASK]),
+        teacher={},
         lambda_=jnp.zeros((), jnp.float32),
         controller=new_controller(),
     )

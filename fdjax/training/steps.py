@@ -10,16 +10,19 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict
 
+from fdjax.config import DistillConfig, LearnConfig
 from fdjax.data import augment, normalize
 from fdjax.nn import FCMASK, MobileNetV2
-from fdjax.ops.fcmask import coef_mask, fcmask_penalty
-from fdjax.ops.macs import expected_pointwise_macs
+from fdjax.ops.fcmask import fcmask_penalty
+from fdjax.pruning import expected_macs
 from fdjax.spec import NetworkSpec
 from fdjax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]
 Prepare = Callable[[jax.Array, jax.Array], jax.Array]
+# (state, batch) -> (logits, labels, label smoothing) -> what a step minimises, but for the masks' penalty.
+Objective = Callable[[TrainState, jax.Array], Callable[..., jax.Array]]
 
 
 def make_prepare(spec: NetworkSpec, crop_padding: int, flip: bool, precision: str = "float32") -> Prepare:
@@ -47,10 +50,46 @@ def _accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
 
 
+def labels_alone(state: TrainState, x: jax.Array) -> Callable[..., jax.Array]:
+    """The plain objective: cross entropy."""
+    del state, x
+    return cross_entropy
+
+
+def make_distillation(teacher: MobileNetV2, distill: DistillConfig) -> Objective:
+    """The objective with a teacher.
+
+    Args:
+      teacher: the unpruned network, whose weights are in the state.
+      distill: weight w and temperature T of (1 - w) * cross entropy + w * T^2 * KL(teacher || student), both softened
+        by T (Hinton et al. 2015).
+
+    Returns:
+      (state, batch) -> (logits, labels, label smoothing) -> loss.
+    """
+
+    def objective(state: TrainState, x: jax.Array):
+        taught = teacher.apply({**state.teacher, FCMASK: state.fcmask}, x, train=False)
+        assert isinstance(taught, jax.Array)
+        targets = jax.nn.log_softmax(jax.lax.stop_gradient(taught) / distill.temperature)
+
+        def mixture(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
+            student = jax.nn.log_softmax(logits / distill.temperature)
+            distance = optax.losses.kl_divergence_with_log_targets(student, targets).mean() * distill.temperature**2
+            if distill.weight == 1:
+                return distance
+            return (1 - distill.weight) * cross_entropy(logits, labels, smoothing) + distill.weight * distance
+
+        return mixture
+
+    return objective
+
+
 def make_weight_step(
     network: MobileNetV2,
     optimizer: optax.GradientTransformation,
     prepare: Prepare,
+    objective: Objective = labels_alone,
     *,
     train_batch_norm: bool = True,
     label_smoothing: float = 0.0,
@@ -60,12 +99,13 @@ def make_weight_step(
     def step(state: TrainState, images: jax.Array, labels: jax.Array):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         x = prepare(key, images)
+        loss_from = objective(state, x)
 
         def loss_of(params):
             logits, updated = network.apply(
                 {**state.variables(), "params": params}, x, train=train_batch_norm, mutable=["batch_stats"]
             )
-            return cross_entropy(logits, labels, label_smoothing), (logits, updated)
+            return loss_from(logits, labels, label_smoothing), (logits, updated)
 
         (loss, (logits, updated)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, weight_opt = optimizer.update(grads, state.weight_opt, state.params)
@@ -80,24 +120,13 @@ def make_weight_step(
     return step
 
 
-def macs_penalty(spec: NetworkSpec, fcmask: Any) -> jax.Array:
-    """Expected MACs of the wrapped layers, transforms included, over the network's dense MACs."""
+def mask_penalty(spec: NetworkSpec, fcmask: Any, learn: LearnConfig) -> jax.Array:
+    """The term that lambda weighs: the paper's, or expected MACs over the network's dense MACs."""
+    if learn.penalty == "fcmask":
+        return fcmask_penalty(jax.tree.leaves(fcmask))
     masks: dict[str, Any] = flatten_dict(fcmask, sep="/")
-    total = jnp.zeros(())
-    for layer in spec.layers:
-        if layer.block:
-            inputs, outputs = (
-                None if path is None else coef_mask(masks[path], layer.num_coefs)
-                for path in (layer.input_mask, layer.output_mask)
-            )
-            channels, features = layer.in_channels, layer.out_channels
-            total += expected_pointwise_macs(layer.in_size, layer.block, channels, features, inputs, outputs)
-    return total / sum(layer.dense_macs for layer in spec.counted_layers)
-
-
-def mask_penalty(spec: NetworkSpec, fcmask: Any, penalty: str) -> jax.Array:
-    """The term that lambda weighs: "fcmask" (the paper's) or "macs"."""
-    return macs_penalty(spec, fcmask) if penalty == "macs" else fcmask_penalty(jax.tree.leaves(fcmask))
+    expected = expected_macs(spec, masks, learn.counts_below_whole, learn.target_convention)
+    return expected / sum(layer.dense_macs for layer in spec.counted_layers)
 
 
 def make_mask_step(
@@ -105,20 +134,21 @@ def make_mask_step(
     spec: NetworkSpec,
     optimizer: optax.GradientTransformation,
     prepare: Prepare,
-    *,
-    penalty: str = "fcmask",
+    learn: LearnConfig,
+    objective: Objective = labels_alone,
 ) -> Step:
     """A step on the masks (section 3.3's loss), projected to [0, 1]; weights and batch norm stay as they are."""
 
     def step(state: TrainState, images: jax.Array, labels: jax.Array):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         x = prepare(key, images)
+        loss_from = objective(state, x)
 
         def loss_of(fcmask):
             logits = network.apply({**state.variables(), FCMASK: fcmask}, x, train=False)
             assert isinstance(logits, jax.Array)
-            loss = cross_entropy(logits, labels)
-            return loss + state.lambda_ * mask_penalty(spec, fcmask, penalty), (loss, logits)
+            loss = loss_from(logits, labels)
+            return loss + state.lambda_ * mask_penalty(spec, fcmask, learn), (loss, logits)
 
         (_, (loss, logits)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.fcmask)
         updates, mask_opt = optimizer.update(grads, state.mask_opt, state.fcmask)

@@ -8,17 +8,20 @@ from typing import Any
 import jax
 
 from fdjax import __version__
+from fdjax.provenance import commit, processor
 from fdjax.spec import NetworkMacs
 from fdjax.training.progress import duration
 
 
-def versions() -> dict[str, str]:
-    """What a result depends on beside the code's own version."""
+def versions() -> dict[str, str | None]:
+    """What a result depends on beside its config; `commit` is None where fdjax runs from no git checkout."""
     return {
         "fdjax": __version__,
+        "commit": commit(),
         "jax": jax.__version__,
         "python": platform.python_version(),
         "device": jax.devices()[0].device_kind,
+        "processor": processor(),
     }
 
 

@@ -29,17 +29,15 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def check_workdir(workdir: Path) -> None:
-    """Raises `UserError` if a run could not write into `workdir`; writes nothing."""
-    existing = workdir
+def check_folder(folder: Path, flag: str) -> None:
+    """Raises `UserError` if nothing could be written into `folder`, given by `flag`; writes nothing."""
+    existing = folder
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir():
-        raise UserError(
-            f"--workdir {workdir}: {existing} is a file; give a directory, or a path that does not exist yet"
-        )
+        raise UserError(f"{flag} {folder}: {existing} is a file; give a directory, or a path that does not exist yet")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--workdir {workdir}: {existing} is not writable; give another one")
+        raise UserError(f"{flag} {folder}: {existing} is not writable; give another one")
 
 
 def read_config(workdir: Path) -> Config | None:

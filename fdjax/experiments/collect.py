@@ -1,0 +1,262 @@
+"""Collects finished runs in one folder: what each leaves behind, and a table and a plot of all that are there."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fdjax.config import Config
+from fdjax.errors import UserError
+from fdjax.reports import (
+    NoDataError,
+    Result,
+    csv_text,
+    flat_settings,
+    markdown,
+    plot_tradeoff,
+    read_result,
+    seed_groups,
+)
+from fdjax.training.workdir import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, check_folder
+
+RUNS_FOLDER, LOG_FILE, PICTURE_FILE = "runs", "log.txt", "tradeoff.png"
+TABLE_FILES = ("table.md", "table.csv", "table.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """A finished run: where it lies, the contents of its files by the names they get, and its row."""
+
+    folder: Path
+    files: dict[str, bytes]
+    result: Result
+
+
+@dataclasses.dataclass(frozen=True)
+class Collected:
+    """What `collect` did.
+
+    Attributes:
+      results: of all runs that the folder holds now.
+      added: names of the runs that are new there.
+      replaced: names of those whose files have changed.
+      written: paths of the tables and of the plot, if there is one.
+    """
+
+    results: list[Result]
+    added: list[str]
+    replaced: list[str]
+    written: list[Path]
+
+
+def collect(workdirs: Sequence[str | Path], out: str | Path) -> Collected:
+    """Records finished runs in `out` and writes the table and the plot of all runs recorded there, then and before.
+
+    `out/runs/NAME/` gets each run's config, summary, metrics and log; NAME is the workdir's folder name. The tables are
+    made from these folders. A file is replaced in one move: an interruption leaves each table as it was or as it is to
+    be, and the next call makes all of them anew.
+
+    Args:
+      workdirs: of finished runs; a folder that `collect` has made for a run will do too.
+      out: a directory, made if need be.
+
+    Raises:
+      UserError: a run is not finished, damaged, or another run of its name is there. Nothing has been written then.
+    """
+    out = Path(out).expanduser().resolve()
+    given: dict[str, _Run] = {}
+    # Once each, in the order given.
+    for folder in dict.fromkeys(Path(workdir).expanduser().resolve() for workdir in workdirs):
+        run = _read_run(folder, f"--workdir {folder}", "give the workdirs of finished runs")
+        if folder.name in given:
+            raise UserError(
+                f"--workdir {given[folder.name].folder} and {folder} have one name, {folder.name!r}, under which they "
+                "would be recorded; rename one of the folders"
+            )
+        given[folder.name] = run
+    if not given:
+        raise UserError("--workdir is empty; give the workdirs of one or more finished runs")
+    check_folder(out, "--out")
+    check_folder(out / RUNS_FOLDER, "--out")
+    for name in (*TABLE_FILES, PICTURE_FILE):
+        if (out / name).is_dir():
+            raise UserError(f"--out {out}: {name} there is a directory; give another one")
+    recorded = {
+        folder.name: _read_run(
+            folder, f"--out {out}: {folder.relative_to(out)} there", "remove it, or give another one"
+        )
+        for folder in _subfolders(out / RUNS_FOLDER)
+    }
+    changed = {}
+    for name, run in given.items():
+        if name not in recorded:
+            changed[name] = run
+            continue
+        _check_same(run, recorded[name])
+        # A log that is gone by now is no change.
+        if not run.files.items() <= recorded[name].files.items():
+            changed[name] = run
+    results = [run.result for run in {**recorded, **given}.values()]
+    try:
+        written = _write(out, changed, results)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}: {error.filename}; give another one, or make room") from error
+    return Collected(
+        results,
+        added=[name for name in changed if name not in recorded],
+        replaced=[name for name in changed if name in recorded],
+        written=written,
+    )
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+# -- reading
+
+
+def _read_run(folder: Path, called: str, advice: str) -> _Run:
+    """Reads and checks a run; errors about the folder as a whole call it `called` and end with `advice`."""
+    if not folder.is_dir():
+        raise UserError(f"{called} is no directory; {advice}")
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(f"{called} holds no run (no {CONFIG_FILE}); {advice}")
+    if not (folder / SUMMARY_FILE).is_file():
+        raise UserError(
+            f"{called} holds a run that is not finished (no {SUMMARY_FILE}): the command that began it finishes it; "
+            f"{advice}"
+        )
+    files = {name: _read(folder / name) for name in (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE)}
+    summary = _parse(folder / SUMMARY_FILE, files[SUMMARY_FILE])
+    try:
+        config = Config.from_dict(_parse(folder / CONFIG_FILE, files[CONFIG_FILE]))
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG_FILE} is no config of this fdjax: {error}") from error
+    try:
+        result = read_result(folder.name, config, summary)
+    except ValueError as error:
+        raise UserError(
+            f"{folder / SUMMARY_FILE} is not the summary of a finished run: {error}; remove it and give the training "
+            "command again, which writes it anew"
+        ) from error
+    _check_finished(folder, config, summary, files[METRICS_FILE])
+    # What the command printed goes into a file beside the workdir: a new workdir must be empty.
+    for log in (folder / LOG_FILE, folder.with_name(f"{folder.name}.txt")):
+        if log.is_file():
+            return _Run(folder, {**files, LOG_FILE: _read(log)}, result)
+    return _Run(folder, files, result)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}); give the workdir of a finished run") from error
+
+
+def _parse(file: Path, text: bytes) -> dict[str, Any]:
+    """The object in a file."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}); restore it, or leave the run out") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file} holds no JSON object; restore it, or leave the run out")
+    return value
+
+
+def _check_finished(folder: Path, config: Config, summary: dict[str, Any], metrics: bytes) -> None:
+    """Raises `UserError` if the metrics are damaged, or go on after the summary was written."""
+    last = 0
+    for number, line in enumerate(metrics.splitlines(), 1):
+        try:
+            last = max(last, json.loads(line)["step"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{folder / METRICS_FILE} is damaged (line {number}: {error!r}); restore it, or leave the run out"
+            ) from error
+    steps = sum(phase["steps"] for phase in summary["phases"])
+    if summary["phases"][-1]["name"] != config.phases[-1] or last > steps:
+        raise UserError(
+            f"the run in {folder} has gone on after its {SUMMARY_FILE} was written, and is not finished again; finish "
+            "it by the command that it goes on with, or leave it out"
+        )
+
+
+def _check_same(run: _Run, recorded: _Run) -> None:
+    """Raises `UserError` if another run is recorded under the name of `run`."""
+    old, new = flat_settings(recorded.result.config), flat_settings(run.result.config)
+    different = [name.rstrip("_") for name in old if old[name] != new[name]]
+    if different:
+        shown = ", ".join(different[:3]) + (f" and {len(different) - 3} more" if len(different) > 3 else "")
+        raise UserError(
+            f"--workdir {run.folder} is another run than {recorded.folder} (different: {shown}), and one name stands "
+            "for one run; rename the workdir, or remove that folder"
+        )
+
+
+# -- writing
+
+
+def _write(out: Path, changed: dict[str, _Run], results: list[Result]) -> list[Path]:
+    """Writes all into a draft beside its place first; then everything moves there."""
+    with _new_folder(out), tempfile.TemporaryDirectory(prefix=".draft-", dir=out) as draft_name:
+        draft = Path(draft_name)
+        for name, run in changed.items():
+            (draft / RUNS_FOLDER / name).mkdir(parents=True)
+            for file, content in run.files.items():
+                (draft / RUNS_FOLDER / name / file).write_bytes(content)
+        tables: list[str] = list(TABLE_FILES)
+        with contextlib.suppress(NoDataError):
+            plot_tradeoff(results, draft / PICTURE_FILE)
+            tables.append(PICTURE_FILE)
+        rows = [result.columns() for group in seed_groups(results) for result in group]
+        contents = (
+            markdown(results, PICTURE_FILE if PICTURE_FILE in tables else None),
+            csv_text(results),
+            json.dumps(rows, indent=1) + "\n",
+        )
+        for name, content in zip(TABLE_FILES, contents, strict=True):
+            (draft / name).write_text(content, encoding="utf-8")
+
+        for name, run in changed.items():
+            _move_run(draft / RUNS_FOLDER / name, out / RUNS_FOLDER / name, run)
+        for name in tables:
+            os.replace(draft / name, out / name)
+        if PICTURE_FILE not in tables:
+            (out / PICTURE_FILE).unlink(missing_ok=True)
+    return [out / name for name in tables]
+
+
+def _move_run(source: Path, target: Path, run: _Run) -> None:
+    """Moves a run to where it is recorded: as a whole if it is new."""
+    target.parent.mkdir(exist_ok=True)
+    if not target.exists():
+        os.rename(source, target)
+        return
+    # The summary last: until it is there, the row is that of the old one.
+    for name in sorted(run.files, key=lambda name: name == SUMMARY_FILE):
+        os.replace(source / name, target / name)
+    if LOG_FILE not in run.files:
+        (target / LOG_FILE).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _new_folder(folder: Path) -> Iterator[None]:
+    """Makes a folder, and takes back what it made if nothing comes of it."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            with contextlib.suppress(OSError):  # Something lies in it.
+                path.rmdir()
+        raise

@@ -1,0 +1,60 @@
+"""What a result owes to more than its config: the state of the code and the processor. Found without importing jax."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+# Set by git for its hooks and aliases; they would name another repository than the file's.
+_REPOSITORY_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
+_GIT_SECONDS = 20.0
+
+
+def commit(file: Path = Path(__file__)) -> str | None:
+    """The short hash of the git checkout that `file` is tracked in, with a + where tracked files are changed.
+
+    None where it is tracked in none (an installed package, also one that lies inside another project's checkout), or
+    where git is missing or does not answer.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in _REPOSITORY_VARIABLES}
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments],
+            cwd=file.parent,
+            env={**environment, "GIT_OPTIONAL_LOCKS": "0"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=True,
+            text=True,
+            errors="replace",
+            timeout=_GIT_SECONDS,
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "--", file.name)
+        # Unlike `git describe --dirty`, this leaves the index alone.
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def cpu_model() -> str:
+    """The processor's name, or its architecture where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2] for line in lines if line.startswith("model name")]
+    return " ".join((names[0] if names else platform.processor()).split()) or platform.machine()
+
+
+def processor() -> str:
+    """The processor's name and its cores: those that this process may use, of all if it may not use all."""
+    cores = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    number = f"{cores} core" if allowed == cores else f"{allowed} of {cores} core"
+    return f"{cpu_model()}, {number}{'' if cores == 1 else 's'}"
