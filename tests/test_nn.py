@@ -174,7 +174,7 @@ def test_soft_masks_have_gradients_and_hard_ones_have_none() -> None:
 
 
 def test_an_unknown_mode_is_a_value_error() -> None:
-    with pytest.raises(ValueError, match=r"mode must be one of \('off', 'soft', 'hard'\), got 'on'"):
+    with pytest.raises(ValueError, match=r"mode must be one of \('off', 'soft', 'straight', 'hard'\), got 'on'"):
         FrequencyPointwise(5, 2, mode="on").init(jax.random.key(0), jnp.ones((1, 4, 4, 3)))  # type: ignore[arg-type]
 
 
