@@ -3,6 +3,8 @@
     python train.py --config configs/cifar10_mobilenetv2_scratch.py --workdir runs/scratch --init runs/cifar10
 
 The weights are trained as in pretraining, from another seed.
+
+Not measured yet.
 """
 
 import dataclasses

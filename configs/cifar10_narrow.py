@@ -5,7 +5,7 @@
 Data: a folder of images with train/<class>/* and test/<class>/*, 32x32 RGB. The network is the paper's CIFAR-100 one
 (strides 1,2,2,2,1,1,1) at width 0.5: 13.58 M MACs, a seventh of those of configs/cifar10_mobilenetv2.py.
 
-The comparisons in results/cifar10_comparison are this config with flags: see the commands there.
+Neither the time nor the accuracy of this config has been measured yet.
 
 Hyperparameters: SGD, Nesterov momentum 0.9, cosine, weight decay 4e-5, batch 128, crop (pad 4) and flip, as in
 configs/cifar10_mobilenetv2.py, over as few epochs as a CPU allows. The penalty is that of expected MACs.
