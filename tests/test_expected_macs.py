@@ -19,14 +19,11 @@ from fdjax.ops.macs import block_transform_macs
 from fdjax.pruning import expected_macs
 from fdjax.spec import NetworkMacs, NetworkSpec, network_macs, tied_mask, unit_group_macs, units
 from fdjax.training.steps import mask_penalty
+from tests.small_network import small
 
 fast_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 Masks = dict[str, np.ndarray]
 Counts = dict[str, np.ndarray]
-
-
-def small(**settings) -> NetworkSpec:
-    return MobileNetV2("mobilenetv2_small", 10, **{"block": 2, "block_by_map": {7: 7}, **settings}).spec((28, 28, 1))
 
 
 SPECS = {

@@ -12,16 +12,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fdjax.config import LearnConfig
-from fdjax.nn import MobileNetV2
 from fdjax.ops import kept_counts
 from fdjax.ops.fcmask import counts_to_fcmask, level_counts
 from fdjax.pruning import HardMasks, gate_counts, harden, harden_to_target, mac_ratio, round_masks
 from fdjax.spec import NetworkSpec, effective_counts, network_macs, tied_mask, units
-
-
-def small(**settings) -> NetworkSpec:
-    return MobileNetV2("mobilenetv2_small", 10, **{"block": 2, "block_by_map": {7: 7}, **settings}).spec((28, 28, 1))
-
+from tests.small_network import small
 
 SPECS = {
     "both": small(),

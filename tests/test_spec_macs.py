@@ -18,6 +18,7 @@ from fdjax.nn import MobileNetV2
 from fdjax.ops import banded_pointwise, dense_pointwise, expected_pointwise_macs, plan_bands, pointwise_macs
 from fdjax.ops.macs import block_constant_taps, block_transform_macs, conv_macs, depthwise_macs, group_macs
 from fdjax.spec import NetworkSpec, effective_counts, network_macs, unit_group_macs, units
+from tests.small_network import small
 
 # The networks, counted here from Sandler et al.'s Table 2 with nothing of ours
 
@@ -375,10 +376,6 @@ def test_a_tied_block_with_other_counts_returns_to_pixels_for_the_depthwise_laye
 
 
 # Whole networks
-
-
-def small(**settings) -> NetworkSpec:
-    return MobileNetV2("mobilenetv2_small", 10, **{"block": 2, "block_by_map": {7: 7}, **settings}).spec((28, 28, 1))
 
 
 SPECS = {
