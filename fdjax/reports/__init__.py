@@ -11,11 +11,10 @@ from fdjax.reports.plots import (
     plot_kept_counts,
     plot_layer_macs,
     plot_run,
-    plot_tradeoff,
-    tradeoff_figure,
 )
 from fdjax.reports.results import Result, csv_text, flat_settings, markdown, read_result, seed_groups
 from fdjax.reports.tables import macs_table
+from fdjax.reports.tradeoff import plot_tradeoff, tradeoff_figure
 
 __all__ = [
     "NoDataError",

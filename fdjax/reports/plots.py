@@ -1,5 +1,4 @@
-"""Plots of a run: MACs per layer, kept counts per layer side, sorted FCMask values, and the training history; and of
-several runs: accuracy against MACs.
+"""Plots of a run: MACs per layer, kept counts per layer side, sorted FCMask values, and the training history.
 
 Each plot comes as `*_figure(...)`, which returns a matplotlib `Figure`, and as `plot_*(..., path)`, which writes that
 figure as a PNG. Figures are made without pyplot, so no backend is chosen and no global state is touched; matplotlib is
@@ -14,13 +13,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
-from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-
-from fdjax.reports.results import Result, mask_words, seed_groups, settings_key
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,8 +26,6 @@ DPI = 130
 COUNT_COLORS = "viridis"
 # Okabe and Ito's palette, which stays distinct under the common colour-vision deficiencies.
 BLUE, VERMILION, GREEN, ORANGE, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7"
-COLORS, MARKERS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE), "os^DvPX"
-_DENSE_LINES = ("--", "-.", ":", (0, (8, 2)))
 
 FCMaskEntry = tuple[str, ArrayLike, ArrayLike | None, int]
 
@@ -42,7 +36,7 @@ class NoDataError(ValueError):
 
 def plot_layer_macs(layers: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     """Writes `layer_macs_figure(layers)` to `path` as a PNG and returns the path."""
-    return _save(layer_macs_figure(layers), path)
+    return save_figure(layer_macs_figure(layers), path)
 
 
 def layer_macs_figure(layers: Sequence[Mapping[str, Any]]) -> Figure:
@@ -66,7 +60,7 @@ def layer_macs_figure(layers: Sequence[Mapping[str, Any]]) -> Figure:
     released = np.array([bool(layer.get("released")) and layer["form"] == "dense" for layer in wrapped])
 
     width = float(np.clip(2.2 + 0.24 * len(wrapped), 7.2, 14.0))
-    figure = _figure(width, 4.9)
+    figure = new_figure(width, 4.9)
     axes = figure.add_subplot()
     axes.axhline(1.0, color="0.35", linewidth=1.1, linestyle="--", label="dense")
     axes.plot(x, pruned, color=VERMILION, marker="o", markersize=4, linewidth=1.5, label="pruned, without transforms")
@@ -104,7 +98,7 @@ def layer_macs_figure(layers: Sequence[Mapping[str, Any]]) -> Figure:
 
 def plot_kept_counts(layers: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     """Writes `kept_counts_figure(layers)` to `path` as a PNG and returns the path."""
-    return _save(kept_counts_figure(layers), path)
+    return save_figure(kept_counts_figure(layers), path)
 
 
 def kept_counts_figure(layers: Sequence[Mapping[str, Any]]) -> Figure:
@@ -153,7 +147,7 @@ def kept_counts_figure(layers: Sequence[Mapping[str, Any]]) -> Figure:
         shade += (some / (len(counts) - 1)).tolist()
 
     width = float(np.clip(2.6 + 0.17 * (places[-1] + 1), 6.4, 15.0))
-    figure = _figure(width, 5.4)
+    figure = new_figure(width, 5.4)
     axes = figure.add_subplot()
     axes.bar(x, height, width=0.9, bottom=bottom, color=colors(shade), edgecolor="white", linewidth=0.25)
     axes.set_ylim(0, 100)
@@ -181,7 +175,7 @@ def plot_fcmask(
     name: str, values: ArrayLike, num_coefs: int, path: str | Path, hard_values: ArrayLike | None = None
 ) -> Path:
     """Writes `fcmask_figure(name, values, num_coefs, hard_values)` to `path` as a PNG and returns the path."""
-    return _save(fcmask_figure(name, values, num_coefs, hard_values), path)
+    return save_figure(fcmask_figure(name, values, num_coefs, hard_values), path)
 
 
 def fcmask_figure(name: str, values: ArrayLike, num_coefs: int, hard_values: ArrayLike | None = None) -> Figure:
@@ -215,7 +209,7 @@ def fcmask_figure(name: str, values: ArrayLike, num_coefs: int, hard_values: Arr
     order = np.lexsort((-soft if hard is None else -hard, -soft))  # channels of equal value: by their rounded value
     edges = np.arange(len(soft) + 1) + 0.5
 
-    figure = _figure(7.2, 5.0)
+    figure = new_figure(7.2, 5.0)
     axes = figure.add_subplot()
     starts = _diagonal_starts(block)
     weight = 1.0 if num_coefs <= 25 else 0.55
@@ -257,7 +251,7 @@ def plot_history(
     target: float | None = None,
 ) -> Path:
     """Writes `history_figure(records, phases, target)` to `path` as a PNG and returns the path."""
-    return _save(history_figure(records, phases, target), path)
+    return save_figure(history_figure(records, phases, target), path)
 
 
 def history_figure(
@@ -295,7 +289,7 @@ def history_figure(
     if not drawn:
         raise NoDataError("records hold no accuracy, MAC ratio or loss to draw")
 
-    figure = _figure(9.0, 1.2 + 1.75 * sum(share for *_, share in drawn))
+    figure = new_figure(9.0, 1.2 + 1.75 * sum(share for *_, share in drawn))
     stack = figure.subplots(
         len(drawn), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": [share for *_, share in drawn]}
     )[:, 0]
@@ -375,151 +369,18 @@ def plot_run(
             figure = make()
         except NoDataError:
             continue
-        paths.append(_save(figure, out_dir / name))
+        paths.append(save_figure(figure, out_dir / name))
     return paths
 
 
-def plot_tradeoff(results: Sequence[Result], path: str | Path) -> Path:
-    """Writes `tradeoff_figure(results)` to `path` as a PNG and returns the path."""
-    return _save(tradeoff_figure(results), path)
-
-
-def tradeoff_figure(results: Sequence[Result]) -> Figure:
-    """Draws the top-1 of pruned networks against their MAC ratio, every run a point, beside the dense networks.
-
-    A panel for each network and data set. A colour and a marker for each kind of masks; a thin line joins the means
-    over seeds of runs that differ in nothing but the target. Dense networks are horizontal lines at the mean over
-    seeds, in a band from the lowest to the highest, one for each length of their training.
-
-    Raises:
-      NoDataError: no run has masks.
-    """
-    pruned = [result for result in results if result.pruned_top1 is not None]
-    if not pruned:
-        raise NoDataError("no run has masks, so there is no accuracy to draw against MACs")
-    tasks = sorted({result.task for result in pruned})
-    kinds = _kinds_of_masks(pruned)
-    # No number of colours divides that of markers: together they tell 35 kinds apart.
-    styles = {
-        kind: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]) for i, kind in enumerate(sorted(set(kinds.values())))
-    }
-    baselines = {task: _dense_top1s([result for result in results if result.task == task]) for task in tasks}
-    recipes = sorted({recipe for of_task in baselines.values() for recipe in of_task})
-
-    columns = min(len(tasks), 3)
-    rows = math.ceil(len(tasks) / columns)
-    figure = _figure(7.6 if columns == 1 else 4.9 * columns, 0.9 + 4.2 * rows)
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in panels[len(tasks) :]:
-        axes.set_visible(False)
-    for axes, task in zip(panels, tasks, strict=False):
-        for recipe, values in baselines[task].items():
-            line = _DENSE_LINES[recipes.index(recipe) % len(_DENSE_LINES)]
-            axes.axhspan(100 * min(values), 100 * max(values), color="0.5", alpha=0.15, linewidth=0, zorder=0)
-            several = any(len(of_task.get(recipe, ())) > 1 for of_task in baselines.values())
-            label = ("dense" if len(recipes) == 1 else f"dense, {recipe}") + (" (mean and range)" if several else "")
-            axes.axhline(100 * mean(values), color="0.35", linewidth=1.2, linestyle=line, zorder=1, label=label)
-        mine = [result for result in pruned if result.task == task]
-        for kind, (color, marker) in styles.items():
-            of_kind = [result for result in mine if kinds[result.name] == kind]
-            for curve in _curves(of_kind):
-                axes.plot(*zip(*curve, strict=True), color=color, linewidth=1.0, alpha=0.55, zorder=2)
-            axes.plot(
-                [result.macs_ratio for result in of_kind],
-                [100 * (result.pruned_top1 or 0.0) for result in of_kind],
-                color=color,
-                marker=marker,
-                linestyle="none",
-                markersize=7,
-                markeredgecolor="white",
-                markeredgewidth=0.7,
-                alpha=0.85,
-                zorder=3,
-                label=kind,
-            )
-        ratios = [result.macs_ratio for result in mine]
-        # Runs at one target differ in the third digit: an axis that shows nothing else would blow that up.
-        margin = max(0.08 * (max(ratios) - min(ratios)), 0.15 - (max(ratios) - min(ratios)) / 2)
-        axes.set_xlim(max(0.0, min(ratios) - margin), max(ratios) + margin)
-        low, high = axes.get_ylim()  # Nor a tenth of a point.
-        axes.set_ylim(min(low, (low + high - 1) / 2), max(high, (low + high + 1) / 2))
-        axes.set_xlabel("MACs / dense MACs, transforms included (×)")
-        axes.set_title(task if len(tasks) > 1 else f"Top-1 against MACs\n{task}", fontsize=9 if len(tasks) > 1 else 11)
-        axes.grid(color="0.9", linewidth=0.7)
-        axes.set_axisbelow(True)
-    for row in range(rows):
-        figure.axes[row * columns].set_ylabel("Test top-1 (%)")
-    handles = {}
-    for axes in figure.axes:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    # Pruned first, then dense; as many beside each other as there is room for.
-    names = [*styles, *(label for label in handles if label not in styles)]
-    room = int(figure.get_figwidth() / (0.5 + 0.085 * max(len(name) for name in names)))
-    figure.legend(
-        [handles[name] for name in names],
-        names,
-        loc="outside lower center",
-        ncols=int(np.clip(room, 1, len(names))),
-        fontsize=9,
-        frameon=False,
-    )
-    return figure
-
-
-def _kinds_of_masks(results: Sequence[Result]) -> dict[str, str]:
-    """Run -> its masks in words: the sides, and what else is not the same in all runs."""
-    words = {result.name: mask_words(result.config) for result in results}
-    common = set.intersection(*(set(of_run) for of_run in words.values()))
-    return {
-        name: ", ".join(w for i, w in enumerate(of_run) if i == 0 or w not in common) for name, of_run in words.items()
-    }
-
-
-def _curves(results: Sequence[Result]) -> list[list[tuple[float, float]]]:
-    """Mean (MAC ratio, top-1 in percent) over seeds at each target, for runs that differ in nothing else."""
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for group in seed_groups(results):
-        point = mean(r.macs_ratio for r in group), mean(100 * (r.pruned_top1 or 0.0) for r in group)
-        curves.setdefault(settings_key(group[0], "learn.target_macs"), []).append(point)
-    return [sorted(points) for points in curves.values() if len(points) > 1]
-
-
-def _dense_top1s(results: Sequence[Result]) -> dict[str, list[float]]:
-    """How long a dense network was trained, in words -> its top-1 with each seed."""
-    found: dict[str, dict[tuple[int, float], None]] = {}
-    given = []
-    for result in results:
-        if result.dense_top1 is None:
-            continue
-        at = result.seed, result.dense_top1
-        phases = ("pretrain",) if result.is_pruned else result.config.phases
-        own = [phase for phase in phases if phase in result.own_phases]
-        if not own:
-            given.append(at)
-            continue
-        lengths = ["by --init"] if len(own) < len(phases) else []
-        for phase in own:
-            settings = getattr(result.config, phase)
-            length = f"{settings.epochs:g} epochs" if settings.steps is None else f"{settings.steps:,} steps"
-            lengths.append(f"{phase} {length}")
-        # Runs that began from one pretrained network have one dense network.
-        found.setdefault(", ".join(lengths), {})[at] = None
-    known = {at for values in found.values() for at in values}
-    for at in given:  # By --init: the config does not say how it was trained.
-        if at not in known:
-            found.setdefault("as given by --init", {})[at] = None
-    return {recipe: [top1 for _, top1 in values] for recipe, values in found.items()}
-
-
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """A figure of its own, width and height in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save_figure(figure: Figure, path: str | Path) -> Path:
     """Writes the PNG, making its folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,153 @@
+"""The plot of several runs: accuracy against MACs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fdjax.reports.plots import BLUE, GREEN, ORANGE, PURPLE, VERMILION, NoDataError, new_figure, save_figure
+from fdjax.reports.results import Result, mask_words, seed_groups, settings_key
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLORS, MARKERS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE), "os^DvPX"
+_DENSE_LINES = ("--", "-.", ":", (0, (8, 2)))
+
+
+def plot_tradeoff(results: Sequence[Result], path: str | Path) -> Path:
+    """Writes `tradeoff_figure(results)` to `path` as a PNG and returns the path."""
+    return save_figure(tradeoff_figure(results), path)
+
+
+def tradeoff_figure(results: Sequence[Result]) -> Figure:
+    """Draws the top-1 of pruned networks against their MAC ratio, every run a point, beside the dense networks.
+
+    A panel for each network and data set. A colour and a marker for each kind of masks; a thin line joins the means
+    over seeds of runs that differ in nothing but the target. Dense networks are horizontal lines at the mean over
+    seeds, in a band from the lowest to the highest, one for each length of their training.
+
+    Raises:
+      NoDataError: no run has masks.
+    """
+    pruned = [result for result in results if result.pruned_top1 is not None]
+    if not pruned:
+        raise NoDataError("no run has masks, so there is no accuracy to draw against MACs")
+    tasks = sorted({result.task for result in pruned})
+    kinds = _kinds_of_masks(pruned)
+    # No number of colours divides that of markers: together they tell 35 kinds apart.
+    styles = {
+        kind: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]) for i, kind in enumerate(sorted(set(kinds.values())))
+    }
+    baselines = {task: _dense_top1s([result for result in results if result.task == task]) for task in tasks}
+    recipes = sorted({recipe for of_task in baselines.values() for recipe in of_task})
+
+    columns = min(len(tasks), 3)
+    rows = math.ceil(len(tasks) / columns)
+    figure = new_figure(7.6 if columns == 1 else 4.9 * columns, 0.9 + 4.2 * rows)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels[len(tasks) :]:
+        axes.set_visible(False)
+    for axes, task in zip(panels, tasks, strict=False):
+        for recipe, values in baselines[task].items():
+            line = _DENSE_LINES[recipes.index(recipe) % len(_DENSE_LINES)]
+            axes.axhspan(100 * min(values), 100 * max(values), color="0.5", alpha=0.15, linewidth=0, zorder=0)
+            several = any(len(of_task.get(recipe, ())) > 1 for of_task in baselines.values())
+            label = ("dense" if len(recipes) == 1 else f"dense, {recipe}") + (" (mean and range)" if several else "")
+            axes.axhline(100 * mean(values), color="0.35", linewidth=1.2, linestyle=line, zorder=1, label=label)
+        mine = [result for result in pruned if result.task == task]
+        for kind, (color, marker) in styles.items():
+            of_kind = [result for result in mine if kinds[result.name] == kind]
+            for curve in _curves(of_kind):
+                axes.plot(*zip(*curve, strict=True), color=color, linewidth=1.0, alpha=0.55, zorder=2)
+            axes.plot(
+                [result.macs_ratio for result in of_kind],
+                [100 * (result.pruned_top1 or 0.0) for result in of_kind],
+                color=color,
+                marker=marker,
+                linestyle="none",
+                markersize=7,
+                markeredgecolor="white",
+                markeredgewidth=0.7,
+                alpha=0.85,
+                zorder=3,
+                label=kind,
+            )
+        ratios = [result.macs_ratio for result in mine]
+        # Runs at one target differ in the third digit: an axis that shows nothing else would blow that up.
+        margin = max(0.08 * (max(ratios) - min(ratios)), 0.15 - (max(ratios) - min(ratios)) / 2)
+        axes.set_xlim(max(0.0, min(ratios) - margin), max(ratios) + margin)
+        low, high = axes.get_ylim()  # Nor a tenth of a point.
+        axes.set_ylim(min(low, (low + high - 1) / 2), max(high, (low + high + 1) / 2))
+        axes.set_xlabel("MACs / dense MACs, transforms included (×)")
+        axes.set_title(task if len(tasks) > 1 else f"Top-1 against MACs\n{task}", fontsize=9 if len(tasks) > 1 else 11)
+        axes.grid(color="0.9", linewidth=0.7)
+        axes.set_axisbelow(True)
+    for row in range(rows):
+        figure.axes[row * columns].set_ylabel("Test top-1 (%)")
+    handles = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    # Pruned first, then dense; as many beside each other as there is room for.
+    names = [*styles, *(label for label in handles if label not in styles)]
+    room = int(figure.get_figwidth() / (0.5 + 0.085 * max(len(name) for name in names)))
+    figure.legend(
+        [handles[name] for name in names],
+        names,
+        loc="outside lower center",
+        ncols=int(np.clip(room, 1, len(names))),
+        fontsize=9,
+        frameon=False,
+    )
+    return figure
+
+
+def _kinds_of_masks(results: Sequence[Result]) -> dict[str, str]:
+    """Run -> its masks in words: the sides, and what else is not the same in all runs."""
+    words = {result.name: mask_words(result.config) for result in results}
+    common = set.intersection(*(set(of_run) for of_run in words.values()))
+    return {
+        name: ", ".join(w for i, w in enumerate(of_run) if i == 0 or w not in common) for name, of_run in words.items()
+    }
+
+
+def _curves(results: Sequence[Result]) -> list[list[tuple[float, float]]]:
+    """Mean (MAC ratio, top-1 in percent) over seeds at each target, for runs that differ in nothing else."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for group in seed_groups(results):
+        point = mean(r.macs_ratio for r in group), mean(100 * (r.pruned_top1 or 0.0) for r in group)
+        curves.setdefault(settings_key(group[0], "learn.target_macs"), []).append(point)
+    return [sorted(points) for points in curves.values() if len(points) > 1]
+
+
+def _dense_top1s(results: Sequence[Result]) -> dict[str, list[float]]:
+    """How long a dense network was trained, in words -> its top-1 with each seed."""
+    found: dict[str, dict[tuple[int, float], None]] = {}
+    given = []
+    for result in results:
+        if result.dense_top1 is None:
+            continue
+        at = result.seed, result.dense_top1
+        phases = ("pretrain",) if result.is_pruned else result.config.phases
+        own = [phase for phase in phases if phase in result.own_phases]
+        if not own:
+            given.append(at)
+            continue
+        lengths = ["by --init"] if len(own) < len(phases) else []
+        for phase in own:
+            settings = getattr(result.config, phase)
+            length = f"{settings.epochs:g} epochs" if settings.steps is None else f"{settings.steps:,} steps"
+            lengths.append(f"{phase} {length}")
+        # Runs that began from one pretrained network have one dense network.
+        found.setdefault(", ".join(lengths), {})[at] = None
+    known = {at for values in found.values() for at in values}
+    for at in given:  # By --init: the config does not say how it was trained.
+        if at not in known:
+            found.setdefault("as given by --init", {})[at] = None
+    return {recipe: [top1 for _, top1 in values] for recipe, values in found.items()}
