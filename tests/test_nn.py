@@ -703,6 +703,36 @@ def test_training_is_autodiff_of_the_textbook_network(
             assert np.abs(gradient).max() > 1e-4, path
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_training_group_by_group_is_training_under_masks(tied: bool) -> None:
+    """What no mask lets through is left out: same loss and gradients, and the averages of dead channels stand still."""
+    network = dataclasses.replace(TRAINED, tied=tied)
+    spec = network.spec(TRAINED_SHAPE)
+    rng = np.random.default_rng(7)
+    counts = {path: rng.permuted(np.resize([0, 1, n, n - 1], c)) for path, (c, n) in spec.mask_sizes.items()}
+    variables = random_variables(network, shape=TRAINED_SHAPE)
+    variables[FCMASK] = masks_of(spec, counts)
+    grouped = hard_network(network, spec, counts)
+    groups = dict(grouped.wide_groups)
+    assert groups.keys() == {"block00", "block01", "block02", "block03"}
+    assert all(group.others for group in groups.values())
+    # The other two have maps of 7x7: small, and not divided by 2.
+    assert [name for name, group in groups.items() if group.whole and group.means] == ["block00", "block01"][: 2 * tied]
+
+    loss, updated, gradients = loss_and_gradients(grouped, variables)
+    expected = loss_and_gradients(dataclasses.replace(grouped, wide_groups=()), variables)
+    assert_same_training((loss, gradients["params"]), (expected[0], expected[2]["params"]))
+    averages, before = flatten_dict(updated["batch_stats"]), flatten_dict(variables["batch_stats"])
+    for path, wanted in flatten_dict(expected[1]["batch_stats"]).items():
+        alive = np.ones(len(wanted), bool)
+        if path[0] in groups and path[1] != "project_norm":
+            alive[:] = False
+            alive[np.concatenate(groups[path[0]]).astype(int)] = True
+            assert not alive.all()
+        np.testing.assert_allclose(averages[path][alive], wanted[alive], atol=1e-9)
+        np.testing.assert_array_equal(averages[path][~alive], np.float64(before[path])[~alive])
+
+
 def test_every_mask_moves_from_one_under_the_task() -> None:
     """The gradient of a loss at the start of mask learning is not zero for any mask array."""
     variables = random_variables(TINY)

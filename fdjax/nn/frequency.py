@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fdjax.nn.normalization import BatchNorm, Pointwise
+from fdjax.nn.normalization import BatchNorm, Channels, Pointwise
 from fdjax.ops.fcmask import coef_mask, hard_coef_mask, level_counts
 from fdjax.ops.pointwise import dense_pointwise, masked_pointwise
 
@@ -51,6 +51,8 @@ class FrequencyPointwise(nn.Module):
         input_fcmask: jax.Array | None = None,
         output_fcmask: jax.Array | None = None,
         norm: BatchNorm | None = None,
+        inputs: Channels | None = None,
+        outputs: Channels | None = None,
     ) -> jax.Array:
         """x [B, H, W, C] -> [B, H, W, D].
 
@@ -59,22 +61,28 @@ class FrequencyPointwise(nn.Module):
           input_fcmask: [C], takes the place of an own mask.
           output_fcmask: [D], likewise.
           norm: the batch norm that follows, applied here.
+          inputs: the layer's input channels that x has (and a given `input_fcmask` speaks of); the others are zero.
+          outputs: the output channels that are wanted (and a given `output_fcmask` speaks of); None: all.
         """
         if self.mode not in MASK_MODES:
             raise ValueError(f"mode must be one of {MASK_MODES}, got {self.mode!r}")
-        channels = x.shape[-1]
+        channels = x.shape[-1] if inputs is None else inputs.total
         kernel = self.param(
             "kernel", nn.initializers.variance_scaling(2.0, "fan_out", "normal"), (channels, self.features)
         ).astype(x.dtype)
         if self.input_side:
             input_fcmask = self.variable(FCMASK, "input", jnp.ones, (channels,)).value
+            input_fcmask = input_fcmask if inputs is None else inputs.of(input_fcmask)
         if self.output_side:
             output_fcmask = self.variable(FCMASK, "output", jnp.ones, (self.features,)).value
+            output_fcmask = output_fcmask if outputs is None else outputs.of(output_fcmask)
+        kernel = kernel if inputs is None else inputs.of(kernel.T).T
+        kernel = kernel if outputs is None else outputs.of(kernel)
 
         def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
-            return dense_pointwise(x, kernel) if norm is None else norm(x, Pointwise(kernel))
+            return dense_pointwise(x, kernel) if norm is None else norm(x, Pointwise(kernel), outputs)
 
-        if self.mode == "off":
+        if self.mode == "off" or (input_fcmask is None and output_fcmask is None):
             return dense(x, kernel)
 
         num_coefs = self.block**2
@@ -97,4 +105,4 @@ class FrequencyPointwise(nn.Module):
         accepted = level_counts(num_coefs, self.levels)
         block_means = {*accepted} <= {0, 1, num_coefs} if self.mode != "hard" else self.block_means
         y = masked_pointwise(x, kernel, self.block, *masks, block_means=block_means)
-        return y if norm is None else norm(y)
+        return y if norm is None else norm(y, channels=outputs)

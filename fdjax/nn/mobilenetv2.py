@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from fdjax.nn.frequency import FCMASK, FrequencyPointwise, MaskMode
-from fdjax.nn.normalization import BatchNorm, Depthwise
+from fdjax.nn.normalization import BatchNorm, Channels, Depthwise
+from fdjax.ops.block_means import block_means, spread_blocks
 from fdjax.spec import LayerSpec, NetworkSpec
 
 Size = tuple[int, int]
@@ -94,6 +95,21 @@ _DEPTHWISE_FAN_OUT = nn.initializers.variance_scaling(
 )
 
 
+class WideGroups(NamedTuple):
+    """The wide channels of a block with hard masks, by what they keep; those in no group reach nothing.
+
+    Attributes:
+      whole: tied channels that keep all coefficients, where no narrow side has masks: they need none.
+      means: likewise those that keep the mean, where blocks divide the maps: the expand layer, its batch norm and the
+        project layer see one value a block.
+      others: are masked.
+    """
+
+    whole: tuple[int, ...]
+    means: tuple[int, ...]
+    others: tuple[int, ...]
+
+
 class InvertedResidual(nn.Module):
     """Expand, depthwise, project, and the residual where shapes allow it.
 
@@ -104,6 +120,7 @@ class InvertedResidual(nn.Module):
       norm: makes a batch norm of a given name.
       tied: the wide channels share the FCMask `wide`.
       padding: of the depthwise layer.
+      groups: with hard masks, how the wide channels fall into groups; each then has its own chain of layers.
     """
 
     plan: BlockPlan
@@ -112,18 +129,43 @@ class InvertedResidual(nn.Module):
     norm: Callable[..., BatchNorm]
     tied: bool
     padding: str
+    groups: WideGroups | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, H, W, C] -> [B, H', W', D]."""
-        plan, y = self.plan, x
+        plan = self.plan
         wide = self.variable(FCMASK, "wide", jnp.ones, (plan.wide_channels,)).value if self.tied else None
-        if self.expand is not None:
-            y = self.expand(y, output_fcmask=wide, norm=self.norm(name="expand_norm"))
+        expand_norm = self.norm(name="expand_norm") if self.expand is not None else None
         kernel = self.param("depthwise", _DEPTHWISE_FAN_OUT, (3, 3, plan.wide_channels))
-        # The ReLU6 after the expand layer is the depthwise layer's first; without one x has been through it already.
-        y = self.norm(relu6=True, name="depthwise_norm")(y, Depthwise(kernel, plan.stride, self.padding))
-        y = self.project(y, input_fcmask=wide, norm=self.norm(name="project_norm"))
+        depthwise_norm = self.norm(relu6=True, name="depthwise_norm")
+        project_norm = self.norm(name="project_norm")
+
+        def chain(channels: Channels | None, mask: jax.Array | None, norm: BatchNorm | None = None, means: int = 1):
+            y = block_means(x, means)
+            if self.expand is not None:
+                y = self.expand(y, output_fcmask=mask, norm=expand_norm, outputs=channels)
+            elif channels is not None:
+                y = channels.of(y)
+            y = spread_blocks(y, means)
+            taps = kernel if channels is None else channels.of(kernel)
+            # The ReLU6 after the expand layer is the depthwise layer's first; without one x has been through it.
+            y = depthwise_norm(y, Depthwise(taps, plan.stride, self.padding), channels)
+            y = self.project(block_means(y, means), input_fcmask=mask, norm=norm, inputs=channels)
+            return spread_blocks(y, means)
+
+        if self.groups is None:
+            y = chain(None, wide, project_norm)
+        else:
+            whole, means, others = (Channels(group, plan.wide_channels) for group in self.groups)
+            parts = []
+            if whole.indices:
+                parts.append(chain(whole if len(whole.indices) < whole.total else None, None))
+            if means.indices:
+                parts.append(chain(means, None, means=self.project.block))
+            if others.indices:
+                parts.append(chain(others, None if wide is None else others.of(wide)))
+            y = project_norm(sum(parts[1:], start=parts[0]))
         return x + y if plan.residual else y
 
 
@@ -143,6 +185,7 @@ class MobileNetV2(nn.Module):
       mode: of all masks, "off", "soft" or "hard" (see `FrequencyPointwise`).
       whole_channels: with mode="hard", the wrapped layers whose kept counts are all 0 or N.
       block_means: likewise 0, 1 or N.
+      wide_groups: likewise, (block name, groups) of the blocks whose wide channels run group by group.
       padding: "same" or "torch".
       batch_norm_momentum: of the running averages.
       batch_norm_epsilon: of every batch norm.
@@ -160,6 +203,7 @@ class MobileNetV2(nn.Module):
     levels: tuple[int, ...] | None = None
     whole_channels: frozenset[str] = frozenset()
     block_means: frozenset[str] = frozenset()
+    wide_groups: tuple[tuple[str, WideGroups], ...] = ()
     padding: str = "same"
     batch_norm_momentum: float = 0.9
     batch_norm_epsilon: float = 1e-5
@@ -319,6 +363,7 @@ class MobileNetV2(nn.Module):
             momentum=self.batch_norm_momentum,
             epsilon=self.batch_norm_epsilon,
         )
+        groups = dict(self.wide_groups)
         window, stride = variant.stem_window, variant.stem_stride
         x = nn.Conv(
             self.stem_channels,
@@ -337,7 +382,10 @@ class MobileNetV2(nn.Module):
             if plan.has_expand:
                 expand = self._pointwise(plan.name, "expand", plan.wide_channels, plan.in_size, not tied)
             project = self._pointwise(plan.name, "project", plan.out_channels, plan.out_size, not tied)
-            x = InvertedResidual(plan, expand, project, norm, tied, self.padding, name=plan.name)(x)
+            block = InvertedResidual(
+                plan, expand, project, norm, tied, self.padding, groups.get(plan.name), name=plan.name
+            )
+            x = block(x)
         head = self._pointwise("", "head", self.head_channels, (x.shape[1], x.shape[2]), True)
         x = head.copy(name="head")(x, norm=norm(relu6=True, name="head_norm"))
         x = jnp.mean(x.astype(jnp.promote_types(x.dtype, jnp.float32)), axis=(1, 2))

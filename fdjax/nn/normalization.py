@@ -7,6 +7,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from fdjax.ops.activation import relu6
@@ -14,6 +15,22 @@ from fdjax.ops.batch_norm import batch_norm
 from fdjax.ops.conv_batch_norm import depthwise_batch_norm, pointwise_batch_norm
 from fdjax.ops.depthwise import depthwise_conv
 from fdjax.ops.pointwise import dense_pointwise
+
+
+class Channels(NamedTuple):
+    """Some of a layer's channels.
+
+    Attributes:
+      indices: which, ascending.
+      total: how many the layer has.
+    """
+
+    indices: tuple[int, ...]
+    total: int
+
+    def of(self, values: jax.Array) -> jax.Array:
+        """[..., total] -> [..., len(indices)]."""
+        return values[..., np.array(self.indices, int)]
 
 
 class Pointwise(NamedTuple):
@@ -52,32 +69,47 @@ class BatchNorm(nn.Module):
     relu6: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, convolution: Pointwise | Depthwise | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        convolution: Pointwise | Depthwise | None = None,
+        channels: Channels | None = None,
+    ) -> jax.Array:
         """x [B, H, W, C] -> the same shape, or what `convolution` makes of it, which then comes before the norm.
 
-        In training on the CPU the two are one function where that is faster.
+        In training on the CPU the two are one function where that is faster. With `channels`, what comes is these
+        channels only, and the variables of the others stay as they are.
         """
-        channels = (x.shape[-1] if convolution is None else convolution.kernel.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, channels)
-        bias = self.param("bias", nn.initializers.zeros, channels)
-        mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
-        var = self.variable("batch_stats", "var", jnp.ones, channels)
+        width = x.shape[-1] if convolution is None else convolution.kernel.shape[-1]
+        shape = (width if channels is None else channels.total,)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        averages = [
+            self.variable("batch_stats", "mean", jnp.zeros, shape),
+            self.variable("batch_stats", "var", jnp.ones, shape),
+        ]
+        mean, var = (average.value for average in averages)
+        if channels is not None:
+            scale, bias, mean, var = (channels.of(values) for values in (scale, bias, mean, var))
         if self.use_running_average or self.is_initializing():
             x = x if convolution is None else convolution(x)
-            slope = scale * lax.rsqrt(var.value + self.epsilon)
-            y = x * slope.astype(x.dtype) + (bias - mean.value * slope).astype(x.dtype)
+            slope = scale * lax.rsqrt(var + self.epsilon)
+            y = x * slope.astype(x.dtype) + (bias - mean * slope).astype(x.dtype)
             return relu6(y) if self.relu6 else y
 
         on_cpu = jax.default_backend() == "cpu"
         if on_cpu and isinstance(convolution, Depthwise) and self.relu6:
             kernel, stride, padding = convolution
             y, batch_mean, batch_var = depthwise_batch_norm(x, kernel, scale, bias, stride, padding, self.epsilon)
-        elif on_cpu and isinstance(convolution, Pointwise) and x.shape[-1] < channels[0]:
+        elif on_cpu and isinstance(convolution, Pointwise) and x.shape[-1] < width:
             y, batch_mean, batch_var = pointwise_batch_norm(x, convolution.kernel, scale, bias, self.epsilon)
             y = relu6(y) if self.relu6 else y
         else:
             x = x if convolution is None else convolution(x)
-            y, batch_mean, batch_var = batch_norm(x, scale, bias, mean.value, self.epsilon, self.relu6)
-        mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
-        var.value = self.momentum * var.value + (1 - self.momentum) * batch_var
+            y, batch_mean, batch_var = batch_norm(x, scale, bias, mean, self.epsilon, self.relu6)
+        for average, old, new in zip(averages, (mean, var), (batch_mean, batch_var), strict=True):
+            moved = self.momentum * old + (1 - self.momentum) * new
+            if channels is not None:
+                moved = average.value.at[np.array(channels.indices, int)].set(moved)
+            average.value = moved
         return y

@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from fdjax.ops.bands import BandPlan
+from fdjax.ops.block_means import mask_around_means
 from fdjax.ops.blocks import check_block, num_blocks, pad_to_blocks
 from fdjax.ops.dct import layer_dct, layer_idct, leading_dct, leading_idct
 from fdjax.ops.materialize import materialize
@@ -54,15 +55,6 @@ def dense_pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     _check_kernel(x, kernel)
     return _product(x, kernel)
-
-
-def _mask_around_means(x: jax.Array, mask: jax.Array, block: int) -> jax.Array:
-    """Masks the coefficients of [..., H, W, C], which K divides: the first by mask[0], all others by mask[-1]."""
-    *leading, height, width, channels = x.shape
-    blocks = x.reshape(*leading, height // block, block, width // block, block, channels)
-    means = jnp.mean(blocks, axis=(-4, -2), keepdims=True)
-    around = jnp.broadcast_to(means, blocks.shape).reshape(-1, channels) * (mask[0] - mask[-1])
-    return (x.reshape(-1, channels) * mask[-1] + around).reshape(x.shape)
 
 
 def masked_pointwise(
@@ -105,9 +97,9 @@ def masked_pointwise(
     size = (x.shape[-3], x.shape[-2])
     if block_means:
         y = pad_to_blocks(x, block)
-        y = y if input_mask is None else _mask_around_means(y, input_mask, block)
+        y = y if input_mask is None else mask_around_means(y, input_mask, block)
         y = dense_pointwise(y, kernel)
-        y = y if output_mask is None else _mask_around_means(y, output_mask, block)
+        y = y if output_mask is None else mask_around_means(y, output_mask, block)
         return y[..., : size[0], : size[1], :]
     # The transform reads by coefficient, not by row.
     x = materialize(x)

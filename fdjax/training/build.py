@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,10 +12,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fdjax.config import Config, LearnConfig
 from fdjax.errors import UserError
-from fdjax.nn import MobileNetV2
+from fdjax.nn import MobileNetV2, WideGroups
 from fdjax.ops.fcmask import counts_to_fcmask, kept_counts
 from fdjax.pruning import HardMasks, harden, harden_to_target
-from fdjax.spec import Counts, NetworkSpec
+from fdjax.spec import Counts, NetworkSpec, tied_mask, units
 
 
 def build_network(
@@ -94,11 +95,39 @@ def layers_at_levels(spec: NetworkSpec, counts: Counts, levels: tuple[int, ...])
     return frozenset(found)
 
 
+# Pixels of a map below which groups of their own gain less time in steps than they cost in compilation.
+_SMALLEST_MAP = 64
+
+
+def wide_groups(spec: NetworkSpec, counts: Counts) -> tuple[tuple[str, WideGroups], ...]:
+    """(block name, groups of its wide channels) of the blocks that are worth running group by group.
+
+    A block without a dead channel or anything to gain from tied masks is left out, as is one of dead channels only.
+    """
+    found = []
+    for name, roles in units(spec).items():
+        project, expand = roles["project"], roles.get("expand")
+        if not project.block:
+            continue
+        kept, whole, means = project.input_counts(counts), np.array([], int), np.array([], int)
+        narrow_masks = expand is None or expand.input_mask or project.output_mask
+        if tied_mask(roles) and not narrow_masks and math.prod(project.in_size) >= _SMALLEST_MAP:
+            whole = np.flatnonzero(kept == project.num_coefs)
+            sides = (*roles["depthwise"].in_size, *roles["depthwise"].out_size)
+            if all(side % project.block == 0 for side in sides):
+                means = np.flatnonzero((kept == 1) & (project.num_coefs > 1))
+        others = np.setdiff1d(np.flatnonzero(kept), np.concatenate([whole, means]))
+        if 0 < len(others) < len(kept) or len(whole) or len(means):
+            found.append((name, WideGroups(*(tuple(map(int, group)) for group in (whole, means, others)))))
+    return tuple(found)
+
+
 def hard_network(network: MobileNetV2, spec: NetworkSpec, counts: Counts) -> MobileNetV2:
-    """The network with rounded masks, without transforms where `counts` need none."""
+    """The network with rounded masks: without transforms where `counts` need none, and without dead wide channels."""
     return dataclasses.replace(
         network,
         mode="hard",
         whole_channels=layers_at_levels(spec, counts, (0,)),
         block_means=layers_at_levels(spec, counts, (0, 1)),
+        wide_groups=wide_groups(spec, counts),
     )

@@ -121,7 +121,7 @@ class Measurements:
             variables[FCMASK] = collection_of(self.spec, hard.counts)
             if phase.hard or finished:
                 network = hard_network(self.network, self.spec, hard.counts)
-                key = (network.whole_channels, network.block_means)
+                key = (network.whole_channels, network.block_means, network.wide_groups)
             else:  # One program serves however the masks move.
                 key, network = "moving", dataclasses.replace(self.network, mode="hard")
         if key not in self._evaluators:
