@@ -158,12 +158,20 @@ class LearnConfig(_Checked):
     """Of the masks (with adam, begin with 0.002)."""
     momentum: float = 0.9
     """Of sgd."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Of the masks' learning rate, after warm-up."""
+    warmup_epochs: float = 0.0
+    """Epochs of mask learning in which the masks' learning rate rises from zero."""
+    noise: float = 0.0
+    """Standard deviation of the noise that mask steps add to every FCMask, 0 to 1."""
     sides: Literal["both", "input", "output"] = "both"
     """Which sides of a pointwise layer have masks."""
     tied: bool = False
     """One FCMask for a wide channel of a residual block (expand output, project input), none on its narrow sides."""
     levels: str = "all"
     """Kept counts that masks fade between and are rounded to: all, or a list such as 0,1,N."""
+    group_multiple: int = 1
+    """Round tied masks so that the channels of a block that keep a count are a multiple of this many."""
     block: int = 4
     """Side of the square DCT block in pixels, 1 to 16."""
     block_by_map: tuple[tuple[int, int], ...] = ()
@@ -197,6 +205,12 @@ class LearnConfig(_Checked):
             self.lambda_ is None or self.lambda_ > 0 or (self.lambda_ == 0 and self.target_macs is None),
             "lambda_",
             "above 0 (0 only without a target), or None",
+        )
+        self._require(0 <= self.noise <= 1, "noise", "from 0 to 1")
+        self._require(self.warmup_epochs >= 0, "warmup_epochs", "0 or more")
+        self._require(self.group_multiple >= 1, "group_multiple", "at least 1")
+        self._require(
+            self.group_multiple == 1 or self.tied, "group_multiple", "1 where masks are not tied (--learn.tied)"
         )
         self._require(0 < self.ramp <= 1, "ramp", "above 0 and at most 1")
         self._require(0 <= self.straight_through <= 1, "straight_through", "a share from 0 to 1")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fdjax.config import LearnConfig
 from fdjax.ops import kept_counts
 from fdjax.ops.fcmask import counts_to_fcmask, level_counts
-from fdjax.pruning import HardMasks, gate_counts, harden, harden_to_target, mac_ratio, round_masks
+from fdjax.pruning import HardMasks, even_groups, gate_counts, harden, harden_to_target, mac_ratio, round_masks
 from fdjax.spec import NetworkSpec, effective_counts, network_macs, tied_mask, units
 from tests.small_network import small
 
@@ -282,6 +282,45 @@ def test_dead_channels_of_the_gated_network_are_those_of_the_masks() -> None:
             np.testing.assert_array_equal(left == 0, right == 0)
 
 
+# Even groups
+
+
+@given(st.sampled_from(["tied", "tied, one block size"]), st.sampled_from(sorted(LEVELS)), st.integers(0, 1000))
+def test_groups_are_multiples_and_follow_the_order_of_the_masks(kind: str, levels: str, seed: int) -> None:
+    spec, multiple = SPECS[kind], 8
+    masks = random_masks(spec, seed)
+    counts = round_masks(spec, masks, LEVELS[levels])
+    evened = even_groups(spec, masks, counts, multiple)
+    shared = {tied_mask(roles) for roles in units(spec).values()} - {None}
+    for path, old in counts.items():
+        new = evened[path]
+        if path not in shared:
+            np.testing.assert_array_equal(new, old)
+            continue
+        assert set(new) <= {0, *old}
+        for count in np.unique(old[old > 0]):
+            width, was = int((new >= count).sum()), int((old >= count).sum())
+            assert width % multiple == 0 or width == len(new)
+            assert abs(width - was) <= multiple // 2
+        above = masks[path][:, None] > masks[path][None, :]
+        assert (new[:, None] >= new[None, :])[above].all()
+
+
+def test_even_groups_by_hand() -> None:
+    """12 channels: of 7 that keep all and 2 more that keep the mean, 8 and 8 are left in multiples of 4."""
+    spec = dataclasses.replace(SPECS["tied, one block size"])
+    path, (channels, num_coefs) = next(item for item in spec.mask_sizes.items() if item[0].endswith("/wide"))
+    masks = random_masks(spec, 0)
+    masks[path] = np.linspace(0, 1, channels).astype(np.float32)
+    counts = dict(round_masks(spec, masks))
+    counts[path] = np.zeros(channels, int)
+    counts[path][-9:], counts[path][-7:] = 1, num_coefs
+    expected = np.zeros(channels, int)
+    expected[-8:] = num_coefs
+    np.testing.assert_array_equal(even_groups(spec, masks, counts, 4)[path], expected)
+    np.testing.assert_array_equal(even_groups(spec, masks, counts, 1)[path], counts[path])
+
+
 # The target
 
 TARGETS = (0.2, 0.35, 0.5, 0.65, 0.8)
@@ -303,6 +342,7 @@ def at_targets(kind: str, seed: int, **settings) -> list[HardMasks]:
         ("tied", {}),
         ("tied, one block size", {"levels": LEVELS["0,1,N"]}),
         ("both", {"levels": LEVELS["0,N"]}),
+        ("tied", {"levels": LEVELS["0,1,N"], "group_multiple": 2}),
         ("4x4", {"gate": "none"}),
     ],
 )

@@ -47,6 +47,36 @@ def round_masks(spec: NetworkSpec, fcmasks: FcMasks, levels: Levels = None, offs
     return counts
 
 
+def even_groups(spec: NetworkSpec, fcmasks: FcMasks, counts: Counts, multiple: int) -> Counts:
+    """Makes groups of tied channels as wide as hardware likes.
+
+    In every tied block the number of channels that keep a given count or more becomes the nearest multiple of
+    `multiple`, a half upwards, or all channels; where it changes, the channels whose masks are nearest move.
+
+    Args:
+      spec: the network.
+      fcmasks: path -> FCMask [channels].
+      counts: path -> kept counts, from `round_masks`.
+      multiple: 1 or more.
+    """
+    evened = dict(counts)
+    if multiple == 1:
+        return evened
+    for roles in units(spec).values():
+        path = tied_mask(roles)
+        if path is None:
+            continue
+        old = counts[path]
+        # Highest mask first; among equals the first channel.
+        order = np.argsort(-np.asarray(fcmasks[path], np.float64), kind="stable")
+        new = np.zeros_like(old)
+        for count in np.unique(old[old > 0]):
+            width = int((old >= count).sum())
+            new[order[: min(len(old), (width + multiple // 2) // multiple * multiple)]] = count
+        evened[path] = new
+    return evened
+
+
 def gate_counts(
     spec: NetworkSpec, counts: Counts, convention: str = "total"
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -131,6 +161,7 @@ def harden(
     gate: str = "macs",
     convention: str = "total",
     offset: float = 0.0,
+    group_multiple: int = 1,
 ) -> HardMasks:
     """Rounds masks and gates the result.
 
@@ -141,8 +172,9 @@ def harden(
       gate: "macs" or "none".
       convention: of the gate, "total" or "paper".
       offset: added to every FCMask before rounding.
+      group_multiple: of which the sizes of tied groups are made multiples (`even_groups`).
     """
-    counts: Counts = round_masks(spec, fcmasks, levels, offset)
+    counts = even_groups(spec, fcmasks, round_masks(spec, fcmasks, levels, offset), group_multiple)
     released: tuple[str, ...] = ()
     if gate == "macs":
         counts, released = gate_counts(spec, counts, convention)
@@ -162,6 +194,7 @@ def harden_to_target(
     levels: Levels = None,
     gate: str = "macs",
     convention: str = "total",
+    group_multiple: int = 1,
     iterations: int = 20,
 ) -> HardMasks:
     """Finds the offset, from -1 to 1, whose hard masks come nearest to `target`.
@@ -172,7 +205,15 @@ def harden_to_target(
     """
 
     def at(offset: float) -> tuple[float, HardMasks]:
-        hard = harden(spec, fcmasks, levels=levels, gate=gate, convention=convention, offset=offset)
+        hard = harden(
+            spec,
+            fcmasks,
+            levels=levels,
+            gate=gate,
+            convention=convention,
+            offset=offset,
+            group_multiple=group_multiple,
+        )
         return abs(mac_ratio(hard.macs, convention) - target), hard
 
     low, high = -1.0, 1.0

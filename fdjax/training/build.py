@@ -76,12 +76,15 @@ def hard_masks(learn: LearnConfig, spec: NetworkSpec, fcmask, *, to_target: bool
       to_target: shift the rounding so that the target is met; else the masks are rounded as they stand.
     """
     masks = flat_masks(fcmask)
-    convention = learn.target_convention
+    rounding: Any = {
+        "levels": learn.counts_below_whole,
+        "gate": learn.gate,
+        "convention": learn.target_convention,
+        "group_multiple": learn.group_multiple,
+    }
     if to_target and learn.target_macs is not None:
-        return harden_to_target(
-            spec, masks, learn.target_macs, levels=learn.counts_below_whole, gate=learn.gate, convention=convention
-        )
-    return harden(spec, masks, levels=learn.counts_below_whole, gate=learn.gate, convention=convention)
+        return harden_to_target(spec, masks, learn.target_macs, **rounding)
+    return harden(spec, masks, **rounding)
 
 
 def layers_at_levels(spec: NetworkSpec, counts: Counts, levels: tuple[int, ...]) -> frozenset[str]:

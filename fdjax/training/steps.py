@@ -129,6 +129,19 @@ def mask_penalty(spec: NetworkSpec, fcmask: Any, learn: LearnConfig) -> jax.Arra
     return expected / sum(layer.dense_macs for layer in spec.counted_layers)
 
 
+def with_noise(key: jax.Array, fcmask: Any, deviation: float) -> Any:
+    """Gaussian noise of this standard deviation on every FCMask, and back to [0, 1]; gradients pass as they are.
+
+    What survives it does not depend on a mask's exact value, and neither then on rounding it.
+    """
+    if not deviation:
+        return fcmask
+    leaves, tree = jax.tree.flatten(fcmask)
+    keys = jax.random.split(key, len(leaves))
+    moved = [jnp.clip(m + deviation * jax.random.normal(k, m.shape), 0, 1) for m, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, [m + jax.lax.stop_gradient(to - m) for m, to in zip(leaves, moved, strict=True)])
+
+
 def make_mask_step(
     network: MobileNetV2,
     spec: NetworkSpec,
@@ -145,7 +158,8 @@ def make_mask_step(
         loss_from = objective(state, x)
 
         def loss_of(fcmask):
-            logits = network.apply({**state.variables(), FCMASK: fcmask}, x, train=False)
+            seen = with_noise(jax.random.fold_in(key, 1), fcmask, learn.noise)
+            logits = network.apply({**state.variables(), FCMASK: seen}, x, train=False)
             assert isinstance(logits, jax.Array)
             loss = loss_from(logits, labels)
             return loss + state.lambda_ * mask_penalty(spec, fcmask, learn), (loss, logits)

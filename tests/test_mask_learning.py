@@ -1,0 +1,66 @@
+"""What moves masks beside the loss: noise, and the schedule of their learning rate."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fdjax.config import LearnConfig
+from fdjax.errors import UserError
+from fdjax.training.optimizers import learning_rate_schedule, mask_optimizer
+from fdjax.training.steps import with_noise
+
+MASKS = {"a": jnp.full(4000, 0.5), "b": {"c": jnp.linspace(0, 1, 101)}}
+
+
+def test_noise_has_its_deviation_and_leaves_masks_in_range():
+    noisy = with_noise(jax.random.key(0), MASKS, 0.1)
+    moved = np.asarray(noisy["a"] - MASKS["a"])
+    assert abs(moved.mean()) < 0.01 and moved.std() == pytest.approx(0.1, rel=0.05)
+    for leaf in jax.tree.leaves(noisy):
+        assert leaf.min() >= -1e-6 and leaf.max() <= 1 + 1e-6
+    assert np.abs(noisy["b"]["c"] - MASKS["b"]["c"]).max() > 0.05
+    again, other = (with_noise(jax.random.key(key), MASKS, 0.1) for key in (0, 1))
+    np.testing.assert_array_equal(again["a"], noisy["a"])
+    assert np.abs(other["a"] - noisy["a"]).max() > 0.1
+
+
+def test_no_noise_is_the_masks_themselves():
+    assert with_noise(jax.random.key(0), MASKS, 0.0) is MASKS
+
+
+def test_gradients_pass_noise_also_where_it_was_clipped():
+    weights = jnp.linspace(-1, 1, 101)
+    gradient = jax.grad(lambda m: jnp.sum(weights * with_noise(jax.random.key(0), m, 0.5)))(jnp.linspace(0, 1, 101))
+    np.testing.assert_allclose(gradient, weights, rtol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_the_masks_learning_rate_rises_and_falls(optimizer: str):
+    """Under a constant gradient and without momentum the moves of a mask are in proportion to the learning rate."""
+    learn = LearnConfig(optimizer=optimizer, learning_rate=0.01, momentum=0.0, schedule="cosine", warmup_epochs=0.5)  # type: ignore[arg-type]
+    steps, per_epoch = 30, 20
+    transform = mask_optimizer(learn, learning_rate_schedule(learn, steps, per_epoch))
+    mask, moves = jnp.ones(1), []
+    state = transform.init(mask)
+    for _ in range(steps):
+        update, state = transform.update(jnp.ones(1), state, mask)
+        moves.append(-float(update[0]))
+    after = np.arange(20)
+    expected = 0.01 * np.concatenate([np.arange(10) / 10, 0.5 * (1 + np.cos(np.pi * after / 20))])
+    np.testing.assert_allclose(moves, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("noise", 1.5), ("noise", -0.1), ("warmup_epochs", -1.0), ("group_multiple", 0)]
+)
+def test_settings_out_of_range_are_refused(field: str, value: float):
+    with pytest.raises(UserError, match=f"LearnConfig.{field} must be .*, got {value}"):
+        LearnConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_groups_of_a_multiple_need_tied_masks():
+    with pytest.raises(UserError, match=r"group_multiple must be 1 where masks are not tied .*, got 8"):
+        LearnConfig(group_multiple=8)
