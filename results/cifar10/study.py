@@ -1,0 +1,146 @@
+"""The runs behind this folder's tables: each a call of train.py, several at a time, finished ones skipped.
+
+    python results/cifar10/study.py --data DIR --workdir DIR [--jobs 2] [--only 'forms/*' ...] [--list]
+
+Every run is an ordinary workdir under --workdir, with its log beside it; interrupted, the same command goes on. A run
+starts once the run that it is pruned from is finished. `--list` prints the calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import fnmatch
+import itertools
+import json
+import os
+import queue
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = "configs/cifar10_narrow.py"
+
+
+class Run(NamedTuple):
+    """A call of train.py; `init` is the run whose checkpoint it starts from."""
+
+    name: str
+    flags: str
+    init: str | None = None
+
+
+# The paper's masks, and three of ours.
+FORMS = {
+    "paper": "--learn.no-tied --learn.sides both --learn.levels all",
+    "tied_all": "--learn.tied --learn.levels all",
+    "tied_01N": "--learn.tied --learn.levels 0,1,N",
+    "tied_0N": "--learn.tied --learn.levels 0,N",
+}
+# Comparisons are short: all have the same steps.
+SHORT = "--learn.steps 240 --refine.steps 480 --checkpoint.every-epochs 4"
+
+
+def runs() -> list[Run]:
+    """All of them, those that matter most first."""
+    found = []
+    for seed in (0, 1):
+        found.append(Run(f"main/dense_seed{seed}", f"--seed {seed} --phases pretrain"))
+
+    def pruned(name: str, seed: int, flags: str, init: str | None = None) -> None:
+        found.append(Run(name, f"--seed {seed} {flags}", init or f"main/dense_seed{seed}"))
+
+    def form(name: str, block: int, target: float, seed: int) -> None:
+        flags = f"{FORMS[name]} --learn.block {block} --learn.target-macs {target} {SHORT}"
+        pruned(f"forms/{name}_block{block}_{target}_seed{seed}", seed, flags)
+
+    for seed in (0, 1):
+        for name, target in itertools.product(FORMS, (0.5, 0.33)):
+            form(name, 2, target, seed)
+        # Levels 0 and N need no transform, so that the block means nothing to them.
+        for name, target in itertools.product(("paper", "tied_all", "tied_01N"), (0.5, 0.33)):
+            form(name, 4, target, seed)
+        pruned(f"forms/nothing_pruned_seed{seed}", seed, f"--phases refine {SHORT}")
+    for seed, (name, target) in itertools.product((0, 1), (("half", 0.5), ("third", 0.33))):
+        pruned(f"main/{name}_seed{seed}", seed, f"--learn.target-macs {target}")
+    for seed in (0, 1):
+        pruned(f"main/nothing_pruned_seed{seed}", seed, "--phases refine")
+    for target in (0.8, 0.2):
+        pruned(f"schemes/refine_{target}", 0, f"--learn.target-macs {target} {SHORT}")
+    for target in (0.8, 0.5, 0.33, 0.2):
+        alternate = (
+            "--phases alternate refine --alternate.steps 480 --alternate.unit steps --alternate.mask-turn 20 "
+            "--alternate.weight-turn 20 --alternate.learning-rate 0.05 --refine.steps 240"
+        )
+        pruned(
+            f"schemes/alternate_{target}", 0, f"{alternate} --learn.target-macs {target} --checkpoint.every-epochs 4"
+        )
+    for rate, target in itertools.product((0.01, 0.03, 0.3), (0.5, 0.33)):
+        pruned(f"rates/rate{rate}_{target}", 0, f"--learn.learning-rate {rate} --learn.target-macs {target} {SHORT}")
+    return found
+
+
+def finished(workdir: Path) -> bool:
+    """Whether a run is finished."""
+    file = workdir / "summary.json"
+    return file.exists() and "top1" in json.loads(file.read_text())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="the image folder")
+    parser.add_argument("--workdir", required=True, help="where the runs lie")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, each on a core of its own")
+    parser.add_argument("--only", nargs="+", default=["*"], help="patterns of names")
+    parser.add_argument("--list", action="store_true", help="print the calls, and do nothing")
+    flags = parser.parse_args()
+    base = Path(flags.workdir).resolve()
+    cores = sorted(os.sched_getaffinity(0))
+    free: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for job in range(flags.jobs):
+        free.put(cores[job % len(cores)])
+
+    def call(run: Run) -> list[str]:
+        command = [sys.executable, "train.py", "--config", CONFIG, "--workdir", str(base / run.name)]
+        init = ["--init", str(base / run.init)] if run.init else []
+        return [*command, "--data.path", flags.data, *run.flags.split(), *init]
+
+    def start(run: Run) -> bool:
+        core = free.get()
+        try:
+            log = base / f"{run.name}.txt"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("a") as stream:
+                done = subprocess.run(
+                    ["taskset", "-c", str(core), *call(run)], cwd=ROOT, stdout=stream, stderr=stream, check=False
+                )
+            print(f"{run.name}: {'done' if done.returncode == 0 else f'failed, see {log}'}", flush=True)
+            return done.returncode == 0
+        finally:
+            free.put(core)
+
+    chosen = [run for run in runs() if any(fnmatch.fnmatch(run.name, pattern) for pattern in flags.only)]
+    if flags.list:
+        for run in chosen:
+            print(" ".join(call(run)))
+        return 0
+    waiting, going, failed = [run for run in chosen if not finished(base / run.name)], {}, 0
+    with concurrent.futures.ThreadPoolExecutor(flags.jobs) as pool:
+        while waiting or going:
+            ready = [run for run in waiting if run.init is None or finished(base / run.init)]
+            for run in ready[: flags.jobs - len(going)]:
+                waiting.remove(run)
+                going[pool.submit(start, run)] = run
+            if not going:
+                print(f"not started, for want of the runs they start from: {', '.join(run.name for run in waiting)}")
+                return 1
+            done, _ = concurrent.futures.wait(going, return_when=concurrent.futures.FIRST_COMPLETED)
+            failed += sum(not future.result() for future in done)
+            going = {future: run for future, run in going.items() if future not in done}
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
