@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,11 +49,11 @@ class TrainArguments:
     settings: Annotated[Config, tyro.conf.arg(name="")]
 
 
-def _config_flag(arguments: Sequence[str], program: str) -> str | None:
-    """The value of --config, found before the flags that depend on it can be parsed."""
+def _config_flag(arguments: Sequence[str], program: str, flag: str = "--config") -> str | None:
+    """The value of --config, or another flag, found before the flags that depend on it can be parsed."""
     parser = argparse.ArgumentParser(prog=program, add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
-    return parser.parse_known_args(list(arguments))[0].config
+    parser.add_argument(flag, dest="value")
+    return parser.parse_known_args(list(arguments))[0].value
 
 
 def check_json_target(path: str | None) -> None:
@@ -203,6 +204,59 @@ def macs_command(arguments: Sequence[str]) -> int:
 
 
 @dataclasses.dataclass(kw_only=True)
+class BlocksArguments:
+    """Chooses the block of each layer of a pretrained network: the one that loses the least energy for its MACs."""
+
+    checkpoint: str
+    """A workdir, its checkpoints folder, or one step's folder, of a run that has not trained weights under masks."""
+    candidates: tuple[int, ...] = (1, 2, 4)
+    """Blocks to choose from, 1 to 16; those larger than a layer's map are passed over there."""
+    target_macs: float | None = None
+    """The MAC ratio (macs.ratio) at which blocks are compared, above 0 to 1 (None: the run's)."""
+    tied: bool = False
+    """As learn.tied, and by default as in the run's config: a residual block's two layers then get one block."""
+    levels: str = "all"
+    """As learn.levels, likewise."""
+    sides: Literal["both", "input", "output"] = "both"
+    """As learn.sides, likewise."""
+    images: int = 512
+    """How many training images to look at (seeded)."""
+    data_path: str | None = None
+    """Where the run's data set lies now, if it has moved."""
+    json: str | None = None
+    """Write the choice to this file too."""
+
+
+def blocks_command(arguments: Sequence[str]) -> int:
+    """`fdjax blocks`."""
+    path = _config_flag(arguments, "fdjax blocks", "--checkpoint")
+    required: Any = tyro.MISSING
+    restored, defaults = None, BlocksArguments(checkpoint=required)
+    if path is not None:
+        from fdjax.checkpoint import find_checkpoint
+        from fdjax.training.restore import restore
+
+        restored = restore(*find_checkpoint(path))
+        own = restored.config.learn
+        defaults = BlocksArguments(checkpoint=path, tied=own.tied, levels=own.levels, sides=own.sides)
+    parsed = tyro.cli(BlocksArguments, prog="fdjax blocks", args=arguments, default=defaults)
+    assert restored is not None  # without --checkpoint parsing has failed
+    check_json_target(parsed.json)
+    learn = dataclasses.replace(restored.config.learn, tied=parsed.tied, levels=parsed.levels, sides=parsed.sides)
+    if parsed.target_macs is not None:
+        learn = dataclasses.replace(learn, target_macs=parsed.target_macs, lambda_=None)
+    from fdjax.reports import blocks_table
+    from fdjax.training.calibrate import choose_blocks_of
+
+    report = choose_blocks_of(restored, learn, parsed.candidates, parsed.images, parsed.data_path)
+    print(blocks_table(report))
+    print(f"{report['macs']['ratio']:.3f}x MACs, by {report['num_images']:,} training images; for train.py:")
+    print(shlex.join(report["flags"]))
+    write_report(parsed.json, report)
+    return 0
+
+
+@dataclasses.dataclass(kw_only=True)
 class ResultsArguments:
     """Records finished runs in one folder, with a table and a plot of all runs recorded there, now and before."""
 
@@ -227,6 +281,7 @@ def results_command(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "macs": (macs_command, "count the MACs of a config or a checkpoint, layer by layer"),
+    "blocks": (blocks_command, "choose the block of each layer of a pretrained network"),
     "results": (results_command, "record finished runs in one folder, with a table and a plot of them"),
 }
 

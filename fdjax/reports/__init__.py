@@ -13,12 +13,13 @@ from fdjax.reports.plots import (
     plot_run,
 )
 from fdjax.reports.results import Result, csv_text, flat_settings, markdown, read_result, seed_groups
-from fdjax.reports.tables import macs_table
+from fdjax.reports.tables import blocks_table, macs_table
 from fdjax.reports.tradeoff import plot_tradeoff, tradeoff_figure
 
 __all__ = [
     "NoDataError",
     "Result",
+    "blocks_table",
     "csv_text",
     "fcmask_figure",
     "flat_settings",

@@ -27,3 +27,24 @@ def macs_table(macs: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]) -> 
     rows += ["-" * len(heading), f"{'all':{width}} {'':5} {totals} {macs['ratio']:6.3f}"]
     rows.append(f"total / dense {macs['ratio']:.4f}, by the paper's count {macs['paper_ratio']:.4f}")
     return "\n".join(rows)
+
+
+def blocks_table(report: Mapping[str, Any]) -> str:
+    """A row per unit: its map, what each block loses of its energy and costs at one price of a MAC, the block chosen.
+
+    Args:
+      report: of `fdjax blocks`.
+    """
+    units = report["units"]
+    blocks = sorted({option["block"] for unit in units for option in unit["options"]})
+    width = max(len("layer"), *(len(unit["name"]) for unit in units))
+    columns = [f"{f'lost, K={block}':>10}" for block in blocks] + [f"{f'MACs, K={block}':>12}" for block in blocks]
+    heading = " ".join([f"{'layer':{width}} {'map':>7}", *columns, "block"])
+    rows = [heading, "-" * len(heading)]
+    for unit in units:
+        by_block = {option["block"]: option for option in unit["options"]}
+        losses = (f"{by_block[block]['lost']:10.1%}" if block in by_block else f"{'-':>10}" for block in blocks)
+        macs = (f"{by_block[block]['macs']:12,}" if block in by_block else f"{'-':>12}" for block in blocks)
+        size = "x".join(map(str, unit["maps"][0]))
+        rows.append(" ".join([f"{unit['name']:{width}} {size:>7}", *losses, *macs, f"{unit['block']:5}"]))
+    return "\n".join(rows)

@@ -9,7 +9,7 @@ import jax
 
 from fdjax.checkpoint import Checkpoints
 from fdjax.config import Config
-from fdjax.data import check_source, limit_training, load_dataset, split_validation
+from fdjax.data import Dataset, check_source, limit_training, load_dataset, split_validation
 from fdjax.errors import UserError
 from fdjax.nn import FCMASK, MobileNetV2
 from fdjax.pruning import HardMasks
@@ -132,6 +132,24 @@ def masks_as_they_stand(
     return None
 
 
+def load_restored_data(restored: Restored, data_path: str | None = None) -> Dataset:
+    """The data set of a checkpoint's run; `data_path` in place of the run's own `data.path`.
+
+    Raises:
+      UserError: the data are not there or are others.
+    """
+    data, spec = restored.config.data, restored.spec
+    path = data_path if data_path is not None else data.path
+    check_source(data.name, path)
+    dataset = load_dataset(data.name, path, data.image_size, data.grayscale)
+    if (dataset.image_shape, dataset.class_names) != (spec.input_shape, spec.class_names):
+        raise UserError(
+            f"the checkpoint was trained on {spec.input_shape} images of the classes {', '.join(spec.class_names)}; "
+            f"the data are {dataset.image_shape} images of {', '.join(dataset.class_names)}"
+        )
+    return dataset
+
+
 def evaluate_restored(restored: Restored, split: str = "test", data_path: str | None = None) -> dict[str, Any]:
     """Accuracy and MACs of a checkpoint's network as it stands.
 
@@ -143,15 +161,7 @@ def evaluate_restored(restored: Restored, split: str = "test", data_path: str | 
     Raises:
       UserError: the data are not there or are others, or there is no validation share.
     """
-    data, spec = restored.config.data, restored.spec
-    path = data_path if data_path is not None else data.path
-    check_source(data.name, path)
-    dataset = load_dataset(data.name, path, data.image_size, data.grayscale)
-    if (dataset.image_shape, dataset.class_names) != (spec.input_shape, spec.class_names):
-        raise UserError(
-            f"the checkpoint was trained on {spec.input_shape} images of the classes {', '.join(spec.class_names)}; "
-            f"the data are {dataset.image_shape} images of {', '.join(dataset.class_names)}"
-        )
+    data, spec, dataset = restored.config.data, restored.spec, load_restored_data(restored, data_path)
     images, labels = dataset.test_images, dataset.test_labels
     if split == "validation":
         dataset = limit_training(dataset, data.train_limit, restored.config.seed)

@@ -1,0 +1,193 @@
+"""Choosing the blocks of a pretrained network's layers by what its maps look like on training images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fdjax.config import LearnConfig
+from fdjax.data import limit_training, normalize, split_validation
+from fdjax.data.batches import seeded_permutation
+from fdjax.errors import UserError
+from fdjax.nn import FrequencyPointwise, MobileNetV2
+from fdjax.ops.pointwise import dense_pointwise
+from fdjax.pruning.block_choice import (
+    BlockChoice,
+    Energies,
+    Option,
+    block_units,
+    check_choice,
+    choose_blocks,
+    coefficient_energy,
+    fitting_blocks,
+)
+from fdjax.spec import NetworkSpec
+from fdjax.training.restore import Restored, load_restored_data
+
+_CALIBRATION_STREAM = 4
+_BATCH = 128
+
+
+def side_energies(
+    network: MobileNetV2, spec: NetworkSpec, variables: dict[str, Any], images: np.ndarray, candidates: Sequence[int]
+) -> Energies:
+    """The energy of each coefficient on every masked side of the unpruned network.
+
+    What a mask multiplies is measured: the input of a layer, and its output before batch norm. Outputs are scaled as
+    the batch norm scales them, since their own scale means nothing to what follows. Energy is about the channel's mean
+    in the batch: a constant that is missing is made up for by the batch norm after the layer, once weights are refined.
+
+    Args:
+      network: any masks it has are not used.
+      spec: of it, with the masks that will be learned and with preprocessing.
+      variables: its collections.
+      images: uint8 [n, H, W, C], taken in equal batches; the last few may be left over.
+      candidates: K; of each side those that fit are measured.
+
+    Returns:
+      (layer name, "input" or "output") -> K -> float64 [N, channels].
+    """
+    network = dataclasses.replace(network, mode="off")
+    wanted = {
+        (layer.name, side): fitting_blocks(layers, candidates)
+        for layers in block_units(spec).values()
+        for layer in layers
+        for side in ("input", "output")
+        if getattr(layer, f"{side}_mask")
+    }
+
+    @jax.jit
+    def measure(variables: dict[str, Any], images: jax.Array):
+        found = {}
+
+        def look(call, args, kwargs, context):
+            layer = context.module
+            if isinstance(layer, FrequencyPointwise) and context.method_name == "__call__":
+                x, norm = args[0], kwargs["norm"]
+                var = norm.get_variable("batch_stats", "var")
+                slope = norm.get_variable("params", "scale") * jax.lax.rsqrt(var + norm.epsilon)
+                kernel = layer.get_variable("params", "kernel") * slope
+                for side, y in (("input", x), ("output", dense_pointwise(x, kernel))):
+                    place = ("/".join(layer.path), side)
+                    y -= jnp.mean(y, axis=(0, 1, 2))
+                    if place in wanted:
+                        found[place] = {block: coefficient_energy(y, block) for block in wanted[place]}
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(look):
+            network.apply(variables, normalize(images, spec.input_mean, spec.input_std), train=False)
+        return found
+
+    batches = -(-len(images) // _BATCH)
+    size = len(images) // batches
+    total: Any = None
+    for start in range(0, size * batches, size):
+        energies = jax.tree.map(lambda e: np.asarray(e, np.float64), measure(variables, images[start : start + size]))
+        total = energies if total is None else jax.tree.map(np.add, total, energies)
+    return jax.tree.map(lambda e: e / batches, total)
+
+
+def choose_blocks_of(
+    restored: Restored, learn: LearnConfig, candidates: Sequence[int], num_images: int, data_path: str | None = None
+) -> dict[str, Any]:
+    """Chooses a block for every layer of a pretrained network.
+
+    Args:
+      restored: the checkpoint.
+      learn: mask settings and target; its blocks are not used.
+      candidates: K.
+      num_images: of the run's training images (seeded, the validation share left out), as many as there are.
+      data_path: in place of the run's own `data.path`.
+
+    Returns:
+      The report of `fdjax blocks`, of JSON types.
+
+    Raises:
+      UserError: the network has been refined under masks, the settings do not fit it, or the data are not there.
+    """
+    config = restored.config
+    if restored.done.weights_adapted or restored.phase.adapts_weights:
+        raise UserError(
+            f"the checkpoint is in {restored.phase.name}, its weights have been trained under masks; blocks are chosen "
+            "by the maps of an unpruned network: give a checkpoint that has done no more than pretrain and learn"
+        )
+    if learn.target_macs is None:
+        raise UserError("the checkpoint's config has no target; give one: --target-macs 0.5")
+    if num_images < 1:
+        raise UserError(f"--images must be at least 1, got {num_images}")
+    asked = dataclasses.replace(
+        restored.network, block=1, block_by_map={}, block_by_layer={}, sides=learn.sides, tied=learn.tied
+    )
+    spec = dataclasses.replace(
+        asked.spec(restored.spec.input_shape, restored.spec.count_classifier),
+        input_mean=restored.spec.input_mean,
+        input_std=restored.spec.input_std,
+    )
+    try:
+        check_choice(spec, candidates, learn.target_macs)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+    dataset = limit_training(load_restored_data(restored, data_path), config.data.train_limit, config.seed)
+    train, _ = split_validation(len(dataset.train_labels), dataset.train_labels, config.data.validation, config.seed)
+    sample = train[seeded_permutation(len(train), config.seed, _CALIBRATION_STREAM)[:num_images]]
+    images = dataset.train_images[np.sort(sample)]
+    energies = side_energies(restored.network, spec, restored.state.variables(), images, candidates)
+    choice = choose_blocks(spec, energies, candidates, learn.target_macs, learn.counts_below_whole)
+    return _report(choice, config.learn, learn, len(images))
+
+
+def _report(choice: BlockChoice, before: LearnConfig, learn: LearnConfig, num_images: int) -> dict[str, Any]:
+    def option_row(option: Option) -> dict[str, Any]:
+        histograms = {path: np.bincount(kept, minlength=option.block**2 + 1) for path, kept in option.counts.items()}
+        kept_counts = {path: histogram.tolist() for path, histogram in histograms.items()}
+        return {"block": option.block, "lost": option.lost, "macs": option.macs, "kept_counts": kept_counts}
+
+    return {
+        "target_macs": learn.target_macs,
+        "masks": {"sides": learn.sides, "tied": learn.tied, "levels": learn.levels},
+        "num_images": num_images,
+        "multiplier": choice.multiplier,
+        "macs": choice.macs.to_dict(),
+        "units": [
+            {
+                "name": name,
+                "layers": [layer.name for layer in layers],
+                "maps": [list(layer.in_size) for layer in layers],
+                "options": [option_row(option) for option in choice.options[name]],
+                "block": choice.chosen[name].block,
+            }
+            for name, layers in block_units(choice.spec).items()
+        ],
+        "blocks": {layer.name: layer.block for layer in choice.spec.layers if layer.block},
+        "flags": block_flags(choice.spec, before, learn),
+    }
+
+
+def block_flags(spec: NetworkSpec, before: LearnConfig, learn: LearnConfig) -> list[str]:
+    """The flags of `train.py` that turn the mask settings `before` into `learn`, with the blocks of `spec`."""
+    wrapped = [layer for layer in spec.layers if layer.block]
+    frequent = Counter(layer.block for layer in wrapped)
+    common = min(frequent, key=lambda block: (-frequent[block], block))
+    by_map = dict(before.block_by_map)
+    others = [layer for layer in wrapped if by_map.get(layer.in_size[0], common) != layer.block]
+    flags = ["--learn.block", str(common)]
+    if others or before.block_by_layer:
+        flags += ["--learn.block-by-layer", *(word for layer in others for word in (layer.name, str(layer.block)))]
+    if learn.tied != before.tied:
+        flags.append("--learn.tied" if learn.tied else "--learn.no-tied")
+    if learn.levels != before.levels:
+        flags += ["--learn.levels", learn.levels]
+    if learn.sides != before.sides:
+        flags += ["--learn.sides", learn.sides]
+    # A run with a fixed lambda has no target; here it only says where blocks are compared.
+    if before.target_macs is not None and learn.target_macs != before.target_macs:
+        flags += ["--learn.target-macs", str(learn.target_macs)]
+    return flags
