@@ -395,6 +395,15 @@ def test_without_a_target_one_must_be_given(pretrained):
         choose_blocks_of(restored, learn, (1,), num_images=8)
 
 
+def test_a_target_that_only_empty_layers_reach_is_the_users_mistake(pretrained):
+    restored = restore(*find_checkpoint(str(pretrained)))
+    spec = restored.spec
+    floor = network_macs(spec, {path: np.zeros(n, int) for path, (n, _) in spec.mask_sizes.items()}).ratio
+    learn = dataclasses.replace(restored.config.learn, target_macs=floor + 1e-4)
+    with pytest.raises(UserError, match="every layer keeps something"):
+        choose_blocks_of(restored, learn, (1,), num_images=9)
+
+
 def test_no_checkpoint_is_refused(tmp_path, capsys):
     for arguments, expected in (([], "--checkpoint"), (["--checkpoint", str(tmp_path)], "checkpoint")):
         with pytest.raises(SystemExit) as stop:

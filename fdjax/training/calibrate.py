@@ -32,7 +32,7 @@ from fdjax.spec import NetworkSpec
 from fdjax.training.restore import Restored, load_restored_data
 
 _CALIBRATION_STREAM = 4
-_BATCH = 128
+_BATCH = 64
 
 
 def side_energies(
@@ -48,7 +48,7 @@ def side_energies(
       network: any masks it has are not used.
       spec: of it, with the masks that will be learned and with preprocessing.
       variables: its collections.
-      images: uint8 [n, H, W, C], taken in equal batches; the last few may be left over.
+      images: uint8 [n, H, W, C], shuffled, so that each batch is like the others.
       candidates: K; of each side those that fit are measured.
 
     Returns:
@@ -85,13 +85,13 @@ def side_energies(
             network.apply(variables, normalize(images, spec.input_mean, spec.input_std), train=False)
         return found
 
-    batches = -(-len(images) // _BATCH)
-    size = len(images) // batches
     total: Any = None
-    for start in range(0, size * batches, size):
-        energies = jax.tree.map(lambda e: np.asarray(e, np.float64), measure(variables, images[start : start + size]))
-        total = energies if total is None else jax.tree.map(np.add, total, energies)
-    return jax.tree.map(lambda e: e / batches, total)
+    # Of one size, or of two that differ by one: each is compiled for.
+    for batch in np.array_split(images, -(-len(images) // _BATCH)):
+        share = len(batch) / len(images)
+        part = jax.tree.map(lambda e, share=share: share * np.asarray(e, np.float64), measure(variables, batch))
+        total = part if total is None else jax.tree.map(np.add, total, part)
+    return total
 
 
 def choose_blocks_of(
@@ -138,9 +138,12 @@ def choose_blocks_of(
     dataset = limit_training(load_restored_data(restored, data_path), config.data.train_limit, config.seed)
     train, _ = split_validation(len(dataset.train_labels), dataset.train_labels, config.data.validation, config.seed)
     sample = train[seeded_permutation(len(train), config.seed, _CALIBRATION_STREAM)[:num_images]]
-    images = dataset.train_images[np.sort(sample)]
+    images = dataset.train_images[sample]
     energies = side_energies(restored.network, spec, restored.state.variables(), images, candidates)
-    choice = choose_blocks(spec, energies, candidates, learn.target_macs, learn.counts_below_whole)
+    try:
+        choice = choose_blocks(spec, energies, candidates, learn.target_macs, learn.counts_below_whole)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     return _report(choice, config.learn, learn, len(images))
 
 
