@@ -20,6 +20,7 @@ from fdjax.errors import UserError
 from fdjax.nn import FCMASK, FrequencyPointwise
 from fdjax.ops.fcmask import level_counts
 from fdjax.ops.macs import cheapest_pointwise
+from fdjax.pruning import gate_counts
 from fdjax.pruning.block_choice import (
     block_units,
     check_choice,
@@ -230,6 +231,9 @@ def test_white_maps_get_single_pixels_and_smooth_ones_get_blocks(tied, levels):
     def chosen(energy_of, target: float) -> dict[str, int]:
         choice = choose_blocks(spec, energies_of(spec, candidates, energy_of), candidates, target, levels)
         assert choice.macs.ratio <= target
+        counts = {path: kept for option in choice.chosen.values() for path, kept in option.counts.items()}
+        gated, _ = gate_counts(choice.spec, counts)  # nothing is pruned that costs more than it saves
+        assert all(np.array_equal(gated[path], counts[path]) for path in counts)
         assert {name: option.block for name, option in choice.chosen.items()} == {
             name: layers[0].block for name, layers in block_units(choice.spec).items()
         }
