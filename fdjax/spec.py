@@ -7,7 +7,7 @@ the network itself.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +16,8 @@ from fdjax.ops import macs as ops_macs
 
 Counts = Mapping[str, np.ndarray]
 Kind = Literal["conv", "pointwise", "depthwise", "dense"]
+# What is counted together, by role: an inverted residual block, or a wrapped layer outside of any, by its own name.
+Room = Mapping[str, "LayerSpec"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,19 +215,51 @@ def units(spec: NetworkSpec) -> dict[str, dict[str, LayerSpec]]:
     return found
 
 
+def rooms(spec: NetworkSpec) -> list[Room]:
+    """The inverted residual blocks and the wrapped layers outside of them, in the order of evaluation."""
+    by_unit = units(spec)
+    found: dict[str, Room] = {}
+    for layer in spec.layers:
+        if layer.unit:
+            found[layer.unit] = by_unit[layer.unit]
+        elif layer.block:
+            found[layer.name] = {layer.name: layer}
+    return list(found.values())
+
+
+def stage_masks(spec: NetworkSpec) -> dict[str, bool]:
+    """Path of every FCMask of a residual stream -> whether the stream's map is one of whole blocks.
+
+    On such a map the stream may stay in the frequency domain from layer to layer. Where blocks are padded it may not:
+    what its writers crop away its readers pad anew.
+    """
+    tied = {tied_mask(roles) for roles in units(spec).values()}
+    written = {layer.output_mask for layer in spec.layers} - tied
+    return {
+        layer.input_mask: all(side % (layer.block or 1) == 0 for side in layer.in_size)
+        for layer in spec.layers
+        if layer.input_mask and layer.input_mask in written
+    }
+
+
 def effective_counts(spec: NetworkSpec, counts: Counts) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Layer name -> kept counts (input [C], output [D]) of every wrapped layer, with dead channels dead on both ends.
 
     A wide channel that the expand layer does not produce or the project layer does not read is dead: what is left of it
     does not depend on the input (a constant, different at the borders) and folds into what follows.
     """
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for room in rooms(spec):
+        found |= _effective(room, counts)
+    return found
+
+
+def _effective(room: Room, counts: Counts) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     found = {
-        layer.name: (layer.input_counts(counts), layer.output_counts(counts)) for layer in spec.layers if layer.block
+        layer.name: (layer.input_counts(counts), layer.output_counts(counts)) for layer in room.values() if layer.block
     }
-    for roles in units(spec).values():
-        expand, project = roles.get("expand"), roles["project"]
-        if expand is None:
-            continue
+    expand, project = room.get("expand"), room.get("project")
+    if expand and project:
         (expand_in, expand_out), (project_in, project_out) = found[expand.name], found[project.name]
         dead = (expand_out == 0) | (project_in == 0)
         found[expand.name] = (expand_in, np.where(dead, 0, expand_out))
@@ -238,9 +272,18 @@ def _histogram(counts: np.ndarray, num_coefs: int) -> tuple[int, ...]:
 
 
 def unit_group_macs(
-    spec: NetworkSpec, roles: Mapping[str, LayerSpec], counts: np.ndarray, *, narrow_transforms: bool = True
+    spec: NetworkSpec,
+    roles: Mapping[str, LayerSpec],
+    counts: np.ndarray,
+    *,
+    narrow_transforms: bool = True,
+    narrow_counts: ops_macs.NarrowCounts = (None, None),
+    handovers: ops_macs.Handovers = ("pixels", "pixels"),
 ) -> Mapping[str, int]:
-    """MACs by role of a block whose wide channels have tied `counts` [E], run group by group (see `group_macs`)."""
+    """MACs by role of a block whose wide channels have tied `counts` [E], run group by group (see `group_macs`).
+
+    `narrow_counts` and `handovers` are those of the narrow input and output.
+    """
     expand, depthwise, project = roles.get("expand"), roles["depthwise"], roles["project"]
     assert project.block is not None
     if spec.padding == "torch":
@@ -262,6 +305,8 @@ def unit_group_macs(
         taps,
         depthwise.window,
         narrow_transforms,
+        narrow_counts,
+        handovers,
     )
 
 
@@ -272,6 +317,90 @@ def tied_mask(roles: Mapping[str, LayerSpec]) -> str | None:
     return project.input_mask if shared else None
 
 
+def room_macs(
+    spec: NetworkSpec, room: Room, counts: Counts, streams: Collection[str] = (), in_coefs: Collection[str] = ()
+) -> dict[str, tuple[int, str]]:
+    """Layer name -> (MACs, form) of a block or a layer, in its cheapest exact form.
+
+    Args:
+      spec: the network.
+      room: see `rooms`.
+      counts: path of every FCMask -> kept counts.
+      streams: the paths of stage masks on maps of whole blocks.
+      in_coefs: those of them whose streams are handed from layer to layer in the frequency domain.
+    """
+
+    def handover(path: str | None) -> ops_macs.Handover:
+        if path in in_coefs:
+            return "coefficients"
+        return "masked" if path in streams else "pixels"
+
+    totals: dict[str, tuple[int, str]] = {}
+    effective = _effective(room, counts)
+    for layer in room.values():
+        if layer.block:
+            inputs, outputs = (np.asarray(_histogram(side, layer.num_coefs)) for side in effective[layer.name])
+            totals[layer.name] = ops_macs.cheapest_pointwise(
+                layer.in_size, layer.block, inputs, outputs, (handover(layer.input_mask), handover(layer.output_mask))
+            )
+    depthwise, project = room.get("depthwise"), room.get("project")
+    if not depthwise or not project:
+        return totals
+    alive = depthwise.in_channels
+    if project.block:
+        alive = int((effective[project.name][0] > 0).sum())
+    totals[depthwise.name] = (
+        ops_macs.depthwise_macs(depthwise.out_size, alive, depthwise.window),
+        "dense" if alive == depthwise.in_channels else "channels",
+    )
+    shared = tied_mask(room)
+    if shared:
+        reads, writes = room["expand"].input_mask, project.output_mask
+        by_role = unit_group_macs(
+            spec,
+            room,
+            counts[shared],
+            narrow_counts=(counts[reads] if reads else None, counts[writes] if writes else None),
+            handovers=(handover(reads), handover(writes)),
+        )
+        if sum(by_role.values()) < sum(macs for macs, _ in totals.values()):
+            totals = {room[role].name: (macs, "groups") for role, macs in by_role.items()}
+    return totals
+
+
+# The streams that a room touches, and what its layers cost (see `room_macs`) by those of them that stay in the
+# frequency domain.
+RoomOptions = tuple[frozenset[str], Mapping[frozenset[str], Mapping[str, tuple[int, str]]]]
+
+
+def room_options(spec: NetworkSpec, room: Room, counts: Counts, whole_blocks: Collection[str]) -> RoomOptions:
+    """What a room costs, whichever of its streams stay in the frequency domain; see `stage_masks`."""
+    touched = {path for layer in room.values() for path in (layer.input_mask, layer.output_mask) if path}
+    streams = frozenset(touched.intersection(whole_blocks))
+    choices = [frozenset[str]()]
+    for path in sorted(streams):
+        choices += [choice | {path} for choice in choices]
+    return streams, {choice: room_macs(spec, room, counts, streams, choice) for choice in choices}
+
+
+def cheapest_streams(options: Sequence[RoomOptions]) -> tuple[int, frozenset[str]]:
+    """The fewest MACs of all rooms together, and the streams that stay in the frequency domain for it.
+
+    Rooms come in the order of evaluation: those that touch a stream stand one after the other.
+    """
+    # By the streams of the latest room that stay: the best so far.
+    best: dict[frozenset[str], tuple[int, frozenset[str]]] = {frozenset(): (0, frozenset())}
+    seen: frozenset[str] = frozenset()
+    for streams, by_choice in options:
+        following: dict[frozenset[str], tuple[int, frozenset[str]]] = {}
+        for choice, layers in by_choice.items():
+            own = sum(macs for macs, _ in layers.values())
+            fitting = [(macs + own, kept | choice) for macs, kept in best.values() if kept & streams == choice & seen]
+            following[choice] = min(fitting, key=lambda found: found[0])
+        best, seen = following, seen | streams
+    return min(best.values(), key=lambda found: found[0])
+
+
 def network_macs(spec: NetworkSpec, counts: Counts, released: Collection[str] = ()) -> NetworkMacs:
     """Counts a network with hard masks.
 
@@ -280,26 +409,12 @@ def network_macs(spec: NetworkSpec, counts: Counts, released: Collection[str] = 
       counts: path of every FCMask -> kept counts; see `NetworkSpec.full_counts`.
       released: names of the layers that the gate has released.
     """
-    effective = effective_counts(spec, counts)
+    whole_blocks = [path for path, whole in stage_masks(spec).items() if whole]
+    options = [room_options(spec, room, counts, whole_blocks) for room in rooms(spec)]
+    _, in_coefs = cheapest_streams(options)
     totals: dict[str, tuple[int, str]] = {}
-    for layer in spec.layers:
-        if layer.block:
-            inputs, outputs = (np.asarray(_histogram(side, layer.num_coefs)) for side in effective[layer.name])
-            totals[layer.name] = ops_macs.cheapest_pointwise(layer.in_size, layer.block, inputs, outputs)
-    for roles in units(spec).values():
-        depthwise, project = roles["depthwise"], roles["project"]
-        alive = depthwise.in_channels
-        if project.block:
-            alive = int((effective[project.name][0] > 0).sum())
-        totals[depthwise.name] = (
-            ops_macs.depthwise_macs(depthwise.out_size, alive, depthwise.window),
-            "dense" if alive == depthwise.in_channels else "channels",
-        )
-        shared = tied_mask(roles)
-        if shared:
-            by_role = unit_group_macs(spec, roles, counts[shared])
-            if sum(by_role.values()) < sum(totals[layer.name][0] for layer in roles.values()):
-                totals |= {roles[role].name: (macs, "groups") for role, macs in by_role.items()}
+    for streams, by_choice in options:
+        totals |= by_choice[streams & in_coefs]
 
     layers = []
     for layer in spec.counted_layers:

@@ -32,6 +32,7 @@ class BlockPlan(NamedTuple):
     """One inverted residual block as it will be built."""
 
     name: str
+    stage: int
     in_channels: int
     wide_channels: int
     out_channels: int
@@ -132,8 +133,16 @@ class InvertedResidual(nn.Module):
     groups: WideGroups | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x [B, H, W, C] -> [B, H', W', D]."""
+    def __call__(
+        self, x: jax.Array, input_fcmask: jax.Array | None = None, output_fcmask: jax.Array | None = None
+    ) -> jax.Array:
+        """x [B, H, W, C] -> [B, H', W', D].
+
+        Args:
+          x: the map.
+          input_fcmask: [C], the stage mask of the stream that is read.
+          output_fcmask: [D], that of the stream that is written.
+        """
         plan = self.plan
         wide = self.variable(FCMASK, "wide", jnp.ones, (plan.wide_channels,)).value if self.tied else None
         expand_norm = self.norm(name="expand_norm") if self.expand is not None else None
@@ -144,14 +153,14 @@ class InvertedResidual(nn.Module):
         def chain(channels: Channels | None, mask: jax.Array | None, norm: BatchNorm | None = None, means: int = 1):
             y = block_means(x, means)
             if self.expand is not None:
-                y = self.expand(y, output_fcmask=mask, norm=expand_norm, outputs=channels)
+                y = self.expand(y, input_fcmask, mask, norm=expand_norm, outputs=channels)
             elif channels is not None:
                 y = channels.of(y)
             y = spread_blocks(y, means)
             taps = kernel if channels is None else channels.of(kernel)
             # The ReLU6 after the expand layer is the depthwise layer's first; without one x has been through it.
             y = depthwise_norm(y, Depthwise(taps, plan.stride, self.padding), channels)
-            y = self.project(block_means(y, means), input_fcmask=mask, norm=norm, inputs=channels)
+            y = self.project(block_means(y, means), mask, output_fcmask, norm=norm, inputs=channels)
             return spread_blocks(y, means)
 
         if self.groups is None:
@@ -181,6 +190,8 @@ class MobileNetV2(nn.Module):
       block_by_layer: layer name -> K where it differs; goes before `block_by_map`.
       sides: "both", "input" or "output": which sides of a wrapped layer have masks.
       tied: one FCMask for a block's wide channels, none on the narrow sides; the head keeps `sides`.
+      stage_masks: one FCMask for the channels of a residual stream, at all layers that write or read it (see
+        `stage_streams`), tied or not. Only with sides="both".
       levels: kept counts below N between which soft masks fade; None for all.
       mode: of all masks, "off", "soft" or "hard" (see `FrequencyPointwise`).
       whole_channels: with mode="hard", the wrapped layers whose kept counts are all 0 or N.
@@ -199,6 +210,7 @@ class MobileNetV2(nn.Module):
     block_by_layer: Mapping[str, int] | None = None
     sides: str = "both"
     tied: bool = False
+    stage_masks: bool = False
     mode: MaskMode = "soft"
     levels: tuple[int, ...] | None = None
     whole_channels: frozenset[str] = frozenset()
@@ -222,13 +234,14 @@ class MobileNetV2(nn.Module):
         """The inverted residual blocks, in order, for maps of `size` after the stem."""
         variant = VARIANTS[self.variant]
         channels, index = self.stem_channels, 0
-        for stage in variant.stages:
+        for number, stage in enumerate(variant.stages):
             out_channels = round_channels(stage.channels * self.width)
             for repeat in range(stage.repeats):
                 stride = stage.stride if repeat == 0 else 1
                 out_size = _strided(size, stride)
                 yield BlockPlan(
                     name=f"block{index:02d}",
+                    stage=number,
                     in_channels=channels,
                     wide_channels=channels * stage.expansion,
                     out_channels=out_channels,
@@ -252,6 +265,36 @@ class MobileNetV2(nn.Module):
             and self.layer_block(f"{plan.name}/expand", plan.in_size)
             == self.layer_block(f"{plan.name}/project", plan.out_size)
         )
+
+    def stage_streams(self, size: Size) -> dict[str, str]:
+        """The residual streams with a stage mask, for maps of `size` after the stem.
+
+        A stream is written by the project layers of a stage's blocks and read by the expand layers of the blocks after
+        them, up to the first of the next stage, or by the head. Where two stages have one width and no stride between
+        them the residual runs through both, and they are one stream, named after the first. Two kinds of stream have no
+        stage mask, and their layers the masks that they would have without: one that the stem feeds (block00 has a
+        residual), because the stem has no mask; and one whose layers have different block sizes.
+
+        Returns:
+          Layer name -> path of the FCMask on its narrow side, the output of a project layer, the input of others.
+        """
+        if not self.stage_masks or self.sides != "both":
+            return {}
+        # Path of the FCMask (None: fed by the stem), map size, layers.
+        streams: list[tuple[str | None, Size, list[str]]] = [(None, size, [])]
+        for plan in self.blocks(size):
+            if plan.has_expand:
+                streams[-1][2].append(f"{plan.name}/expand")
+            if not plan.residual:
+                streams.append((f"stage{plan.stage:02d}/stream", plan.out_size, []))
+            streams[-1][2].append(f"{plan.name}/project")
+        streams[-1][2].append("head")
+        return {
+            name: path
+            for path, map_size, names in streams
+            if path and len({self.layer_block(name, map_size) for name in names}) == 1
+            for name in names
+        }
 
     def spec(self, input_shape: tuple[int, int, int], count_classifier: bool = False) -> NetworkSpec:
         """The network as data, for inputs of `input_shape` (H, W, C).
@@ -281,6 +324,7 @@ class MobileNetV2(nn.Module):
         def side(name: str, which: str) -> str | None:
             return f"{name}/{which}" if self.sides in ("both", which) else None
 
+        streams = self.stage_streams(stem_size)
         for plan in self.blocks(stem_size):
             expand, depthwise, project = (f"{plan.name}/{role}" for role in ("expand", "depthwise", "project"))
             tied = f"{plan.name}/wide" if self._is_tied(plan) else None
@@ -288,7 +332,7 @@ class MobileNetV2(nn.Module):
                 layers.append(
                     wrapped(
                         expand, plan.in_size, plan.in_channels, plan.wide_channels,
-                        input_mask=None if tied else side(expand, "input"),
+                        input_mask=streams.get(expand, None if tied else side(expand, "input")),
                         output_mask=tied or side(expand, "output"),
                         unit=plan.name,
                     )
@@ -303,7 +347,7 @@ class MobileNetV2(nn.Module):
                 wrapped(
                     project, plan.out_size, plan.wide_channels, plan.out_channels,
                     input_mask=tied or side(project, "input"),
-                    output_mask=None if tied else side(project, "output"),
+                    output_mask=streams.get(project, None if tied else side(project, "output")),
                     unit=plan.name,
                 )
             )  # fmt: skip
@@ -311,7 +355,7 @@ class MobileNetV2(nn.Module):
         layers.append(
             wrapped(
                 "head", last.out_size, last.out_channels, self.head_channels,
-                input_mask=side("head", "input"), output_mask=side("head", "output"),
+                input_mask=streams.get("head", side("head", "input")), output_mask=side("head", "output"),
             )
         )  # fmt: skip
         layers.append(LayerSpec("classifier", "dense", (1, 1), (1, 1), self.head_channels, self.num_classes))
@@ -336,13 +380,14 @@ class MobileNetV2(nn.Module):
             tied=self.tied,
         )
 
-    def _pointwise(self, plan_name: str, role: str, features: int, size: Size, own_masks: bool) -> FrequencyPointwise:
-        name = f"{plan_name}/{role}" if plan_name else role
+    def _pointwise(
+        self, name: str, features: int, size: Size, own_input: bool = True, own_output: bool = True
+    ) -> FrequencyPointwise:
         return FrequencyPointwise(
             features=features,
             block=self.layer_block(name, size),
-            input_side=own_masks and self.sides in ("both", "input"),
-            output_side=own_masks and self.sides in ("both", "output"),
+            input_side=own_input and self.sides in ("both", "input"),
+            output_side=own_output and self.sides in ("both", "output"),
             mode=self.mode,
             levels=self.levels,
             whole_channels=name in self.whole_channels,
@@ -376,17 +421,26 @@ class MobileNetV2(nn.Module):
             name="stem",
         )(x)
         x = norm(relu6=True, name="stem_norm")(x)
-        for plan in self.blocks((x.shape[1], x.shape[2])):
-            tied = self._is_tied(plan)
+        size = (x.shape[1], x.shape[2])
+        streams = self.stage_streams(size)
+        fcmasks: dict[str | None, jax.Array | None] = {None: None}
+        for plan in self.blocks(size):
+            names = (f"{plan.name}/expand", f"{plan.name}/project")
+            path, tied = streams.get(names[1]), self._is_tied(plan)
+            if path is not None and path not in fcmasks:
+                stage, name = path.split("/")
+                channels = plan.out_channels
+                fcmasks[path] = self.variable(FCMASK, stage, lambda n=name, c=channels: {n: jnp.ones(c)}).value[name]
+            reads, writes = (not tied and name not in streams for name in names)
             expand = None
             if plan.has_expand:
-                expand = self._pointwise(plan.name, "expand", plan.wide_channels, plan.in_size, not tied)
-            project = self._pointwise(plan.name, "project", plan.out_channels, plan.out_size, not tied)
+                expand = self._pointwise(names[0], plan.wide_channels, plan.in_size, reads, not tied)
+            project = self._pointwise(names[1], plan.out_channels, plan.out_size, not tied, writes)
             block = InvertedResidual(
                 plan, expand, project, norm, tied, self.padding, groups.get(plan.name), name=plan.name
             )
-            x = block(x)
-        head = self._pointwise("", "head", self.head_channels, (x.shape[1], x.shape[2]), True)
-        x = head.copy(name="head")(x, norm=norm(relu6=True, name="head_norm"))
+            x = block(x, *(fcmasks[streams.get(name)] for name in names))
+        head = self._pointwise("head", self.head_channels, (x.shape[1], x.shape[2]), "head" not in streams)
+        x = head.copy(name="head")(x, fcmasks[streams.get("head")], norm=norm(relu6=True, name="head_norm"))
         x = jnp.mean(x.astype(jnp.promote_types(x.dtype, jnp.float32)), axis=(1, 2))
         return nn.Dense(self.num_classes, name="classifier")(x)

@@ -41,6 +41,7 @@ def build_network(
         block_by_layer=dict(config.learn.block_by_layer),
         sides=config.learn.sides,
         tied=config.learn.tied,
+        stage_masks=config.learn.stage_masks,
         levels=config.learn.counts_below_whole,
     )
     try:

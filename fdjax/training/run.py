@@ -147,8 +147,8 @@ class _Run:
         learned = any(name in MASK_PHASES for name in [*finished, self.init.phase.name])
         if learned and self.spec.mask_sizes != self.init.spec.mask_sizes:
             raise UserError(
-                "--init has learned masks with other settings (sides, tied or block); give it the same ones, or start "
-                "from a run that has only pretrained"
+                "--init has learned masks with other settings (sides, tied, stage_masks or block); give it the same "
+                "ones, or start from a run that has only pretrained"
             )
         self.done.inherited = finished
         same = [mine == theirs for mine, theirs in zip(self.config.phases, finished, strict=False)]
