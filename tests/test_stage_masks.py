@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from fdjax.config import LearnConfig
 from fdjax.errors import UserError
 from fdjax.nn import FCMASK, MobileNetV2
+from fdjax.ops import block_dct, block_idct, depthwise_conv
 from fdjax.ops.fcmask import counts_to_fcmask, level_counts
 from fdjax.ops.macs import cheapest_pointwise, group_macs
 from fdjax.pruning import expected_macs, gate_counts, harden_to_target, mac_ratio, round_masks
@@ -243,6 +245,65 @@ def test_readers_find_a_stream_masked_on_maps_of_whole_blocks_and_only_there(pix
         assert np.abs(found - expected).max() > 1e-3
 
 
+def through_the_frequency_domain(variables: dict[str, Any], masks: dict[str, jax.Array], wide: jax.Array) -> jax.Array:
+    """TINY from block02's wide channels [B, H, W, C] on, where the stream is nothing but kept coefficients.
+
+    `masks` holds coefficient masks [N, channels].
+    """
+    params, stats, stream_mask = variables["params"], variables["batch_stats"], masks["stage01/stream"]
+
+    def affine(*path: str) -> tuple[jax.Array, jax.Array]:
+        p, s = params, stats
+        for name in path:
+            p, s = p[name], s[name]
+        factor = p["scale"] / jnp.sqrt(s["var"] + 1e-5)
+        return factor, p["bias"] - factor * s["mean"]
+
+    def norm(x: jax.Array, *path: str) -> jax.Array:
+        factor, shift = affine(*path)
+        return jnp.clip(x * factor + shift, 0, 6)
+
+    def write(x: jax.Array, name: str) -> jax.Array:
+        """What a project layer and its norm add to the stream: coefficients [B, R, S, N, C]."""
+        y = (block_dct(x, 2) * masks[f"{name}/project/input"]) @ params[name]["project"]["kernel"]
+        factor, shift = affine(name, "project_norm")
+        y = y * stream_mask * factor
+        # The mean's coefficient is K times the mean. A dead channel's constant is left out: no reader asks for it.
+        return y.at[..., 0, :].add(2 * shift) * stream_mask
+
+    stream = write(wide, "block02")
+    y = (stream @ params["block03"]["expand"]["kernel"]) * masks["block03/expand/output"]
+    x = norm(block_idct(y, 2, (4, 4)), "block03", "expand_norm")
+    x = norm(depthwise_conv(x, params["block03"]["depthwise"], 1), "block03", "depthwise_norm")
+    stream = stream + write(x, "block03")
+    y = (stream @ params["head"]["kernel"]) * masks["head/output"]
+    x = norm(block_idct(y, 2, (4, 4)), "head_norm").mean(axis=(1, 2))
+    return x @ params["classifier"]["kernel"] + params["classifier"]["bias"]
+
+
+def test_a_stream_can_stay_in_the_frequency_domain() -> None:
+    network = dataclasses.replace(TINY, mode="hard")
+    spec = network.spec(WHOLE_BLOCKS)
+    counts = random_counts(spec, 5)
+    assert {*counts["stage01/stream"].tolist()} == {0, 1, 2, 3, 4}
+    seen = {}
+
+    def watch(call, args, kwargs, context):
+        seen["/".join(context.module.path)] = args[0]
+        return call(*args, **kwargs)
+
+    def apply(variables, x):
+        with nn.intercept_methods(watch):
+            return network.apply(variables, x), seen["block02/project"]
+
+    x = np.random.default_rng(9).normal(size=(2, *WHOLE_BLOCKS)).astype(np.float32)
+    variables = {**variables_of(network, WHOLE_BLOCKS), FCMASK: collection_of(spec, counts)}
+    expected, wide = fast_jit(apply)(variables, x)
+    masks = {path: jnp.asarray(np.arange(4)[:, None] < count, jnp.float32) for path, count in counts.items()}
+    found = fast_jit(through_the_frequency_domain)(variables, masks, wide)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
 # Counts
 
 
@@ -380,6 +441,14 @@ def test_a_network_is_never_dearer_than_with_the_same_masks_layer_by_layer(kind:
             assert (left.pruned, left.paper_total) == (right.pruned, right.paper_total)
             assert (left.input_histogram, left.output_histogram) == (right.input_histogram, right.output_histogram)
     assert seen == {levels != "0,N"}
+
+
+def test_on_padded_maps_a_stage_mask_saves_no_transforms() -> None:
+    spec = spec_of((28, 28, 1), block=4)
+    plain = spec_of((28, 28, 1), block=4, stage_masks=False)
+    for seed in range(3):
+        counts = random_counts(spec, seed)
+        assert network_macs(spec, counts) == network_macs(plain, layer_by_layer(spec, plain, counts))
 
 
 # Expected MACs
