@@ -21,6 +21,6 @@ def get_config() -> Config:
         model=ModelConfig(name="mobilenetv2_cifar100", width=0.35),
         pretrain=WeightPhaseConfig(epochs=20, learning_rate=0.1, warmup_epochs=1),
         learn=LearnConfig(epochs=2, block=2, tied=True, levels="0,1,N", penalty="macs", target_macs=0.5),
-        refine=WeightPhaseConfig(epochs=8, learning_rate=0.05),
+        refine=WeightPhaseConfig(epochs=5, learning_rate=0.05),
         checkpoint=CheckpointConfig(every_epochs=2, evaluate_every_epochs=4),
     )
