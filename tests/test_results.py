@@ -70,6 +70,20 @@ def test_runs_and_tables_are_written(tmp_path):
     assert names_in(out) == ["seed0", "seed1"]
 
 
+def test_where_the_data_lay_is_not_recorded_and_does_not_tell_runs_apart(tmp_path):
+    out = tmp_path / "out"
+    for place in ("/home/someone/pictures/", "/elsewhere/pictures"):
+        workdir = make_run(tmp_path / place.strip("/") / "a", changed(CONFIG, data={"name": "folder", "path": place}))
+        done = collect([workdir], out)
+        recorded, given = (json.loads((folder / "config.json").read_text()) for folder in (out / "runs" / "a", workdir))
+        assert given["data"].pop("path") == place and recorded["data"].pop("path") == "pictures"
+        assert recorded == given
+    assert not done.added and not done.replaced
+    other = make_run(tmp_path / "other" / "a", changed(CONFIG, data={"name": "folder", "path": "/home/photographs"}))
+    with pytest.raises(UserError, match=r"is another run than .* \(different: data.path\)"):
+        collect([other], out)
+
+
 def test_the_rows_hold_what_the_runs_say(tmp_path):
     make_run(tmp_path / "a", top1=0.715, dense_top1=0.72, ratio=0.5, seconds=90.0, skipped=1)
     collect([tmp_path / "a"], tmp_path / "out")

@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from fdjax.config import Config
@@ -139,6 +139,11 @@ def _read_run(folder: Path, called: str, advice: str) -> _Run:
         config = Config.from_dict(_parse(folder / CONFIG_FILE, files[CONFIG_FILE]))
     except UserError as error:
         raise UserError(f"{folder / CONFIG_FILE} is no config of this fdjax: {error}") from error
+    if config.data.path is not None:
+        # Where the data lay on the machine of the run is nobody's business elsewhere; what they are called is.
+        data = dataclasses.replace(config.data, path=PureWindowsPath(config.data.path).name)
+        config = dataclasses.replace(config, data=data)
+        files[CONFIG_FILE] = f"{json.dumps(config.to_dict(), indent=1)}\n".encode()
     try:
         result = read_result(folder.name, config, summary)
     except ValueError as error:
