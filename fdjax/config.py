@@ -158,6 +158,8 @@ class LearnConfig(_Checked):
     """Of the masks (with adam, begin with 0.002)."""
     momentum: float = 0.9
     """Of sgd."""
+    precondition: float = 0.0
+    """With sgd: divide a mask's gradient by this power, 0 to 1, of what it costs; with 1 all masks have one speed."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Of the masks' learning rate, after warm-up."""
     warmup_epochs: float = 0.0
@@ -207,6 +209,10 @@ class LearnConfig(_Checked):
             self.lambda_ is None or self.lambda_ > 0 or (self.lambda_ == 0 and self.target_macs is None),
             "lambda_",
             "above 0 (0 only without a target), or None",
+        )
+        self._require(0 <= self.precondition <= 1, "precondition", "a power from 0 to 1")
+        self._require(
+            not self.precondition or self.optimizer == "sgd", "precondition", "0 with adam, which scales by itself"
         )
         self._require(0 <= self.noise <= 1, "noise", "from 0 to 1")
         self._require(self.warmup_epochs >= 0, "warmup_epochs", "0 or more")

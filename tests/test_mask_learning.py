@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from fdjax.config import LearnConfig
 from fdjax.errors import UserError
 from fdjax.training.optimizers import learning_rate_schedule, mask_optimizer
-from fdjax.training.steps import with_noise
+from fdjax.training.steps import mask_penalty, mask_scales, with_noise
+from tests.small_network import small
 
 MASKS = {"a": jnp.full(4000, 0.5), "b": {"c": jnp.linspace(0, 1, 101)}}
 
@@ -54,7 +58,8 @@ def test_the_masks_learning_rate_rises_and_falls(optimizer: str):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("noise", 1.5), ("noise", -0.1), ("warmup_epochs", -1.0), ("group_multiple", 0)]
+    ("field", "value"),
+    [("noise", 1.5), ("noise", -0.1), ("warmup_epochs", -1.0), ("group_multiple", 0), ("precondition", 2.0)],
 )
 def test_settings_out_of_range_are_refused(field: str, value: float):
     with pytest.raises(UserError, match=f"LearnConfig.{field} must be .*, got {value}"):
@@ -64,3 +69,18 @@ def test_settings_out_of_range_are_refused(field: str, value: float):
 def test_groups_of_a_multiple_need_tied_masks():
     with pytest.raises(UserError, match=r"group_multiple must be 1 where masks are not tied .*, got 8"):
         LearnConfig(group_multiple=8)
+
+
+@pytest.mark.parametrize("settings", [{}, {"tied": True, "levels": "0,1,N"}, {"penalty": "fcmask"}])
+def test_with_full_preconditioning_lambda_pushes_all_masks_alike(settings: dict):
+    learn = LearnConfig(**{"penalty": "macs", "block": 2, "precondition": 1.0, **settings})
+    spec = small(block_by_map={}, tied=learn.tied, levels=learn.counts_below_whole)
+    ones = unflatten_dict({path: jnp.ones(channels) for path, (channels, _) in spec.mask_sizes.items()}, sep="/")
+    slopes = jax.grad(lambda fcmask: mask_penalty(spec, fcmask, learn))(ones)
+    pushes = np.concatenate(jax.tree.leaves(jax.tree.map(jnp.multiply, slopes, mask_scales(spec, learn))))
+    plain = np.concatenate(jax.tree.leaves(slopes))
+    np.testing.assert_allclose(pushes, np.median(plain), rtol=1e-4)
+    assert plain.max() > 3 * plain.min()
+    half = jax.tree.leaves(mask_scales(spec, dataclasses.replace(learn, precondition=0.5)))
+    np.testing.assert_allclose(np.square(half), jax.tree.leaves(mask_scales(spec, learn)), rtol=1e-5)
+    assert set(jax.tree.leaves(mask_scales(spec, dataclasses.replace(learn, precondition=0.0)))) == {1.0}

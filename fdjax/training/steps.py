@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fdjax.config import DistillConfig, LearnConfig
 from fdjax.data import augment, normalize
@@ -129,6 +130,28 @@ def mask_penalty(spec: NetworkSpec, fcmask: Any, learn: LearnConfig) -> jax.Arra
     return expected / sum(layer.dense_macs for layer in spec.counted_layers)
 
 
+def mask_scales(spec: NetworkSpec, learn: LearnConfig) -> dict[str, Any]:
+    """What each FCMask's gradient is multiplied by: what the mask costs to the power of -`learn.precondition`.
+
+    A mask costs its slope of the penalty in the unpruned network, in units of the median channel's. With power 0 the
+    push of lambda moves a mask the faster the more it costs, and the dearest, those of narrow channels, are gone before
+    the others move; with 1 it moves all alike. Where push and task balance does not depend on it.
+
+    Returns:
+      A collection like `fcmask`, of scalars.
+    """
+    sizes = spec.mask_sizes
+    if not learn.precondition:
+        return unflatten_dict(dict.fromkeys(sizes, 1.0), sep="/")
+    ones = unflatten_dict({path: jnp.ones(channels) for path, (channels, _) in sizes.items()}, sep="/")
+    slopes = jax.grad(lambda fcmask: mask_penalty(spec, fcmask, learn))(ones)
+    flat = {path: float(slope[0]) for path, slope in flatten_dict(slopes, sep="/").items()}  # type: ignore[union-attr]
+    middling = np.median(np.concatenate([np.full(sizes[path][0], slope) for path, slope in flat.items()]))
+    return unflatten_dict(
+        {path: float((middling / slope) ** learn.precondition) for path, slope in flat.items()}, sep="/"
+    )
+
+
 def with_noise(key: jax.Array, fcmask: Any, deviation: float) -> Any:
     """Gaussian noise of this standard deviation on every FCMask, and back to [0, 1]; gradients pass as they are.
 
@@ -151,6 +174,7 @@ def make_mask_step(
     objective: Objective = labels_alone,
 ) -> Step:
     """A step on the masks (section 3.3's loss), projected to [0, 1]; weights and batch norm stay as they are."""
+    scales = mask_scales(spec, learn)
 
     def step(state: TrainState, images: jax.Array, labels: jax.Array):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -165,6 +189,7 @@ def make_mask_step(
             return loss + state.lambda_ * mask_penalty(spec, fcmask, learn), (loss, logits)
 
         (_, (loss, logits)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.fcmask)
+        grads = jax.tree.map(lambda gradient, scale: gradient * scale, grads, scales)
         updates, mask_opt = optimizer.update(grads, state.mask_opt, state.fcmask)
         # Outside [0, 1] the gradient of a mask is zero for ever.
         fcmask = jax.tree.map(lambda m: jnp.clip(m, 0, 1), optax.apply_updates(state.fcmask, updates))

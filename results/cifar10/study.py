@@ -35,9 +35,22 @@ class Run(NamedTuple):
 # The paper's masks, and three of ours.
 FORMS = {
     "paper": "--learn.no-tied --learn.sides both --learn.levels all",
+    "paper_scaled": "--learn.no-tied --learn.sides both --learn.levels all --learn.precondition 1",
     "tied_all": "--learn.tied --learn.levels all",
     "tied_01N": "--learn.tied --learn.levels 0,1,N",
     "tied_0N": "--learn.tied --learn.levels 0,N",
+}
+# What else was tried, each beside tied_01N with blocks of 2 at 0.33x.
+OPTIONS = {
+    "distillation": "--distill.weight 0.5",
+    "straight_through": "--learn.straight-through 0.3",
+    "noise": "--learn.noise 0.1",
+    "cosine_warmup": "--learn.schedule cosine --learn.warmup-epochs 0.1",
+    "multiples_of_8": "--learn.group-multiple 8",
+    "papers_penalty": "--learn.penalty fcmask",
+    "stage_masks": "--learn.stage-masks",
+    # As `fdjax blocks --checkpoint main/dense_seed0 --tied --levels 0,1,N --target-macs 0.33` chose.
+    "chosen_blocks": "--learn.block-by-layer block00/project 1 block09/expand 1 block09/project 1 head 4",
 }
 # Comparisons are short: all have the same steps.
 SHORT = "--learn.steps 240 --refine.steps 480 --checkpoint.every-epochs 4"
@@ -56,17 +69,18 @@ def runs() -> list[Run]:
         flags = f"{FORMS[name]} --learn.block {block} --learn.target-macs {target} {SHORT}"
         pruned(f"forms/{name}_block{block}_{target}_seed{seed}", seed, flags)
 
-    for seed in (0, 1):
-        for name, target in itertools.product(FORMS, (0.5, 0.33)):
-            form(name, 2, target, seed)
-        # Levels 0 and N need no transform, so that the block means nothing to them.
-        for name, target in itertools.product(("paper", "tied_all", "tied_01N"), (0.5, 0.33)):
-            form(name, 4, target, seed)
-        pruned(f"forms/nothing_pruned_seed{seed}", seed, f"--phases refine {SHORT}")
     for seed, (name, target) in itertools.product((0, 1), (("half", 0.5), ("third", 0.33))):
         pruned(f"main/{name}_seed{seed}", seed, f"--learn.target-macs {target}")
     for seed in (0, 1):
         pruned(f"main/nothing_pruned_seed{seed}", seed, "--phases refine")
+    for seed in (0, 1):
+        # The first paper's masks collapsed at 0.33x (README.md): without preconditioning only the target of 0.5.
+        for name, target in [("paper", 0.5), ("paper_scaled", 0.33), *itertools.product(list(FORMS)[2:], (0.5, 0.33))]:
+            form(name, 2, target, seed)
+        pruned(f"forms/nothing_pruned_seed{seed}", seed, f"--phases refine {SHORT}")
+    # Levels 0 and N need no transform, so that the block means nothing to them.
+    for name, target in itertools.product(("paper_scaled", "tied_all", "tied_01N"), (0.5, 0.33)):
+        form(name, 4, target, 0)
     for target in (0.8, 0.2):
         pruned(f"schemes/refine_{target}", 0, f"--learn.target-macs {target} {SHORT}")
     for target in (0.8, 0.5, 0.33, 0.2):
@@ -79,6 +93,8 @@ def runs() -> list[Run]:
         )
     for rate, target in itertools.product((0.01, 0.03, 0.3), (0.5, 0.33)):
         pruned(f"rates/rate{rate}_{target}", 0, f"--learn.learning-rate {rate} --learn.target-macs {target} {SHORT}")
+    for name, flags in OPTIONS.items():
+        pruned(f"options/{name}", 0, f"--learn.target-macs 0.33 {flags} {SHORT}")
     return found
 
 
