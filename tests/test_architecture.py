@@ -181,7 +181,7 @@ def test_nothing_imports_tensorflow() -> None:
 def test_parts_stay_with_their_own_trade() -> None:
     for rooms, foreign in (
         (("fdjax.nn",), {"optax", "orbax", "fdjax.config"}),  # modules take plain keyword arguments
-        (("fdjax.spec", "fdjax.pruning", "fdjax.reports"), {"flax", "optax", "orbax"}),
+        (("fdjax.spec", "fdjax.pruning", "fdjax.frozen", "fdjax.reports"), {"flax", "optax", "orbax"}),
         (("fdjax.reports",), {"jax"}),
         (("fdjax.config", "fdjax.errors", "fdjax.provenance", "fdjax.runtime"), {"jax", "flax", "optax", "orbax"}),
         (("fdjax.checkpoint",), {"flax", "optax"}),

@@ -1,0 +1,474 @@
+"""From trained variables and hard masks to the arrays and plans of a frozen network.
+
+Batch norm goes into kernels and biases. Channels whose value does not depend on the image are removed: on the narrow
+side (the map that runs from block to block) a channel that nothing writes or nothing reads, on the wide side one that
+the expand layer does not produce or the project layer does not read. What a removed channel leaves behind is folded
+into the bias that follows, as a map where it differs at the borders. Channels are sorted by kept count, and the order
+is folded into the kernels on both sides of a map wherever its readers agree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from fdjax.frozen.kernels import pack
+from fdjax.frozen.plan import (
+    ChainPlan,
+    HeadPlan,
+    Indices,
+    NetworkPlan,
+    ProductPlan,
+    StemPlan,
+    UnitPlan,
+    conv_pads,
+    mean_phases,
+    plan_product,
+    runs_at_block_resolution,
+)
+from fdjax.ops.blocks import num_blocks
+from fdjax.ops.dct import dct_basis
+from fdjax.spec import Counts, LayerSpec, NetworkSpec, tied_mask, units
+
+# Beyond so many, groups are too narrow to be worth a chain each.
+_MAX_GROUPS = 4
+
+Variables = Mapping[str, Any]
+HostArrays = dict[str, np.ndarray]
+Candidates = dict[str, tuple[UnitPlan, HostArrays]]
+Choose = Callable[[Candidates], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """A frozen network: its plan, and its float32 arrays by name (`fdjax.frozen.kernels` says which)."""
+
+    plan: NetworkPlan
+    arrays: HostArrays
+
+
+def fewest_macs(candidates: Candidates) -> str:
+    """The name of the candidate with the fewest multiply-accumulates; the first of equals."""
+    return min(candidates, key=lambda name: candidates[name][0].macs())
+
+
+def freeze(spec: NetworkSpec, variables: Variables, counts: Counts, choose: Choose = fewest_macs) -> Frozen:
+    """Compiles hard masks into a dense network.
+
+    Args:
+      spec: the network.
+      variables: the collections `params` and `batch_stats`, nested dicts of arrays.
+      counts: path of every FCMask -> kept counts, as they are after the gate.
+      choose: picks among the exact forms of each inverted residual block, by their names.
+
+    Returns:
+      The network, equal to the masked one up to rounding.
+
+    Raises:
+      ValueError: variables or counts that are not the spec's.
+    """
+    network = _Network(spec, variables, counts)
+    arrays: HostArrays = {**network.stem_arrays()}
+    plans = []
+    for unit in network.units():
+        candidates = unit_candidates(unit)
+        plan, own = candidates[choose(candidates)]
+        plans.append(plan)
+        arrays |= own
+    head, own = network.head()
+    arrays |= own
+    plan = NetworkPlan(spec.input_shape, spec.num_classes, network.stem_plan(), tuple(plans), head)
+    return Frozen(plan, {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()})
+
+
+def _at(tree: Variables, path: str) -> np.ndarray:
+    node: Any = tree
+    for key in path.split("/"):
+        if not isinstance(node, Mapping) or key not in node:
+            raise ValueError(f"the variables have no {path}")
+        node = node[key]
+    return np.asarray(node, np.float64)
+
+
+@dataclasses.dataclass
+class _Stream:
+    """The narrow map between blocks that change it for another, with what each writes and reads of its channels.
+
+    Attributes:
+      width: channels before any is removed.
+      varies: [width], whether some block writes something that depends on the image.
+      read: [width], whether some block reads it.
+      reader_counts: the kept counts of the first reader that does not keep as much of all channels.
+    """
+
+    width: int
+    varies: np.ndarray
+    read: np.ndarray
+    reader_counts: np.ndarray | None = None
+
+    def reads(self, counts: np.ndarray) -> None:
+        self.read |= counts > 0
+        if self.reader_counts is None and len(np.unique(counts)) > 1:
+            self.reader_counts = counts
+
+    def order(self) -> np.ndarray:
+        """The channels that remain, in the order of the frozen network."""
+        alive = np.flatnonzero(self.varies & self.read)
+        if self.reader_counts is None:
+            return alive
+        return alive[np.argsort(-self.reader_counts[alive], kind="stable")]
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitParts:
+    """An inverted residual block, folded, before a form is chosen. Channels are the spec's, biases float64.
+
+    Attributes:
+      name: of the unit.
+      expand: its spec, or None.
+      depthwise: its spec.
+      project: its spec.
+      padding: of the depthwise layer.
+      tied: its wide channels share one FCMask.
+      stream: the channels of the input map, in the order they lie.
+      narrow_counts: [C] kept by the expand layer's input side.
+      wide_counts: ([E], [E]) kept by the expand layer's output side and the project layer's input side.
+      out_counts: [D] kept by the project layer's output side.
+      out_stream: the channels of the output map, in order.
+      alive: [E], the wide channels that depend on the image.
+      kernels: expand [C, E] or None, depthwise [3, 3, E], project [E, D].
+      biases: expand [E] (constant inputs included), depthwise [E], and project [D] or [H', W', D].
+      residual: the input is added.
+    """
+
+    name: str
+    expand: LayerSpec | None
+    depthwise: LayerSpec
+    project: LayerSpec
+    padding: str
+    tied: bool
+    stream: np.ndarray
+    narrow_counts: np.ndarray
+    wide_counts: tuple[np.ndarray, np.ndarray]
+    out_counts: np.ndarray
+    out_stream: np.ndarray
+    alive: np.ndarray
+    kernels: tuple[np.ndarray | None, np.ndarray, np.ndarray]
+    biases: tuple[np.ndarray, np.ndarray, np.ndarray]
+    residual: bool
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """K of the expand and of the project layer; without an expand layer the project layer's twice."""
+        assert self.project.block is not None
+        return (self.expand.block if self.expand and self.expand.block else self.project.block), self.project.block
+
+
+class _Network:
+    """The spec's layers with their masks, folded one after the other."""
+
+    def __init__(self, spec: NetworkSpec, variables: Variables, counts: Counts):
+        self.spec, self._params, self._stats = spec, variables["params"], variables["batch_stats"]
+        for path, (channels, num_coefs) in spec.mask_sizes.items():
+            given = np.asarray(counts[path]) if path in counts else None
+            if given is None or given.shape != (channels,) or given.min() < 0 or given.max() > num_coefs:
+                raise ValueError(f"counts of {path} must be {channels} integers from 0 to {num_coefs}")
+        self._counts = {path: np.asarray(counts[path], np.int64) for path in spec.mask_sizes}
+        self._layers = {layer.name: layer for layer in spec.layers}
+        self._streams, self._constant = self._follow_streams(), np.zeros(0)
+
+    def _in(self, layer: LayerSpec) -> np.ndarray:
+        return layer.input_counts(self._counts)
+
+    def _out(self, layer: LayerSpec) -> np.ndarray:
+        return layer.output_counts(self._counts)
+
+    def _follow_streams(self) -> list[_Stream]:
+        """The streams of the network, in order; a block with a residual goes on with its own."""
+        width = self._layers["stem"].out_channels
+        streams = [_Stream(width, np.ones(width, bool), np.zeros(width, bool))]
+        for roles in units(self.spec).values():
+            streams[-1].reads(self._in(roles["expand" if "expand" in roles else "project"]))
+            written = self._out(roles["project"]) > 0
+            if _is_residual(roles):
+                streams[-1].varies |= written
+            else:
+                streams.append(_Stream(len(written), written, np.zeros(len(written), bool)))
+        streams[-1].reads(self._in(self._layers["head"]))
+        return streams
+
+    def _batch_norm(self, path: str) -> tuple[np.ndarray, np.ndarray]:
+        """(slope, shift) of a batch norm with its running averages."""
+        scale, bias = (_at(self._params, f"{path}/{name}") for name in ("scale", "bias"))
+        mean, var = (_at(self._stats, f"{path}/{name}") for name in ("mean", "var"))
+        slope = scale / np.sqrt(var + self.spec.batch_norm_epsilon)
+        return slope, bias - mean * slope
+
+    def stem_plan(self) -> StemPlan:
+        layer = self._layers["stem"]
+        pads = [conv_pads(length, layer.stride, layer.window, self.spec.padding) for length in layer.in_size]
+        return StemPlan(layer.window, layer.stride, (pads[0], pads[1]), layer.out_size)
+
+    def stem_arrays(self) -> HostArrays:
+        slope, shift = self._batch_norm("stem_norm")
+        channels = self.spec.input_shape[2]
+        mean = np.asarray(self.spec.input_mean or [0.0] * channels)
+        std = np.asarray(self.spec.input_std or [1.0] * channels)
+        kernel = _at(self._params, "stem/kernel") * slope / std[:, None]
+        order = self._streams[0].order()
+        return {"stem/mean": mean, "stem/kernel": kernel[..., order], "stem/bias": shift[order]}
+
+    def units(self) -> Iterator[UnitParts]:
+        """The blocks in order; what their removed input channels leave behind is followed on the way."""
+        streams = iter(self._streams)
+        stream = next(streams)
+        self._constant = np.zeros(stream.width)
+        for name, roles in units(self.spec).items():
+            residual = _is_residual(roles)
+            out_stream = stream if residual else next(streams)
+            yield self._unit(name, roles, stream, out_stream, residual)
+            _, shift = self._batch_norm(f"{name}/project_norm")
+            self._constant = self._constant + shift if residual else shift
+            stream = out_stream
+
+    def _unit(
+        self, name: str, roles: Mapping[str, LayerSpec], stream: _Stream, out_stream: _Stream, residual: bool
+    ) -> UnitParts:
+        expand, depthwise, project = roles.get("expand"), roles["depthwise"], roles["project"]
+        slope, shift = self._batch_norm(f"{name}/depthwise_norm")
+        depthwise_kernel, depthwise_bias = _at(self._params, f"{name}/depthwise") * slope, shift
+        slope, project_bias = self._batch_norm(f"{name}/project_norm")
+        project_kernel = _at(self._params, f"{name}/project/kernel") * slope
+        read, out_counts = self._in(project), self._out(project)
+        constant_inputs = np.where(stream.varies, 0.0, self._constant)
+        if expand is None:
+            narrow_counts, made = read, np.where(stream.varies, project.num_coefs, 0)
+            expand_kernel, expand_bias = None, constant_inputs
+        else:
+            narrow_counts, made = self._in(expand), self._out(expand)
+            slope, shift = self._batch_norm(f"{name}/expand_norm")
+            expand_kernel = _at(self._params, f"{name}/expand/kernel") * slope
+            # A constant has only its mean, which every channel keeps that keeps anything.
+            left = (constant_inputs * (narrow_counts > 0)) @ expand_kernel
+            expand_bias = shift + left * (made > 0)
+        removed = np.flatnonzero((made == 0) & (read > 0))
+        if len(removed):
+            # Constant before the depthwise layer, and after it but for what its padding does to the borders.
+            values = np.clip(expand_bias[removed], 0, 6)
+            wide = _depthwise_of_constant(values, depthwise_kernel[..., removed], depthwise, self.spec.padding)
+            wide = np.clip(wide + depthwise_bias[removed], 0, 6)
+            left = _masked_pointwise(wide, project_kernel[removed], project, read[removed], out_counts)
+            project_bias = left + project_bias if np.ptp(left, axis=(0, 1)).any() else left[0, 0] + project_bias
+        return UnitParts(
+            name=name,
+            expand=expand,
+            depthwise=depthwise,
+            project=project,
+            padding=self.spec.padding,
+            tied=tied_mask(roles) is not None,
+            stream=stream.order(),
+            narrow_counts=narrow_counts,
+            wide_counts=(made, read),
+            out_counts=out_counts,
+            out_stream=out_stream.order(),
+            alive=(made > 0) & (read > 0),
+            kernels=(expand_kernel, depthwise_kernel, project_kernel),
+            biases=(expand_bias, depthwise_bias, project_bias),
+            residual=residual,
+        )
+
+    def head(self) -> tuple[HeadPlan, HostArrays]:
+        """The head and the classifier; call it after `units`."""
+        layer, stream = self._layers["head"], self._streams[-1]
+        assert layer.block is not None
+        slope, shift = self._batch_norm("head_norm")
+        kernel = _at(self._params, "head/kernel") * slope
+        inputs, outputs = self._in(layer), self._out(layer)
+        constant_inputs = np.where(stream.varies, 0.0, self._constant) * (inputs > 0)
+        bias = shift + (constant_inputs @ kernel) * (outputs > 0)
+        classifier, classifier_bias = (_at(self._params, f"classifier/{name}") for name in ("kernel", "bias"))
+        removed = outputs == 0
+        made = _sorted(np.flatnonzero(~removed), outputs)
+        product, read = _input_plan(stream.order(), inputs, outputs[made], layer.block)
+        arrays = {
+            **pack("head", kernel[read][:, made], product),
+            "head/bias": bias[made],
+            "classifier/kernel": classifier[made],
+            "classifier/bias": classifier_bias + np.clip(bias[removed], 0, 6) @ classifier[removed],
+        }
+        plain = len(made) == layer.out_channels and len(read) == layer.in_channels
+        form = "dense" if plain else "channels"
+        if product.transforms:
+            only_outputs = all(segment[2] <= 1 for segment in product.output_segments) and product.whole[1] > 0
+            form = "groups" if only_outputs and len(np.unique(inputs[read])) == 1 else "bands"
+        return HeadPlan(form, layer.in_size, layer.block, product), arrays
+
+
+def _is_residual(roles: Mapping[str, LayerSpec]) -> bool:
+    first = roles.get("expand", roles["depthwise"])
+    return roles["depthwise"].stride == 1 and first.in_channels == roles["project"].out_channels
+
+
+def _sorted(channels: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """`channels`, those that keep more first."""
+    return channels[np.argsort(-counts[channels], kind="stable")]
+
+
+def _order(indices: np.ndarray, width: int) -> Indices | None:
+    """Static indices into a map of `width` channels; None where they are all of them, as they lie."""
+    return None if np.array_equal(indices, np.arange(width)) else tuple(int(i) for i in indices)
+
+
+def _input_plan(
+    stream: np.ndarray, counts: np.ndarray, output_counts: np.ndarray, block: int
+) -> tuple[ProductPlan, np.ndarray]:
+    """A product that reads the map whose channels are `stream`: its plan, and the channels it reads, in order."""
+    kept = np.array([counts[channel] for channel in stream], np.int64)
+    places = _sorted(np.flatnonzero(kept > 0), kept)
+    plan = plan_product(kept[places], output_counts, block, _order(places, len(stream)))
+    return plan, stream[places]
+
+
+def _depthwise_of_constant(values: np.ndarray, kernel: np.ndarray, layer: LayerSpec, padding: str) -> np.ndarray:
+    """The depthwise layer on maps of constant `values` [C]: [H', W', C]; only the taps on the map count."""
+
+    def on_the_map(length: int, out: int) -> np.ndarray:
+        first = np.arange(out) * layer.stride - conv_pads(length, layer.stride, layer.window, padding)[0]
+        taps = first[:, None] + np.arange(layer.window)
+        return ((taps >= 0) & (taps < length)).astype(np.float64)
+
+    rows, columns = (on_the_map(*sizes) for sizes in zip(layer.in_size, layer.out_size, strict=True))
+    return np.einsum("ri,sj,ijc->rsc", rows, columns, kernel, optimize=True) * values
+
+
+def _masked_pointwise(
+    x: np.ndarray, kernel: np.ndarray, layer: LayerSpec, input_counts: np.ndarray, output_counts: np.ndarray
+) -> np.ndarray:
+    """`fdjax.ops.masked_pointwise` with hard masks, on one map, in float64."""
+    block, (height, width) = layer.block, layer.in_size
+    assert block is not None
+    rows, columns = num_blocks(height, block), num_blocks(width, block)
+    padded = np.pad(x, ((0, rows * block - height), (0, columns * block - width), (0, 0)), mode="edge")
+    blocks = padded.reshape(rows, block, columns, block, -1)
+    basis, bands = dct_basis(block, np.float64), np.arange(block**2)[:, None]
+    coefs = np.einsum("rasbc,nab->nrsc", blocks, basis, optimize=True)
+    coefs *= (bands < input_counts)[:, None, None]
+    coefs = (coefs @ kernel) * (bands < output_counts)[:, None, None]
+    blocks = np.einsum("nrsc,nab->rasbc", coefs, basis, optimize=True)
+    return blocks.reshape(rows * block, columns * block, -1)[:height, :width]
+
+
+# The forms of a block
+
+
+def unit_candidates(unit: UnitParts) -> Candidates:
+    """The exact forms of a block by name.
+
+    "bands" runs all wide channels as one chain, layer by layer (dense, or with fewer channels, where the masks need no
+    transform). "means" takes the channels that keep only the mean out of it, if they can run at block resolution.
+    "groups" does so with every kept count, for tied masks. Those that would come to the same are left out.
+    """
+    made, read = unit.wide_counts
+    sizes = unit.depthwise.in_size, unit.depthwise.out_size
+    is_mean = unit.alive & (made == 1) & (read == 1)
+    # With 1x1 blocks the mean is the pixel.
+    low_resolution = unit.expand is not None and unit.blocks[0] > 1 and runs_at_block_resolution(*sizes, unit.blocks)
+    is_mean &= low_resolution
+    candidates: Candidates = {"bands": _build(unit, {"bands": unit.alive})}
+    if is_mean.any():
+        candidates["means"] = _build(unit, {"bands": unit.alive & ~is_mean, "means": is_mean})
+    partial = unit.alive & (made < unit.project.num_coefs) & ~is_mean
+    levels = np.unique(made[partial])
+    whole = unit.alive & (made == unit.project.num_coefs)
+    if unit.tied and len(levels) <= _MAX_GROUPS and (len(levels) > 1 or (len(levels) and whole.any())):
+        groups = {f"coefs{level}": partial & (made == level) for level in reversed(levels)}
+        candidates["groups"] = _build(unit, {"whole": whole, **groups, "means": is_mean})
+    return candidates
+
+
+def _build(unit: UnitParts, groups: Mapping[str, np.ndarray]) -> tuple[UnitPlan, HostArrays]:
+    """A block as one chain for each group of wide channels [E] (bool); "means" runs at block resolution."""
+    arrays: HostArrays = {}
+    chains = [_chain(unit, name, np.flatnonzero(members), arrays) for name, members in groups.items() if members.any()]
+    written = _sorted(unit.out_stream[unit.out_counts[unit.out_stream] > 0], unit.out_counts)
+    places = {int(channel): place for place, channel in enumerate(written)}
+    placement = np.array([places.get(int(channel), -1) for channel in unit.out_stream], np.int64)
+    bias = unit.biases[2][..., unit.out_stream]
+    plan = UnitPlan(
+        name=unit.name,
+        form=_form(unit, chains),
+        in_size=unit.depthwise.in_size,
+        out_size=unit.depthwise.out_size,
+        stride=unit.depthwise.stride,
+        padding=unit.padding,
+        blocks=unit.blocks,
+        residual=unit.residual,
+        chains=tuple(chains),
+        segments=_output_segments(chains, len(written)),
+        output_counts=tuple(int(unit.out_counts[channel]) for channel in written),
+        outputs=len(unit.out_stream),
+        placement=_order(placement, len(written)),
+        border=bias.ndim > 1,
+    )
+    return plan, {f"{unit.name}/bias": bias, **arrays}
+
+
+def _form(unit: UnitParts, chains: list[ChainPlan]) -> str:
+    if len(chains) > 1 or any(chain.means for chain in chains):
+        return "groups"
+    products = [product for chain in chains for product in (chain.expand, chain.project) if product is not None]
+    if any(product.transforms for product in products):
+        return "bands"
+    expand, project = unit.expand, unit.project
+    channels = [expand.in_channels, expand.out_channels] if expand is not None else []
+    complete = [*channels, project.in_channels, project.out_channels]
+    return "dense" if [n for p in products for n in (p.inputs, p.outputs)] == complete else "channels"
+
+
+def _chain(unit: UnitParts, name: str, channels: np.ndarray, arrays: HostArrays) -> ChainPlan:
+    """Plans one chain and adds its arrays."""
+    means = name == "means"
+    made, read = unit.wide_counts
+    # Sorted by what the expand layer makes; among those that make most, those that the project layer reads most of lie
+    # last, next to their like among the others, so that what it reads whole is one stretch.
+    most = made[channels].max(initial=0)
+    wide = channels[np.lexsort((np.where(made[channels] == most, read[channels], -read[channels]), -made[channels]))]
+    expand_kernel, depthwise_kernel, project_kernel = unit.kernels
+    prefix = f"{unit.name}/{name}"
+    expand, select = None, None
+    if expand_kernel is None:
+        places = {int(channel): place for place, channel in enumerate(unit.stream)}
+        select = _order(np.array([places[int(channel)] for channel in wide], np.int64), len(unit.stream))
+    else:
+        inputs = np.minimum(unit.narrow_counts, 1) if means else unit.narrow_counts
+        expand, narrow = _input_plan(unit.stream, inputs, made[wide], unit.blocks[0])
+        arrays |= pack(f"{prefix}/expand", expand_kernel[narrow][:, wide], expand)
+        arrays[f"{prefix}/expand_bias"] = unit.biases[0][wide]
+    order = np.argsort(-read[wide], kind="stable")
+    made_outputs = unit.out_stream[unit.out_counts[unit.out_stream] > 0]
+    outputs = _sorted(made_outputs, unit.out_counts)
+    out_counts = np.minimum(unit.out_counts, 1) if means else unit.out_counts
+    project = plan_product(read[wide][order], out_counts[outputs], unit.blocks[1], _order(order, len(wide)))
+    kernel = depthwise_kernel[..., wide]
+    if means:
+        phases = mean_phases(unit.depthwise.in_size, unit.depthwise.stride, unit.padding, unit.blocks[0])
+        kernel = np.array([kernel[np.ix_(r, c)].sum(axis=(0, 1)) for phase in phases for _, _, r, c in phase.taps])
+    arrays[f"{prefix}/depthwise"] = kernel
+    arrays[f"{prefix}/depthwise_bias"] = unit.biases[1][wide]
+    arrays |= pack(f"{prefix}/project", project_kernel[wide[order]][:, outputs], project)
+    return ChainPlan(name, len(wide), means, expand, project, select)
+
+
+def _output_segments(chains: list[ChainPlan], outputs: int) -> tuple[tuple[int, int, int], ...]:
+    """What the chains' project layers make together: (start, stop, coefficients) of the output channels."""
+    counts, edges = np.zeros(outputs, np.int64), {0, outputs}
+    for chain in chains:
+        for start, stop, count in chain.project.output_segments:
+            counts[start:stop] = np.maximum(counts[start:stop], count)
+            edges |= {start, stop}
+    cuts = sorted(edges)
+    return tuple((start, stop, int(counts[start])) for start, stop in itertools.pairwise(cuts))

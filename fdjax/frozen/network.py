@@ -1,0 +1,75 @@
+"""A frozen network as one pure function of its arrays and the images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fdjax.frozen import kernels
+from fdjax.frozen.plan import NetworkPlan, UnitPlan
+
+Arrays = Mapping[str, jax.Array]
+
+# On the CPU maps beyond this leave the cache: so many images are taken at once that a block's widest map stays below.
+_CHUNK_BYTES = 4_000_000
+
+
+def unit_images(plan: UnitPlan, batch: int) -> int:
+    """How many images a block takes at once on the CPU: a divisor of `batch`."""
+    pixels = plan.in_size[0] * plan.in_size[1]
+    widest = max([plan.outputs, *(chain.channels for chain in plan.chains if not chain.means)])
+    images = max(1, min(batch, _CHUNK_BYTES // max(1, 4 * pixels * widest)))
+    while batch % images:
+        images -= 1
+    return images
+
+
+def _stages(plan: NetworkPlan, batch: int) -> list[tuple[int, list[UnitPlan]]]:
+    """(images at once, blocks) in order; maps shrink, and so the number of images grows."""
+    images = [unit_images(unit, batch) for unit in plan.units]
+    for index in range(len(images) - 2, -1, -1):
+        images[index] = min(images[index], images[index + 1])
+    stages: list[tuple[int, list[UnitPlan]]] = []
+    for count, unit in zip(images, plan.units, strict=True):
+        if not stages or stages[-1][0] != count:
+            stages.append((count, []))
+        stages[-1][1].append(unit)
+    return stages
+
+
+def _in_chunks(function: Callable[[jax.Array], jax.Array], x: jax.Array, images: int) -> jax.Array:
+    if images >= x.shape[0]:
+        return function(x)
+    y = lax.map(function, x.reshape(-1, images, *x.shape[1:]))
+    return y.reshape(x.shape[0], *y.shape[2:])
+
+
+def apply(plan: NetworkPlan, arrays: Arrays, images: jax.Array, *, in_chunks: bool = False) -> jax.Array:
+    """Logits [B, num_classes] of raw images.
+
+    Args:
+      plan: static.
+      arrays: by name (`fdjax.frozen.kernels`).
+      images: uint8 or float [B, H, W, C], 0..255.
+      in_chunks: take the blocks on large maps few images at a time, for the CPU's caches.
+    """
+
+    def start(x: jax.Array) -> jax.Array:
+        return kernels.stem(x.astype(arrays["stem/kernel"].dtype) - arrays["stem/mean"], arrays, plan.stem)
+
+    x = images
+    stages = _stages(plan, images.shape[0]) if in_chunks else [(1, list(plan.units))]
+    for index, (count, units) in enumerate(stages):
+
+        def stage(x: jax.Array, first: bool = index == 0, units: list[UnitPlan] = units) -> jax.Array:
+            x = start(x) if first else x
+            for unit in units:
+                x = kernels.unit(x, arrays, unit)
+            return x
+
+        x = _in_chunks(stage, x, count) if in_chunks else stage(x)
+    features = kernels.head(x, arrays, plan.head)
+    return jnp.asarray(features @ arrays["classifier/kernel"] + arrays["classifier/bias"])

@@ -1,0 +1,393 @@
+"""Plans: how each layer of a frozen network is evaluated, decided before any array is touched.
+
+Everything here is static, hashable and JSON; the arrays that belong to a plan are made beside it (`fdjax.frozen.fold`)
+and evaluated by `fdjax.frozen.kernels`. Channels are counted in the order of the frozen network: on either side of a
+pointwise layer the channel that keeps more coefficients comes first.
+
+Shape letters: `fdjax.ops.blocks`. A coefficient's scale here makes the first one the block's mean.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fdjax.ops.blocks import num_blocks
+from fdjax.ops.macs import block_transform_macs, depthwise_macs
+
+Size = tuple[int, int]
+Segment = tuple[int, int, int]
+Run = tuple[int, int, int, int]
+Indices = tuple[int, ...]
+
+FORMS = ("dense", "channels", "groups", "bands")
+
+# More products cost more than the zeros that fewer of them multiply.
+_MAX_RUNS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class ProductPlan:
+    """One pointwise layer.
+
+    With input and output channels sorted by kept count, band n is a product of a prefix of either side. Where the
+    channels that keep all N coefficients exist on both sides, their product is done on pixels, and only the low bands
+    in which other channels take part are transformed: the bands above are that product's own.
+
+    Attributes:
+      inputs: channels read.
+      outputs: channels made.
+      whole: (inputs, outputs) of the product on pixels; (0, 0) for none.
+      runs: (first, stop, inputs, outputs): bands first..stop-1 as one product, as wide as its first band; what `whole`
+        covers is left out of it.
+      input_segments: (start, stop, coefficients) to transform, of the input channels.
+      output_segments: (start, stop, coefficients) to transform back, of the output channels; all of them in turn.
+      input_counts: kept counts; coefficients that a segment has beyond a channel's count are to be zero.
+      output_counts: likewise.
+      input_order: which channels of the map at hand are read, in order; None: all, as they are.
+    """
+
+    inputs: int
+    outputs: int
+    whole: tuple[int, int]
+    runs: tuple[Run, ...]
+    input_segments: tuple[Segment, ...]
+    output_segments: tuple[Segment, ...]
+    input_counts: Indices
+    output_counts: Indices
+    input_order: Indices | None = None
+
+    @property
+    def transforms(self) -> bool:
+        """Whether anything is transformed."""
+        return bool(self.runs)
+
+    def macs(self, size: Size, block: int) -> int:
+        """Multiply-accumulates of the products and the transforms of the input, on a map of `size`."""
+        blocks = num_blocks(size[0], block) * num_blocks(size[1], block)
+        products = sum(
+            (stop - first) * (inputs * outputs - self.whole[0] * self.whole[1])
+            for first, stop, inputs, outputs in self.runs
+        )
+        transforms = segment_macs(self.input_segments, size, block)
+        return size[0] * size[1] * self.whole[0] * self.whole[1] + blocks * products + transforms
+
+
+def segment_macs(segments: Sequence[Segment], size: Size, block: int) -> int:
+    """MACs of the transforms, in either direction, of channel segments (start, stop, coefficients)."""
+    blocks = num_blocks(size[0], block) * num_blocks(size[1], block)
+    return blocks * sum((stop - start) * block_transform_macs(block, count) for start, stop, count in segments)
+
+
+def _runs_of(values: Sequence[Any]) -> list[tuple[int, int]]:
+    """(start, stop) of the runs of equal values."""
+    edges = [0, *(i for i in range(1, len(values)) if values[i] != values[i - 1]), len(values)]
+    return list(itertools.pairwise(edges)) if len(values) else []
+
+
+def plan_product(
+    input_counts: np.ndarray, output_counts: np.ndarray, block: int, input_order: Indices | None = None
+) -> ProductPlan:
+    """Plans a pointwise layer.
+
+    Args:
+      input_counts: kept counts [C], 1..N, descending.
+      output_counts: kept counts [D], 1..N, descending.
+      block: K.
+      input_order: see `ProductPlan`.
+
+    Raises:
+      ValueError: counts that are not sorted or out of range.
+    """
+    num_coefs = block * block
+    for counts in (input_counts, output_counts):
+        if len(counts) and (np.diff(counts).max(initial=0) > 0 or counts[-1] < 1 or counts[0] > num_coefs):
+            raise ValueError(f"counts must descend from at most {num_coefs} to at least 1, got {counts}")
+    bands = np.arange(num_coefs)[:, None]
+    inputs, outputs = (np.asarray(counts)[None] > bands for counts in (input_counts, output_counts))
+    widths = [(int(i), int(o)) for i, o in zip(inputs.sum(1), outputs.sum(1), strict=True)]
+    whole, depth = (0, 0), sum(1 for i, o in widths if i and o)
+    if depth == num_coefs:
+        whole = widths[-1]
+        depth = widths.index(whole)
+    cuts = _merge_bands(widths[:depth], block, _MAX_RUNS)
+    runs = tuple((first, stop, *widths[first]) for first, stop in itertools.pairwise(cuts))
+
+    def segments(counts: np.ndarray, side: int) -> tuple[Segment, ...]:
+        """Coefficients of the channels that take part in the runs; those of `whole` as far as others need them."""
+        whole_needs = max([stop for _, stop, *run in runs if run[1 - side] > whole[1 - side]], default=0)
+        needed = []
+        for channel, count in enumerate(counts):
+            in_runs = min(cut for cut in cuts if cut >= min(count, depth))
+            needed.append((channel >= whole[side], whole_needs if channel < whole[side] else in_runs))
+        return tuple((start, stop, needed[start][1]) for start, stop in _runs_of(needed))
+
+    return ProductPlan(
+        inputs=len(input_counts),
+        outputs=len(output_counts),
+        whole=whole,
+        runs=runs,
+        input_segments=tuple(segment for segment in segments(input_counts, 0) if segment[2]),
+        output_segments=segments(output_counts, 1),
+        input_counts=tuple(map(int, input_counts)),
+        output_counts=tuple(map(int, output_counts)),
+        input_order=input_order,
+    )
+
+
+def _merge_bands(widths: Sequence[tuple[int, int]], block: int, runs: int) -> list[int]:
+    """Where to cut the bands of `widths` (inputs, outputs) into at most `runs` runs for the fewest MACs: 0..all.
+
+    A run is as wide as its first band, and a channel that ends within it is transformed as far as the run goes.
+    """
+    depth = len(widths)
+    steps = [0, *(n for n in range(1, depth) if widths[n] != widths[n - 1]), depth]
+    if len(steps) <= runs + 1:
+        return sorted(set(steps))
+
+    def cost(first: int, stop: int) -> int:
+        after = widths[stop] if stop < depth else (0, 0)
+        ending = sum(widths[first]) - sum(after)
+        return (stop - first) * widths[first][0] * widths[first][1] + ending * block_transform_macs(block, stop)
+
+    # The cheapest way to cover the bands before each step, for each number of runs.
+    best: list[tuple[int, list[int]]] = [(cost(0, step) if step else 0, [0, step]) for step in steps]
+    for _ in range(runs - 1):
+        best = [
+            min(
+                [best[j], *((best[i][0] + cost(steps[i], steps[j]), [*best[i][1], steps[j]]) for i in range(1, j))],
+                key=lambda found: found[0],
+            )
+            for j in range(len(steps))
+        ]
+    return best[-1][1]
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainPlan:
+    """Wide channels of an inverted residual block that go through it together.
+
+    Attributes:
+      name: of its arrays: "whole", "means", "bands" or "coefsN".
+      channels: how many wide channels.
+      means: they keep only the mean, and all three layers run at block resolution.
+      expand: None where the block has no expand layer.
+      project: the project layer.
+      select: without an expand layer, the channels of the input; None: all, as they are.
+    """
+
+    name: str
+    channels: int
+    means: bool
+    expand: ProductPlan | None
+    project: ProductPlan
+    select: Indices | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitPlan:
+    """An inverted residual block.
+
+    Attributes:
+      name: of the unit.
+      form: one of `FORMS`.
+      in_size: (H, W) of its input.
+      out_size: (H, W) of its output.
+      stride: of the depthwise layer.
+      padding: "same" or "torch".
+      blocks: K of the expand and of the project layer.
+      residual: its input is added.
+      chains: their results are summed.
+      segments: (start, stop, coefficients) of what the project layers make, to transform back.
+      output_counts: kept counts of what they make.
+      outputs: channels of the block's output map.
+      placement: for each of those which output of the project layers it is, -1 for none; None: as they are.
+      border: the bias is a map, because removed channels leave something behind that differs at the borders.
+    """
+
+    name: str
+    form: str
+    in_size: Size
+    out_size: Size
+    stride: int
+    padding: str
+    blocks: tuple[int, int]
+    residual: bool
+    chains: tuple[ChainPlan, ...]
+    segments: tuple[Segment, ...]
+    output_counts: Indices
+    outputs: int
+    placement: Indices | None
+    border: bool
+
+    def macs(self) -> int:
+        """Multiply-accumulates, transforms included; a mean or a broadcast costs 1 an element."""
+        total = segment_macs(self.segments, self.out_size, self.blocks[1])
+        shared: dict[tuple[int, int], int] = {}
+        for chain in self.chains:
+            if chain.means:
+                total += self._means_macs(chain)
+                shared[0, chain.expand.inputs if chain.expand else 0] = 1
+                continue
+            if chain.expand is not None:
+                total += chain.expand.macs(self.in_size, self.blocks[0])
+                total += segment_macs(chain.expand.output_segments, self.in_size, self.blocks[0])
+                # Groups share the transforms of their input.
+                total -= segment_macs(chain.expand.input_segments, self.in_size, self.blocks[0])
+                for start, stop, count in chain.expand.input_segments:
+                    shared[start, stop] = max(count, shared.get((start, stop), 0))
+            total += depthwise_macs(self.out_size, chain.channels)
+            total += chain.project.macs(self.out_size, self.blocks[1])
+        return total + segment_macs([(*edge, n) for edge, n in shared.items()], self.in_size, self.blocks[0])
+
+    def _means_macs(self, chain: ChainPlan) -> int:
+        assert chain.expand is not None
+        block = self.blocks[0]
+        blocks_in, blocks_out = ((size[0] // block) * (size[1] // block) for size in (self.in_size, self.out_size))
+        taps = sum(len(phase.taps) for phase in mean_phases(self.in_size, self.stride, self.padding, block))
+        project = chain.project.inputs * chain.project.outputs
+        return blocks_in * chain.expand.inputs * chain.channels + blocks_out * (chain.channels * taps + project)
+
+
+@dataclasses.dataclass(frozen=True)
+class StemPlan:
+    """The first convolution, any window.
+
+    Attributes:
+      window: its side.
+      stride: of the window.
+      pads: zeros before and after each axis, ((top, bottom), (left, right)).
+      out_size: (H, W) of its output.
+    """
+
+    window: int
+    stride: int
+    pads: tuple[tuple[int, int], tuple[int, int]]
+    out_size: Size
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadPlan:
+    """The last pointwise layer, with the mean over the map after it.
+
+    Attributes:
+      form: one of `FORMS`.
+      size: (H, W) of its map.
+      block: K.
+      product: the layer.
+    """
+
+    form: str
+    size: Size
+    block: int
+    product: ProductPlan
+
+    def macs(self) -> int:
+        """Multiply-accumulates, transforms included; channels that keep only the mean stay at block resolution."""
+        segments = [s for s in self.product.output_segments if not (s[2] == 1 and s[0] >= self.product.whole[1])]
+        return self.product.macs(self.size, self.block) + segment_macs(segments, self.size, self.block)
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkPlan:
+    """A whole frozen network.
+
+    Attributes:
+      input_shape: (H, W, C) of an image.
+      num_classes: logits.
+      stem: the first convolution.
+      units: the inverted residual blocks.
+      head: the last pointwise layer.
+    """
+
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    stem: StemPlan
+    units: tuple[UnitPlan, ...]
+    head: HeadPlan
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `from_dict` reads it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> NetworkPlan:
+        """The plan that `to_dict` wrote, also after a trip through JSON.
+
+        Raises:
+          ValueError: fields that are no plan's.
+        """
+
+        def product(fields: Mapping[str, Any] | None) -> ProductPlan | None:
+            return None if fields is None else ProductPlan(**fields)
+
+        def chain(fields: Mapping[str, Any]) -> ChainPlan:
+            return ChainPlan(**{**fields, "expand": product(fields["expand"]), "project": product(fields["project"])})
+
+        try:
+            plain = _tuples(fields)
+            units = tuple(UnitPlan(**{**u, "chains": tuple(map(chain, u["chains"]))}) for u in plain["units"])
+            head = HeadPlan(**{**plain["head"], "product": product(plain["head"]["product"])})
+            return cls(**{**plain, "stem": StemPlan(**plain["stem"]), "units": units, "head": head})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"no NetworkPlan: {error!r}") from error
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as tuples, all the way down."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def conv_pads(size: int, stride: int, window: int, padding: str) -> tuple[int, int]:
+    """Zeros before and after an axis: TensorFlow's SAME, or window // 2 on each side as PyTorch's padding."""
+    if padding == "torch":
+        return window // 2, window // 2
+    out = -(-size // stride)
+    total = max((out - 1) * stride + window - size, 0)
+    return total // 2, total - total // 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """Output pixels of a depthwise layer on a block-constant map that see the same combination of taps.
+
+    Attributes:
+      weight: how many of a block's pixels these are, as a share.
+      taps: (row offset, column offset, rows, columns): the block they fall into, relative to stride times the output
+        block, and the kernel's rows and columns that do.
+    """
+
+    weight: float
+    taps: tuple[tuple[int, int, Indices, Indices], ...]
+
+
+def mean_phases(size: Size, stride: int, padding: str, block: int, window: int = 3) -> tuple[Phase, ...]:
+    """The phases of a depthwise layer on a map of `size` that is constant in every block, K dividing both its maps."""
+
+    def along(length: int) -> dict[tuple[tuple[int, Indices], ...], int]:
+        before, found = conv_pads(length, stride, window, padding)[0], {}
+        for position in range(block):
+            offsets: dict[int, list[int]] = {}
+            for tap in range(window):
+                offsets.setdefault((stride * position - before + tap) // block, []).append(tap)
+            key = tuple((offset, tuple(taps)) for offset, taps in offsets.items())
+            found[key] = found.get(key, 0) + 1
+        return found
+
+    rows, columns = along(size[0]), along(size[1])
+    return tuple(
+        Phase(m * n / block**2, tuple((i, j, r, c) for i, r in row for j, c in column))
+        for row, m in rows.items()
+        for column, n in columns.items()
+    )
+
+
+def runs_at_block_resolution(in_size: Size, out_size: Size, blocks: tuple[int, int]) -> bool:
+    """Whether a chain that keeps only means is block-constant throughout: one block size, which divides both maps."""
+    return blocks[0] == blocks[1] and all(length % blocks[0] == 0 for length in (*in_size, *out_size))
