@@ -120,10 +120,12 @@ def train_command(arguments: Sequence[str] | None = None) -> int:
 
 @dataclasses.dataclass(kw_only=True)
 class EvalArguments:
-    """Evaluates a saved checkpoint on the test set of its run."""
+    """Evaluates a saved checkpoint, or a frozen network, on the test set of its run."""
 
-    checkpoint: str
+    checkpoint: str | None = None
     """A workdir, its checkpoints folder, or one step's folder."""
+    frozen: str | None = None
+    """A frozen network, as fdjax freeze writes it, in place of a checkpoint."""
     which: str = "latest"
     """latest, best (on the validation share) or a step number."""
     split: Literal["test", "validation"] = "test"
@@ -139,9 +141,23 @@ def eval_command(arguments: Sequence[str] | None = None) -> int:
     """`eval.py`."""
     parsed = tyro.cli(EvalArguments, prog="eval.py", args=arguments)
     check_json_target(parsed.json)
+    if (parsed.checkpoint is None) == (parsed.frozen is None):
+        raise UserError("give either --checkpoint DIR or --frozen DIR")
+    from fdjax.training.summary import describe
+
+    if parsed.frozen is not None:
+        if parsed.which != "latest" or parsed.split != "test":
+            raise UserError("a frozen network is evaluated on the test set: give no --which or --split beside --frozen")
+        from fdjax.frozen import load
+        from fdjax.training.freeze import evaluate_frozen
+
+        summary = evaluate_frozen(load(parsed.frozen), parsed.data_path)
+        print(describe(summary))
+        write_report(parsed.json, summary)
+        return 0
+    assert parsed.checkpoint is not None
     from fdjax.checkpoint import find_checkpoint
     from fdjax.training.restore import evaluate_restored, restore
-    from fdjax.training.summary import describe
 
     checkpoints, step = find_checkpoint(parsed.checkpoint, parsed.which)
     restored = restore(checkpoints, step)
@@ -257,6 +273,90 @@ def blocks_command(arguments: Sequence[str]) -> int:
 
 
 @dataclasses.dataclass(kw_only=True)
+class FreezeArguments:
+    """Compiles a checkpoint's network, as it stands, into a dense one that needs no training code."""
+
+    checkpoint: str
+    """A workdir, its checkpoints folder, or one step's folder."""
+    out: str
+    """Directory to write: new, empty, or a frozen network to replace."""
+    which: str = "latest"
+    """latest, best (on the validation share) or a step number."""
+    choose: Literal["macs", "time"] = "macs"
+    """How to choose among a layer's exact forms: by MACs, or by time measured on this machine."""
+    batch: int = 1
+    """Images at once, for measuring times."""
+    release: bool = False
+    """With --choose time: let go of the masks of layers that take longer pruned than released. Changes the accuracy."""
+    data_path: str | None = None
+    """Where the run's data set lies now, if it has moved."""
+    json: str | None = None
+    """Write the manifest to this file too."""
+
+
+def freeze_command(arguments: Sequence[str]) -> int:
+    """`fdjax freeze`."""
+    parsed = tyro.cli(FreezeArguments, prog="fdjax freeze", args=arguments)
+    check_json_target(parsed.json)
+    if parsed.batch < 1:
+        raise UserError(f"--batch must be at least 1, got {parsed.batch}")
+    if parsed.release and parsed.choose != "time":
+        raise UserError("--release compares times: give --choose time with it")
+    from fdjax.checkpoint import find_checkpoint
+    from fdjax.frozen import Stopwatch
+    from fdjax.reports import frozen_table
+    from fdjax.training.freeze import freeze_checkpoint
+    from fdjax.training.restore import restore
+
+    compiled = runtime.compilation_cache_dir()
+    cache = compiled.parent / "times" if compiled else None
+    manifest = freeze_checkpoint(
+        restore(*find_checkpoint(parsed.checkpoint, parsed.which)),
+        Path(parsed.out),
+        stopwatch=Stopwatch(parsed.batch, cache) if parsed.choose == "time" else None,
+        release=parsed.release,
+        data_path=parsed.data_path,
+    )
+    print(frozen_table(manifest))
+    write_report(parsed.json, manifest)
+    return 0
+
+
+@dataclasses.dataclass(kw_only=True)
+class PredictArguments:
+    """Names the classes of pictures by a frozen network."""
+
+    images: tyro.conf.Positional[tuple[str, ...]]
+    """Picture files, in any format that Pillow opens."""
+    frozen: str
+    """A frozen network, as fdjax freeze writes it."""
+    top: int = 1
+    """How many classes to name for each, the likeliest first."""
+    json: str | None = None
+    """Write the classes and their probabilities to this file too."""
+
+
+def predict_command(arguments: Sequence[str]) -> int:
+    """`fdjax predict`."""
+    parsed = tyro.cli(PredictArguments, prog="fdjax predict", args=arguments)
+    check_json_target(parsed.json)
+    if not parsed.images:
+        raise UserError("no picture given: fdjax predict --frozen DIR IMAGE...")
+    if parsed.top < 1:
+        raise UserError(f"--top must be at least 1, got {parsed.top}")
+    from fdjax.data import load_image
+    from fdjax.frozen import load
+
+    network, found = load(parsed.frozen), []
+    for file in parsed.images:
+        likeliest = network.classify(load_image(file, network.input_shape), parsed.top)
+        print(f"{file}: " + ", ".join(f"{name} {100 * share:.1f}%" for name, share in likeliest))
+        found.append({"image": file, "classes": [{"name": name, "probability": p} for name, p in likeliest]})
+    write_report(parsed.json, found)
+    return 0
+
+
+@dataclasses.dataclass(kw_only=True)
 class ResultsArguments:
     """Records finished runs in one folder, with a table and a plot of all runs recorded there, now and before."""
 
@@ -282,6 +382,8 @@ def results_command(arguments: Sequence[str]) -> int:
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "macs": (macs_command, "count the MACs of a config or a checkpoint, layer by layer"),
     "blocks": (blocks_command, "choose the block of each layer of a pretrained network"),
+    "freeze": (freeze_command, "compile a checkpoint into a dense network that needs no training code"),
+    "predict": (predict_command, "name the classes of pictures by a frozen network"),
     "results": (results_command, "record finished runs in one folder, with a table and a plot of them"),
 }
 

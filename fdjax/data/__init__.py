@@ -11,6 +11,7 @@ from fdjax.data.sources import (
     describe_source,
     limit_training,
     load_dataset,
+    load_image,
     split_validation,
 )
 
@@ -26,6 +27,7 @@ __all__ = [
     "epoch_order",
     "limit_training",
     "load_dataset",
+    "load_image",
     "normalize",
     "random_crop",
     "random_flip",

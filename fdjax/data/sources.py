@@ -109,6 +109,29 @@ def load_dataset(name: str, path: str | None = None, image_size: int | None = No
     return _load_tfds(name, _find_prepared(name, path), image_size, grayscale)
 
 
+def load_image(file: str, shape: tuple[int, int, int]) -> np.ndarray:
+    """Reads one picture as a data set's images are read: its middle, resized.
+
+    Args:
+      file: in any format that Pillow opens.
+      shape: (H, W, C) of the result; C is 1 (grey) or 3 (RGB).
+
+    Returns:
+      uint8 [H, W, C], 0..255.
+
+    Raises:
+      UserError: the file cannot be read or is no picture.
+    """
+    height, width, channels = shape
+    image = _decode_file(file, "L" if channels == 1 else "RGB")
+    if height == width:
+        return _pixels(_fit(image, height))
+    scale = min(image.width / width, image.height / height)
+    left, top = (image.width - scale * width) / 2, (image.height - scale * height) / 2
+    box = (left, top, left + scale * width, top + scale * height)
+    return _pixels(image.resize((width, height), Image.Resampling.BILINEAR, box=box))
+
+
 def check_source(name: str, path: str | None = None) -> None:
     """Checks that a data set is there, without loading it: for commands, before they load or write anything.
 

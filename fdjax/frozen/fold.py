@@ -74,8 +74,7 @@ def freeze(spec: NetworkSpec, variables: Variables, counts: Counts, choose: Choo
     network = _Network(spec, variables, counts)
     arrays: HostArrays = {**network.stem_arrays()}
     plans = []
-    for unit in network.units():
-        candidates = unit_candidates(unit)
+    for candidates in map(unit_candidates, network.units()):
         plan, own = candidates[choose(candidates)]
         plans.append(plan)
         arrays |= own
@@ -305,7 +304,7 @@ class _Network:
         if product.transforms:
             only_outputs = all(segment[2] <= 1 for segment in product.output_segments) and product.whole[1] > 0
             form = "groups" if only_outputs and len(np.unique(inputs[read])) == 1 else "bands"
-        return HeadPlan(form, layer.in_size, layer.block, product), arrays
+        return HeadPlan(form, len(stream.order()), layer.in_size, layer.block, product), arrays
 
 
 def _is_residual(roles: Mapping[str, LayerSpec]) -> bool:
@@ -401,6 +400,7 @@ def _build(unit: UnitParts, groups: Mapping[str, np.ndarray]) -> tuple[UnitPlan,
     plan = UnitPlan(
         name=unit.name,
         form=_form(unit, chains),
+        inputs=len(unit.stream),
         in_size=unit.depthwise.in_size,
         out_size=unit.depthwise.out_size,
         stride=unit.depthwise.stride,

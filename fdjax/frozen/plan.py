@@ -195,6 +195,7 @@ class UnitPlan:
     Attributes:
       name: of the unit.
       form: one of `FORMS`.
+      inputs: channels of its input map.
       in_size: (H, W) of its input.
       out_size: (H, W) of its output.
       stride: of the depthwise layer.
@@ -211,6 +212,7 @@ class UnitPlan:
 
     name: str
     form: str
+    inputs: int
     in_size: Size
     out_size: Size
     stride: int
@@ -276,12 +278,14 @@ class HeadPlan:
 
     Attributes:
       form: one of `FORMS`.
-      size: (H, W) of its map.
+      inputs: channels of its input map.
+      size: (H, W) of that.
       block: K.
       product: the layer.
     """
 
     form: str
+    inputs: int
     size: Size
     block: int
     product: ProductPlan

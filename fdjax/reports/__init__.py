@@ -13,7 +13,7 @@ from fdjax.reports.plots import (
     plot_run,
 )
 from fdjax.reports.results import Result, csv_text, flat_settings, markdown, read_result, seed_groups
-from fdjax.reports.tables import blocks_table, macs_table
+from fdjax.reports.tables import blocks_table, frozen_table, macs_table
 from fdjax.reports.tradeoff import plot_tradeoff, tradeoff_figure
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "csv_text",
     "fcmask_figure",
     "flat_settings",
+    "frozen_table",
     "history_figure",
     "kept_counts_figure",
     "layer_macs_figure",

@@ -48,3 +48,36 @@ def blocks_table(report: Mapping[str, Any]) -> str:
         size = "x".join(map(str, unit["maps"][0]))
         rows.append(" ".join([f"{unit['name']:{width}} {size:>7}", *losses, *macs, f"{unit['block']:5}"]))
     return "\n".join(rows)
+
+
+def frozen_table(manifest: Mapping[str, Any]) -> str:
+    """A frozen network in a few lines: the form of each block, and what is known of its accuracy.
+
+    Args:
+      manifest: as `fdjax freeze` writes it.
+    """
+    units, macs, choice = manifest["units"], manifest["macs"], manifest["choice"]
+    width = max(len("block"), *(len(unit["name"]) for unit in units))
+    rows = [f"{'block':{width}} {'MACs':>13} form", "-" * (width + 24)]
+    for unit in units:
+        times = unit["milliseconds"] or {}
+        measured = f" ({', '.join(f'{form} {ms:.3f} ms' for form, ms in times.items())})" if times else ""
+        rows.append(f"{unit['name']:{width}} {unit['macs']:13,} {unit['form']}{measured}")
+    plain = [unit["name"] for unit in units if unit["form"] == "dense"]
+    rows.append(f"dense as before: {', '.join(plain) or 'none'}")
+    if choice["released_at_freezing"]:
+        rows.append(f"released, being faster so: {', '.join(choice['released_at_freezing'])}")
+    rows.append(f"MACs: {macs['total']:,}, {macs['ratio']:.3f} of the dense network's")
+    accuracy = manifest["accuracy"]
+    if accuracy is None:
+        rows.append("accuracy: not measured, the test set is not there (--data-path says where it is)")
+        return "\n".join(rows)
+    masked = accuracy["masked"]
+    rows.append(
+        f"top-1: {100 * accuracy['top1']:.2f}% of {accuracy['num_examples']:,} test images; the masked network has "
+        f"{100 * masked['top1']:.2f}%, the same class for {100 * masked['same_top1']:.2f}%, logits to "
+        f"{masked['relative_error']:.1e}"
+    )
+    if "before_release" in accuracy:
+        rows.append(f"top-1 before layers were released: {100 * accuracy['before_release']['top1']:.2f}%")
+    return "\n".join(rows)

@@ -1,0 +1,203 @@
+"""A frozen network on disk: arrays, a manifest, and checksums of both; and the network read back, ready to predict."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from fdjax.errors import UserError
+from fdjax.frozen.fold import Frozen
+from fdjax.frozen.network import apply
+from fdjax.frozen.plan import NetworkPlan
+from fdjax.spec import NetworkSpec
+
+FORMAT, FORMAT_VERSION = "fdjax frozen network", 1
+MANIFEST, ARRAYS, CHECKSUM = "manifest.json", "arrays.npz", "manifest.json.sha256"
+
+
+def file_sha256(path: Path) -> str:
+    """The checksum of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+class FrozenNetwork:
+    """A frozen network that predicts. `load` makes one.
+
+    Attributes:
+      spec: of the network.
+      frozen: plan and arrays.
+      manifest: all that was recorded when it was written; JSON types.
+    """
+
+    def __init__(self, spec: NetworkSpec, frozen: Frozen, manifest: Mapping[str, Any]):
+        self.spec, self.frozen, self.manifest = spec, frozen, manifest
+        self._arrays = {name: jnp.asarray(array) for name, array in frozen.arrays.items()}
+        self._logits = jax.jit(functools.partial(apply, frozen.plan, in_chunks=jax.default_backend() == "cpu"))
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of an image."""
+        return self.spec.input_shape
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the logits, in order."""
+        return self.spec.class_names
+
+    def predict(self, images: ArrayLike) -> jax.Array:
+        """Logits [B, num_classes] of raw images, uint8 or float [B, H, W, C] in 0..255; compiled once for each B.
+
+        Raises:
+          UserError: images of another size or rank than the network was frozen for.
+        """
+        shape = np.shape(images)
+        if len(shape) != 4 or shape[1:] != self.input_shape:
+            raise UserError(
+                f"this network was frozen for images of {_shape(self.input_shape)}, a batch of which is "
+                f"[B, {', '.join(map(str, self.input_shape))}]; got {list(shape)}"
+            )
+        return self._logits(self._arrays, images)
+
+    def classify(self, image: np.ndarray, top: int = 1) -> list[tuple[str, float]]:
+        """The `top` likeliest classes of one raw image [H, W, C], with their probabilities; names, or else numbers."""
+        probabilities = np.asarray(jax.nn.softmax(self.predict(image[None])[0]))
+        names = self.class_names or tuple(map(str, range(self.spec.num_classes)))
+        return [(names[i], float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")[:top]]
+
+
+def check_target(folder: Path) -> None:
+    """Raises `UserError` if `folder` holds anything but a frozen network, which `save` would replace."""
+    if folder.is_dir() and any(folder.iterdir()) and not _is_artifact(folder):
+        raise UserError(f"{folder} is not empty and holds no frozen network; give another directory")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; give a directory")
+    parent = next(path for path in folder.absolute().parents if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"{folder} cannot be made: {parent} is no directory that can be written")
+
+
+def _is_artifact(folder: Path) -> bool:
+    try:
+        return json.loads((folder / MANIFEST).read_text())["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def save(folder: Path, spec: NetworkSpec, frozen: Frozen, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes a frozen network, whole or not at all.
+
+    Args:
+      folder: new, empty, or a frozen network to replace.
+      spec: of the network.
+      frozen: plan and arrays.
+      facts: what else the manifest is to hold; JSON types.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      UserError: the folder holds something else.
+    """
+    folder = folder.absolute()
+    check_target(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft, old = (folder.with_name(f".{folder.name}.{word}") for word in ("draft", "old"))
+    for leftover in (draft, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    draft.mkdir()
+    np.savez(draft / ARRAYS, **frozen.arrays)  # type: ignore[arg-type]
+    manifest = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "input": {
+            "shape": list(spec.input_shape),
+            "layout": "NHWC",
+            "range": [0, 255],
+            "mean": list(spec.input_mean),
+            "std": list(spec.input_std),
+        },
+        "class_names": list(spec.class_names),
+        **facts,
+        "spec": spec.to_dict(),
+        "plan": frozen.plan.to_dict(),
+        "files": {ARRAYS: file_sha256(draft / ARRAYS)},
+    }
+    (draft / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    (draft / CHECKSUM).write_text(f"{file_sha256(draft / MANIFEST)}  {MANIFEST}\n")
+    if folder.exists():
+        folder.rename(old)
+    draft.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a frozen network, after every file has been checked.
+
+    Raises:
+      UserError: there is none, it is of a newer format, or a file is missing or not what was written.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder} holds no frozen network (no {MANIFEST}); fdjax freeze writes one")
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        version, files = manifest["format_version"], dict(manifest.get("files", {}))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, MANIFEST) from error
+    if manifest.get("format") != FORMAT:
+        raise UserError(f"{folder / MANIFEST} is not of a frozen network; fdjax freeze writes one")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise UserError(
+            f"the frozen network in {folder} has format version {version}; this fdjax reads up to {FORMAT_VERSION}: "
+            "update fdjax, or freeze the checkpoint again"
+        )
+    try:
+        recorded = (folder / CHECKSUM).read_text().split()[0]
+    except (OSError, ValueError, IndexError) as error:
+        raise _damaged(folder, CHECKSUM) from error
+    for name, digest in {MANIFEST: recorded, **files}.items():
+        file = folder / name
+        if not file.is_file() or file_sha256(file) != digest:
+            raise _damaged(folder, name)
+    return manifest
+
+
+def _damaged(folder: Path, name: str) -> UserError:
+    state = "is not what was written (its checksum differs)" if (folder / name).exists() else "is missing"
+    return UserError(f"the frozen network in {folder} is damaged: {name} {state}; freeze the checkpoint again")
+
+
+def load(path: str | os.PathLike[str]) -> FrozenNetwork:
+    """Reads a frozen network.
+
+    Args:
+      path: the folder that `fdjax freeze` wrote.
+
+    Raises:
+      UserError: there is none, it is damaged, or of a newer format.
+    """
+    folder = Path(path).expanduser()
+    manifest = read_manifest(folder)
+    try:
+        spec, plan = NetworkSpec.from_dict(manifest["spec"]), NetworkPlan.from_dict(manifest["plan"])
+        with np.load(folder / ARRAYS) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"the frozen network in {folder} cannot be read: {error}") from error
+    return FrozenNetwork(spec, Frozen(plan, arrays), manifest)

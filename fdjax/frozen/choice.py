@@ -1,0 +1,154 @@
+"""Choosing forms by measured time on the machine at hand: among exact ones, and between pruned and released layers."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fdjax import provenance
+from fdjax.frozen import kernels
+from fdjax.frozen.fold import Candidates, Frozen, HostArrays, Variables, fewest_macs, freeze
+from fdjax.frozen.plan import HeadPlan, UnitPlan
+from fdjax.spec import Counts, NetworkSpec, units
+
+_WARM_UP, _FEWEST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 7, 60, 0.4
+
+
+def interleaved(functions: Mapping[str, Callable[[], object]], rounds: int | None = None) -> dict[str, np.ndarray]:
+    """Times functions turn by turn, so that a machine that slows down does so for all of them.
+
+    Args:
+      functions: each returns arrays, which are waited for.
+      rounds: how often each is run after its warm-up; None: as often as fits into a fraction of a second, 7 to 60.
+
+    Returns:
+      Milliseconds of every round, by name.
+    """
+    for _ in range(_WARM_UP):
+        for function in functions.values():
+            jax.block_until_ready(function())
+    times: dict[str, list[float]] = {name: [] for name in functions}
+
+    def one_round() -> None:
+        for name, function in functions.items():
+            start = time.perf_counter()
+            jax.block_until_ready(function())
+            times[name].append(1e3 * (time.perf_counter() - start))
+
+    one_round()
+    if rounds is None:
+        seconds = sum(sum(found) for found in times.values()) / 1e3
+        rounds = int(np.clip(_SECONDS / max(seconds, 1e-6), _FEWEST_ROUNDS, _MOST_ROUNDS))
+    for _ in range(rounds - 1):
+        one_round()
+    return {name: np.asarray(found) for name, found in times.items()}
+
+
+def _layer_function(plan: UnitPlan | HeadPlan, arrays: HostArrays, batch: int) -> Callable[[], jax.Array]:
+    size = plan.in_size if isinstance(plan, UnitPlan) else plan.size
+    evaluate = kernels.unit if isinstance(plan, UnitPlan) else kernels.head
+    x = jax.random.uniform(jax.random.key(0), (batch, *size, plan.inputs), jnp.float32, 0, 6)
+    on_device = {name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()}
+    return functools.partial(jax.jit(functools.partial(evaluate, plan=plan)), x, on_device)
+
+
+@dataclasses.dataclass
+class Stopwatch:
+    """Measures layers for one batch size; what it has measured it remembers.
+
+    Attributes:
+      batch: images at once.
+      cache: a folder that keeps measurements from one command to the next, or None.
+      times: what has been measured in this process: layer -> form -> milliseconds (median).
+    """
+
+    batch: int = 1
+    cache: Path | None = None
+    times: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+
+    def measure(self, layer: str, candidates: Mapping[str, tuple[UnitPlan | HeadPlan, HostArrays]]) -> dict[str, float]:
+        """Milliseconds of a layer's forms."""
+        file = self._file({name: dataclasses.asdict(plan) for name, (plan, _) in candidates.items()})
+        found = _read(file)
+        if found is None:
+            functions = {name: _layer_function(plan, own, self.batch) for name, (plan, own) in candidates.items()}
+            found = {name: float(np.median(times)) for name, times in interleaved(functions).items()}
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(json.dumps(found))
+        self.times.setdefault(layer, {}).update(found)
+        return found
+
+    def choose(self, candidates: Candidates) -> str:
+        """The fastest form of an inverted residual block (`fdjax.frozen.freeze` takes it as `choose`)."""
+        name = next(iter(candidates.values()))[0].name
+        if len(candidates) == 1:
+            return next(iter(candidates))
+        times = self.measure(name, candidates)
+        return min(times, key=times.__getitem__)
+
+    def _file(self, plans: Mapping[str, object]) -> Path | None:
+        if self.cache is None:
+            return None
+        machine = [jax.__version__, jax.devices()[0].device_kind, provenance.processor()]
+        key = json.dumps([plans, self.batch, *machine], sort_keys=True)
+        return self.cache / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+
+
+def _read(file: Path | None) -> dict[str, float] | None:
+    try:
+        return json.loads(file.read_text()) if file is not None else None
+    except (OSError, ValueError):
+        return None
+
+
+def release_slower(
+    spec: NetworkSpec, variables: Variables, counts: Counts, stopwatch: Stopwatch
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Releases the layers that take longer pruned than released, which changes the function.
+
+    Partial counts of an inverted residual block, or of the head, rise to N; removed channels stay removed.
+
+    Returns:
+      The counts after release, and the names of the layers that were released.
+    """
+    raised = {path: np.where(np.asarray(counts[path]) > 0, n, 0) for path, (_, n) in spec.mask_sizes.items()}
+    pruned, released = (_layers(freeze(spec, variables, c, fewest_macs)) for c in (counts, raised))
+    exact: dict[str, Candidates] = {}
+
+    def keep(candidates: Candidates) -> str:
+        exact[next(iter(candidates.values()))[0].name] = candidates
+        return fewest_macs(candidates)
+
+    freeze(spec, variables, counts, keep)
+    members = {name: list(roles.values()) for name, roles in units(spec).items()}
+    members["head"] = [layer for layer in spec.layers if layer.name == "head"]
+    after, names = {path: np.asarray(count) for path, count in counts.items()}, []
+    for name, layers in members.items():
+        paths = [path for layer in layers for path in (layer.input_mask, layer.output_mask) if path]
+        if all(np.array_equal(raised[path], counts[path]) for path in paths):
+            continue
+        times = stopwatch.measure(name, {**exact.get(name, {"pruned": pruned[name]}), "released": released[name]})
+        if min(times, key=times.__getitem__) == "released":
+            after |= {path: raised[path] for path in paths}
+            names += [layer.name for layer in layers if layer.block]
+    return after, names
+
+
+def _layers(frozen: Frozen) -> dict[str, tuple[UnitPlan | HeadPlan, HostArrays]]:
+    """The blocks and the head of a frozen network with their own arrays, by name."""
+    plans: dict[str, UnitPlan | HeadPlan] = {unit.name: unit for unit in frozen.plan.units}
+    plans["head"] = frozen.plan.head
+    return {
+        name: (plan, {key: array for key, array in frozen.arrays.items() if key.startswith(f"{name}/")})
+        for name, plan in plans.items()
+    }

@@ -1,0 +1,185 @@
+"""Freezing a checkpoint: the network as it stands, compiled, measured beside the masked one, and written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fdjax.data import Dataset, check_source, load_dataset, normalize
+from fdjax.errors import UserError
+from fdjax.frozen import Frozen, FrozenNetwork, Stopwatch, check_target, fewest_macs, freeze, release_slower, save
+from fdjax.frozen.plan import HeadPlan, UnitPlan
+from fdjax.frozen.score import agreement, all_logits, figures
+from fdjax.nn import FCMASK
+from fdjax.pruning import HardMasks
+from fdjax.spec import Counts, NetworkSpec, network_macs
+from fdjax.training.build import collection_of, hard_network
+from fdjax.training.restore import Restored
+from fdjax.training.summary import versions
+
+
+def hard_masks_of(restored: Restored) -> HardMasks:
+    """The masks to freeze.
+
+    Raises:
+      UserError: there are none, or they are still being learned.
+    """
+    phase = restored.phase
+    if restored.hard is None:
+        raise UserError(
+            f"the checkpoint has no masks: it is in {phase.name}, and nothing has been pruned; let its run go on with "
+            "the phases learn and refine, or freeze a later checkpoint"
+        )
+    if phase.learns_masks and restored.phase_step < phase.steps:
+        raise UserError(
+            f"the checkpoint has soft masks only: {phase.name} is at step {restored.phase_step:,} of {phase.steps:,}; "
+            "let its run finish the phase (the same train.py command goes on), or freeze a later checkpoint"
+        )
+    return restored.hard
+
+
+def freeze_checkpoint(
+    restored: Restored,
+    out: Path,
+    *,
+    stopwatch: Stopwatch | None = None,
+    release: bool = False,
+    data_path: str | None = None,
+) -> dict[str, Any]:
+    """Compiles a checkpoint's network as it stands, measures it beside the masked one, and writes it.
+
+    Args:
+      restored: the checkpoint.
+      out: the folder to write.
+      stopwatch: chooses forms by measured time; None: by MACs.
+      release: let go of the masks of layers that take longer pruned than released; needs a stopwatch.
+      data_path: in place of the run's own `data.path`.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      UserError: no hard masks, or a folder that holds something else. Data that are not there are no error: the
+        accuracy is then not measured.
+    """
+    hard = hard_masks_of(restored)
+    check_target(out)
+    spec, state = restored.spec, restored.state
+    variables = {
+        name: jax.tree.map(np.asarray, collection)
+        for name, collection in (("params", state.params), ("batch_stats", state.batch_stats))
+    }
+    counts, released, newly = dict(hard.counts), list(hard.released), []
+    if release:
+        if stopwatch is None:
+            raise ValueError("release compares times: it needs a stopwatch")
+        counts, newly = release_slower(spec, variables, hard.counts, stopwatch)
+        released = [layer.name for layer in spec.layers if layer.name in {*released, *newly}]
+    frozen = freeze(spec, variables, counts, stopwatch.choose if stopwatch else fewest_macs)
+    macs = network_macs(spec, counts, released)
+    facts = {
+        "macs": macs.to_dict(),
+        "layers": [layer.to_dict() for layer in macs.layers],
+        "units": [_described(plan, stopwatch) for plan in (*frozen.plan.units, frozen.plan.head)],
+        "choice": {
+            "by": "time" if stopwatch else "macs",
+            "batch": stopwatch.batch if stopwatch else None,
+            "released_at_freezing": newly,
+        },
+        "accuracy": _accuracy(restored, frozen, counts, hard.counts if newly else None, data_path),
+        "checkpoint": {
+            "step": restored.phase.start + restored.phase_step,
+            "phase": restored.phase.name,
+            "dense_top1": restored.done.dense_top1,
+        },
+        "data": {name: getattr(restored.config.data, name) for name in ("name", "path", "image_size", "grayscale")},
+        "versions": versions(),
+    }
+    return save(out, spec, frozen, facts)
+
+
+def _described(plan: UnitPlan | HeadPlan, stopwatch: Stopwatch | None) -> dict[str, Any]:
+    name = plan.name if isinstance(plan, UnitPlan) else "head"
+    times = stopwatch.times.get(name) if stopwatch else None
+    return {"name": name, "form": plan.form, "macs": plan.macs(), "milliseconds": times}
+
+
+def _accuracy(
+    restored: Restored, frozen: Frozen, counts: Counts, before: Counts | None, data_path: str | None
+) -> dict[str, Any] | None:
+    """Figures of the frozen network on the test set, beside the masked one's; None where the data are not there.
+
+    `before`: the counts that were released, if any: their accuracy is reported, too.
+    """
+    try:
+        dataset = run_data(restored.spec, dataclasses.asdict(restored.config.data), data_path)
+    except UserError:
+        if data_path is not None:
+            raise
+        return None
+    images, labels = dataset.test_images, dataset.test_labels
+    logits = all_logits(FrozenNetwork(restored.spec, frozen, {}).predict, images)
+    masked = masked_logits(restored, counts, images)
+    found = {**figures(logits, labels), "masked": {**figures(masked, labels), **agreement(logits, masked)}}
+    if before is not None:
+        found["before_release"] = figures(masked_logits(restored, before, images), labels)
+    return found
+
+
+def evaluate_frozen(network: FrozenNetwork, data_path: str | None = None) -> dict[str, Any]:
+    """Accuracy of a frozen network on the test set of its run, with its MACs, as `evaluate_restored` has them.
+
+    Raises:
+      UserError: the data are not there or are others.
+    """
+    dataset = run_data(network.spec, network.manifest["data"], data_path)
+    checkpoint = network.manifest["checkpoint"]
+    return {
+        **figures(all_logits(network.predict, dataset.test_images), dataset.test_labels),
+        **{name: network.manifest[name] for name in ("macs", "layers")},
+        "split": "test",
+        **checkpoint,
+    }
+
+
+def run_data(spec: NetworkSpec, data: Mapping[str, Any], data_path: str | None = None) -> Dataset:
+    """The data set that a network was trained on.
+
+    Args:
+      spec: of the network.
+      data: `name`, `path`, `image_size` and `grayscale`, as in its run's config.
+      data_path: in place of `path`.
+
+    Raises:
+      UserError: the data are not there, or are others.
+    """
+    path = data["path"] if data_path is None else data_path
+    check_source(data["name"], path)
+    dataset = load_dataset(data["name"], path, data["image_size"], data["grayscale"])
+    for what, own, theirs in (
+        ("images of", "x".join(map(str, spec.input_shape)), "x".join(map(str, dataset.image_shape))),
+        ("the classes", ", ".join(spec.class_names), ", ".join(dataset.class_names)),
+    ):
+        if own != theirs:
+            raise UserError(f"the network is for {what} {own}; the data are {what} {theirs}")
+    return dataset
+
+
+def masked_logits(restored: Restored, counts: Counts, images: np.ndarray) -> np.ndarray:
+    """What the masked network says of raw images [n, H, W, C] with masks of these kept counts: logits [n, classes]."""
+    spec = restored.spec
+    network = hard_network(restored.network, spec, counts)
+    variables = {**restored.state.variables(), FCMASK: collection_of(spec, counts)}
+
+    @jax.jit
+    def logits(variables: Any, images: jax.Array) -> Any:
+        x = normalize(images, spec.input_mean, spec.input_std, jnp.float32)
+        return network.apply(variables, x, train=False)
+
+    return all_logits(lambda batch: logits(variables, batch), images)

@@ -1,0 +1,49 @@
+"""Checkpoints as a run leaves them, without the run: random weights and masks."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from flax.traverse_util import unflatten_dict
+
+from fdjax.checkpoint import CHECKPOINT_FOLDER, Checkpoints
+from fdjax.config import Config, LearnConfig, ModelConfig
+from fdjax.data import describe_source
+from fdjax.ops.fcmask import counts_to_fcmask
+from fdjax.training.build import build_network
+from fdjax.training.optimizers import optimizers_for
+from fdjax.training.phases import plan_phases
+from fdjax.training.restore import Past
+from fdjax.training.state import create_state
+from tests.frozen_networks import random_counts, random_variables
+
+STEPS_PER_EPOCH = 10
+CONFIG = Config(
+    phases=("pretrain", "learn", "refine"),
+    model=ModelConfig(name="mobilenetv2_small", width=0.3),
+    learn=LearnConfig(block=2, block_by_map=((7, 7),), tied=True, levels="0,1,N", target_macs=0.7),
+)
+
+
+def write_checkpoint(workdir: Path, phase_name: str, phase_step: int | None = None, released=()) -> Path:
+    """Writes the checkpoint of a run that is in the named phase: at `phase_step` of it, or at its end."""
+    shape, classes = describe_source(CONFIG.data.name)
+    network, spec = build_network(CONFIG, shape, len(classes))
+    spec = dataclasses.replace(spec, input_mean=(73.0,), input_std=(90.0,), class_names=classes)
+    phase = next(phase for phase in plan_phases(CONFIG, STEPS_PER_EPOCH) if phase.name == phase_name)
+    counts = random_counts(spec, 1, (1,)) if phase.hard else spec.full_counts()
+    fcmask = {path: counts_to_fcmask(count, spec.mask_sizes[path][1]) for path, count in counts.items()}
+    variables = {**random_variables(network, spec, 0), "fcmask": unflatten_dict(fcmask, sep="/")}
+    done = Past(released=list(released), masks_learned=phase.hard, dense_top1=0.5)
+    step = phase.steps if phase_step is None else phase_step
+    meta = {
+        "config": CONFIG.to_dict(),
+        "spec": spec.to_dict(),
+        "phase": dataclasses.asdict(phase),
+        "phase_step": step,
+        "done": dataclasses.asdict(done),
+    }
+    state = create_state(variables, CONFIG.seed, *optimizers_for(CONFIG, phase))
+    Checkpoints(workdir / CHECKPOINT_FOLDER).save(phase.start + step, state, meta)
+    return workdir

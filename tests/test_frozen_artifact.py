@@ -1,0 +1,296 @@
+"""Freezing a checkpoint, the artifact it writes, and what is refused: one line, exit status 2."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fdjax.checkpoint import find_checkpoint
+from fdjax.cli import eval_command, fdjax_command
+from fdjax.data import load_dataset, load_image
+from fdjax.errors import UserError
+from fdjax.frozen import Stopwatch, load, release_slower, save
+from fdjax.frozen.artifact import ARRAYS, CHECKSUM, FORMAT_VERSION, MANIFEST, file_sha256
+from fdjax.frozen.choice import interleaved
+from fdjax.frozen.score import agreement, figures
+from fdjax.training.freeze import masked_logits
+from fdjax.training.restore import restore
+from tests.frozen_checkpoints import write_checkpoint
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("run"), "refine", released=("head",))
+
+
+@pytest.fixture(scope="module")
+def artifact(checkpoint, tmp_path_factory) -> Path:
+    """The checkpoint frozen by the command; tests do not change it."""
+    out = tmp_path_factory.mktemp("artifacts") / "frozen"
+    assert fdjax_command(["freeze", "--checkpoint", str(checkpoint), "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def copy(artifact, tmp_path) -> Path:
+    return Path(shutil.copytree(artifact, tmp_path / "copy"))
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command that must be refused; returns the one line it said."""
+
+    def run(command, *arguments: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            command(list(arguments))
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and len(said.splitlines()) == 1
+        return said
+
+    return run
+
+
+def reseal(folder: Path) -> None:
+    """Makes the manifest's checksum true again."""
+    (folder / CHECKSUM).write_text(f"{file_sha256(folder / MANIFEST)}  {MANIFEST}\n")
+
+
+def test_the_manifest_says_what_was_frozen(artifact) -> None:
+    manifest = json.loads((artifact / MANIFEST).read_text())
+    assert manifest["format_version"] == FORMAT_VERSION
+    assert manifest["input"]["shape"] == [28, 28, 1] and manifest["input"]["mean"] == [73.0]
+    assert manifest["class_names"][-1] == "Ankle boot"
+    assert manifest["files"] == {ARRAYS: file_sha256(artifact / ARRAYS)}
+    assert sorted(path.name for path in artifact.iterdir()) == sorted([MANIFEST, ARRAYS, CHECKSUM])
+    assert {unit["name"]: unit["form"] for unit in manifest["units"]}["block00"] == "groups"
+    assert 0 < manifest["macs"]["ratio"] < 1
+    assert [layer["name"] for layer in manifest["layers"] if layer["released"]] == ["head"]
+    assert manifest["versions"]["jax"] and manifest["choice"]["by"] == "macs"
+
+
+def test_it_agrees_with_the_masked_network_on_the_whole_test_set(artifact, checkpoint) -> None:
+    accuracy = json.loads((artifact / MANIFEST).read_text())["accuracy"]
+    assert accuracy["num_examples"] == 2000
+    assert accuracy["masked"]["relative_error"] < 1e-4 and accuracy["masked"]["same_top1"] > 0.999
+    images = load_dataset("fashion_mnist_subset").test_images[:50]
+    restored = restore(*find_checkpoint(str(checkpoint)))
+    assert restored.hard is not None
+    expected = masked_logits(restored, restored.hard.counts, images)
+    assert agreement(np.asarray(load(artifact).predict(images)), expected)["relative_error"] < 1e-4
+
+
+def test_eval_takes_it_and_says_what_the_checkpoint_says(artifact, checkpoint, tmp_path) -> None:
+    reports = [tmp_path / "frozen.json", tmp_path / "checkpoint.json"]
+    assert eval_command(["--frozen", str(artifact), "--json", str(reports[0])]) == 0
+    assert eval_command(["--checkpoint", str(checkpoint), "--json", str(reports[1])]) == 0
+    frozen, masked = (json.loads(report.read_text()) for report in reports)
+    assert frozen["top1"] == masked["top1"] and frozen["num_examples"] == masked["num_examples"]
+    assert frozen["loss"] == pytest.approx(masked["loss"], rel=1e-4)
+    assert frozen["macs"] == masked["macs"] and frozen["layers"] == masked["layers"]
+
+
+def test_loading_and_predicting_need_neither_flax_nor_training_code(artifact) -> None:
+    code = f"""
+import sys
+import numpy as np
+from fdjax.frozen import load
+network = load({str(artifact)!r})
+logits = network.predict(np.zeros((2, *network.input_shape), np.uint8))
+assert logits.shape == (2, len(network.class_names)) and np.isfinite(logits).all()
+heavy = ("flax", "optax", "orbax", "tensorflow_datasets", "tyro", "fdjax.nn", "fdjax.training", "fdjax.checkpoint")
+print([name for name in heavy if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_uint8_and_float_images_give_the_same_logits(artifact) -> None:
+    network = load(artifact)
+    images = load_dataset("fashion_mnist_subset").test_images[:2]
+    np.testing.assert_array_equal(network.predict(images), network.predict(images.astype(np.float32)))
+
+
+def test_predict_names_the_classes_of_pictures(artifact, tmp_path, capsys) -> None:
+    dataset, files = load_dataset("fashion_mnist_subset"), []
+    for index in range(2):
+        files.append(str(tmp_path / f"{index}.png"))
+        Image.fromarray(dataset.test_images[index, ..., 0]).save(files[-1])
+    report = tmp_path / "classes.json"
+    assert fdjax_command(["predict", "--frozen", str(artifact), *files, "--top", "2", "--json", str(report)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    logits = np.asarray(load(artifact).predict(dataset.test_images[:2]))
+    for line, row, found in zip(said, logits, json.loads(report.read_text()), strict=True):
+        assert dataset.class_names[row.argmax()] in line
+        assert [entry["name"] for entry in found["classes"]] == [dataset.class_names[i] for i in np.argsort(-row)[:2]]
+
+
+def test_pictures_are_fitted_as_a_data_sets_are(tmp_path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    file = str(tmp_path / "wide.png")
+    Image.fromarray(pixels).save(file)
+    np.testing.assert_array_equal(load_image(file, (40, 40, 3)), pixels[:, 10:50])
+    assert load_image(file, (28, 28, 1)).shape == (28, 28, 1)
+    np.testing.assert_array_equal(load_image(file, (40, 60, 3)), pixels)
+    np.testing.assert_array_equal(load_image(file, (40, 30, 3)), pixels[:, 15:45])
+    with pytest.raises(UserError, match="cannot be read"):
+        load_image(str(tmp_path / "none.png"), (28, 28, 1))
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("phase", "step", "expected"),
+    [("pretrain", None, "no masks"), ("learn", 3, "soft masks only: learn is at step 3")],
+)
+def test_a_checkpoint_without_hard_masks_is_refused(refused, tmp_path, phase, step, expected) -> None:
+    workdir = write_checkpoint(tmp_path / "run", phase, step)
+    said = refused(fdjax_command, "freeze", "--checkpoint", str(workdir), "--out", str(tmp_path / "out"))
+    assert expected in said and not (tmp_path / "out").exists()
+
+
+def test_another_input_size_is_refused(artifact, refused, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"images of 28x28x1.*got \[1, 32, 32, 3\]"):
+        load(artifact).predict(np.zeros((1, 32, 32, 3)))
+    with pytest.raises(UserError, match="28x28x1"):
+        load(artifact).predict(np.zeros((28, 28, 1)))
+
+
+@pytest.mark.parametrize("name", [ARRAYS, MANIFEST, CHECKSUM])
+@pytest.mark.parametrize("damage", ["edited", "missing"])
+def test_a_damaged_artifact_is_refused_and_the_file_named(refused, copy, name, damage) -> None:
+    if damage == "missing":
+        (copy / name).unlink()
+    else:
+        content = bytearray((copy / name).read_bytes())
+        place = content.index(b"0") if name != ARRAYS else len(content) // 2
+        content[place] ^= 1
+        (copy / name).write_bytes(bytes(content))
+    said = refused(eval_command, "--frozen", str(copy))
+    expected = {CHECKSUM: CHECKSUM if damage == "missing" else MANIFEST}.get(name, name)
+    assert expected in said
+
+
+def test_a_newer_format_is_refused(refused, copy) -> None:
+    manifest = json.loads((copy / MANIFEST).read_text())
+    (copy / MANIFEST).write_text(json.dumps({**manifest, "format_version": FORMAT_VERSION + 1}))
+    reseal(copy)
+    assert f"format version {FORMAT_VERSION + 1}" in refused(fdjax_command, "predict", "--frozen", str(copy), "x.png")
+
+
+def test_a_folder_with_other_things_is_left_alone(refused, checkpoint, tmp_path) -> None:
+    (tmp_path / "letters.txt").write_text("dear diary")
+    said = refused(fdjax_command, "freeze", "--checkpoint", str(checkpoint), "--out", str(tmp_path))
+    assert "not empty and holds no frozen network" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["letters.txt"]
+
+
+def test_a_frozen_network_is_replaced_in_one_move(copy) -> None:
+    network = load(copy)
+    (copy.parent / f".{copy.name}.draft").mkdir()
+    save(copy, network.spec, network.frozen, {"note": "second"})
+    assert load(copy).manifest["note"] == "second"
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--release"], "--choose time"),
+        (["--choose", "time", "--batch", "0"], "at least 1"),
+        (["--data-path", "/does/not/exist"], "takes no path"),
+    ],
+)
+def test_wrong_flags_are_refused(refused, checkpoint, tmp_path, arguments, expected) -> None:
+    out = str(tmp_path / "out")
+    assert expected in refused(fdjax_command, "freeze", "--checkpoint", str(checkpoint), "--out", out, *arguments)
+
+
+def test_eval_takes_a_checkpoint_or_a_frozen_network(refused, artifact) -> None:
+    assert "either" in refused(eval_command)
+    assert "either" in refused(eval_command, "--frozen", str(artifact), "--checkpoint", "x")
+    assert "test set" in refused(eval_command, "--frozen", str(artifact), "--which", "best")
+    assert "no frozen network" in refused(eval_command, "--frozen", str(ROOT))
+
+
+# Choosing by time
+
+
+def test_forms_chosen_by_time_are_the_fastest_measured_and_the_same_function(checkpoint, tmp_path) -> None:
+    out = tmp_path / "timed"
+    command = ["freeze", "--checkpoint", str(checkpoint), "--out", str(out), "--choose", "time", "--batch", "2"]
+    assert fdjax_command(command) == 0
+    manifest = json.loads((out / MANIFEST).read_text())
+    assert manifest["choice"] == {"by": "time", "batch": 2, "released_at_freezing": []}
+    assert manifest["accuracy"]["masked"]["relative_error"] < 1e-4
+    timed = [unit for unit in manifest["units"] if unit["milliseconds"]]
+    assert timed
+    chains = {unit["name"]: {chain["name"] for chain in unit["chains"]} for unit in manifest["plan"]["units"]}
+    for unit in timed:
+        fastest = min(unit["milliseconds"], key=unit["milliseconds"].__getitem__)
+        assert ("means" in chains[unit["name"]]) == (fastest in ("means", "groups"))
+
+
+class _Biased(Stopwatch):
+    """Finds every layer faster released, or none."""
+
+    released_ms = 0.0
+
+    def measure(self, layer, candidates):
+        return {name: self.released_ms if name == "released" else 1.0 for name in candidates}
+
+
+def test_release_raises_partial_counts_of_the_slower_layers_only(checkpoint) -> None:
+    restored = restore(*find_checkpoint(str(checkpoint)))
+    assert restored.hard is not None
+    variables = {"params": restored.state.params, "batch_stats": restored.state.batch_stats}
+    spec, counts = restored.spec, restored.hard.counts
+    biased = _Biased()
+    raised, names = release_slower(spec, variables, counts, biased)
+    assert {name.split("/")[0] for name in names} == {"block00", "block01", "block02", "block03", "head"}
+    for path, (_, num_coefs) in spec.mask_sizes.items():
+        np.testing.assert_array_equal(raised[path], np.where(counts[path] > 0, num_coefs, 0))
+    biased.released_ms = 2.0
+    kept, names = release_slower(spec, variables, counts, biased)
+    assert not names and all(np.array_equal(kept[path], counts[path]) for path in counts)
+
+
+def test_measurements_are_remembered(tmp_path, monkeypatch) -> None:
+    from fdjax.frozen import choice, freeze
+    from tests.frozen_networks import random_counts, random_variables
+    from tests.test_frozen import TIED, make
+
+    network, spec = make(**TIED)
+    arguments = spec, random_variables(network, spec, 0), random_counts(spec, 1, (1,))
+    times = {"bands": np.array([2.0, 3.0]), "means": np.array([1.0, 1.0])}
+    monkeypatch.setattr(choice, "interleaved", lambda functions: {name: times[name] for name in functions})
+    watch = Stopwatch(1, tmp_path)
+    first = freeze(*arguments, watch.choose)
+    assert watch.times["block00"] == {"bands": 2.5, "means": 1.0}
+    monkeypatch.setattr(choice, "interleaved", lambda functions: pytest.fail("measured again"))
+    assert freeze(*arguments, Stopwatch(1, tmp_path).choose).plan == first.plan
+
+
+def test_functions_are_timed_in_turn() -> None:
+    calls = []
+    times = interleaved({name: lambda name=name: calls.append(name) for name in ("a", "b")}, rounds=4)
+    assert calls[-4:] == ["a", "b", "a", "b"] and [len(found) for found in times.values()] == [4, 4]
+
+
+def test_figures_break_ties_as_argmax_does() -> None:
+    logits = np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 9.0]])
+    found = figures(logits, np.array([0, 1, 2]))
+    assert found["top1"] == pytest.approx(2 / 3) and found["num_examples"] == 3
+    expected = np.mean([np.log(2 * np.e + 1) - 1] * 2 + [np.log(2 + np.e**9) - 9])
+    assert found["loss"] == pytest.approx(expected)
+    assert "top5" not in found and "top5" in figures(np.eye(11), np.arange(11))
