@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from fdjax.errors import UserError
+
 CACHE_VARIABLE = "FDJAX_CACHE_DIR"
 
 # glibc's mallopt parameters (malloc.h).
@@ -96,6 +98,32 @@ def _use_huge_pages(libc: ctypes.CDLL) -> None:
         start = -(-address // _HUGE_PAGE) * _HUGE_PAGE
         libc.madvise(start, (address + size - start) // _HUGE_PAGE * _HUGE_PAGE, _MADV_HUGEPAGE)
         libc.free(address)
+
+
+def limit_threads(threads: int | None) -> int:
+    """Holds this process to so many processor cores; XLA's flags alone do not. Call before jax is imported.
+
+    Args:
+      threads: None leaves the process as it is.
+
+    Returns:
+      How many cores it may use.
+
+    Raises:
+      UserError: it may not use as many.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        if threads is not None:
+            os.environ["NPROC"] = str(threads)
+        return threads or os.cpu_count() or 1
+    allowed = sorted(os.sched_getaffinity(0))
+    if threads is None:
+        return len(allowed)
+    if threads > len(allowed):
+        raise UserError(f"--threads {threads}: this process may use {len(allowed)} cores")
+    os.environ["NPROC"] = str(threads)
+    os.sched_setaffinity(0, allowed[:threads])
+    return threads
 
 
 def compilation_cache_dir() -> Path | None:

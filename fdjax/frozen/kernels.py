@@ -28,10 +28,11 @@ from fdjax.frozen.plan import (
     Size,
     StemPlan,
     UnitPlan,
+    block_shares,
     mean_phases,
+    scaled_basis,
 )
-from fdjax.ops.blocks import merge_blocks, num_blocks, split_blocks
-from fdjax.ops.dct import dct_basis
+from fdjax.ops.blocks import merge_blocks, split_blocks
 from fdjax.ops.depthwise import depthwise_conv
 from fdjax.ops.materialize import materialize
 
@@ -69,11 +70,6 @@ def _take(x: jax.Array, indices: Indices | None, start: int = 0, stop: int | Non
     return jnp.take(x, np.asarray(indices, np.int32), axis=-1)
 
 
-def _scaled_basis(block: int, count: int, dtype) -> np.ndarray:
-    """The basis [n, K, K] whose inner product with a block is a coefficient; its first row takes the mean."""
-    return (dct_basis(block, np.float64)[:count] / block).astype(dtype)
-
-
 def _combination(terms: Sequence[tuple[float, jax.Array]]) -> jax.Array:
     return functools.reduce(jnp.add, [x * x.dtype.type(w) for w, x in terms if abs(w) > 1e-12])
 
@@ -82,12 +78,12 @@ def block_coefs(x: jax.Array, block: int, count: int) -> jax.Array:
     """The first `count` coefficients of every block: [B, H, W, C] -> [n, B, R, S, C]."""
     blocks = split_blocks(x, block)
     if count * block * block <= _MAX_WRITTEN_OUT:
-        basis = _scaled_basis(block, count, np.float64)
+        basis = scaled_basis(block, count)
         pixels = {(i, j): blocks[..., :, i, :, j, :] for i in range(block) for j in range(block)}
         return jnp.stack([_combination([(row[ij], pixel) for ij, pixel in pixels.items()]) for row in basis])
     if count == 1:
         return blocks.mean(axis=(-4, -2))[None]
-    basis = _scaled_basis(block, count, x.dtype)
+    basis = scaled_basis(block, count).astype(x.dtype)
     return jnp.einsum("...rasbc,nab->n...rsc", blocks, basis, precision=lax.Precision.HIGHEST)
 
 
@@ -97,7 +93,7 @@ def blocks_from_coefs(y: jax.Array, block: int, size: Size) -> jax.Array:
     if count == 1:
         blocks = jnp.broadcast_to(y[0][:, :, None, :, None], (batch, rows, block, columns, block, channels))
         return merge_blocks(blocks, size)
-    basis = _scaled_basis(block, count, np.float64) * block**2
+    basis = scaled_basis(block, count) * block**2
     if count * block * block <= _MAX_WRITTEN_OUT:
         lines = [
             jnp.stack([_combination([(basis[n, i, j], y[n]) for n in range(count)]) for j in range(block)], axis=-2)
@@ -377,19 +373,11 @@ def head(x: jax.Array, arrays: Arrays, plan: HeadPlan) -> jax.Array:
         if count == 1 and start >= product.whole[1]:
             # Constant in every block; blocks count by the part of them that lies on the map.
             y = _relu6(_segment_coefs([part], segment)[0] + bias[start:stop])
-            pieces.append(jnp.einsum("brsc,r,s->bc", y, *_block_shares(plan.size, plan.block)))
+            shares = [share.astype(y.dtype) for share in block_shares(plan.size, plan.block)]
+            pieces.append(jnp.einsum("brsc,r,s->bc", y, *shares))
         else:
             y = _compose([part], [segment], product.output_counts, plan.block, x, plan.size)
             pieces.append(_relu6(y + bias[start:stop]).mean(axis=(1, 2)))
     if not pieces:
         return jnp.zeros((x.shape[0], 0), x.dtype)
     return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=-1)
-
-
-def _block_shares(size: Size, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """The share of each row and column of blocks in a map's pixels."""
-    shares = []
-    for length in size:
-        edges = np.minimum(np.arange(num_blocks(length, block) + 1) * block, length)
-        shares.append((np.diff(edges) / length).astype(np.float32))
-    return shares[0], shares[1]

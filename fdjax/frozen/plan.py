@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fdjax.ops.blocks import num_blocks
+from fdjax.ops.dct import dct_basis
 from fdjax.ops.macs import block_transform_macs, depthwise_macs
 
 Size = tuple[int, int]
@@ -395,3 +396,17 @@ def mean_phases(size: Size, stride: int, padding: str, block: int, window: int =
 def runs_at_block_resolution(in_size: Size, out_size: Size, blocks: tuple[int, int]) -> bool:
     """Whether a chain that keeps only means is block-constant throughout: one block size, which divides both maps."""
     return blocks[0] == blocks[1] and all(length % blocks[0] == 0 for length in (*in_size, *out_size))
+
+
+def scaled_basis(block: int, count: int) -> np.ndarray:
+    """The basis [n, K, K], float64, whose inner product with a block is a coefficient; the first row takes the mean."""
+    return dct_basis(block, np.float64)[:count] / block
+
+
+def block_shares(size: Size, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """The share of each row and each column of blocks in a map's pixels: what padding adds does not count."""
+    shares = []
+    for length in size:
+        edges = np.minimum(np.arange(num_blocks(length, block) + 1) * block, length)
+        shares.append(np.diff(edges) / length)
+    return shares[0], shares[1]

@@ -1,5 +1,6 @@
 """Numbers in, plots and tables out. Never runs a network."""
 
+from fdjax.reports.bench import bench_figure, bench_table, plot_bench
 from fdjax.reports.plots import (
     NoDataError,
     fcmask_figure,
@@ -19,6 +20,8 @@ from fdjax.reports.tradeoff import plot_tradeoff, tradeoff_figure
 __all__ = [
     "NoDataError",
     "Result",
+    "bench_figure",
+    "bench_table",
     "blocks_table",
     "csv_text",
     "fcmask_figure",
@@ -29,6 +32,7 @@ __all__ = [
     "layer_macs_figure",
     "macs_table",
     "markdown",
+    "plot_bench",
     "plot_fcmask",
     "plot_history",
     "plot_kept_counts",

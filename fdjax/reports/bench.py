@@ -1,0 +1,61 @@
+"""Benchmarks of frozen networks: a table, and a picture of time beside MACs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+
+
+def bench_table(found: Mapping[str, Any]) -> str:
+    """A line a row, and a table of blocks for each batch size that has one.
+
+    Args:
+      found: `rows`, and `layers` by batch size, as `fdjax bench --json` writes them.
+    """
+    columns = ("network", "masks", "target", "batch", "threads", "dtype")
+    figures = ("dense_ms", "frozen_ms", "onnxruntime_dense_ms", "time_ratio", "mac_ratio", "paper_ratio")
+    table = [[*columns, *figures]]
+    for row in found["rows"]:
+        texts = ["-" if row.get(name) is None else str(row[name]) for name in columns]
+        table.append(texts + ["-" if row.get(name) is None else f"{row[name]:.3f}" for name in figures])
+    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+    lines = ["  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in table]
+    for batch, layers in found.get("layers", {}).items():
+        width = max(len(layer["name"]) for layer in layers)
+        lines += ["", f"{f'batch {batch}':{width}}  dense ms  frozen ms  time ratio  MAC ratio  form"]
+        for layer in layers:
+            macs = layer["macs"] / layer["dense_macs"]
+            lines.append(
+                f"{layer['name']:{width}}  {layer['dense_ms']:8.3f}  {layer['frozen_ms']:9.3f}  "
+                f"{layer['time_ratio']:10.3f}  {macs:9.3f}  {layer['form']}"
+            )
+    return "\n".join(lines)
+
+
+def bench_figure(rows: Sequence[Row]) -> Figure:
+    """Time over MACs, both as shares of the dense network's: a point a row, a colour a batch size."""
+    figure = Figure(figsize=(5.5, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="time = MACs")
+    for index, batch in enumerate(sorted({row["batch"] for row in rows})):
+        chosen = [row for row in rows if row["batch"] == batch]
+        points = [row["mac_ratio"] for row in chosen], [row["time_ratio"] for row in chosen]
+        axes.scatter(*points, color=f"C{index}", label=f"batch {batch}")
+        spans = [[value / row["dense_ms"] for value in row["frozen_ms_quartiles"]] for row in chosen]
+        axes.vlines(points[0], [low for low, _ in spans], [high for _, high in spans], color=f"C{index}")
+    axes.set_xlabel("MACs / dense, transforms included")
+    axes.set_ylabel("time / dense (median, quartiles)")
+    axes.set_xlim(0, 1.05)
+    axes.set_ylim(0, max(1.05, 1.05 * max(row["time_ratio"] for row in rows)))
+    axes.legend(loc="upper left")
+    return figure
+
+
+def plot_bench(rows: Sequence[Row], path: Path) -> None:
+    """Draws `bench_figure` into a file."""
+    bench_figure(rows).savefig(path, dpi=150)

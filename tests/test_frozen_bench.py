@@ -1,0 +1,117 @@
+"""Benchmarks of frozen networks: the rows have their fields, and the figures are of what they say."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fdjax import runtime
+from fdjax.errors import UserError
+from fdjax.frozen import freeze, save
+from fdjax.frozen.bench import bench, bench_layers, compile_network, dense_network, describe_masks, seeded_variables
+from fdjax.reports import bench_figure, bench_table
+from fdjax.spec import network_macs
+from tests.frozen_networks import random_counts, random_variables
+from tests.test_frozen import MEANS, TIED, UNTIED, make
+
+ROOT = Path(__file__).parents[1]
+FIELDS = {
+    "network", "masks", "target", "batch", "threads", "dtype", "dense_ms", "frozen_ms", "time_ratio", "mac_ratio",
+    "paper_ratio", "onnxruntime_dense_ms",
+}  # fmt: skip
+
+
+def test_seeded_variables_are_what_the_spec_asks_for() -> None:
+    network, spec = make(**UNTIED)
+    expected, found = random_variables(network, spec, 0), seeded_variables(spec)
+
+    def shapes(tree) -> dict:
+        return {k: shapes(v) if isinstance(v, dict) else np.shape(v) for k, v in tree.items()}
+
+    assert shapes(found) == shapes(expected)
+
+
+def test_a_row_says_what_was_measured() -> None:
+    _, spec = make(**TIED)
+    dense = dense_network(spec)
+    frozen = freeze(spec, seeded_variables(spec), random_counts(spec, 1, MEANS))
+    ran = []
+
+    def peer(network, batch):
+        assert network is dense and batch == 2
+        return lambda: ran.append(batch)
+
+    facts = {"network": "n", "masks": "tied", "target": None, "threads": 1, "mac_ratio": 0.5, "paper_ratio": 0.6}
+    row = bench(frozen, dense, facts, batch=2, rounds=3, peer=peer)
+    assert row.keys() >= FIELDS and row["rounds"] == 3 and len(ran) == 6
+    assert row["time_ratio"] == row["frozen_ms"] / row["dense_ms"]
+    for name in ("dense", "frozen"):
+        low, high = row[f"{name}_ms_quartiles"]
+        assert 0 < low <= row[f"{name}_ms"] <= high
+        assert row[f"{name}_compile_s"] > 0
+    weights = sum(array.nbytes for array in frozen.arrays.values()) / 1e6
+    assert row["frozen_memory_mb"] > weights
+    json.dumps(row)
+    layers = bench_layers(frozen, dense, batch=1)
+    assert [layer["name"] for layer in layers] == ["block00", "block01", "block02", "block03", "head"]
+    assert all(layer["macs"] <= layer["dense_macs"] for layer in layers)
+    text = bench_table({"rows": [row], "layers": {"1": layers}})
+    assert "time_ratio" in text and "block03" in text and "batch 1" in text
+    assert len(bench_figure([row]).axes[0].collections) == 2
+
+
+def test_bfloat16_computes_in_bfloat16() -> None:
+    _, spec = make(**TIED)
+    logits = compile_network(dense_network(spec), 1, "bfloat16").run()
+    assert logits.dtype == jnp.bfloat16 and np.isfinite(np.asarray(logits, np.float32)).all()
+
+
+def test_masks_are_described_by_their_levels() -> None:
+    for fields, levels, expected in (
+        (TIED, MEANS, "tied {0, 1, N}"),
+        (UNTIED, None, "untied"),
+        (TIED, (), "tied {0, N}"),
+    ):
+        _, spec = make(**fields)
+        layers = [layer.to_dict() for layer in network_macs(spec, random_counts(spec, 1, levels)).layers]
+        assert describe_masks(spec, layers) == expected
+
+
+def test_the_command_in_a_process_of_its_own(tmp_path) -> None:
+    """It holds itself to one core before jax is loaded, so that it needs its own process."""
+    _, spec = make(**TIED)
+    counts = random_counts(spec, 1, MEANS)
+    macs = network_macs(spec, counts)
+    layers = [layer.to_dict() for layer in macs.layers]
+    save(
+        tmp_path / "frozen",
+        spec,
+        freeze(spec, seeded_variables(spec), counts),
+        {"macs": macs.to_dict(), "layers": layers},
+    )
+    report, picture = tmp_path / "rows.json", tmp_path / "rows.png"
+    command = [
+        sys.executable, "-m", "fdjax", "bench", "--frozen", str(tmp_path / "frozen"), "--batch", "1", "2",
+        "--threads", "1", "--rounds", "3", "--json", str(report), "--picture", str(picture),
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(report.read_text())
+    assert [row["batch"] for row in found["rows"]] == [1, 2] and found["layers"] == {}
+    assert all(row.keys() >= FIELDS and row["threads"] == 1 for row in found["rows"])
+    assert found["rows"][0]["network"] == "mobilenetv2_small_28" and found["rows"][0]["mac_ratio"] == macs.ratio
+    assert "1 of " in found["machine"]["processor"] or os.cpu_count() == 1
+    assert picture.stat().st_size > 1000
+
+
+def test_more_threads_than_there_are_cores_are_refused() -> None:
+    with pytest.raises(UserError, match="may use"):
+        runtime.limit_threads(100_000)
+    assert runtime.limit_threads(None) >= 1
