@@ -357,6 +357,30 @@ def predict_command(arguments: Sequence[str]) -> int:
 
 
 @dataclasses.dataclass(kw_only=True)
+class ExportArguments:
+    """Writes a frozen network for other programs: StableHLO (cpu, cuda and tpu, any batch size) or ONNX."""
+
+    frozen: str
+    """A frozen network, as fdjax freeze writes it."""
+    out: str
+    """File to write; its suffix says the format: .stablehlo or .onnx."""
+
+
+def export_command(arguments: Sequence[str]) -> int:
+    """`fdjax export`."""
+    parsed = tyro.cli(ExportArguments, prog="fdjax export", args=arguments)
+    out = Path(parsed.out)
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"--out {parsed.out}: give a file in a directory that exists")
+    from fdjax.frozen import load
+    from fdjax.frozen.export import export
+
+    export(load(parsed.frozen).frozen, out)
+    print(f"{out}: {out.stat().st_size:,} bytes")
+    return 0
+
+
+@dataclasses.dataclass(kw_only=True)
 class BenchArguments:
     """Times a frozen network beside the dense one in its best form, and beside ONNX Runtime's where it is installed."""
 
@@ -426,6 +450,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "macs": (macs_command, "count the MACs of a config or a checkpoint, layer by layer"),
     "blocks": (blocks_command, "choose the block of each layer of a pretrained network"),
     "freeze": (freeze_command, "compile a checkpoint into a dense network that needs no training code"),
+    "export": (export_command, "write a frozen network as StableHLO or ONNX"),
     "bench": (bench_command, "time a frozen network beside the dense one"),
     "predict": (predict_command, "name the classes of pictures by a frozen network"),
     "results": (results_command, "record finished runs in one folder, with a table and a plot of them"),

@@ -11,8 +11,9 @@ from jax import lax
 
 def _kept(x: jax.Array) -> jax.Array:
     # XLA fuses across `optimization_barrier`, but not into a loop. This one never turns, which XLA cannot know: what a
-    # loop carries is in memory, and nothing is copied. An element at an edge may be padding, which XLA does know.
-    element = x[tuple(size // 2 for size in x.shape)]
+    # loop carries is in memory, and nothing is copied. An element at an edge may be padding, which XLA does know. (A
+    # size that is no number yet is a batch's, in an export.)
+    element = x[tuple(size // 2 if isinstance(size, int) else 0 for size in x.shape)]
     turns = (element != element).astype(jnp.int32)
     return lax.while_loop(lambda carry: carry[0] > 1, lambda carry: (carry[0] - 1, carry[1] * 2), (turns, x))[1]
 

@@ -1,0 +1,61 @@
+"""A frozen network as a file for other programs: StableHLO for cpu, cuda and tpu, or ONNX."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+
+from fdjax.errors import UserError
+from fdjax.frozen.fold import Frozen
+from fdjax.frozen.network import apply
+from fdjax.frozen.onnx_export import write_onnx
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def to_stablehlo(frozen: Frozen, platforms: tuple[str, ...] = PLATFORMS) -> bytearray:
+    """The network with its arrays, serialised by `jax.export`: float32 images [batch, H, W, C] in 0..255 -> logits.
+
+    The batch size is left open, and the platforms are in one file.
+    """
+    arrays = {name: jnp.asarray(array) for name, array in frozen.arrays.items()}
+    (batch,) = jax.export.symbolic_shape("batch", constraints=["batch >= 1"])
+    images = jax.ShapeDtypeStruct((batch, *frozen.plan.input_shape), jnp.float32)
+    function = jax.jit(functools.partial(apply, frozen.plan, arrays))
+    return jax.export.export(function, platforms=platforms)(images).serialize()
+
+
+def read_stablehlo(file: Path) -> Callable[[Any], jax.Array]:
+    """The function in a file that `export` wrote: images [B, H, W, C] -> logits [B, num_classes].
+
+    Raises:
+      UserError: the file is no such file.
+    """
+    try:
+        exported = jax.export.deserialize(bytearray(file.read_bytes()))
+    except Exception as error:  # flatbuffers raises nearly anything on foreign bytes
+        raise UserError(f"{file} is no network that fdjax export wrote: {error}") from error
+    return lambda images: exported.call(jnp.asarray(images, jnp.float32))
+
+
+WRITERS: dict[str, Callable[[Frozen, Path], Any]] = {
+    ".stablehlo": lambda frozen, file: file.write_bytes(to_stablehlo(frozen)),
+    ".onnx": write_onnx,
+}
+
+
+def export(frozen: Frozen, file: Path) -> None:
+    """Writes a frozen network in the format that the file's suffix names: .stablehlo or .onnx.
+
+    Raises:
+      UserError: another suffix, or a network that the format cannot hold.
+    """
+    if file.suffix not in WRITERS:
+        raise UserError(f"{file}: give a file that ends in {' or '.join(WRITERS)}")
+    WRITERS[file.suffix](frozen, file)
