@@ -308,12 +308,10 @@ def freeze_command(arguments: Sequence[str]) -> int:
     from fdjax.training.freeze import freeze_checkpoint
     from fdjax.training.restore import restore
 
-    compiled = runtime.compilation_cache_dir()
-    cache = compiled.parent / "times" if compiled else None
     manifest = freeze_checkpoint(
         restore(*find_checkpoint(parsed.checkpoint, parsed.which)),
         Path(parsed.out),
-        stopwatch=Stopwatch(parsed.batch, cache) if parsed.choose == "time" else None,
+        stopwatch=Stopwatch(parsed.batch, runtime.times_cache_dir()) if parsed.choose == "time" else None,
         release=parsed.release,
         data_path=parsed.data_path,
     )

@@ -194,8 +194,11 @@ class LearnConfig(_Checked):
     """Weight of the penalty. With a target it is only the start (None: chosen); without one it is needed."""
     straight_through: float = 0.0
     """Last share of the phase, 0 to 1, in which mask steps see rounded masks; gradients are those of the soft ones."""
-    gate: Literal["macs", "none"] = "macs"
-    """macs: before refinement, layers that are no cheaper pruned than whole are released. none: keep all pruned."""
+    gate: Literal["macs", "time", "none"] = "macs"
+    """Before refinement, layers that are no cheaper pruned than whole are released. time: also those that are slower
+    pruned, frozen and timed on this machine. none: keep all pruned."""
+    gate_batch: int = 1
+    """Images at once when gate=time measures."""
 
     def _check(self) -> None:
         self._require(self.epochs > 0, "epochs", "above 0")
@@ -216,6 +219,7 @@ class LearnConfig(_Checked):
         )
         self._require(0 <= self.noise <= 1, "noise", "from 0 to 1")
         self._require(self.warmup_epochs >= 0, "warmup_epochs", "0 or more")
+        self._require(self.gate_batch >= 1, "gate_batch", "at least 1")
         self._require(self.group_multiple >= 1, "group_multiple", "at least 1")
         self._require(
             self.group_multiple == 1 or self.tied, "group_multiple", "1 where masks are not tied (--learn.tied)"

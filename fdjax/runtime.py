@@ -135,6 +135,12 @@ def compilation_cache_dir() -> Path | None:
     return Path(base) / "fdjax" / "xla"
 
 
+def times_cache_dir() -> Path | None:
+    """Where measured times of layers are kept, beside the compiled programs; None where nothing is kept."""
+    compiled = compilation_cache_dir()
+    return compiled.parent / "times" if compiled else None
+
+
 def setup() -> None:
     """Sets the allocator and the persistent compilation cache. Call once, first thing in a command."""
     if "jax" in sys.modules:

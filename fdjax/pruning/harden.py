@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -243,6 +243,7 @@ def harden(
     convention: str = "total",
     offset: float = 0.0,
     group_multiple: int = 1,
+    released: Collection[str] = (),
 ) -> HardMasks:
     """Rounds masks and gates the result.
 
@@ -254,12 +255,17 @@ def harden(
       convention: of the gate, "total" or "paper".
       offset: added to every FCMask before rounding.
       group_multiple: of which the sizes of tied groups are made multiples (`even_groups`).
+      released: layers to release whatever they cost.
     """
-    counts = even_groups(spec, fcmasks, round_masks(spec, fcmasks, levels, offset), group_multiple)
-    released: tuple[str, ...] = ()
+    counts = dict(even_groups(spec, fcmasks, round_masks(spec, fcmasks, levels, offset), group_multiple))
+    for layer in spec.layers:
+        for path in (layer.input_mask, layer.output_mask) if layer.name in released else ():
+            if path:
+                counts[path] = _whole(counts[path], layer)
+    names: tuple[str, ...] = ()
     if gate == "macs":
-        counts, released = gate_counts(spec, counts, convention)
-    return HardMasks(dict(counts), released, offset, network_macs(spec, counts, released))
+        counts, names = gate_counts(spec, counts, convention)
+    return HardMasks(counts, names, offset, network_macs(spec, counts, names))
 
 
 def mac_ratio(macs: NetworkMacs, convention: str) -> float:
@@ -276,6 +282,7 @@ def harden_to_target(
     gate: str = "macs",
     convention: str = "total",
     group_multiple: int = 1,
+    released: Collection[str] = (),
     iterations: int = 20,
 ) -> HardMasks:
     """Finds the offset, from -1 to 1, whose hard masks come nearest to `target`.
@@ -294,6 +301,7 @@ def harden_to_target(
             convention=convention,
             offset=offset,
             group_multiple=group_multiple,
+            released=released,
         )
         return abs(mac_ratio(hard.macs, convention) - target), hard
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fdjax.config import Config, LearnConfig
 from fdjax.errors import UserError
+from fdjax.frozen.bench import seeded_variables
+from fdjax.frozen.choice import Stopwatch, release_slower
 from fdjax.nn import MobileNetV2, WideGroups
 from fdjax.ops.fcmask import counts_to_fcmask, kept_counts
 from fdjax.pruning import HardMasks, harden, harden_to_target
@@ -67,7 +70,9 @@ def counts_of(spec: NetworkSpec, fcmask: Any) -> dict[str, np.ndarray]:
     return {path: np.asarray(kept_counts(jnp.asarray(m), sizes[path][1])) for path, m in flat_masks(fcmask).items()}
 
 
-def hard_masks(learn: LearnConfig, spec: NetworkSpec, fcmask, *, to_target: bool) -> HardMasks:
+def hard_masks(
+    learn: LearnConfig, spec: NetworkSpec, fcmask, *, to_target: bool, released: Collection[str] = ()
+) -> HardMasks:
     """Rounds and gates an `fcmask` collection by the mask settings.
 
     Args:
@@ -75,17 +80,36 @@ def hard_masks(learn: LearnConfig, spec: NetworkSpec, fcmask, *, to_target: bool
       spec: the network.
       fcmask: the collection.
       to_target: shift the rounding so that the target is met; else the masks are rounded as they stand.
+      released: layers to release whatever they cost.
     """
     masks = flat_masks(fcmask)
     rounding: Any = {
         "levels": learn.counts_below_whole,
-        "gate": learn.gate,
+        "gate": "none" if learn.gate == "none" else "macs",
         "convention": learn.target_convention,
         "group_multiple": learn.group_multiple,
+        "released": released,
     }
     if to_target and learn.target_macs is not None:
         return harden_to_target(spec, masks, learn.target_macs, **rounding)
     return harden(spec, masks, **rounding)
+
+
+def hard_masks_by_time(
+    learn: LearnConfig, spec: NetworkSpec, fcmask, stopwatch: Stopwatch, *, to_target: bool
+) -> HardMasks:
+    """As `hard_masks`, but also without what takes longer pruned than released, frozen, on this machine.
+
+    Each look releases what it finds slower, and the rest is rounded anew, so that the target is still met.
+    """
+    # Which weights they are makes no difference to the time.
+    weights, released = seeded_variables(spec), set[str]()
+    while True:
+        hard = hard_masks(learn, spec, fcmask, to_target=to_target, released=released)
+        _, slower = release_slower(spec, weights, hard.counts, stopwatch)
+        if released.issuperset(slower):
+            return hard
+        released.update(slower)
 
 
 def layers_at_levels(spec: NetworkSpec, counts: Counts, levels: tuple[int, ...]) -> frozenset[str]:

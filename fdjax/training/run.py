@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fdjax import runtime
 from fdjax.checkpoint import CHECKPOINT_FOLDER, Checkpoints, find_checkpoint
 from fdjax.config import MASK_PHASES, Config, WeightPhaseConfig, continuation_problem
 from fdjax.data import (
@@ -26,10 +27,18 @@ from fdjax.data import (
     steps_per_epoch,
 )
 from fdjax.errors import UserError
+from fdjax.frozen.choice import Stopwatch
 from fdjax.nn import FCMASK, MobileNetV2
-from fdjax.pruning import mac_ratio
+from fdjax.pruning import HardMasks, mac_ratio
 from fdjax.spec import NetworkMacs, network_macs
-from fdjax.training.build import build_network, collection_of, counts_of, hard_masks, hard_network
+from fdjax.training.build import (
+    build_network,
+    collection_of,
+    counts_of,
+    hard_masks,
+    hard_masks_by_time,
+    hard_network,
+)
 from fdjax.training.compilation import tidy_after_compilations
 from fdjax.training.controller import first_lambda, next_lambda
 from fdjax.training.devices import Devices, to_host
@@ -124,6 +133,11 @@ class _Run:
           UserError: they do not fit, or the target cannot be met.
         """
         self._check_target()
+        if self.config.learn.gate == "time" and jax.process_count() > 1:
+            raise UserError(
+                "learn.gate is 'time', and several processes would measure different times; give --learn.gate macs, or "
+                "learn in one process"
+            )
         if self.resumed is not None:
             self._check_resumed(self.resumed)
             return
@@ -274,7 +288,7 @@ class _Run:
     def _enter(self, state: TrainState, phase: Phase, *, soft_before: bool) -> TrainState:
         """What happens between phases; a pure function of the state before, so that a resumed run repeats it."""
         if phase.hard and soft_before:
-            hard = hard_masks(self.config.learn, self.spec, state.fcmask, to_target=self.done.masks_learned)
+            hard = self._round(state.fcmask)
             self.done.released = list(hard.released)
             state = state.replace(fcmask=jax.tree.map(jnp.asarray, collection_of(self.spec, hard.counts)))
         if has_teacher(self.config, phase):
@@ -294,6 +308,19 @@ class _Run:
             lambda_=jnp.asarray(lambda_, jnp.float32),
             controller=new_controller(),
         )
+
+    def _round(self, fcmask: Any) -> HardMasks:
+        learn, to_target = self.config.learn, self.done.masks_learned
+        if learn.gate != "time" or not to_target:
+            return hard_masks(learn, self.spec, fcmask, to_target=to_target)
+        # Times are kept on disk: a run that is resumed from before this point comes to the same.
+        stopwatch = Stopwatch(learn.gate_batch, runtime.times_cache_dir())
+        hard = hard_masks_by_time(learn, self.spec, fcmask, stopwatch, to_target=to_target)
+        by_macs = hard_masks(learn, self.spec, fcmask, to_target=to_target).released
+        slower = ", ".join(name for name in hard.released if name not in by_macs) or "nothing"
+        if self.devices.is_writer:
+            print(f"gate: {slower} released for being slower pruned; {hard.macs.ratio:.3f}x MACs", flush=True)
+        return hard
 
     def run_phases(self, state: TrainState, index: int, phase_step: int) -> TrainState:
         """Runs from there to the end."""

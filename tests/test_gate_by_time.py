@@ -1,0 +1,84 @@
+"""The gate by measured time: what is slower pruned is released before refinement, and the target is still met."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from flax.traverse_util import unflatten_dict
+
+from fdjax.config import LearnConfig
+from fdjax.errors import UserError
+from fdjax.frozen.choice import Stopwatch
+from fdjax.training import run
+from fdjax.training.build import hard_masks, hard_masks_by_time
+from fdjax.training.run import train
+from tests.small_network import small
+from tests.tiny_run import get_config
+
+LEARN = LearnConfig(block=2, tied=True, levels="0,1,N", target_macs=0.6)
+SPEC = small(tied=True, levels=LEARN.counts_below_whole, block_by_map={})
+
+
+class FakeStopwatch(Stopwatch):
+    """Finds some layers slower pruned than released."""
+
+    slower: frozenset[str] = frozenset({"block01", "head"})
+
+    def measure(self, layer, candidates):
+        return {name: 1.0 + (name == "released") * (-0.5 if layer in self.slower else 0.5) for name in candidates}
+
+
+def masks():
+    rng = np.random.default_rng(0)
+    return unflatten_dict({path: rng.uniform(0, 1, c) for path, (c, _) in SPEC.mask_sizes.items()}, sep="/")
+
+
+def partial(counts: np.ndarray, num_coefs: int) -> bool:
+    return bool(((counts > 0) & (counts < num_coefs)).any())
+
+
+def test_slower_layers_are_released_and_the_rest_meets_the_target():
+    by_macs = hard_masks(LEARN, SPEC, masks(), to_target=True)
+    by_time = hard_masks_by_time(LEARN, SPEC, masks(), FakeStopwatch(), to_target=True)
+    sizes = SPEC.mask_sizes
+    assert partial(by_macs.counts["block01/wide"], sizes["block01/wide"][1])
+    assert partial(by_time.counts["block02/wide"], sizes["block02/wide"][1])
+    for path in ("block01/wide", "head/input", "head/output"):
+        assert not partial(by_time.counts[path], sizes[path][1])
+    assert {"block01/expand", "block01/project", "head"} <= set(by_time.released)
+    assert by_time.macs.ratio == pytest.approx(0.6, rel=0.02) and by_time.offset < by_macs.offset
+
+
+def test_where_nothing_is_slower_it_is_the_gate_by_macs():
+    stopwatch = FakeStopwatch()
+    stopwatch.slower = frozenset()
+    by_time = hard_masks_by_time(LEARN, SPEC, masks(), stopwatch, to_target=True)
+    by_macs = hard_masks(LEARN, SPEC, masks(), to_target=True)
+    assert by_time.released == by_macs.released and by_time.macs == by_macs.macs
+
+
+def test_a_run_refines_what_the_gate_by_time_left(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(FakeStopwatch, "slower", frozenset({"block01"}))
+    monkeypatch.setattr(run, "Stopwatch", FakeStopwatch)
+    base = get_config()
+    learn = dataclasses.replace(base.learn, tied=True, penalty="macs", gate="time", block_by_map=())
+    config = dataclasses.replace(base, phases=("pretrain", "learn", "refine"), learn=learn)
+    summary = train(config, str(tmp_path / "run"))
+    assert "released for being slower pruned" in capsys.readouterr().out
+    for layer in summary["layers"]:
+        if layer["name"] in ("block01/expand", "block01/project"):
+            assert layer["released"]
+            for counts in layer["kept_counts"].values():
+                assert counts is None or not any(counts[1:-1])
+    assert summary["phases"][-1]["ratio"] == summary["macs"]["ratio"] == pytest.approx(0.7, rel=0.05)
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(run.jax, "process_count", lambda: 2)
+    base = get_config()
+    config = dataclasses.replace(base, learn=dataclasses.replace(base.learn, gate="time"))
+    with pytest.raises(UserError, match="several processes would measure different times"):
+        train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
