@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
+from fdjax.reports.plots import new_figure, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
 
@@ -39,7 +42,7 @@ def bench_table(found: Mapping[str, Any]) -> str:
 
 def bench_figure(rows: Sequence[Row]) -> Figure:
     """Time over MACs, both as shares of the dense network's: a point a row, a colour a batch size."""
-    figure = Figure(figsize=(5.5, 4.5), layout="constrained")
+    figure = new_figure(5.5, 4.5)
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="time = MACs")
     for index, batch in enumerate(sorted({row["batch"] for row in rows})):
@@ -56,6 +59,6 @@ def bench_figure(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def plot_bench(rows: Sequence[Row], path: Path) -> None:
-    """Draws `bench_figure` into a file."""
-    bench_figure(rows).savefig(path, dpi=150)
+def plot_bench(rows: Sequence[Row], path: str | Path) -> Path:
+    """Writes `bench_figure(rows)` to `path` as a PNG and returns the path."""
+    return save_figure(bench_figure(rows), path)
