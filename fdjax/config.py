@@ -174,6 +174,9 @@ class LearnConfig(_Checked):
     """One FCMask for the channels of a residual stream, shared by all layers that write or read it (sides both)."""
     levels: str = "all"
     """Kept counts that masks fade between and are rounded to: all, or a list such as 0,1,N."""
+    rounding: Literal["nearest", "least_loss"] = "nearest"
+    """nearest: masks, all shifted alike to meet the target, to the nearest level. least_loss: a tied mask to the level
+    that loses least of the energy of training images' maps for its MACs."""
     group_multiple: int = 1
     """Round tied masks so that the channels of a block that keep a count are a multiple of this many."""
     block: int = 4
@@ -223,6 +226,9 @@ class LearnConfig(_Checked):
         self._require(self.group_multiple >= 1, "group_multiple", "at least 1")
         self._require(
             self.group_multiple == 1 or self.tied, "group_multiple", "1 where masks are not tied (--learn.tied)"
+        )
+        self._require(
+            self.rounding == "nearest" or self.tied, "rounding", "'nearest' where masks are not tied (--learn.tied)"
         )
         self._require(0 < self.ramp <= 1, "ramp", "above 0 and at most 1")
         self._require(0 <= self.straight_through <= 1, "straight_through", "a share from 0 to 1")

@@ -228,6 +228,17 @@ def _lost_share(energy: np.ndarray) -> np.ndarray:
     return lost / total if total else lost
 
 
+def channel_macs(
+    spec: NetworkSpec, roles: Mapping[str, LayerSpec], counts: Sequence[int] | np.ndarray, *, narrow_transforms: bool
+) -> np.ndarray:
+    """MACs of a block with tied masks that has one wide channel, for each of the kept `counts`: int [len(counts)].
+
+    `narrow_transforms`: whether the transforms of its narrow sides, which all of its channels share, count.
+    """
+    each = (unit_group_macs(spec, roles, np.array([n]), narrow_transforms=narrow_transforms) for n in counts)
+    return np.array([sum(by_role.values()) for by_role in each])
+
+
 def _tied_candidates(
     spec: NetworkSpec, roles: Mapping[str, LayerSpec], lost: np.ndarray, levels: Levels
 ) -> Callable[[float], list[Option]]:
@@ -243,12 +254,8 @@ def _tied_candidates(
     accepted = np.array(level_counts(block**2, levels))
     whole, channels = len(accepted) - 1, np.arange(lost.shape[1])
 
-    def costs_of_one(narrow_transforms: bool) -> np.ndarray:
-        each = (unit_group_macs(spec, roles, np.array([n]), narrow_transforms=narrow_transforms) for n in accepted)
-        return np.array([sum(by_role.values()) for by_role in each])
-
-    costs = costs_of_one(False)
-    shared, lost = costs_of_one(True) - costs, lost[accepted]
+    costs = channel_macs(spec, roles, accepted, narrow_transforms=False)
+    shared, lost = channel_macs(spec, roles, accepted, narrow_transforms=True) - costs, lost[accepted]
 
     def candidates(price: float) -> list[Option]:
         objective, options = lost + price * costs[:, None], []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -71,7 +71,13 @@ def counts_of(spec: NetworkSpec, fcmask: Any) -> dict[str, np.ndarray]:
 
 
 def hard_masks(
-    learn: LearnConfig, spec: NetworkSpec, fcmask, *, to_target: bool, released: Collection[str] = ()
+    learn: LearnConfig,
+    spec: NetworkSpec,
+    fcmask,
+    *,
+    to_target: bool,
+    released: Collection[str] = (),
+    losses: Mapping[str, Any] | None = None,
 ) -> HardMasks:
     """Rounds and gates an `fcmask` collection by the mask settings.
 
@@ -81,6 +87,7 @@ def hard_masks(
       fcmask: the collection.
       to_target: shift the rounding so that the target is met; else the masks are rounded as they stand.
       released: layers to release whatever they cost.
+      losses: what tied masks lose at each level, where they are rounded by that.
     """
     masks = flat_masks(fcmask)
     rounding: Any = {
@@ -89,6 +96,7 @@ def hard_masks(
         "convention": learn.target_convention,
         "group_multiple": learn.group_multiple,
         "released": released,
+        "losses": {path: np.asarray(lost) for path, lost in losses.items()} if losses else None,
     }
     if to_target and learn.target_macs is not None:
         return harden_to_target(spec, masks, learn.target_macs, **rounding)
@@ -96,7 +104,13 @@ def hard_masks(
 
 
 def hard_masks_by_time(
-    learn: LearnConfig, spec: NetworkSpec, fcmask, stopwatch: Stopwatch, *, to_target: bool
+    learn: LearnConfig,
+    spec: NetworkSpec,
+    fcmask,
+    stopwatch: Stopwatch,
+    *,
+    to_target: bool,
+    losses: Mapping[str, Any] | None = None,
 ) -> HardMasks:
     """As `hard_masks`, but also without what takes longer pruned than released, frozen, on this machine.
 
@@ -105,7 +119,7 @@ def hard_masks_by_time(
     # Which weights they are makes no difference to the time.
     weights, released = seeded_variables(spec), set[str]()
     while True:
-        hard = hard_masks(learn, spec, fcmask, to_target=to_target, released=released)
+        hard = hard_masks(learn, spec, fcmask, to_target=to_target, released=released, losses=losses)
         _, slower = release_slower(spec, weights, hard.counts, stopwatch)
         if released.issuperset(slower):
             return hard

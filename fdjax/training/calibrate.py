@@ -28,11 +28,16 @@ from fdjax.pruning.block_choice import (
     coefficient_energy,
     fitting_blocks,
 )
+from fdjax.pruning.least_loss import level_losses
 from fdjax.spec import NetworkSpec
+from fdjax.training.build import flat_masks
 from fdjax.training.restore import Restored, load_restored_data
+from fdjax.training.state import TrainState
 
 _CALIBRATION_STREAM = 4
 _BATCH = 64
+# Images by which rounding measures losses.
+_ROUNDING_IMAGES = 512
 
 
 def side_energies(
@@ -94,6 +99,29 @@ def side_energies(
     return total
 
 
+def calibration_sample(train: np.ndarray, seed: int, num_images: int = _ROUNDING_IMAGES) -> np.ndarray:
+    """Of the indices `train`, `num_images` or as many as there are, shuffled by `seed`."""
+    return train[seeded_permutation(len(train), seed, _CALIBRATION_STREAM)[:num_images]]
+
+
+def measure_level_losses(
+    network: MobileNetV2, spec: NetworkSpec, state: TrainState, levels: Sequence[int] | None, images: np.ndarray
+) -> dict[str, list[list[float]]]:
+    """What tied masks would lose at each level: `fdjax.pruning.level_losses`, of JSON types.
+
+    Args:
+      network: of the state.
+      spec: of it.
+      state: weights, and soft masks.
+      levels: the accepted kept counts below N, or None for all.
+      images: see `side_energies`.
+    """
+    blocks = sorted({layer.block for layer in spec.layers if layer.block})
+    energies = side_energies(network, spec, state.variables(), images, blocks)
+    losses = level_losses(spec, flat_masks(state.fcmask), energies, levels)
+    return {path: lost.tolist() for path, lost in losses.items()}
+
+
 def choose_blocks_of(
     restored: Restored, learn: LearnConfig, candidates: Sequence[int], num_images: int, data_path: str | None = None
 ) -> dict[str, Any]:
@@ -137,8 +165,7 @@ def choose_blocks_of(
 
     dataset = limit_training(load_restored_data(restored, data_path), config.data.train_limit, config.seed)
     train, _ = split_validation(len(dataset.train_labels), dataset.train_labels, config.data.validation, config.seed)
-    sample = train[seeded_permutation(len(train), config.seed, _CALIBRATION_STREAM)[:num_images]]
-    images = dataset.train_images[sample]
+    images = dataset.train_images[calibration_sample(train, config.seed, num_images)]
     energies = side_energies(restored.network, spec, restored.state.variables(), images, candidates)
     try:
         choice = choose_blocks(spec, energies, candidates, learn.target_macs, learn.counts_below_whole)

@@ -36,6 +36,8 @@ class Past:
       skipped: how many of this run's own phases are left out because of that.
       num_train: examples of the training set, the validation share included.
       masks_learned: whether a phase has learned masks, here or in that run.
+      level_losses: what tied masks lose at each level (`fdjax.pruning.least_loss`), measured at the end of the phase
+        that learned them; empty where masks are rounded to the nearest level.
       weights_adapted: whether a phase has trained the weights under masks since pretraining, here or in that run.
     """
 
@@ -47,6 +49,7 @@ class Past:
     skipped: int = 0
     num_train: int = 0
     masks_learned: bool = False
+    level_losses: dict[str, list[list[float]]] = dataclasses.field(default_factory=dict)
     weights_adapted: bool = False
 
 
@@ -125,7 +128,8 @@ def masks_as_they_stand(
 ) -> HardMasks | None:
     """Masks as the network is evaluated with; None in pretraining, where they are all 1."""
     if phase.learns_masks:
-        return hard_masks(config.learn, spec, fcmask, to_target=finished)
+        losses = done.level_losses if finished else None
+        return hard_masks(config.learn, spec, fcmask, to_target=finished, losses=losses)
     if phase.hard:
         counts = counts_of(spec, fcmask)
         return HardMasks(counts, tuple(done.released), 0.0, network_macs(spec, counts, done.released))

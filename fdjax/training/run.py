@@ -39,6 +39,7 @@ from fdjax.training.build import (
     hard_masks_by_time,
     hard_network,
 )
+from fdjax.training.calibrate import calibration_sample, measure_level_losses
 from fdjax.training.compilation import tidy_after_compilations
 from fdjax.training.controller import first_lambda, next_lambda
 from fdjax.training.devices import Devices, to_host
@@ -288,8 +289,8 @@ class _Run:
     def _enter(self, state: TrainState, phase: Phase, *, soft_before: bool) -> TrainState:
         """What happens between phases; a pure function of the state before, so that a resumed run repeats it."""
         if phase.hard and soft_before:
-            hard = self._round(state.fcmask)
-            self.done.released = list(hard.released)
+            hard = self._round(state)
+            self.done.released, self.done.level_losses = list(hard.released), {}
             state = state.replace(fcmask=jax.tree.map(jnp.asarray, collection_of(self.spec, hard.counts)))
         if has_teacher(self.config, phase):
             state = state.with_teacher()
@@ -309,14 +310,23 @@ class _Run:
             controller=new_controller(),
         )
 
-    def _round(self, fcmask: Any) -> HardMasks:
-        learn, to_target = self.config.learn, self.done.masks_learned
+    def _measure_level_losses(self, state: TrainState) -> dict[str, list[list[float]]]:
+        learn = self.config.learn
+        if learn.rounding == "nearest":
+            return {}
+        images = self.train_images[calibration_sample(self.train_indices, self.config.seed)]
+        return measure_level_losses(self.network, self.spec, to_host(state), learn.counts_below_whole, images)
+
+    def _round(self, state: TrainState) -> HardMasks:
+        learn, to_target, fcmask = self.config.learn, self.done.masks_learned, state.fcmask
+        # Masks that have not been learned are all 1; those of a run given by --init come without losses.
+        losses = (self.done.level_losses or self._measure_level_losses(state)) if to_target else None
         if learn.gate != "time" or not to_target:
-            return hard_masks(learn, self.spec, fcmask, to_target=to_target)
+            return hard_masks(learn, self.spec, fcmask, to_target=to_target, losses=losses)
         # Times are kept on disk: a run that is resumed from before this point comes to the same.
         stopwatch = Stopwatch(learn.gate_batch, runtime.times_cache_dir())
-        hard = hard_masks_by_time(learn, self.spec, fcmask, stopwatch, to_target=to_target)
-        by_macs = hard_masks(learn, self.spec, fcmask, to_target=to_target).released
+        hard = hard_masks_by_time(learn, self.spec, fcmask, stopwatch, to_target=to_target, losses=losses)
+        by_macs = hard_masks(learn, self.spec, fcmask, to_target=to_target, losses=losses).released
         slower = ", ".join(name for name in hard.released if name not in by_macs) or "nothing"
         if self.devices.is_writer:
             print(f"gate: {slower} released for being slower pruned; {hard.macs.ratio:.3f}x MACs", flush=True)
@@ -506,6 +516,8 @@ class _Run:
     # -- end
 
     def _finish_phase(self, phase: Phase, state: TrainState, progress: Progress) -> float | None:
+        if phase.learns_masks:
+            self.done.level_losses = self._measure_level_losses(state)
         top1, soft_top1, macs, score = self.measure.finish_phase(phase, state, self.done)
         if phase.name == "pretrain":
             self.done.dense_top1, self.done.weights_adapted = top1, False

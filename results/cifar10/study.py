@@ -44,6 +44,7 @@ FORMS = {
 OPTIONS = {
     "distillation": "--distill.weight 0.5",
     "straight_through": "--learn.straight-through 0.3",
+    "least_loss": "--learn.rounding least_loss",
     "noise": "--learn.noise 0.1",
     "cosine_warmup": "--learn.schedule cosine --learn.warmup-epochs 0.1",
     "multiples_of_8": "--learn.group-multiple 8",
@@ -52,8 +53,13 @@ OPTIONS = {
     # As `fdjax blocks --checkpoint main/dense_seed0 --tied --levels 0,1,N --target-macs 0.33` chose.
     "chosen_blocks": "--learn.block-by-layer block00/project 1 block09/expand 1 block09/project 1 head 4",
 }
-# Comparisons are short: all have the same steps.
-SHORT = "--learn.steps 240 --refine.steps 480 --checkpoint.every-epochs 4"
+# Comparisons are short: all have the same steps, but for training from scratch, which has twice as many.
+SHORT = "--learn.steps 200 --refine.steps 390 --checkpoint.every-epochs 4"
+SCRATCH = "--phases learn scratch --learn.steps 200 --scratch.steps 780 --scratch.learning-rate 0.1"
+ALTERNATE = (
+    "--phases alternate refine --alternate.steps 400 --alternate.unit steps --alternate.mask-turn 20 "
+    "--alternate.weight-turn 20 --alternate.learning-rate 0.05 --refine.steps 190 --checkpoint.every-epochs 4"
+)
 
 
 def runs() -> list[Run]:
@@ -62,8 +68,8 @@ def runs() -> list[Run]:
     for seed in (0, 1):
         found.append(Run(f"main/dense_seed{seed}", f"--seed {seed} --phases pretrain"))
 
-    def pruned(name: str, seed: int, flags: str, init: str | None = None) -> None:
-        found.append(Run(name, f"--seed {seed} {flags}", init or f"main/dense_seed{seed}"))
+    def pruned(name: str, seed: int, flags: str) -> None:
+        found.append(Run(name, f"--seed {seed} {flags}", f"main/dense_seed{seed}"))
 
     def form(name: str, block: int, target: float, seed: int) -> None:
         flags = f"{FORMS[name]} --learn.block {block} --learn.target-macs {target} {SHORT}"
@@ -72,29 +78,26 @@ def runs() -> list[Run]:
     for seed, (name, target) in itertools.product((0, 1), (("half", 0.5), ("third", 0.33))):
         pruned(f"main/{name}_seed{seed}", seed, f"--learn.target-macs {target}")
     for seed in (0, 1):
-        pruned(f"main/nothing_pruned_seed{seed}", seed, "--phases refine")
-    for seed in (0, 1):
         # The first paper's masks collapsed at 0.33x (README.md): without preconditioning only the target of 0.5.
         for name, target in [("paper", 0.5), ("paper_scaled", 0.33), *itertools.product(list(FORMS)[2:], (0.5, 0.33))]:
             form(name, 2, target, seed)
         pruned(f"forms/nothing_pruned_seed{seed}", seed, f"--phases refine {SHORT}")
-    # Levels 0 and N need no transform, so that the block means nothing to them.
-    for name, target in itertools.product(("paper_scaled", "tied_all", "tied_01N"), (0.5, 0.33)):
-        form(name, 4, target, 0)
+    # Beside them forms/tied_01N_block2_0.5_seed0 and _0.33_seed0: learn, then refine.
     for target in (0.8, 0.2):
         pruned(f"schemes/refine_{target}", 0, f"--learn.target-macs {target} {SHORT}")
-    for target in (0.8, 0.5, 0.33, 0.2):
-        alternate = (
-            "--phases alternate refine --alternate.steps 480 --alternate.unit steps --alternate.mask-turn 20 "
-            "--alternate.weight-turn 20 --alternate.learning-rate 0.05 --refine.steps 240"
-        )
-        pruned(
-            f"schemes/alternate_{target}", 0, f"{alternate} --learn.target-macs {target} --checkpoint.every-epochs 4"
-        )
-    for rate, target in itertools.product((0.01, 0.03, 0.3), (0.5, 0.33)):
-        pruned(f"rates/rate{rate}_{target}", 0, f"--learn.learning-rate {rate} --learn.target-macs {target} {SHORT}")
+    for (name, flags), target in itertools.product(
+        (("alternate", ALTERNATE), ("scratch", SCRATCH)), (0.8, 0.5, 0.33, 0.2)
+    ):
+        pruned(f"schemes/{name}_{target}", 0, f"{flags} --learn.target-macs {target}")
+    for rate in (0.01, 0.03, 0.3):
+        pruned(f"rates/rate{rate}", 0, f"--learn.learning-rate {rate} --learn.target-macs 0.33 {SHORT}")
+    # Levels 0 and N need no transform, so that the block means nothing to them.
+    for name, target in itertools.product(("tied_01N", "paper_scaled", "tied_all"), (0.33, 0.5)):
+        form(name, 4, target, 0)
     for name, flags in OPTIONS.items():
         pruned(f"options/{name}", 0, f"--learn.target-macs 0.33 {flags} {SHORT}")
+    for seed in (0, 1):
+        pruned(f"main/nothing_pruned_seed{seed}", seed, "--phases refine")
     return found
 
 
