@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,9 @@ from fdjax.checkpoint import find_checkpoint
 from fdjax.cli import eval_command, fdjax_command
 from fdjax.data import load_dataset, load_image
 from fdjax.errors import UserError
-from fdjax.frozen import Stopwatch, load, release_slower, save
+from fdjax.frozen import Stopwatch, choice, load, release_slower, save
 from fdjax.frozen.artifact import ARRAYS, CHECKSUM, FORMAT_VERSION, MANIFEST, file_sha256
-from fdjax.frozen.choice import interleaved
+from fdjax.frozen.choice import Times, interleaved
 from fdjax.frozen.score import agreement, figures
 from fdjax.training.freeze import masked_logits
 from fdjax.training.restore import restore
@@ -101,6 +102,7 @@ def test_eval_takes_it_and_says_what_the_checkpoint_says(artifact, checkpoint, t
 def test_loading_and_predicting_need_neither_flax_nor_training_code(artifact) -> None:
     code = f"""
 import sys
+import time
 import numpy as np
 from fdjax.frozen import load
 network = load({str(artifact)!r})
@@ -266,13 +268,13 @@ def test_release_raises_partial_counts_of_the_slower_layers_only(checkpoint) -> 
 
 
 def test_measurements_are_remembered(tmp_path, monkeypatch) -> None:
-    from fdjax.frozen import choice, freeze
+    from fdjax.frozen import freeze
     from tests.frozen_networks import random_counts, random_variables
     from tests.test_frozen import TIED, make
 
     network, spec = make(**TIED)
     arguments = spec, random_variables(network, spec, 0), random_counts(spec, 1, (1,))
-    times = {"bands": np.array([2.0, 3.0]), "means": np.array([1.0, 1.0])}
+    times = {name: Times(np.array(found), np.array(found)) for name, found in (("bands", [2, 3]), ("means", [1, 1]))}
     monkeypatch.setattr(choice, "interleaved", lambda functions: {name: times[name] for name in functions})
     watch = Stopwatch(1, tmp_path)
     first = freeze(*arguments, watch.choose)
@@ -284,7 +286,16 @@ def test_measurements_are_remembered(tmp_path, monkeypatch) -> None:
 def test_functions_are_timed_in_turn() -> None:
     calls = []
     times = interleaved({name: lambda name=name: calls.append(name) for name in ("a", "b")}, rounds=4)
-    assert calls[-4:] == ["a", "b", "a", "b"] and [len(found) for found in times.values()] == [4, 4]
+    assert calls[-4:] == ["a", "b", "a", "b"] and [len(found.wall) for found in times.values()] == [4, 4]
+
+
+def test_on_one_core_what_other_programs_took_is_not_a_functions_time(monkeypatch) -> None:
+    slept = interleaved({"a": lambda: time.sleep(0.01)}, rounds=3)["a"]
+    assert (slept.wall >= 10).all() and (slept.processor < 10).all()
+    monkeypatch.setattr(choice, "has_one_core", lambda: True)
+    np.testing.assert_array_equal(slept.own, slept.processor)
+    monkeypatch.setattr(choice, "has_one_core", lambda: False)
+    np.testing.assert_array_equal(slept.own, slept.wall)
 
 
 def test_figures_break_ties_as_argmax_does() -> None:

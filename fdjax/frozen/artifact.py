@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 
 from fdjax.errors import UserError
 from fdjax.frozen.fold import Frozen
-from fdjax.frozen.network import apply
+from fdjax.frozen.network import apply, compiler_options
 from fdjax.frozen.plan import NetworkPlan
 from fdjax.spec import NetworkSpec
 
@@ -48,7 +48,8 @@ class FrozenNetwork:
     def __init__(self, spec: NetworkSpec, frozen: Frozen, manifest: Mapping[str, Any]):
         self.spec, self.frozen, self.manifest = spec, frozen, manifest
         self._arrays = {name: jnp.asarray(array) for name, array in frozen.arrays.items()}
-        self._logits = jax.jit(functools.partial(apply, frozen.plan, in_chunks=jax.default_backend() == "cpu"))
+        function = functools.partial(apply, frozen.plan, in_chunks=jax.default_backend() == "cpu")
+        self._logits = jax.jit(function, compiler_options=compiler_options())
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

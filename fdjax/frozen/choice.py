@@ -6,9 +6,11 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +19,37 @@ import numpy as np
 from fdjax import provenance
 from fdjax.frozen import kernels
 from fdjax.frozen.fold import Candidates, Frozen, HostArrays, Variables, fewest_macs, freeze
+from fdjax.frozen.network import compiler_options
 from fdjax.frozen.plan import HeadPlan, UnitPlan
 from fdjax.spec import Counts, NetworkSpec, units
 
 _WARM_UP, _FEWEST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 7, 60, 0.4
 
 
-def interleaved(functions: Mapping[str, Callable[[], object]], rounds: int | None = None) -> dict[str, np.ndarray]:
+class Times(NamedTuple):
+    """Milliseconds of every round, [rounds].
+
+    Attributes:
+      wall: from start to end.
+      processor: that this process had, of all its threads.
+    """
+
+    wall: np.ndarray
+    processor: np.ndarray
+
+    @property
+    def own(self) -> np.ndarray:
+        """What the function itself took: `processor` where one core does everything, else `wall`."""
+        return self.processor if has_one_core() else self.wall
+
+
+def has_one_core() -> bool:
+    """Whether this process computes on one processor core: its time there is then free of what other programs took."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return cores == 1 and jax.default_backend() == "cpu"
+
+
+def interleaved(functions: Mapping[str, Callable[[], object]], rounds: int | None = None) -> dict[str, Times]:
     """Times functions turn by turn, so that a machine that slows down does so for all of them.
 
     Args:
@@ -31,26 +57,27 @@ def interleaved(functions: Mapping[str, Callable[[], object]], rounds: int | Non
       rounds: how often each is run after its warm-up; None: as often as fits into a fraction of a second, 7 to 60.
 
     Returns:
-      Milliseconds of every round, by name.
+      The times of every round, by name.
     """
     for _ in range(_WARM_UP):
         for function in functions.values():
             jax.block_until_ready(function())
-    times: dict[str, list[float]] = {name: [] for name in functions}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
 
     def one_round() -> None:
         for name, function in functions.items():
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             jax.block_until_ready(function())
-            times[name].append(1e3 * (time.perf_counter() - start))
+            stop = time.perf_counter(), time.process_time()
+            times[name].append((1e3 * (stop[0] - start[0]), 1e3 * (stop[1] - start[1])))
 
     one_round()
     if rounds is None:
-        seconds = sum(sum(found) for found in times.values()) / 1e3
+        seconds = sum(wall for found in times.values() for wall, _ in found) / 1e3
         rounds = int(np.clip(_SECONDS / max(seconds, 1e-6), _FEWEST_ROUNDS, _MOST_ROUNDS))
     for _ in range(rounds - 1):
         one_round()
-    return {name: np.asarray(found) for name, found in times.items()}
+    return {name: Times(*np.asarray(found).T) for name, found in times.items()}
 
 
 def _layer_function(plan: UnitPlan | HeadPlan, arrays: HostArrays, batch: int) -> Callable[[], jax.Array]:
@@ -58,13 +85,14 @@ def _layer_function(plan: UnitPlan | HeadPlan, arrays: HostArrays, batch: int) -
     evaluate = kernels.unit if isinstance(plan, UnitPlan) else kernels.head
     x = jax.random.uniform(jax.random.key(0), (batch, *size, plan.inputs), jnp.float32, 0, 6)
     on_device = {name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()}
-    return functools.partial(jax.jit(functools.partial(evaluate, plan=plan)), x, on_device)
+    function = jax.jit(functools.partial(evaluate, plan=plan), compiler_options=compiler_options())
+    return functools.partial(function, x, on_device)
 
 
 def time_layer(candidates: Mapping[str, tuple[UnitPlan | HeadPlan, HostArrays]], batch: int) -> dict[str, float]:
     """Median milliseconds of a layer's forms, run in turn on random maps of `batch` images."""
     functions = {name: _layer_function(plan, arrays, batch) for name, (plan, arrays) in candidates.items()}
-    return {name: float(np.median(times)) for name, times in interleaved(functions).items()}
+    return {name: float(np.median(times.own)) for name, times in interleaved(functions).items()}
 
 
 @dataclasses.dataclass
@@ -104,7 +132,7 @@ class Stopwatch:
     def _file(self, plans: Mapping[str, object]) -> Path | None:
         if self.cache is None:
             return None
-        machine = [jax.__version__, jax.devices()[0].device_kind, provenance.processor()]
+        machine = [jax.__version__, jax.devices()[0].device_kind, provenance.processor(), compiler_options()]
         key = json.dumps([plans, self.batch, *machine], sort_keys=True)
         return self.cache / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
 

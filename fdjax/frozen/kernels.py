@@ -33,7 +33,7 @@ from fdjax.frozen.plan import (
     scaled_basis,
 )
 from fdjax.ops.blocks import merge_blocks, split_blocks
-from fdjax.ops.depthwise import depthwise_conv
+from fdjax.ops.depthwise import correlate, depthwise_conv, output_size, pad_map
 from fdjax.ops.materialize import materialize
 
 Arrays = Mapping[str, jax.Array]
@@ -43,8 +43,10 @@ _MAX_SLICES = 16
 # Transforms with at most so many products are written out, one loop for each coefficient or pixel; others are one
 # matrix product.
 _MAX_WRITTEN_OUT = 32
-# A convolution of few input channels is written out as shifted multiply-adds.
+# A convolution of few input channels is written out as shifted multiply-adds, and so is a product on pixels: what
+# follows then joins the loop, and the wide map is written only once.
 _MAX_SHIFTED_CHANNELS = 4
+_MAX_PRODUCT_CHANNELS = 16
 
 
 def _relu6(x: jax.Array) -> jax.Array:
@@ -313,16 +315,40 @@ def unit(x: jax.Array, arrays: Arrays, plan: UnitPlan) -> jax.Array:
 def _chain_on_pixels(
     x: jax.Array, given: _Input | None, arrays: Arrays, name: str, plan: UnitPlan, chain: ChainPlan
 ) -> _Part:
+    depthwise = depthwise_conv
     if chain.expand is None or given is None:
-        y = _take(x, chain.select)
+        y, depthwise = _take(x, chain.select), _depthwise_from_memory
+    elif not chain.expand.transforms and 0 < chain.expand.inputs <= _MAX_PRODUCT_CHANNELS:
+        y = _written_out(_take(x, chain.expand.input_order), arrays[f"{name}/expand/whole"])
+        y, depthwise = y + arrays[f"{name}/expand_bias"], _depthwise_from_memory
     else:
         part = _multiply(given, arrays, f"{name}/expand", chain.expand)
         expand = chain.expand
         y = _compose([part], expand.output_segments, expand.output_counts, plan.blocks[0], x, plan.in_size)
         y = y + arrays[f"{name}/expand_bias"]
-    y = depthwise_conv(_relu6(y), arrays[f"{name}/depthwise"], plan.stride, plan.padding)
+    y = depthwise(_relu6(y), arrays[f"{name}/depthwise"], plan.stride, plan.padding)
     y = _relu6(y + arrays[f"{name}/depthwise_bias"])
     return _multiply(_analyse(y, plan.blocks[1], [chain.project])[0], arrays, f"{name}/project", chain.project)
+
+
+def _written_out(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [..., C] @ kernel [C, D], on the CPU as a sum of C products that what follows is fused with."""
+
+    def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return functools.reduce(jnp.add, [x[..., c : c + 1] * kernel[c] for c in range(x.shape[-1])])
+
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=jnp.matmul)
+
+
+def _depthwise_from_memory(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
+    """As `depthwise_conv`, of a map that is dear to compute: XLA's CPU would do so again for the tap in the middle."""
+
+    def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        padded = materialize(pad_map(x, stride, padding))
+        return correlate(padded, kernel, output_size((x.shape[1], x.shape[2]), stride), stride)
+
+    other = functools.partial(depthwise_conv, stride=stride, padding=padding)
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=other)
 
 
 def _chain_of_means(
