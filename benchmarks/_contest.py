@@ -197,7 +197,7 @@ def describe_machine() -> dict[str, Any]:
         "memory_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6,
         "platform": platform.platform(),
         "python": platform.python_version(),
-        **{package: _version(package) for package in ("jax", "jaxlib", "flax", "torch")},
+        **{package: _version(package) for package in ("jax", "jaxlib", "flax", "torch", "onnxruntime")},
         "environment": {name: os.environ[name] for name in TELLING_VARIABLES if name in os.environ},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -249,6 +249,14 @@ def width_multiplier(text: str) -> float:
         value = math.nan
     if not 0 < value <= 10:
         raise argparse.ArgumentTypeError(f"give a multiplier above 0 and at most 10, not {text!r}")
+    return value
+
+
+def share(text: str) -> float:
+    """A flag's type: a share."""
+    value = float(text) if text.replace(".", "", 1).isdecimal() else 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"give a share above 0 and at most 1, not {text!r}")
     return value
 
 

@@ -1,0 +1,102 @@
+"""Seeded hard masks for networks that were not trained, at a given share of the MACs by the paper's count.
+
+Severity s grows with depth, as learned masks do: nothing is pruned in the first tenth of the blocks, where maps are
+large and channels few. One number, found by bisection, scales it until the paper's count meets the target.
+
+- "tied": of a block's wide channels, and of the head's outputs, 30% times s are removed, 50% times s keep only the
+  mean, the rest keep everything; group sizes are multiples of 16. Narrow sides have no masks.
+- "paper": each side of each layer has its own masks, and a channel keeps round(N * m) coefficients with m uniform
+  between 1 - 1.4 s and 1, but at least 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+
+import numpy as np
+
+from fdjax.pruning import gate_counts
+from fdjax.spec import Counts, NetworkMacs, NetworkSpec, network_macs, units
+
+MASKS = ("tied", "paper")
+_REMOVED, _MEANS, _MULTIPLE = 0.3, 0.5, 16
+_SPREAD = 1.4
+_UNPRUNED, _MOST_SEVERE, _STEPS = 0.1, 1.25, 24
+
+
+@dataclasses.dataclass(frozen=True)
+class SeededMasks:
+    """Hard masks after the gate.
+
+    Attributes:
+      counts: path of every FCMask -> kept counts.
+      released: the layers that keep all coefficients of their channels.
+      macs: of the network with them.
+    """
+
+    counts: Counts
+    released: tuple[str, ...]
+    macs: NetworkMacs
+
+
+def severity_at(depth: float) -> float:
+    """Severity at a depth from 0 (the first block) to 1 (the head), before it is scaled."""
+    return 0.0 if depth < _UNPRUNED else min(1.0, 0.25 + 1.5 * depth)
+
+
+def seeded_masks(
+    spec: NetworkSpec, masks: str, target: float, seed: int, released: Collection[str] = ()
+) -> SeededMasks:
+    """Masks whose `macs.paper_ratio` comes nearest to `target`.
+
+    Args:
+      spec: the network; `spec.tied` for "tied" masks.
+      masks: one of `MASKS`.
+      target: above 0, at most 1.
+      seed: which channels keep what.
+      released: layers to release whatever they cost; the others meet the target, as far as they can.
+    """
+    low, high, best = 0.0, _MOST_SEVERE, _at(spec, masks, 0.0, seed, released)
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        found = _at(spec, masks, middle, seed, released)
+        if abs(found.macs.paper_ratio - target) < abs(best.macs.paper_ratio - target):
+            best = found
+        low, high = (middle, high) if found.macs.paper_ratio > target else (low, middle)
+    return best
+
+
+def _at(spec: NetworkSpec, masks: str, severity: float, seed: int, released: Collection[str]) -> SeededMasks:
+    rng = np.random.default_rng(seed)
+    depths = {name: index / len(units(spec)) for index, name in enumerate(units(spec))}
+    draw = _tied_counts if masks == "tied" else _paper_counts
+    counts: dict[str, np.ndarray] = {}
+    kept_whole: set[str] = set()
+    for layer in spec.layers:
+        scaled = severity * severity_at(depths.get(layer.unit or "", 1.0))
+        sides = ((layer.input_mask, layer.in_channels), (layer.output_mask, layer.out_channels))
+        for path, channels in sides:
+            if path and path not in counts:
+                narrow = masks == "tied" and path == layer.input_mask and layer.unit is None
+                counts[path] = draw(rng, channels, layer.num_coefs, 0.0 if narrow else scaled)
+            if path and layer.name in released:
+                kept_whole.add(path)
+    for path in kept_whole:
+        counts[path] = np.where(counts[path] > 0, spec.mask_sizes[path][1], 0)
+    gated, names = gate_counts(spec, counts, "paper")
+    return SeededMasks(gated, names, network_macs(spec, gated, names))
+
+
+def _tied_counts(rng: np.random.Generator, channels: int, num_coefs: int, severity: float) -> np.ndarray:
+    severity = min(severity, 1 / (_REMOVED + _MEANS))
+    removed, means = (_MULTIPLE * round(channels * share * severity / _MULTIPLE) for share in (_REMOVED, _MEANS))
+    counts = np.full(channels, num_coefs)
+    counts[:removed] = 0
+    counts[removed : removed + means] = 1
+    return rng.permutation(counts)
+
+
+def _paper_counts(rng: np.random.Generator, channels: int, num_coefs: int, severity: float) -> np.ndarray:
+    fcmask = np.clip(1 - _SPREAD * severity * rng.uniform(size=channels), 0, 1)
+    return np.round(num_coefs * fcmask).astype(np.int64)

@@ -1,0 +1,123 @@
+"""Time of one pruned pointwise layer in its banded form beside the dense one (docs/benchmarks.md).
+
+python benchmarks/banded_layer.py --threads 1 --json FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+
+import _contest as contest
+
+from fdjax import runtime
+from fdjax.cli import write_report
+from fdjax.errors import UserError, reports_user_errors
+
+if TYPE_CHECKING:
+    import numpy as np
+
+COUNTS = ("levels", "all")
+COLUMNS = ("size", "inputs", "outputs", "block", "counts", "keep", "batch", "dense_ms", "banded_ms", "time_ratio",
+           "mac_ratio", "paper_ratio")  # fmt: skip
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The flags. Of those that take several values every combination is measured."""
+    parser = contest.Parser("Time of one pointwise layer, banded beside dense, over a grid.")
+
+    def several(flag: str, help_text: str, default: Sequence, **accepted) -> None:
+        parser.add_argument(flag, nargs="+", default=list(default), help=f"one or several: {help_text}", **accepted)
+
+    several("--size", "pixels a side of the map", [48, 24, 12, 6], type=contest.integer(1))
+    several("--channels", "narrow channels; the layer makes six times as many", [32, 96, 160], type=contest.integer(1))
+    several("--block", "K", [2, 3], type=contest.integer(1, 16))
+    several("--keep", "shares of the coefficients kept, on either side", [0.75, 0.5, 0.25], type=contest.share)
+    several("--counts", "kept counts 1 and N only, or all from 1 to N", COUNTS, choices=COUNTS)
+    several("--batch", "images at once", [1], type=contest.integer(1))
+    contest.add_shared_flags(parser)
+    return parser.parse_args(arguments)
+
+
+def seeded_counts(rng: np.random.Generator, channels: int, num_coefs: int, keep: float, counts: str) -> np.ndarray:
+    """Kept counts [channels], descending, 1..N, whose mean comes near `keep` * N."""
+    import numpy as np
+
+    if counts == "levels":
+        whole = round(channels * max(0.0, keep - 1 / num_coefs) / (1 - 1 / num_coefs)) if num_coefs > 1 else channels
+        return np.repeat([num_coefs, 1], [whole, channels - whole])
+    spread = min(keep, 1 - keep)
+    drawn = np.round(num_coefs * rng.uniform(keep - spread, keep + spread, channels))
+    return -np.sort(-np.clip(drawn, 1, num_coefs).astype(np.int64))
+
+
+def measure(point: tuple, seed: int, rounds: int) -> contest.Row:
+    """The row of (size, channels, block, keep, counts, batch)."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from fdjax.frozen import kernels
+    from fdjax.frozen.choice import interleaved
+    from fdjax.frozen.network import compiler_options
+    from fdjax.frozen.plan import plan_product, segment_macs
+    from fdjax.ops.macs import pointwise_macs
+
+    size, channels, block, keep, counts, batch = point
+    rng = np.random.default_rng(seed)
+    sides = [seeded_counts(rng, width, block**2, keep, counts) for width in (channels, 6 * channels)]
+    plan = plan_product(sides[0], sides[1], block)
+    kernel = rng.normal(size=(channels, 6 * channels)).astype(np.float32)
+    arrays = {name: jnp.asarray(array) for name, array in kernels.pack("layer", kernel, plan).items()}
+    x = jnp.asarray(rng.normal(size=(batch, size, size, channels)).astype(np.float32))
+    options: Any = compiler_options()
+
+    def ready(function: Callable, *given: Any) -> Callable[[], Any]:
+        compiled = jax.jit(function, compiler_options=options).lower(x, *given).compile()
+        return lambda: compiled(x, *given)
+
+    times = interleaved(
+        {
+            "dense": ready(jnp.matmul, jnp.asarray(kernel)),
+            "banded": ready(lambda x, arrays: kernels.pointwise(x, arrays, "layer", plan, block), arrays),
+        },
+        rounds,
+    )
+    dense, banded = (float(np.median(times[name].own)) for name in ("dense", "banded"))
+    macs = pointwise_macs((size, size), block, *sides)
+    total = plan.macs((size, size), block) + segment_macs(plan.output_segments, (size, size), block)
+    return {
+        **{"size": size, "inputs": channels, "outputs": 6 * channels, "block": block, "counts": counts, "keep": keep},
+        **{"batch": batch, "dense_ms": dense, "banded_ms": banded, "time_ratio": banded / dense},
+        **{"mac_ratio": total / macs.dense, "paper_ratio": macs.paper_total / macs.dense},
+    }
+
+
+@reports_user_errors
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures every point, printing each as it comes; the JSON file grows with them."""
+    flags = parse(arguments)
+    if max(flags.block) > min(flags.size):
+        raise UserError(f"--block {max(flags.block)} is larger than the map, --size {min(flags.size)}")
+    runtime.limit_threads(flags.threads)
+    runtime.setup()
+    report = contest.new_report(flags)
+    print("  ".join(f"{name:>11}" for name in COLUMNS))
+    grid = (flags.size, flags.channels, flags.block, flags.keep, flags.counts, flags.batch)
+    for point in itertools.product(*grid):
+        row = measure(point, flags.seed, flags.rounds)
+        cells = [f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for name in COLUMNS]
+        print("  ".join(f"{cell:>11}" for cell in cells), flush=True)
+        report["rows"].append(row)
+        write_report(flags.json, report)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

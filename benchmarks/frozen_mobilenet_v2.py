@@ -1,0 +1,144 @@
+"""Time of pruned MobileNetV2s, frozen, beside the dense network and ONNX Runtime's (docs/benchmarks.md).
+
+python benchmarks/frozen_mobilenet_v2.py --masks tied paper --targets 0.8 0.5 --batch 1 8 --threads 1 --json FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+
+import _contest as contest
+
+from fdjax import runtime
+from fdjax.cli import write_report
+from fdjax.errors import UserError, reports_user_errors
+
+if TYPE_CHECKING:
+    from fdjax.frozen import Frozen, Stopwatch
+    from fdjax.frozen.bench import Peer
+    from fdjax.spec import NetworkSpec
+
+# Name -> variant, pixels a side, channels, classes, block, blocks by map: the paper's, where it has the network.
+NETWORKS: dict[str, tuple[str, int, int, int, int, dict[int, int]]] = {
+    "mobilenet_v2_192": ("mobilenetv2", 192, 3, 1000, 3, {}),
+    "mobilenet_v2_224": ("mobilenetv2", 224, 3, 1000, 2, {7: 7}),
+    "mobilenet_v2_cifar10": ("mobilenetv2_cifar10", 32, 3, 10, 4, {}),
+    "mobilenet_v2_cifar100": ("mobilenetv2_cifar100", 32, 3, 100, 4, {}),
+    "mobilenet_v2_small": ("mobilenetv2_small", 28, 1, 10, 2, {7: 7}),
+}
+MASKS = ("tied", "paper")
+GATES = ("time", "macs")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The flags. Of those that take several values every combination is measured."""
+    parser = contest.Parser("Time of frozen networks with seeded masks beside the dense network.")
+
+    def several(flag: str, help_text: str, default: Sequence, **accepted) -> None:
+        parser.add_argument(flag, nargs="+", default=list(default), help=f"one or several: {help_text}", **accepted)
+
+    several("--network", "networks", ["mobilenet_v2_192"], choices=tuple(NETWORKS))
+    several("--masks", "tied masks at levels 0, 1 and N, or the paper's", MASKS, choices=MASKS)
+    several("--targets", "shares of the MACs by the paper's count (paper_ratio)", [0.8, 0.5], type=contest.share)
+    several("--batch", "images at once", [1, 8], type=contest.integer(1))
+    parser.add_argument("--dtype", choices=contest.DTYPES, default="float32", help="of weights and maps")
+    parser.add_argument("--block", type=contest.integer(1, 16), help="K of every layer (None: the paper's)")
+    parser.add_argument("--gate", choices=GATES, default="time", help="what is released: what is slower, or no cheaper")
+    parser.add_argument("--layers", action="store_true", help="time each block alone, too")
+    parser.add_argument("--no-onnxruntime", dest="peer", action="store_false", help="leave ONNX Runtime out")
+    parser.add_argument("--picture", type=contest.output_file, metavar="FILE", help="draw time beside MACs")
+    contest.add_shared_flags(parser)
+    return parser.parse_args(arguments)
+
+
+def build_spec(name: str, tied: bool, block: int | None) -> NetworkSpec:
+    """The spec of a network at width 1.0."""
+    from flax.core import FrozenDict
+
+    from fdjax.nn import MobileNetV2
+
+    variant, side, channels, classes, own_block, by_map = NETWORKS[name]
+    blocks = {"block": own_block, "block_by_map": FrozenDict(by_map)} if block is None else {"block": block}
+    try:
+        network = MobileNetV2(variant, classes, 1.0, tied=tied, **blocks)
+        return network.spec((side, side, channels), classes == 1000)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def freeze_seeded(
+    spec: NetworkSpec, masks: str, target: float, seed: int, gate: str, stopwatch: Stopwatch
+) -> tuple[Frozen, dict[str, Any]]:
+    """A network with seeded masks, and what a row says of them. Forms are chosen by measured time."""
+    from _seeded_masks import seeded_masks
+
+    from fdjax.frozen import freeze, release_slower
+    from fdjax.frozen.bench import seeded_variables
+
+    variables, slower = seeded_variables(spec, seed), set[str]()
+    while True:
+        found = seeded_masks(spec, masks, target, seed, slower)
+        newly = release_slower(spec, variables, found.counts, stopwatch)[1] if gate == "time" else []
+        if slower.issuperset(newly):
+            break
+        slower.update(newly)
+    facts = {
+        "masks": masks,
+        "target": target,
+        "mac_ratio": found.macs.ratio,
+        "paper_ratio": found.macs.paper_ratio,
+        "gate": gate,
+        "released": list(found.released),
+        "released_by_time": sorted(slower),
+    }
+    return freeze(spec, variables, found.counts, stopwatch.choose), facts
+
+
+def measure(name: str, masks: str, target: float, batch: int, flags: argparse.Namespace, peer: Peer | None):
+    """A row, and the table of its blocks (empty unless asked for)."""
+    from fdjax.frozen import Stopwatch
+    from fdjax.frozen.bench import bench, bench_layers, dense_network
+
+    spec = build_spec(name, masks == "tied", flags.block)
+    stopwatch = Stopwatch(batch, runtime.times_cache_dir())
+    frozen, facts = freeze_seeded(spec, masks, target, flags.seed, flags.gate, stopwatch)
+    dense = dense_network(spec, flags.seed)
+    facts = {"network": name, "threads": flags.threads, **facts}
+    row = bench(frozen, dense, facts, batch=batch, dtype=flags.dtype, rounds=flags.rounds, peer=peer)
+    return row, bench_layers(frozen, dense, batch=batch) if flags.layers else []
+
+
+@reports_user_errors
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures every row, printing each as it comes; the JSON file grows with them."""
+    flags = parse(arguments)
+    runtime.limit_threads(flags.threads)
+    runtime.setup()
+    from fdjax.frozen.onnx_export import onnxruntime_peer
+    from fdjax.reports import bench_table, plot_bench
+
+    peer = onnxruntime_peer(flags.threads) if flags.peer and flags.dtype == "float32" else None
+    report = contest.new_report(flags)
+    report["layers"] = []
+    for name, masks, target, batch in itertools.product(flags.network, flags.masks, flags.targets, flags.batch):
+        row, layers = measure(name, masks, target, batch, flags, peer)
+        print(bench_table({"rows": [row], "layers": {str(batch): layers} if layers else {}}), flush=True)
+        report["rows"].append(row)
+        if layers:
+            which = {"network": name, "masks": masks, "target": target, "batch": batch}
+            report["layers"].append({**which, "blocks": layers})
+        write_report(flags.json, report)
+    if flags.picture:
+        plot_bench(report["rows"], Path(flags.picture))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

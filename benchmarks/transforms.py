@@ -1,0 +1,100 @@
+"""Time of the block transforms of frozen networks alone, beside a copy of the same bytes (docs/benchmarks.md).
+
+python benchmarks/transforms.py --threads 1 --json FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+
+import _contest as contest
+
+from fdjax import runtime
+from fdjax.cli import write_report
+from fdjax.errors import UserError, reports_user_errors
+
+COLUMNS = ("size", "channels", "block", "coefs", "batch", "copy_ms", "forward_ms", "inverse_ms", "forward_ratio",
+           "inverse_ratio", "forward_gb_s")  # fmt: skip
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The flags. Of those that take several values every combination is measured."""
+    parser = contest.Parser("Time of the block transforms beside a copy of the same bytes.")
+
+    def several(flag: str, help_text: str, default: Sequence, **accepted) -> None:
+        parser.add_argument(flag, nargs="+", default=list(default), help=f"one or several: {help_text}", **accepted)
+
+    several("--size", "pixels a side of the map", [48, 24, 12], type=contest.integer(1))
+    several("--channels", "channels of the map", [32, 192, 576], type=contest.integer(1))
+    several("--block", "K", [2, 3, 4], type=contest.integer(1, 16))
+    several("--keep", "shares of the coefficients that are computed", [1.0, 0.25], type=contest.share)
+    several("--batch", "images at once", [1], type=contest.integer(1))
+    contest.add_shared_flags(parser)
+    return parser.parse_args(arguments)
+
+
+def measure(point: tuple, rounds: int) -> contest.Row:
+    """The row of (size, channels, block, keep, batch). What a copy moves is the map: so much is read and written."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from fdjax.frozen.choice import interleaved
+    from fdjax.frozen.kernels import block_coefs, blocks_from_coefs
+    from fdjax.frozen.network import compiler_options
+
+    size, channels, block, keep, batch = point
+    coefs = max(1, round(keep * block**2))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(batch, size, size, channels)).astype(np.float32))
+    y = block_coefs(x, block, coefs)
+    options: Any = compiler_options()
+
+    def ready(function: Callable, given: jax.Array) -> Callable[[], Any]:
+        compiled = jax.jit(function, compiler_options=options).lower(given).compile()
+        return lambda: compiled(given)
+
+    times = interleaved(
+        {
+            "copy": ready(jnp.copy, x),
+            "forward": ready(lambda x: block_coefs(x, block, coefs), x),
+            "inverse": ready(lambda y: blocks_from_coefs(y, block, (size, size)), y),
+        },
+        rounds,
+    )
+    copy, forward, inverse = (float(np.median(times[name].own)) for name in ("copy", "forward", "inverse"))
+    return {
+        **{"size": size, "channels": channels, "block": block, "coefs": coefs, "batch": batch},
+        **{"copy_ms": copy, "forward_ms": forward, "inverse_ms": inverse},
+        **{"forward_ratio": forward / copy, "inverse_ratio": inverse / copy},
+        "forward_gb_s": (x.nbytes + y.nbytes) / forward / 1e6,
+    }
+
+
+@reports_user_errors
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures every point, printing each as it comes; the JSON file grows with them."""
+    flags = parse(arguments)
+    if max(flags.block) > min(flags.size):
+        raise UserError(f"--block {max(flags.block)} is larger than the map, --size {min(flags.size)}")
+    runtime.limit_threads(flags.threads)
+    runtime.setup()
+    report = contest.new_report(flags)
+    print("  ".join(f"{name:>13}" for name in COLUMNS))
+    for point in itertools.product(flags.size, flags.channels, flags.block, flags.keep, flags.batch):
+        row = measure(point, flags.rounds)
+        cells = [f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for name in COLUMNS]
+        print("  ".join(f"{cell:>13}" for cell in cells), flush=True)
+        report["rows"].append(row)
+        write_report(flags.json, report)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
