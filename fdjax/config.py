@@ -59,9 +59,10 @@ class DataConfig(_Checked):
     """Which images, and how they are batched and augmented."""
 
     name: str = "fashion_mnist_subset"
-    """fashion_mnist_subset (embedded), folder (needs path), or the name of a TFDS data set (cifar10, mnist, ...)."""
+    """fashion_mnist_subset (embedded), folder or prepared (need path), or the name of a TFDS set (cifar10, ...)."""
     path: str | None = None
-    """folder: the directory with train/<class>/* and test/<class>/*. TFDS: its data directory (default: TFDS's own)."""
+    """folder: the directory with train/<class>/* and test/<class>/*. prepared: the directory of one TFDS set. A TFDS
+    name: TFDS's data directory (default: TFDS's own)."""
     image_size: int | None = None
     """Pixels: images are resized and cropped to this square (folder and TFDS; default: as they are)."""
     validation: float = 0.0
@@ -83,7 +84,11 @@ class DataConfig(_Checked):
         self._require(self.batch_size >= 1, "batch_size", "at least 1")
         self._require(self.crop_padding >= 0, "crop_padding", "0 or more pixels")
         self._require(self.image_size is None or self.image_size >= 1, "image_size", "at least 1 pixel, or None")
-        self._require(self.name != "folder" or self.path is not None, "path", "a directory when name is 'folder'")
+        self._require(
+            self.name not in ("folder", "prepared") or self.path is not None,
+            "path",
+            f"a directory when name is {self.name!r}",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

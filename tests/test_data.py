@@ -292,6 +292,8 @@ def test_wrong_names_and_paths(tmp_path: Path) -> None:
     for name, path, message in (
         ("folder", None, "needs a path"),
         ("folder", "", "needs a path"),
+        ("prepared", None, "needs the directory of a prepared TFDS set.*no path was given"),
+        ("prepared", str(tmp_path), "dataset_info.json, as path; .* holds none"),
         ("fashion_mnist_subset", str(tmp_path), "takes no path"),
         ("fashion_mnist_subst", None, "unknown data set .*did you mean 'fashion_mnist_subset'"),
         ("Folder", str(tmp_path), "unknown data set .*did you mean 'folder'"),
@@ -410,6 +412,8 @@ def test_prepared_tfds_set_loads_by_name(tmp_path: Path, name: str, version: str
     assert ("tensorflow" in sys.modules) == had_tensorflow
     small = data.load_dataset(f"{name}:{version}", str(tmp_path), image_size=4, grayscale=True)
     assert small.image_shape == (4, 4, 1)
+    directly = data.load_dataset("prepared", str(tmp_path / name / version))
+    np.testing.assert_array_equal(directly.train_images, dataset.train_images)
 
 
 def test_tfds_default_directory_versions_and_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

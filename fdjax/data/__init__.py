@@ -2,22 +2,15 @@
 
 from fdjax.data.augment import augment, normalize, random_crop, random_flip
 from fdjax.data.batches import batch_indices, epoch_order, steps_per_epoch
-from fdjax.data.sources import (
-    FASHION_MNIST_SUBSET,
-    FOLDER,
-    Dataset,
-    channel_statistics,
-    check_source,
-    describe_source,
-    limit_training,
-    load_dataset,
-    load_image,
-    split_validation,
-)
+from fdjax.data.decode import load_image
+from fdjax.data.sources import Dataset, check_source, describe_source, load_dataset
+from fdjax.data.splits import channel_statistics, limit_training, split_validation
+from fdjax.data.tfds_sets import FASHION_MNIST_SUBSET, FOLDER, PREPARED
 
 __all__ = [
     "FASHION_MNIST_SUBSET",
     "FOLDER",
+    "PREPARED",
     "Dataset",
     "augment",
     "batch_indices",

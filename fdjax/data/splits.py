@@ -1,0 +1,110 @@
+"""Parts of a training set, and its statistics."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from fdjax.data.batches import seeded_permutation
+from fdjax.data.sources import Dataset
+from fdjax.errors import UserError
+
+_SPLIT_STREAM, _LIMIT_STREAM = 2, 3
+_MIN_STD = 1e-3
+
+
+def channel_statistics(images_uint8: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns each channel's mean and standard deviation.
+
+    Args:
+      images_uint8: uint8 [n, H, W, C], not empty.
+
+    Returns:
+      mean and std, each of C floats in units of 0..255; std is at least 0.001. The sums are exact.
+
+    Raises:
+      ValueError: the images are not uint8 of rank 4, or there is none.
+    """
+    if images_uint8.dtype != np.uint8 or images_uint8.ndim != 4 or images_uint8.size == 0:
+        raise ValueError(f"images must be uint8 [n, H, W, C], not empty; got {images_uint8.dtype} {images_uint8.shape}")
+    channels = images_uint8.shape[-1]
+    size = images_uint8[0].size
+    sums = np.zeros(size, np.int64)
+    squares = np.zeros(size, np.int64)
+    rows = min(max(1, 2**20 // size), 2**16)  # 2**16 squares of 255 are still below 2**32
+    for start in range(0, len(images_uint8), rows):
+        chunk = images_uint8[start : start + rows].reshape(-1, size)
+        sums += chunk.sum(axis=0, dtype=np.uint32)
+        squares += np.square(chunk, dtype=np.uint16).sum(axis=0, dtype=np.uint32)
+    sums, squares = (total.reshape(-1, channels).sum(axis=0) for total in (sums, squares))
+    count = images_uint8.size // channels
+    # In Python's integers: the difference of two large sums would cost float64 its last digits.
+    variances = [(count * int(q) - int(s) ** 2) / count**2 for s, q in zip(sums, squares, strict=True)]
+    mean = tuple(int(s) / count for s in sums)
+    return mean, tuple(max(variance**0.5, _MIN_STD) for variance in variances)
+
+
+def split_validation(num_examples: int, labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Holds out a share of the training examples, the same share of each class as nearly as whole numbers allow.
+
+    Args:
+      num_examples: how many training examples there are.
+      labels: int [num_examples], non-negative.
+      share: the share to hold out, in [0, 1).
+      seed: any integer.
+
+    Returns:
+      (train_indices, validation_indices), int32, each sorted; together 0..num_examples - 1 once each. A class's
+      validation count is within 1 of `share` of it, and no class loses all its examples.
+
+    Raises:
+      UserError: `share` is out of [0, 1), or so small that it holds out nothing.
+      ValueError: `labels` does not have `num_examples` entries.
+    """
+    labels = np.asarray(labels)
+    if labels.shape != (num_examples,):
+        raise ValueError(f"labels must have shape ({num_examples},); got {labels.shape}")
+    if not 0 <= share < 1:
+        raise UserError(f"the validation share is {share}; it must be at least 0 and below 1")
+    everything = np.arange(num_examples, dtype=np.int32)
+    if share == 0:
+        return everything, everything[:0]
+    order = seeded_permutation(num_examples, seed, _SPLIT_STREAM)
+    classes, counts = np.unique(labels, return_counts=True)
+    wanted = share * counts
+    held_out = np.minimum(np.floor(wanted).astype(np.int64), counts - 1)
+    # Largest remainders: rounding each class by itself could hold out nothing where classes are small.
+    missing = round(share * num_examples) - int(held_out.sum())
+    by_remainder = np.argsort(held_out - wanted, kind="stable")
+    open_classes = by_remainder[(held_out + 1 < counts)[by_remainder] & (held_out < wanted)[by_remainder]]
+    held_out[open_classes[: max(missing, 0)]] += 1
+    if held_out.sum() == 0:
+        raise UserError(f"a validation share of {share} of {num_examples} training examples holds out none of them")
+    chosen = [order[labels[order] == label][:count] for label, count in zip(classes, held_out, strict=True)]
+    validation = np.sort(np.concatenate(chosen))
+    return np.setdiff1d(everything, validation, assume_unique=True), validation
+
+
+def limit_training(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
+    """Keeps `limit` of the training examples (seeded), the same share of each class; None keeps all.
+
+    Raises:
+      UserError: there are fewer.
+    """
+    count = len(dataset.train_labels)
+    if limit is None or limit == count:
+        return dataset
+    if limit > count:
+        raise UserError(f"data.train_limit is {limit:,}, but {dataset.name} has {count:,} training images")
+    order = seeded_permutation(count, seed, _LIMIT_STREAM)
+    classes, counts = np.unique(dataset.train_labels, return_counts=True)
+    # Largest remainders, in whole numbers: `limit` is met exactly, and no class is asked for more than it has.
+    kept_of_class, remainders = np.divmod(counts * limit, count)
+    kept_of_class[np.argsort(-remainders, kind="stable")[: limit - int(kept_of_class.sum())]] += 1
+    ordered = dataset.train_labels[order]
+    chosen = [order[ordered == label][:kept] for label, kept in zip(classes, kept_of_class, strict=True)]
+    kept = np.sort(np.concatenate(chosen))
+    return dataclasses.replace(
+        dataset, train_images=dataset.train_images[kept], train_labels=dataset.train_labels[kept]
+    )

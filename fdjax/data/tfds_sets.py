@@ -1,0 +1,177 @@
+"""TFDS sets on disk: found by ourselves, read without TensorFlow, never asked of the network."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fdjax.data.folder import scan
+from fdjax.errors import UserError, suggestion
+
+FASHION_MNIST_SUBSET = "fashion_mnist_subset"
+FOLDER = "folder"
+PREPARED = "prepared"
+INFO_FILE = "dataset_info.json"
+
+_TFDS_NAME = re.compile(r"(?P<name>[A-Za-z]\w*)(/(?P<config>[\w+\-.]+))?(:(?P<version>\d+\.\d+\.\d+))?")
+_TFDS_FORMATS = ("array_record", "parquet")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A TFDS set found on disk; `test_splits` are the splits that may serve as test set, best first."""
+
+    folder: Path
+    test_splits: tuple[str, ...]
+
+
+def find_prepared(name: str, path: str | None) -> Prepared:
+    """Finds a TFDS set on disk by itself: TFDS's own look-up may ask the network and needs the builder's code.
+
+    Args:
+      name: `prepared`, or `NAME`, `NAME/CONFIG` or `NAME:VERSION`.
+      path: of the set itself (`prepared`), or TFDS's data directory.
+
+    Raises:
+      UserError: there is none, it lacks a split, or it cannot be read without TensorFlow.
+    """
+    if name == PREPARED:
+        folder = Path(path or "").expanduser()
+        if not path or not (folder / INFO_FILE).is_file():
+            given = f"{folder} holds none" if path else "no path was given"
+            raise UserError(
+                f"the data set {PREPARED!r} needs the directory of a prepared TFDS set, which holds {INFO_FILE}, as "
+                f"path; {given}"
+            )
+        _check_packages(name)
+        return _read_prepared(folder)
+    match = _TFDS_NAME.fullmatch(name)
+    if match is None:
+        raise unknown_source(name)
+    data_dir = Path(path or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    top = data_dir / match["name"]
+    versions = _versions(top / match["config"] if match["config"] else top)
+    if not match["config"] and not versions:
+        versions = _default_config_versions(name, top)
+    if match["version"]:
+        versions = [folder for folder in versions if folder.name == match["version"]]
+    if not versions:
+        if not top.is_dir() and match["name"] not in tfds_names():
+            raise unknown_source(name)
+        where = "is not there" if not data_dir.is_dir() else f"holds no prepared {name!r}"
+        raise UserError(
+            f"the data set {name!r} is not on this machine: the TFDS data directory {data_dir} {where}. Nothing is"
+            f" downloaded here: prepare it with 'fdjax data prepare' or TFDS in the array_record format, give the"
+            f" directory as path, or save its images as a folder and use the data set {FOLDER!r}"
+        )
+    _check_packages(name)
+    return _read_prepared(versions[-1])
+
+
+def _check_packages(name: str) -> None:
+    for package in ("tensorflow_datasets", "array_record"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"the data set {name!r} needs the Python package {package}, which is not installed")
+
+
+def _versions(folder: Path) -> list[Path]:
+    """Returns the prepared versions in a TFDS folder, oldest first."""
+    found = [
+        Path(entry.path)
+        for entry in (scan(folder) if folder.is_dir() else ())
+        if re.fullmatch(r"\d+\.\d+\.\d+", entry.name) and os.path.isfile(os.path.join(entry.path, INFO_FILE))
+    ]
+    return sorted(found, key=lambda entry: [int(part) for part in entry.name.split(".")])
+
+
+def _default_config_versions(name: str, top: Path) -> list[Path]:
+    entries = scan(top) if top.is_dir() else []
+    configs = {entry.name: found for entry in entries if (found := _versions(Path(entry.path)))}
+    try:
+        default = json.loads((top / ".config" / "metadata.json").read_text())["default_config_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        default = None
+    if len(configs) > 1 and default not in configs:
+        choices = ", ".join(f"{top.name}/{config}" for config in sorted(configs))
+        raise UserError(f"the data set {name!r} was prepared in several configs in {top}; name one of {choices}")
+    return configs[default] if default in configs else next(iter(configs.values()), [])
+
+
+def _read_prepared(folder: Path) -> Prepared:
+    try:
+        info = json.loads((folder / INFO_FILE).read_text())
+        splits = {split["name"] for split in info["splits"]}
+        formats = [info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", ())]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"the TFDS description {folder / INFO_FILE} is damaged: {error}") from error
+    if not set(formats) & set(_TFDS_FORMATS):
+        raise UserError(
+            f"the data set in {folder} is stored as {formats[0]}; without TensorFlow only array_record can be read:"
+            " prepare it again with file_format='array_record'"
+        )
+    test_splits = tuple(split for split in ("test", "validation") if split in splits)
+    if "train" not in splits or not test_splits:
+        raise UserError(
+            f"the data set in {folder} has the splits {sorted(splits)}; 'train' and 'test' (or 'validation') are needed"
+        )
+    return Prepared(folder, test_splits)
+
+
+def tfds_names() -> list[str]:
+    """The sets that TFDS knows; none where it is not installed."""
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        return []
+    return tfds.list_builders(with_community_datasets=False)
+
+
+def unknown_source(name: str) -> UserError:
+    """The error that a name is no data set."""
+    hint = suggestion(name.lower(), [FASHION_MNIST_SUBSET, FOLDER, PREPARED, *tfds_names()])
+    return UserError(
+        f"unknown data set {name!r}{hint}; accepted are {FASHION_MNIST_SUBSET!r}, {FOLDER!r} and {PREPARED!r}"
+        " (with a path) and the names of TFDS (https://www.tensorflow.org/datasets/catalog)"
+    )
+
+
+def image_and_label(tfds: Any, info: Any, folder: Path) -> tuple[str, str]:
+    """The fields of a set that hold an image and its class.
+
+    Raises:
+      UserError: it has no such fields.
+    """
+    features = info.features
+
+    def fits(keys: Any) -> bool:
+        return (
+            isinstance(keys, tuple)
+            and len(keys) == 2
+            and all(isinstance(key, str) and key in features for key in keys)
+            and isinstance(features[keys[0]], tfds.features.Image)
+            and features[keys[0]].np_dtype == np.uint8
+            and isinstance(features[keys[1]], tfds.features.ClassLabel)
+        )
+
+    if isinstance(features, tfds.features.FeaturesDict):
+        for keys in (("image", "label"), info.supervised_keys):
+            if fits(keys):
+                return keys
+    raise UserError(
+        f"the data set in {folder} cannot be used for image classification: it needs the fields 'image' (uint8) and"
+        f" 'label' (a class), or supervised keys of these kinds; it has {_field_kinds(features)}"
+    )
+
+
+def _field_kinds(features: Any) -> str:
+    try:
+        return ", ".join(f"{key!r} ({type(features[key]).__name__})" for key in features)
+    except TypeError:
+        return type(features).__name__
