@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -16,8 +15,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from fdjax import runtime
+from fdjax.cli_data import data_command
 from fdjax.config import Config, load_config
 from fdjax.errors import UserError, reports_user_errors, suggestion
+from fdjax.json_reports import check_json_target, write_report
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -54,22 +55,6 @@ def _config_flag(arguments: Sequence[str], program: str, flag: str = "--config")
     parser = argparse.ArgumentParser(prog=program, add_help=False, allow_abbrev=False)
     parser.add_argument(flag, dest="value")
     return parser.parse_known_args(list(arguments))[0].value
-
-
-def check_json_target(path: str | None) -> None:
-    """Raises `UserError` if a report could not be written to `path`, before the work that leads to it."""
-    if path is None:
-        return
-    file = Path(path).resolve()
-    writable = os.access(file if file.exists() else file.parent, os.W_OK)
-    if file.is_dir() or not file.parent.is_dir() or not writable:
-        raise UserError(f"--json {path}: give a file that can be written, in a directory that exists")
-
-
-def write_report(path: str | None, value: Any) -> None:
-    """Writes JSON to `path`, if one was given."""
-    if path is not None:
-        Path(path).write_text(json.dumps(value, indent=1) + "\n")
 
 
 @reports_user_errors
@@ -451,6 +436,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "export": (export_command, "write a frozen network as StableHLO or ONNX"),
     "bench": (bench_command, "time a frozen network beside the dense one"),
     "predict": (predict_command, "name the classes of pictures by a frozen network"),
+    "data": (data_command, "prepare or inspect a data set"),
     "results": (results_command, "record finished runs in one folder, with a table and a plot of them"),
 }
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from fdjax.errors import UserError
+
+try:
+    import simplejpeg
+except ImportError:  # Pillow then does it all, at less than half of the speed.
+    simplejpeg = None
+
+_JPEG = b"\xff\xd8"
 
 
 def load_image(file: str, shape: tuple[int, int, int]) -> np.ndarray:
@@ -70,13 +78,50 @@ def open_stream(stream: Any, mode: str, name: str) -> Image.Image:
     raise UserError(f"{name} has 32-bit pixels (Pillow's mode {image.mode}); 8 or 16 bits are supported")
 
 
-def fit_middle(image: Image.Image, size: int | None) -> Image.Image:
-    """Resizes the middle square of an image to `size` x `size`; the same as resizing first and cropping then."""
-    if size is None or image.size == (size, size):
+def fit_middle(image: Image.Image, size: int | None, share: float = 1.0) -> Image.Image:
+    """Resizes the middle square of an image to `size` x `size` (bilinear, antialiased).
+
+    Args:
+      image: of any size.
+      size: H and W of the result; None leaves the image as it is.
+      share: side of the square, as a share of the image's shorter side. 0.875 is what resizing the shorter side to 256
+        and cutting out 224 x 224 gives, ImageNet's custom.
+    """
+    if size is None or (share == 1 and image.size == (size, size)):
         return image
-    short = min(image.size)
-    left, top = (image.width - short) // 2, (image.height - short) // 2
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + short, top + short))
+    side = share * min(image.size)
+    if share == 1:
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+    else:
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+
+
+def read_pixels(encoded: bytes, channels: int, name: str, smallest: tuple[int, int] | None = None) -> np.ndarray:
+    """Decodes one image as fast as we can: a JPEG by simplejpeg where it is installed, anything else by Pillow.
+
+    Args:
+      encoded: the image.
+      channels: 1 (grey) or 3 (RGB) of the result, whatever the image has.
+      name: what a message calls it.
+      smallest: (height, width) that are enough: a JPEG may then come at 1/2, 1/4 or 1/8 of its size, but no smaller.
+
+    Returns:
+      uint8 [height, width, channels].
+
+    Raises:
+      UserError: as `open_stream`.
+    """
+    if simplejpeg is not None and encoded[:2] == _JPEG:
+        height, width = smallest or (0, 0)
+        factor = 2 if smallest else 1
+        try:
+            return simplejpeg.decode_jpeg(
+                encoded, "GRAY" if channels == 1 else "RGB", min_height=height, min_width=width, min_factor=factor
+            )
+        except ValueError:  # CMYK, damaged, or odd in a way that Pillow forgives: it decides
+            pass
+    return to_pixels(open_stream(io.BytesIO(encoded), "L" if channels == 1 else "RGB", name))
 
 
 def to_pixels(image: Image.Image) -> np.ndarray:

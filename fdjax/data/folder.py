@@ -7,6 +7,9 @@ from pathlib import Path
 
 from fdjax.errors import UserError, suggestion
 
+# The names that the folder of test images may have, the first that is there.
+TEST_FOLDERS = ("test", "validation", "val")
+
 
 def list_folder(root: Path) -> dict[str, dict[str, list[str]]]:
     """Returns {split: {class: sorted files}}, classes sorted; raises UserError when the layout is wrong."""
@@ -14,8 +17,9 @@ def list_folder(root: Path) -> dict[str, dict[str, list[str]]]:
     if not root.is_dir():
         raise UserError(f"the data path {root} is {'no folder' if root.exists() else 'not there'}; {layout}")
     listing = {}
-    for split in ("train", "test"):
-        folder = root / split
+    test = next((name for name in TEST_FOLDERS if (root / name).is_dir()), "test")
+    for split, name in (("train", "train"), ("test", test)):
+        folder = root / name
         if not folder.is_dir():
             raise UserError(f"the data folder {root} has no folder {split!r}; {layout}")
         classes = {}
@@ -37,11 +41,10 @@ def list_folder(root: Path) -> dict[str, dict[str, list[str]]]:
     for name in listing["test"]:
         if name not in known:
             raise UserError(
-                f"the class folder {root / 'test' / name} has no counterpart in {root / 'train'}"
-                f"{suggestion(name, known)}"
+                f"the class folder {root / test / name} has no counterpart in {root / 'train'}{suggestion(name, known)}"
             )
     if not listing["test"]:
-        raise UserError(f"the folder {root / 'test'} has no class folders; {layout}")
+        raise UserError(f"the folder {root / test} has no class folders; {layout}")
     return listing
 
 

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ FASHION_MNIST_SUBSET = "fashion_mnist_subset"
 FOLDER = "folder"
 PREPARED = "prepared"
 INFO_FILE = "dataset_info.json"
+# Written beside a set by `prepare`: the labels in stored order, so that nobody need read all records for them.
+LABELS_FILE = "fdjax_labels.npz"
 
-_TFDS_NAME = re.compile(r"(?P<name>[A-Za-z]\w*)(/(?P<config>[\w+\-.]+))?(:(?P<version>\d+\.\d+\.\d+))?")
+TFDS_NAME = re.compile(r"(?P<name>[A-Za-z]\w*)(/(?P<config>[\w+\-.]+))?(:(?P<version>\d+\.\d+\.\d+))?")
 _TFDS_FORMATS = ("array_record", "parquet")
 
 
@@ -52,10 +55,10 @@ def find_prepared(name: str, path: str | None) -> Prepared:
             )
         _check_packages(name)
         return _read_prepared(folder)
-    match = _TFDS_NAME.fullmatch(name)
+    match = TFDS_NAME.fullmatch(name)
     if match is None:
         raise unknown_source(name)
-    data_dir = Path(path or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    data_dir = Path(path or default_data_dir()).expanduser()
     top = data_dir / match["name"]
     versions = _versions(top / match["config"] if match["config"] else top)
     if not match["config"] and not versions:
@@ -73,6 +76,11 @@ def find_prepared(name: str, path: str | None) -> Prepared:
         )
     _check_packages(name)
     return _read_prepared(versions[-1])
+
+
+def default_data_dir() -> str:
+    """TFDS's own data directory."""
+    return os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
 
 
 def _check_packages(name: str) -> None:
@@ -175,3 +183,74 @@ def _field_kinds(features: Any) -> str:
         return ", ".join(f"{key!r} ({type(features[key]).__name__})" for key in features)
     except TypeError:
         return type(features).__name__
+
+
+class PreparedReader:
+    """The examples of a prepared set, images still encoded.
+
+    Args:
+      prepared: as `find_prepared` finds it.
+
+    Attributes:
+      folder: of the set.
+      class_names: in the order of the labels.
+      channels: 1, or 3 where the set does not say.
+      test_split: the split that serves as test set.
+
+    Raises:
+      UserError: it is damaged, or not for image classification.
+    """
+
+    def __init__(self, prepared: Prepared):
+        self.folder = prepared.folder
+        try:
+            import tensorflow_datasets as tfds
+
+            self._builder: Any = tfds.builder_from_directory(str(self.folder))
+            features: Any = self._builder.info.features
+        except Exception as error:
+            raise UserError(f"TFDS cannot open the data set in {self.folder}: {error}") from error
+        self._image_key, self._label_key = image_and_label(tfds, self._builder.info, self.folder)
+        self.class_names = tuple(features[self._label_key].names)
+        if len(self.class_names) < 2:
+            raise UserError(f"the data set in {self.folder} has {len(self.class_names)} class; at least two are needed")
+        self.channels = 1 if features[self._image_key].shape[-1] == 1 else 3
+        # We decode ourselves: TFDS takes OpenCV where it is installed, which yields other pixels from the same JPEG.
+        self._decoders = {
+            k: tfds.decode.SkipDecoding() for k, f in features.items() if isinstance(f, tfds.features.Image)
+        }
+        self.test_split = prepared.test_splits[0]
+        # ImageNet's test set, for one, has the label -1 throughout: what can be tested on is its validation set.
+        if len(prepared.test_splits) > 1 and self.example(self.open(self.test_split), self.test_split, 0)[1] < 0:
+            self.test_split = prepared.test_splits[1]
+
+    def open(self, split: str) -> Sequence[Any]:
+        """The records of a split; raises UserError where there are none."""
+        try:
+            source = self._builder.as_data_source(split=split, decoders=self._decoders)
+        except Exception as error:
+            raise UserError(f"TFDS cannot read the split {split!r} in {self.folder}: {error}") from error
+        if not len(source):
+            raise UserError(f"the split {split!r} in {self.folder} is empty")
+        return source
+
+    def name_of(self, split: str, index: int) -> str:
+        """What a message calls a record."""
+        return f"{self.folder}, split {split!r}, record {index}"
+
+    def example(self, source: Sequence[Any], split: str, index: int) -> tuple[bytes, int]:
+        """The encoded image and the label of a record of `open(split)`; raises UserError where it cannot be read."""
+        try:
+            record = source[index]
+        except Exception as error:
+            raise UserError(f"{self.name_of(split, index)} cannot be read: {error}") from error
+        return record[self._image_key], int(record[self._label_key])
+
+    def check_labels(self, split: str, labels: np.ndarray) -> None:
+        """Raises UserError if a label is none of the set's classes."""
+        wrong = np.flatnonzero((labels < 0) | (labels >= len(self.class_names)))
+        if wrong.size:
+            raise UserError(
+                f"{self.name_of(split, int(wrong[0]))} has the label {labels[wrong[0]]};"
+                f" with {len(self.class_names)} classes it must be 0..{len(self.class_names) - 1}"
+            )

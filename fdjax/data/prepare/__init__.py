@@ -1,0 +1,100 @@
+"""Preparing a TFDS set, as array_record and without TensorFlow, from what people have on disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from fdjax.data.prepare.cifar import PUBLISHED as _CIFAR_PUBLISHED
+from fdjax.data.prepare.cifar import open_cifar
+from fdjax.data.prepare.folders import open_folder
+from fdjax.data.prepare.idx import open_idx
+from fdjax.data.prepare.imagenet import open_imagenet
+from fdjax.data.prepare.source import Source, check_files
+from fdjax.data.prepare.writer import MANIFEST_FILE, write_set
+from fdjax.data.tfds_sets import TFDS_NAME, default_data_dir, tfds_names
+from fdjax.errors import UserError, suggestion
+
+CIFAR, IDX, IMAGENET = ("cifar10", "cifar100"), ("mnist", "fashion_mnist", "kmnist"), "imagenet2012"
+
+__all__ = ["CIFAR", "IDX", "IMAGENET", "MANIFEST_FILE", "prepare"]
+
+
+def prepare(
+    name: str,
+    source: str,
+    out: str | None = None,
+    *,
+    labels: str | None = None,
+    skip_damaged: bool = False,
+    unpublished: bool = False,
+) -> tuple[Path, dict[str, Any]]:
+    """Prepares a set that TFDS and `load_dataset` find by its name.
+
+    Args:
+      name: `cifar10`, `cifar100` (binary or python version), `mnist`, `fashion_mnist`, `kmnist` (idx files),
+        `imagenet2012` (its tar files), or a new name for a folder with `train/<class>/*` and `test/<class>/*`.
+      source: the archive or the folder.
+      out: TFDS's data directory (default: TFDS's own).
+      labels: for `imagenet2012`, where the validation labels are (see `open_imagenet`).
+      skip_damaged: leave out damaged examples and count them; else the first one is an error.
+      unpublished: accept other files and counts than the published set's.
+
+    Returns:
+      The set's folder, and its manifest.
+
+    Raises:
+      UserError: as `write_set`; or the source is missing, incomplete, or not the published one.
+    """
+    path, data_dir = Path(source).expanduser(), Path(out or default_data_dir()).expanduser()
+    if not path.exists():
+        raise UserError(f"the source {path} is not there")
+    if labels is not None and name != IMAGENET:
+        raise UserError(f"--labels is for {IMAGENET}'s validation pictures; {name} has its labels in its files")
+    _check_writable(data_dir)
+    set_ = _open(name, path, Path(labels).expanduser() if labels else None, skip_damaged, unpublished)
+    return write_set(set_, data_dir, skip_damaged=skip_damaged)
+
+
+def _open(name: str, path: Path, labels: Path | None, skip_damaged: bool, unpublished: bool) -> Source:
+    stock = name in (*CIFAR, *IDX, IMAGENET)
+    if not stock:
+        match = TFDS_NAME.fullmatch(name)
+        if match is None or match["config"] or match["version"] or name != name.lower():
+            raise UserError(f"a set cannot be named {name!r}: give lower-case letters, digits and _, a letter first")
+        if name in tfds_names():
+            raise UserError(
+                f"{name} is another set of TFDS, of which no original layout is known here; known are "
+                f"{', '.join((*CIFAR, *IDX, IMAGENET))}. Give a folder's set a name of its own"
+            )
+        if path.is_file() or not (path / "train").is_dir():
+            known = suggestion(name, (*CIFAR, *IDX, IMAGENET))
+            raise UserError(f"{path} is no folder with train/<class>/* and test/<class>/*, from which {name!r}{known} "
+                            "would be prepared")  # fmt: skip
+        return open_folder(name, path)
+    import tensorflow_datasets as tfds
+
+    # The data directory does not exist: the builder then has nothing to read, and asks nobody.
+    builder: Any = tfds.builder(name, data_dir=os.fspath(path / "no data directory"), try_gcs=False)
+    if not unpublished:
+        published = {url.filename: ("sha256", url.checksum) for url in builder.url_infos.values()}
+        candidates = [path] if path.is_file() else sorted(entry for entry in path.iterdir() if entry.is_file())
+        check_files(candidates, {**published, **_CIFAR_PUBLISHED})
+    if name in CIFAR:
+        source = open_cifar(name, path, builder, skip_damaged=skip_damaged)
+    elif name in IDX:
+        source = open_idx(name, path, builder, skip_damaged=skip_damaged)
+    else:
+        source = open_imagenet(path, builder, labels)
+    if not unpublished and not skip_damaged:
+        source.check_counts()
+    return source
+
+
+def _check_writable(data_dir: Path) -> None:
+    existing = next(path for path in (data_dir.absolute(), *data_dir.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"--out {data_dir}: {existing} is a file; give a directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--out {data_dir}: {existing} is not writable; give another one")

@@ -1,0 +1,58 @@
+"""A set from a folder of class folders."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from fdjax.data.folder import list_folder
+from fdjax.data.prepare.pictures import checked_picture
+from fdjax.data.prepare.source import DamagedExample, Source, Split
+from fdjax.errors import UserError
+
+VERSION = "1.0.0"
+
+
+def open_folder(name: str, path: Path) -> Source:
+    """Lists a folder with `train/<class>/*` and `test/<class>/*` (or `validation`, `val`).
+
+    Args:
+      name: of the new set.
+      path: of the folder.
+
+    Raises:
+      UserError: the layout is another.
+    """
+    import tensorflow_datasets as tfds
+
+    listing = list_folder(path)
+    class_names = list(listing["train"])
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "label": tfds.features.ClassLabel(names=class_names),
+            "file_name": tfds.features.Text(),
+        }
+    )
+    splits = {split: _split(classes, class_names) for split, classes in listing.items()}
+    description = f"Images of {path.name}, {len(class_names)} classes."
+    return Source(name, VERSION, features, splits, [], {"description": description})
+
+
+def _split(classes: dict[str, list[str]], class_names: list[str]) -> Split:
+    files = [(file, class_names.index(name)) for name, found in classes.items() for file in found]
+
+    def read(index: int) -> dict[str, Any]:
+        file = files[index][0]
+        try:
+            encoded = Path(file).read_bytes()
+        except OSError as error:
+            raise DamagedExample(f"the file {file} cannot be read: {error.strerror}") from error
+        return {"image": checked_picture(encoded, file), "file_name": "/".join(Path(file).parts[-2:])}
+
+    try:
+        num_bytes = sum(os.path.getsize(file) for file, _ in files)
+    except OSError as error:
+        raise UserError(f"the file {error.filename} cannot be read: {error.strerror}") from error
+    return Split(len(files), read, lambda index: files[index][1], lambda index: files[index][0], num_bytes)

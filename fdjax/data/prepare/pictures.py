@@ -1,0 +1,45 @@
+"""Encoded pictures on their way into a set: each is decoded once, and rare forms are brought to common ones."""
+
+from __future__ import annotations
+
+import io
+
+from PIL import Image
+
+from fdjax.data.decode import open_stream, read_pixels
+from fdjax.data.prepare.source import DamagedExample
+from fdjax.errors import UserError
+
+_QUALITY = 100
+
+
+def checked_picture(encoded: bytes, name: str, wanted: str | None = None) -> bytes:
+    """Decodes a picture to see that it is whole; returns it as it is to be stored.
+
+    JPEG and PNG in grey or RGB stay byte for byte. What TFDS's readers would not take is encoded anew: CMYK as JPEG of
+    quality 100 (as TFDS does), other formats and pixel forms as PNG.
+
+    Args:
+      encoded: the file's content.
+      name: what a message calls it.
+      wanted: "JPEG" or "PNG" where the set has one format only.
+
+    Raises:
+      DamagedExample: it cannot be decoded.
+    """
+    try:
+        image = Image.open(io.BytesIO(encoded))
+        plain = image.mode in ("L", "RGB") and image.format in ("JPEG", "PNG")
+        if plain and wanted in (None, image.format):
+            read_pixels(encoded, 1 if image.mode == "L" else 3, name)
+            return encoded
+        rgb, target = open_stream(io.BytesIO(encoded), "RGB", name), wanted or "PNG"
+        if image.format == "JPEG" and wanted is None:
+            target = "JPEG"
+    except UserError as error:
+        raise DamagedExample(str(error)) from error
+    except Exception as error:  # Pillow's plugins raise nearly anything on a damaged file
+        raise DamagedExample(f"{name} is no image that Pillow can open") from error
+    stored = io.BytesIO()
+    rgb.save(stored, target, **({"quality": _QUALITY, "subsampling": 0} if target == "JPEG" else {}))
+    return stored.getvalue()

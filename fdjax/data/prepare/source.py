@@ -1,0 +1,139 @@
+"""What a set is prepared from: examples by index, each as it will be stored."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fdjax.errors import UserError
+
+_HASH_CHUNK = 1 << 22
+_PROGRESS_FROM_BYTES = 1 << 28
+
+
+class DamagedExample(Exception):
+    """One example cannot be used; the message says which, and why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Examples of one split, in the order of their source.
+
+    Attributes:
+      count: how many.
+      read: index -> the fields of the set's features but for the label, "image" encoded; raises `DamagedExample`.
+      label: index -> the label, not yet checked.
+      name_of: index -> what a message calls the example: file, and offset or index.
+      num_bytes: about as many bytes as all will take.
+    """
+
+    count: int
+    read: Callable[[int], dict[str, Any]]
+    label: Callable[[int], int]
+    name_of: Callable[[int], str]
+    num_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A set to be prepared.
+
+    Attributes:
+      name: under which it will be found.
+      version: for TFDS, `1.2.3`.
+      features: of TFDS, with class names.
+      splits: by name.
+      files: the files it is made from, those that have published checksums first.
+      info: further arguments of `tfds.core.DatasetInfo`.
+      expected: examples of the published set by split; empty where there is none.
+    """
+
+    name: str
+    version: str
+    features: Any
+    splits: Mapping[str, Split]
+    files: Sequence[Path]
+    info: Mapping[str, Any]
+    expected: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of the labels."""
+        return tuple(self.features["label"].names)
+
+    def check_counts(self) -> None:
+        """Raises `UserError` where a split has another number of examples than the published set."""
+        for split, count in self.expected.items():
+            got = self.splits[split].count if split in self.splits else 0
+            if got != count:
+                raise UserError(
+                    f"{self.name}: the {split} split has {got:,} examples, the published set {count:,}; complete the "
+                    "files, or give --unpublished if this is meant to be another set"
+                )
+
+
+def check_files(files: Sequence[Path], published: Mapping[str, tuple[str, str]]) -> None:
+    """Compares files with published checksums, by name; files without one pass.
+
+    Args:
+      files: of the source.
+      published: file name -> (algorithm, hexadecimal digest).
+
+    Raises:
+      UserError: a file is another one than was published.
+    """
+    for file in files:
+        if file.name not in published:
+            continue
+        algorithm, digest = published[file.name]
+        got = file_digest(file, algorithm)
+        if got != digest:
+            raise UserError(
+                f"{file} is not the published file: its {algorithm} is {got}, that of the original {digest}; fetch it "
+                "again, or give --unpublished if it is meant to be another one"
+            )
+
+
+def file_digest(file: Path, algorithm: str = "sha256") -> str:
+    """The checksum of a file, in hexadecimal; shows progress where it is large.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    digest = hashlib.new(algorithm)
+    try:
+        size = file.stat().st_size
+        with (
+            file.open("rb") as stream,
+            tqdm(
+                total=size,
+                unit="B",
+                unit_scale=True,
+                desc=f"checking {file.name}",
+                disable=size < _PROGRESS_FROM_BYTES or None,
+                leave=False,
+            ) as bar,
+        ):
+            while chunk := stream.read(_HASH_CHUNK):
+                digest.update(chunk)
+                bar.update(len(chunk))
+    except OSError as error:
+        raise UserError(f"the file {file} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def with_class_names(features: Any, key: str, names: Sequence[str]) -> None:
+    """Names the classes of a field.
+
+    Raises:
+      UserError: there are not as many names as classes, or one comes twice.
+    """
+    field = features[key]
+    if len(set(names)) != len(names) or field.num_classes not in (None, len(names)):
+        raise UserError(f"{len(set(names))} different class names for {field.num_classes} classes: {', '.join(names)}")
+    field.names = list(names)
