@@ -376,7 +376,7 @@ class BenchArguments:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of weights and maps."""
     rounds: int | None = None
-    """How often each network runs after its warm-up (default: 7 to 60, by how long it takes)."""
+    """How often each network runs after its warm-up (default: 7 to 200, by how long it takes)."""
     layers: bool = False
     """Time each block alone, too."""
     json: str | None = None

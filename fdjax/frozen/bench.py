@@ -115,7 +115,7 @@ def bench(
       facts: what else a row is to say, such as `network` and `mac_ratio`; JSON types.
       batch: images at once.
       dtype: "float32" or "bfloat16".
-      rounds: how often each runs after its warm-up; None: as often as fits into a fraction of a second, 7 to 60.
+      rounds: how often each runs after its warm-up; None: as often as fits into a fraction of a second, 7 to 200.
       peer: makes another library's dense network.
 
     Returns:

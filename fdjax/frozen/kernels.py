@@ -255,7 +255,8 @@ def _compose(
     if not pieces:
         return jnp.zeros((like.shape[0], *size, 0), like.dtype)
     y = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=-1)
-    return materialize(y) if any(count for _, _, count in segments) else y
+    # A broadcast mean is cheap to compute again.
+    return materialize(y) if any(count > 1 for _, _, count in segments) else y
 
 
 # The boundary

@@ -1,0 +1,116 @@
+"""The benchmarks of frozen networks: seeded masks are what they say, rows have their fields, mistakes are refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fdjax.nn import MobileNetV2
+from fdjax.spec import network_macs
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+FIELDS = {
+    "network", "masks", "target", "batch", "threads", "dtype", "dense_ms", "frozen_ms", "time_ratio", "mac_ratio",
+    "paper_ratio", "onnxruntime_dense_ms",
+}  # fmt: skip
+
+
+@pytest.fixture
+def seeded_masks(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import _seeded_masks
+
+    return _seeded_masks.seeded_masks
+
+
+def run(script: str, *flags: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(BENCHMARKS / script), "--threads", "1", "--rounds", "2", *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def spec_of(masks: str):
+    return MobileNetV2("mobilenetv2", 1000, 1.0, block=3, tied=masks == "tied").spec((192, 192, 3), True)
+
+
+@pytest.mark.parametrize("target", [0.8, 0.5])
+def test_tied_masks_have_three_levels_and_meet_the_papers_count(seeded_masks, target) -> None:
+    spec = spec_of("tied")
+    found = seeded_masks(spec, "tied", target, 0)
+    assert found.macs.paper_ratio == pytest.approx(target, abs=0.01)
+    assert network_macs(spec, found.counts, found.released).paper_ratio == found.macs.paper_ratio
+    for path, counts in found.counts.items():
+        assert set(counts) <= {0, 1, 9}
+        assert all(np.sum(counts == level) % 16 == 0 for level in (0, 1)), path
+    assert (found.counts["head/input"] == 9).all() and (found.counts["head/output"] < 9).any()
+    again, other = (seeded_masks(spec, "tied", target, seed).counts["block12/wide"] for seed in (0, 1))
+    np.testing.assert_array_equal(again, found.counts["block12/wide"])
+    assert (other != again).any()
+
+
+def test_the_papers_masks_keep_any_count_on_both_sides(seeded_masks) -> None:
+    found = seeded_masks(spec_of("paper"), "paper", 0.8, 0)
+    assert found.macs.paper_ratio == pytest.approx(0.8, abs=0.01)
+    for path in ("block12/expand/output", "block12/project/input", "block12/project/output"):
+        assert len(set(found.counts[path])) > 3
+
+
+def test_released_layers_leave_the_target_to_the_others(seeded_masks) -> None:
+    spec = spec_of("tied")
+    free = seeded_masks(spec, "tied", 0.8, 0)
+    bound = seeded_masks(spec, "tied", 0.8, 0, ["block12/expand", "block12/project"])
+    assert (free.counts["block12/wide"] == 1).any() and not (bound.counts["block12/wide"] == 1).any()
+    assert bound.macs.paper_ratio == pytest.approx(0.8, abs=0.01)
+    assert (bound.counts["block14/wide"] == 9).sum() < (free.counts["block14/wide"] == 9).sum()
+
+
+def test_the_benchmark_of_networks(tmp_path) -> None:
+    report, picture = tmp_path / "rows.json", tmp_path / "rows.png"
+    done = run(
+        "frozen_mobilenet_v2.py", "--network", "mobilenet_v2_small", "--masks", "tied", "--targets", "0.6",
+        "--batch", "1", "2", "--layers", "--json", str(report), "--picture", str(picture),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(report.read_text())
+    assert [row["batch"] for row in found["rows"]] == [1, 2]
+    for row, layers in zip(found["rows"], found["layers"], strict=True):
+        assert row.keys() >= FIELDS and (row["network"], row["masks"]) == ("mobilenet_v2_small", "tied")
+        assert row["paper_ratio"] == pytest.approx(0.6, abs=0.05) and row["clock"] == "processor"
+        assert row["time_ratio"] == row["frozen_ms"] / row["dense_ms"]
+        assert [layer["name"] for layer in layers["blocks"]][-1] == "head"
+    assert found["settings"]["targets"] == [0.6] and found["machine"]["jax"]
+    assert picture.stat().st_size > 1000
+
+
+def test_the_benchmarks_of_layers_and_transforms(tmp_path) -> None:
+    report = tmp_path / "rows.json"
+    small = ("--size", "6", "--channels", "8", "--block", "3", "--keep", "0.5", "--json", str(report))
+    assert run("banded_layer.py", *small).returncode == 0
+    levels, counts = json.loads(report.read_text())["rows"]
+    assert (levels["counts"], counts["counts"]) == ("levels", "all") and levels["outputs"] == 48
+    assert levels["time_ratio"] == levels["banded_ms"] / levels["dense_ms"]
+    # Half of 9 coefficients in channels that keep 1 or 9: 4 of 8 and 21 of 48, alone and together with the others.
+    assert levels["mac_ratio"] < counts["mac_ratio"] and levels["paper_ratio"] > 0.25
+    assert run("transforms.py", *small).returncode == 0
+    (row,) = json.loads(report.read_text())["rows"]
+    assert row["coefs"] == 4 and row["forward_ratio"] == row["forward_ms"] / row["copy_ms"]
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "says"),
+    [
+        ("frozen_mobilenet_v2.py", ("--targets", "0"), "share"),
+        ("frozen_mobilenet_v2.py", ("--network", "vgg"), "mobilenet_v2_192"),
+        ("frozen_mobilenet_v2.py", ("--network", "mobilenet_v2_small", "--block", "16"), "16"),
+        ("banded_layer.py", ("--size", "2", "--block", "3"), "larger than the map"),
+        ("transforms.py", ("--keep", "2"), "share"),
+    ],
+)
+def test_mistakes_are_one_line(script, flags, says) -> None:
+    done = run(script, *flags)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and says in done.stderr
