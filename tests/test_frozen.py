@@ -94,6 +94,24 @@ def test_every_variant_freezes(variant: str) -> None:
     check(network, spec, random_counts(spec, 2, MEANS))
 
 
+def test_removed_narrow_channels_may_be_multiplied_by_zero() -> None:
+    network, spec = make(**UNTIED)
+    chosen = []
+
+    def choose(candidates) -> str:
+        chosen.append("filled" if "filled" in candidates else next(iter(candidates)))
+        return chosen[-1]
+
+    frozen = check(network, spec, random_counts(spec, 1, ()), choose)
+    filled = [unit for unit, form in zip(frozen.plan.units, chosen, strict=True) if form == "filled"]
+    assert filled and all(unit.placement is None for unit in filled)
+    assert not any(chain.expand and chain.expand.input_order for unit in filled for chain in unit.chains)
+    # Where something is transformed, removed channels cost nothing to leave out.
+    chosen.clear()
+    check(network, spec, random_counts(spec, 1, None), choose)
+    assert "filled" not in chosen
+
+
 def test_nothing_pruned_and_everything_pruned() -> None:
     network, spec = make(**UNTIED)
     frozen = check(network, spec, spec.full_counts())

@@ -161,14 +161,7 @@ def release_slower(
       The counts after release, and the names of the layers that were released.
     """
     raised = {path: np.where(np.asarray(counts[path]) > 0, n, 0) for path, (_, n) in spec.mask_sizes.items()}
-    pruned, released = (layers_of(freeze(spec, variables, c, fewest_macs)) for c in (counts, raised))
-    exact: dict[str, Candidates] = {}
-
-    def keep(candidates: Candidates) -> str:
-        exact[next(iter(candidates.values()))[0].name] = candidates
-        return fewest_macs(candidates)
-
-    freeze(spec, variables, counts, keep)
+    pruned, released = (_forms(spec, variables, c) for c in (counts, raised))
     members = {name: list(roles.values()) for name, roles in units(spec).items()}
     members["head"] = [layer for layer in spec.layers if layer.name == "head"]
     after, names = {path: np.asarray(count) for path, count in counts.items()}, []
@@ -176,11 +169,26 @@ def release_slower(
         paths = [path for layer in layers for path in (layer.input_mask, layer.output_mask) if path]
         if all(np.array_equal(raised[path], counts[path]) for path in paths):
             continue
-        times = stopwatch.measure(name, {**exact.get(name, {"pruned": pruned[name]}), "released": released[name]})
-        if min(times, key=times.__getitem__) == "released":
+        forms = {f"released {form}": candidate for form, candidate in released[name].items()}
+        times = stopwatch.measure(name, {**pruned[name], **forms})
+        if min(times, key=times.__getitem__) in forms:
             after |= {path: raised[path] for path in paths}
             names += [layer.name for layer in layers if layer.block]
     return after, names
+
+
+def _forms(
+    spec: NetworkSpec, variables: Variables, counts: Counts
+) -> dict[str, dict[str, tuple[UnitPlan | HeadPlan, HostArrays]]]:
+    """The exact forms of every block, and the head's only one, by name."""
+    found: dict[str, dict[str, tuple[UnitPlan | HeadPlan, HostArrays]]] = {}
+
+    def keep(candidates: Candidates) -> str:
+        found[next(iter(candidates.values()))[0].name] = dict(candidates)
+        return fewest_macs(candidates)
+
+    head = layers_of(freeze(spec, variables, counts, keep))["head"]
+    return {**found, "head": {head[0].form: head}}
 
 
 def layers_of(frozen: Frozen) -> dict[str, tuple[UnitPlan | HeadPlan, HostArrays]]:

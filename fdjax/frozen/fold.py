@@ -368,7 +368,8 @@ def unit_candidates(unit: UnitParts) -> Candidates:
     """The exact forms of a block by name.
 
     "bands" runs all wide channels as one chain, layer by layer (dense, or with fewer channels, where the masks need no
-    transform). "means" takes the channels that keep only the mean out of it, if they can run at block resolution.
+    transform). "filled" does so without leaving out removed narrow channels: it multiplies them by zero, and gathers
+    nothing. "means" takes the channels that keep only the mean out of the chain, if they can run at block resolution.
     "groups" does so with every kept count, for tied masks. Those that would come to the same are left out.
     """
     made, read = unit.wide_counts
@@ -378,6 +379,8 @@ def unit_candidates(unit: UnitParts) -> Candidates:
     low_resolution = unit.expand is not None and unit.blocks[0] > 1 and runs_at_block_resolution(*sizes, unit.blocks)
     is_mean &= low_resolution
     candidates: Candidates = {"bands": _build(unit, {"bands": unit.alive})}
+    if _only_gathers(candidates["bands"][0]):
+        candidates["filled"] = _build(_filled(unit), {"bands": unit.alive})
     if is_mean.any():
         candidates["means"] = _build(unit, {"bands": unit.alive & ~is_mean, "means": is_mean})
     partial = unit.alive & (made < unit.project.num_coefs) & ~is_mean
@@ -387,6 +390,27 @@ def unit_candidates(unit: UnitParts) -> Candidates:
         groups = {f"coefs{level}": partial & (made == level) for level in reversed(levels)}
         candidates["groups"] = _build(unit, {"whole": whole, **groups, "means": is_mean})
     return candidates
+
+
+def _only_gathers(plan: UnitPlan) -> bool:
+    """Whether a block transforms nothing, but picks channels of its narrow input or places those of its output."""
+    products = [p for chain in plan.chains for p in (chain.expand, chain.project) if p is not None]
+    gathers = plan.placement is not None or any(c.expand and c.expand.input_order for c in plan.chains)
+    return gathers and not any(product.transforms for product in products)
+
+
+def _filled(unit: UnitParts) -> UnitParts:
+    """The block with zeros in its kernels for removed narrow channels, which are then whole."""
+    expand, depthwise, project = unit.kernels
+    num_coefs = unit.project.num_coefs
+    narrow, out = unit.narrow_counts, unit.out_counts
+    if expand is not None and unit.expand is not None:
+        expand = expand * (narrow > 0)[:, None]
+        narrow = np.where(narrow > 0, narrow, unit.expand.num_coefs)
+    kernels = expand, depthwise, project * (out > 0)
+    return dataclasses.replace(
+        unit, kernels=kernels, narrow_counts=narrow, out_counts=np.where(out > 0, out, num_coefs)
+    )
 
 
 def _build(unit: UnitParts, groups: Mapping[str, np.ndarray]) -> tuple[UnitPlan, HostArrays]:

@@ -41,8 +41,8 @@ Arrays = Mapping[str, jax.Array]
 # Above so many slices a gather is cheaper to compile than their concatenation.
 _MAX_SLICES = 16
 # Transforms with at most so many products are written out, one loop for each coefficient or pixel; others are one
-# matrix product.
-_MAX_WRITTEN_OUT = 32
+# matrix product, which takes two to three times as long (benchmarks/transforms.py) but compiles sooner.
+_MAX_WRITTEN_OUT = 128
 # A convolution of few input channels is written out as shifted multiply-adds, and so is a product on pixels: what
 # follows then joins the loop, and the wide map is written only once.
 _MAX_SHIFTED_CHANNELS = 4
