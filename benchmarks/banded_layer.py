@@ -90,7 +90,7 @@ def measure(point: tuple, seed: int, rounds: int) -> contest.Row:
         rounds,
     )
     dense, banded = (float(np.median(times[name].own)) for name in ("dense", "banded"))
-    macs = pointwise_macs((size, size), block, *sides)
+    macs = pointwise_macs((size, size), block, sides[0], sides[1])
     total = plan.macs((size, size), block) + segment_macs(plan.output_segments, (size, size), block)
     return {
         **{"size": size, "inputs": channels, "outputs": 6 * channels, "block": block, "counts": counts, "keep": keep},

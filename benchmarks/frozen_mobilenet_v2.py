@@ -65,9 +65,12 @@ def build_spec(name: str, tied: bool, block: int | None) -> NetworkSpec:
     from fdjax.nn import MobileNetV2
 
     variant, side, channels, classes, own_block, by_map = NETWORKS[name]
-    blocks = {"block": own_block, "block_by_map": FrozenDict(by_map)} if block is None else {"block": block}
+    if block is None:
+        block = own_block
+    else:
+        by_map = {}
     try:
-        network = MobileNetV2(variant, classes, 1.0, tied=tied, **blocks)
+        network = MobileNetV2(variant, classes, 1.0, tied=tied, block=block, block_by_map=FrozenDict(by_map))
         return network.spec((side, side, channels), classes == 1000)
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -18,7 +18,7 @@ from fdjax import runtime
 from fdjax.cli_data import data_command
 from fdjax.config import Config, load_config
 from fdjax.errors import UserError, reports_user_errors, suggestion
-from fdjax.json_reports import check_json_target, write_report
+from fdjax.json_reports import check_file_target, check_json_target, write_report
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -353,8 +353,7 @@ def export_command(arguments: Sequence[str]) -> int:
     """`fdjax export`."""
     parsed = tyro.cli(ExportArguments, prog="fdjax export", args=arguments)
     out = Path(parsed.out)
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"--out {parsed.out}: give a file in a directory that exists")
+    check_file_target("--out", parsed.out, (".stablehlo", ".onnx"))
     from fdjax.frozen import load
     from fdjax.frozen.export import export
 
@@ -389,6 +388,7 @@ def bench_command(arguments: Sequence[str]) -> int:
     """`fdjax bench`."""
     parsed = tyro.cli(BenchArguments, prog="fdjax bench", args=arguments)
     check_json_target(parsed.json)
+    check_file_target("--picture", parsed.picture, (".png", ".pdf", ".svg"))
     for flag, numbers in (("batch", parsed.batch), ("threads", [parsed.threads]), ("rounds", [parsed.rounds])):
         if any(number is not None and number < 1 for number in numbers):
             raise UserError(f"--{flag} must be at least 1, got {' '.join(map(str, numbers))}")

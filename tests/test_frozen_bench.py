@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from fdjax import runtime
+from fdjax.cli import fdjax_command
 from fdjax.errors import UserError
 from fdjax.frozen import freeze, save
 from fdjax.frozen.bench import bench, bench_layers, compile_network, dense_network, describe_masks, seeded_variables
@@ -109,6 +110,13 @@ def test_the_command_in_a_process_of_its_own(tmp_path) -> None:
     assert found["rows"][0]["network"] == "mobilenetv2_small_28" and found["rows"][0]["mac_ratio"] == macs.ratio
     assert "1 of " in found["machine"]["processor"] or os.cpu_count() == 1
     assert picture.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("picture", ["none/rows.png", "rows.bmpx"])
+def test_a_picture_that_cannot_be_written_is_refused_first(tmp_path, picture, capsys) -> None:
+    flags = ["bench", "--frozen", str(tmp_path), "--picture", str(tmp_path / picture)]
+    assert fdjax_command(flags) == 2
+    assert "--picture" in capsys.readouterr().err
 
 
 def test_more_threads_than_there_are_cores_are_refused() -> None:

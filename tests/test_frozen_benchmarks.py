@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -24,9 +25,7 @@ FIELDS = {
 @pytest.fixture
 def seeded_masks(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import _seeded_masks
-
-    return _seeded_masks.seeded_masks
+    return importlib.import_module("_seeded_masks").seeded_masks
 
 
 def run(script: str, *flags: str) -> subprocess.CompletedProcess:
