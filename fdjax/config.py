@@ -77,12 +77,24 @@ class DataConfig(_Checked):
     """Pixels of zero padding before the random crop back to size (0: no random crop)."""
     flip: bool = True
     """Random horizontal flips."""
+    jitter: float = 0.0
+    """Colour jitter: brightness, contrast and saturation times factors in 1 - jitter to 1 + jitter, 0 to 1."""
+    cutout: int = 0
+    """Side in pixels of a square that is cut out of each image at random (0: none)."""
+    erase: float = 0.0
+    """Probability, 0 to 1, that a random rectangle of 2 to 33% of an image is erased."""
+    mixup: float = 0.0
+    """Mix pairs of images and labels by a share from Beta(mixup, mixup); 0: off, 0.2 is common."""
 
     def _check(self) -> None:
         self._require(0 <= self.validation < 1, "validation", "a share from 0 to below 1")
         self._require(self.train_limit is None or self.train_limit >= 1, "train_limit", "at least 1, or None")
         self._require(self.batch_size >= 1, "batch_size", "at least 1")
         self._require(self.crop_padding >= 0, "crop_padding", "0 or more pixels")
+        self._require(0 <= self.jitter <= 1, "jitter", "from 0 to 1")
+        self._require(self.cutout >= 0, "cutout", "0 or more pixels")
+        self._require(0 <= self.erase <= 1, "erase", "a probability from 0 to 1")
+        self._require(self.mixup >= 0, "mixup", "0 or more")
         self._require(self.image_size is None or self.image_size >= 1, "image_size", "at least 1 pixel, or None")
         self._require(
             self.name not in ("folder", "prepared") or self.path is not None,

@@ -1,6 +1,15 @@
 """Data: sources, augmentation and batching. Never imports TensorFlow; TFDS only when one of its sets is asked for."""
 
-from fdjax.data.augment import augment, normalize, random_crop, random_flip
+from fdjax.data.augment import (
+    augment,
+    color_jitter,
+    cutout,
+    mixup,
+    normalize,
+    random_crop,
+    random_erase,
+    random_flip,
+)
 from fdjax.data.batches import batch_indices, epoch_order, steps_per_epoch
 from fdjax.data.decode import load_image
 from fdjax.data.sources import Dataset, check_source, describe_source, load_dataset
@@ -16,13 +25,17 @@ __all__ = [
     "batch_indices",
     "channel_statistics",
     "check_source",
+    "color_jitter",
+    "cutout",
     "describe_source",
     "epoch_order",
     "limit_training",
     "load_dataset",
     "load_image",
+    "mixup",
     "normalize",
     "random_crop",
+    "random_erase",
     "random_flip",
     "split_validation",
     "steps_per_epoch",

@@ -76,21 +76,170 @@ def random_flip(key: jax.Array, images_BHWC: jax.Array) -> jax.Array:
     return jnp.where(flipped, images_BHWC[:, :, ::-1], images_BHWC)
 
 
-def augment(key: jax.Array, images_BHWC: jax.Array, pad: int, flip: bool) -> jax.Array:
-    """Random crop, then random flip; see `random_crop` and `random_flip`.
+def color_jitter(key: jax.Array, images_BHWC: jax.Array, strength: float) -> jax.Array:
+    """Changes brightness, contrast and saturation, in this order, each image by three factors of its own.
 
     Args:
       key: PRNG key.
-      images_BHWC: [B, H, W, C], raw (not yet normalised).
-      pad: 0 or more; 0 means no crop.
-      flip: whether to flip.
+      images_BHWC: [B, H, W, C], raw, 0..255; with C other than 3 there is no saturation to change.
+      strength: the factors are uniform in [1 - strength, 1 + strength]; 0 to 1.
+
+    Returns:
+      float32 [B, H, W, C], clipped to 0..255 after each change.
+    """
+    factors = jax.random.uniform(key, (3, images_BHWC.shape[0], 1, 1, 1), minval=1 - strength, maxval=1 + strength)
+    images = jnp.clip(images_BHWC.astype(jnp.float32) * factors[0], 0, 255)
+
+    def grey(images: jax.Array) -> jax.Array:
+        if images.shape[-1] != 3:
+            return images.mean(axis=-1, keepdims=True)
+        # ITU-R BT.601, as JPEG and Pillow have it.
+        return (images * jnp.array([0.299, 0.587, 0.114], jnp.float32).reshape(1, 1, 1, 3)).sum(axis=-1, keepdims=True)
+
+    def blend(base: jax.Array, images: jax.Array, factor: jax.Array) -> jax.Array:
+        return jnp.clip(base + factor * (images - base), 0, 255)
+
+    images = blend(grey(images).mean(axis=(1, 2), keepdims=True), images, factors[1])
+    return blend(grey(images), images, factors[2]) if images.shape[-1] == 3 else images
+
+
+def _fill_boxes(images_BHWC: jax.Array, box_B4: tuple[jax.Array, ...], fill: ArrayLike) -> jax.Array:
+    """Fills rows top..bottom - 1 and columns left..right - 1 of each image, given as four int [B]."""
+    _, height, width, channels = images_BHWC.shape
+    top, bottom, left, right = (edge.reshape(-1, 1, 1, 1) for edge in box_B4)
+    rows, columns = jnp.arange(height).reshape(1, -1, 1, 1), jnp.arange(width).reshape(1, 1, -1, 1)
+    inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
+    if jnp.issubdtype(images_BHWC.dtype, jnp.integer):
+        fill = jnp.round(jnp.asarray(fill, jnp.float32))
+    color = jnp.broadcast_to(jnp.asarray(fill).astype(images_BHWC.dtype), (channels,)).reshape(1, 1, 1, -1)
+    return jnp.where(inside, color, images_BHWC)
+
+
+def cutout(key: jax.Array, images_BHWC: jax.Array, size: int, fill: ArrayLike = 0.0) -> jax.Array:
+    """Fills one square of each image; its centre is any pixel, so that part of it may lie outside.
+
+    DeVries and Taylor 2017, arXiv 1708.04552.
+
+    Args:
+      key: PRNG key.
+      images_BHWC: [B, H, W, C], raw.
+      size: side of the square in pixels, 1 or more.
+      fill: a number or [C], in the images' units; the training set's mean is 0 once normalised.
 
     Returns:
       [B, H, W, C] of the same type.
+    """
+    count, height, width, _ = images_BHWC.shape
+    row_key, column_key = jax.random.split(key)
+    top = jax.random.randint(row_key, (count,), 0, height) - size // 2
+    left = jax.random.randint(column_key, (count,), 0, width) - size // 2
+    return _fill_boxes(images_BHWC, (top, top + size, left, left + size), fill)
+
+
+def random_erase(
+    key: jax.Array,
+    images_BHWC: jax.Array,
+    probability: float,
+    fill: ArrayLike = 0.0,
+    area: tuple[float, float] = (0.02, 0.33),
+    ratio: tuple[float, float] = (0.3, 3.3),
+) -> jax.Array:
+    """Fills one rectangle, wholly inside, of some images.
+
+    Zhong et al. 2017, arXiv 1708.04896, whose area and ratio these are. What they get by trying until a rectangle fits,
+    we get in one draw: the ratio is drawn from those that fit.
+
+    Args:
+      key: PRNG key.
+      images_BHWC: [B, H, W, C], raw.
+      probability: that an image is changed, 0 to 1.
+      fill: a number or [C], in the images' units.
+      area: least and largest share of the image that is filled, uniform between them.
+      ratio: least and largest height / width, log-uniform between them.
+
+    Returns:
+      [B, H, W, C] of the same type.
+    """
+    count, height, width, _ = images_BHWC.shape
+    chosen, shares, ratios, rows, columns = jax.random.uniform(key, (5, count))
+    share = area[0] + shares * (area[1] - area[0])
+    lowest = jnp.maximum(ratio[0], share * height / width)
+    highest = jnp.minimum(ratio[1], height / (share * width))
+    log_ratio = jnp.log(lowest) + ratios * (jnp.log(highest) - jnp.log(lowest))
+    pixels = share * height * width
+    high = jnp.clip(jnp.round(jnp.sqrt(pixels * jnp.exp(log_ratio))), 1, height)
+    wide = jnp.clip(jnp.round(jnp.sqrt(pixels / jnp.exp(log_ratio))), 1, width)
+    top = jnp.minimum(jnp.floor(rows * (height - high + 1)), height - high)
+    left = jnp.minimum(jnp.floor(columns * (width - wide + 1)), width - wide)
+    bottom = jnp.where(chosen < probability, top + high, top)
+    return _fill_boxes(images_BHWC, (top, bottom, left, left + wide), fill)
+
+
+def mixup(
+    key: jax.Array, images_BHWC: jax.Array, labels_B: jax.Array, num_classes: int, alpha: float
+) -> tuple[jax.Array, jax.Array]:
+    """Mixes each image with the one before it in the batch, whose order is random, and their labels alike.
+
+    Zhang et al. 2017, arXiv 1710.09412. One share for the batch, from Beta(alpha, alpha); the larger part is the
+    image's own, which changes nothing in distribution.
+
+    Args:
+      key: PRNG key.
+      images_BHWC: float [B, H, W, C].
+      labels_B: int [B].
+      num_classes: how many classes there are.
+      alpha: above 0; 1 is uniform, small values seldom mix much.
+
+    Returns:
+      Images of the same type, and float32 [B, num_classes] shares that sum to 1.
+    """
+    share = jax.random.beta(key, alpha, alpha)
+    share = jnp.maximum(share, 1 - share)
+
+    def mix(own: jax.Array) -> jax.Array:
+        part = share.astype(own.dtype)
+        return part * own + (1 - part) * jnp.roll(own, 1, axis=0)
+
+    return mix(images_BHWC), mix(jax.nn.one_hot(labels_B, num_classes, dtype=jnp.float32))
+
+
+def augment(
+    key: jax.Array,
+    images_BHWC: jax.Array,
+    pad: int,
+    flip: bool,
+    *,
+    jitter: float = 0.0,
+    cutout_size: int = 0,
+    erase: float = 0.0,
+    fill: ArrayLike = 0.0,
+) -> jax.Array:
+    """Random crop, flip, colour jitter, cutout and random erasing, in this order; see the functions of these names.
+
+    Args:
+      key: PRNG key. What one of them draws does not depend on which others are on.
+      images_BHWC: [B, H, W, C], raw (not yet normalised).
+      pad: 0 or more; 0 means no crop.
+      flip: whether to flip.
+      jitter: strength of the colour jitter; 0 means none.
+      cutout_size: side of the square in pixels; 0 means none.
+      erase: probability of random erasing.
+      fill: of cutout and erasing.
+
+    Returns:
+      [B, H, W, C] of the same type, or float32 with jitter.
 
     Raises:
       ValueError: `pad` is negative.
     """
     crop_key, flip_key = jax.random.split(key)
     images_BHWC = random_crop(crop_key, images_BHWC, pad)
-    return random_flip(flip_key, images_BHWC) if flip else images_BHWC
+    if flip:
+        images_BHWC = random_flip(flip_key, images_BHWC)
+    if jitter:
+        images_BHWC = color_jitter(jax.random.fold_in(crop_key, 1), images_BHWC, jitter)
+    if cutout_size:
+        images_BHWC = cutout(jax.random.fold_in(crop_key, 2), images_BHWC, cutout_size, fill)
+    if erase:
+        images_BHWC = random_erase(jax.random.fold_in(crop_key, 3), images_BHWC, erase, fill)
+    return images_BHWC

@@ -366,7 +366,15 @@ class _Run:
     def _make_programs(self, phase: Phase, state: TrainState, feed: Feed) -> dict[Hashable, Dispatch]:
         network = self._network_for(phase, state)
         data, settings = self.config.data, phase_settings(self.config, phase.name)
-        prepare = make_prepare(self.spec, data.crop_padding, data.flip, self.config.model.precision)
+        prepare = make_prepare(
+            self.spec,
+            data.crop_padding,
+            data.flip,
+            self.config.model.precision,
+            jitter=data.jitter,
+            cutout=data.cutout,
+            erase=data.erase,
+        )
         weight_opt, mask_opt = optimizers_for(self.config, phase)
         objective = labels_alone
         if has_teacher(self.config, phase):
@@ -375,7 +383,9 @@ class _Run:
         if phase.learns_masks:
             for mode in ("soft", "straight"):
                 moving = dataclasses.replace(network, mode=mode)
-                step = make_mask_step(moving, self.spec, mask_opt, prepare, self.config.learn, objective)
+                step = make_mask_step(
+                    moving, self.spec, mask_opt, prepare, self.config.learn, objective, mixup_alpha=data.mixup
+                )
                 programs["masks", mode == "straight"] = feed.compile(step)
         if isinstance(settings, WeightPhaseConfig):
             for train_batch_norm in (True, False):
@@ -386,6 +396,7 @@ class _Run:
                     objective,
                     train_batch_norm=train_batch_norm,
                     label_smoothing=settings.label_smoothing,
+                    mixup_alpha=data.mixup,
                 )
                 programs["weights", train_batch_norm] = feed.compile(step)
         return programs

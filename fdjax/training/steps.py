@@ -12,7 +12,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fdjax.config import DistillConfig, LearnConfig
-from fdjax.data import augment, normalize
+from fdjax.data import augment, mixup, normalize
 from fdjax.nn import FCMASK, MobileNetV2
 from fdjax.ops.fcmask import fcmask_penalty
 from fdjax.pruning import expected_macs
@@ -26,24 +26,52 @@ Prepare = Callable[[jax.Array, jax.Array], jax.Array]
 Objective = Callable[[TrainState, jax.Array], Callable[..., jax.Array]]
 
 
-def make_prepare(spec: NetworkSpec, crop_padding: int, flip: bool, precision: str = "float32") -> Prepare:
+def make_prepare(
+    spec: NetworkSpec,
+    crop_padding: int,
+    flip: bool,
+    precision: str = "float32",
+    *,
+    jitter: float = 0.0,
+    cutout: int = 0,
+    erase: float = 0.0,
+) -> Prepare:
     """Returns (key, raw images [B, H, W, C]) -> augmented, normalised batch [B, H, W, C].
 
-    The network computes in the batch's type, `precision`; weights, statistics and losses stay in float32.
+    The network computes in the batch's type, `precision`; weights, statistics and losses stay in float32. The settings
+    are those of `fdjax.data.augment`; what is cut out or erased becomes 0.
     """
 
     def prepare(key: jax.Array, images: jax.Array) -> jax.Array:
-        batch = augment(key, images, pad=crop_padding, flip=flip)
+        batch = augment(
+            key,
+            images,
+            pad=crop_padding,
+            flip=flip,
+            jitter=jitter,
+            cutout_size=cutout,
+            erase=erase,
+            fill=np.array(spec.input_mean, np.float32),
+        )
         return normalize(batch, spec.input_mean, spec.input_std, precision)
 
     return prepare
 
 
+def _mixed(key: jax.Array, x: jax.Array, labels: jax.Array, classes: int, alpha: float) -> tuple[jax.Array, jax.Array]:
+    """Batch and targets after mixup; as they are where `alpha` is 0."""
+    if not alpha:
+        return x, labels
+    return mixup(jax.random.fold_in(key, 2), x, labels, classes, alpha)
+
+
 def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
-    """Mean cross entropy: logits [B, classes], labels int [B]."""
-    if not smoothing:
+    """Mean cross entropy: logits [B, classes], labels int [B] or shares of the classes, float [B, classes]."""
+    if labels.ndim == 1 and not smoothing:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
+    targets = jax.nn.one_hot(labels, logits.shape[-1]) if labels.ndim == 1 else labels
+    if smoothing:
+        targets = optax.smooth_labels(targets, smoothing)
     return optax.softmax_cross_entropy(logits, targets).mean()
 
 
@@ -94,19 +122,20 @@ def make_weight_step(
     *,
     train_batch_norm: bool = True,
     label_smoothing: float = 0.0,
+    mixup_alpha: float = 0.0,
 ) -> Step:
-    """A step on the weights; the masks stay as they are."""
+    """A step on the weights; the masks stay as they are. Accuracy is by the labels before mixup."""
 
     def step(state: TrainState, images: jax.Array, labels: jax.Array):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        x = prepare(key, images)
+        x, targets = _mixed(key, prepare(key, images), labels, network.num_classes, mixup_alpha)
         loss_from = objective(state, x)
 
         def loss_of(params):
             logits, updated = network.apply(
                 {**state.variables(), "params": params}, x, train=train_batch_norm, mutable=["batch_stats"]
             )
-            return loss_from(logits, labels, label_smoothing), (logits, updated)
+            return loss_from(logits, targets, label_smoothing), (logits, updated)
 
         (loss, (logits, updated)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, weight_opt = optimizer.update(grads, state.weight_opt, state.params)
@@ -172,20 +201,22 @@ def make_mask_step(
     prepare: Prepare,
     learn: LearnConfig,
     objective: Objective = labels_alone,
+    *,
+    mixup_alpha: float = 0.0,
 ) -> Step:
     """A step on the masks (section 3.3's loss), projected to [0, 1]; weights and batch norm stay as they are."""
     scales = mask_scales(spec, learn)
 
     def step(state: TrainState, images: jax.Array, labels: jax.Array):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        x = prepare(key, images)
+        x, targets = _mixed(key, prepare(key, images), labels, network.num_classes, mixup_alpha)
         loss_from = objective(state, x)
 
         def loss_of(fcmask):
             seen = with_noise(jax.random.fold_in(key, 1), fcmask, learn.noise)
             logits = network.apply({**state.variables(), FCMASK: seen}, x, train=False)
             assert isinstance(logits, jax.Array)
-            loss = loss_from(logits, labels)
+            loss = loss_from(logits, targets)
             return loss + state.lambda_ * mask_penalty(spec, fcmask, learn), (loss, logits)
 
         (_, (loss, logits)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.fcmask)
