@@ -331,8 +331,9 @@ def predict_command(arguments: Sequence[str]) -> int:
     from fdjax.frozen import load
 
     network, found = load(parsed.frozen), []
+    share = network.manifest["data"].get("eval_crop", 1.0)
     for file in parsed.images:
-        likeliest = network.classify(load_image(file, network.input_shape), parsed.top)
+        likeliest = network.classify(load_image(file, network.input_shape, share), parsed.top)
         print(f"{file}: " + ", ".join(f"{name} {100 * share:.1f}%" for name, share in likeliest))
         found.append({"image": file, "classes": [{"name": name, "probability": p} for name, p in likeliest]})
     write_report(parsed.json, found)

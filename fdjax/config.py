@@ -69,6 +69,16 @@ class DataConfig(_Checked):
     """Share of the training set, 0 to below 1, held out (seeded, class by class) to choose the best checkpoint."""
     train_limit: int | None = None
     """Use only this many training images (seeded, the same share of each class); None: all."""
+    loading: Literal["memory", "stream"] = "memory"
+    """memory: all images are decoded once and held in memory. stream: they stay on disk and are decoded as needed, for
+    sets that are larger (folder, prepared, TFDS; needs image_size)."""
+    workers: int | None = None
+    """Threads that decode a streamed set (None: one a processor); figures do not depend on it."""
+    random_resized_crop: bool = False
+    """Train on a random part of each image, 8 to 100% of its area, resized, as is the custom for ImageNet (stream)."""
+    eval_crop: float = 1.0
+    """Side of the square cut from the middle of a test image, as a share of its shorter side; 0.875 is the custom for
+    ImageNet (stream)."""
     grayscale: bool = False
     """Make the images of a folder or TFDS set grey (one channel)."""
     batch_size: int = 128
@@ -91,6 +101,22 @@ class DataConfig(_Checked):
         self._require(self.train_limit is None or self.train_limit >= 1, "train_limit", "at least 1, or None")
         self._require(self.batch_size >= 1, "batch_size", "at least 1")
         self._require(self.crop_padding >= 0, "crop_padding", "0 or more pixels")
+        streamed = self.loading == "stream"
+        self._require(
+            not streamed or self.image_size is not None, "image_size", "a number of pixels when loading is 'stream'"
+        )
+        self._require(
+            not streamed or self.name != "fashion_mnist_subset", "loading", "'memory' for the embedded subset"
+        )
+        self._require(self.workers is None or self.workers >= 1, "workers", "at least 1, or None")
+        self._require(streamed or not self.random_resized_crop, "random_resized_crop", "off unless loading is 'stream'")
+        self._require(
+            not (self.random_resized_crop and self.crop_padding),
+            "crop_padding",
+            "0 with random_resized_crop, which is the random crop then",
+        )
+        self._require(0 < self.eval_crop <= 1, "eval_crop", "a share above 0 and at most 1")
+        self._require(streamed or self.eval_crop == 1, "eval_crop", "1 unless loading is 'stream'")
         self._require(0 <= self.jitter <= 1, "jitter", "from 0 to 1")
         self._require(self.cutout >= 0, "cutout", "0 or more pixels")
         self._require(0 <= self.erase <= 1, "erase", "a probability from 0 to 1")
@@ -453,7 +479,7 @@ def continuation_problem(saved: Config, asked: Config, current_phase: str | None
             continue
         for name, value in before.items():
             longer = field == current_phase and name in ("epochs", "steps")
-            if value == after[name] or longer or (field, name) == ("data", "path"):
+            if value == after[name] or longer or (field, name) in (("data", "path"), ("data", "workers")):
                 continue
             differences.append(f"{field}.{name} is {value!r} there and {after[name]!r} here")
     return "; ".join(differences) or None

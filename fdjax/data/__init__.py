@@ -10,10 +10,13 @@ from fdjax.data.augment import (
     random_erase,
     random_flip,
 )
-from fdjax.data.batches import batch_indices, epoch_order, steps_per_epoch
+from fdjax.data.batches import TrainingOrder, batch_indices, epoch_order, steps_per_epoch
 from fdjax.data.decode import load_image
+from fdjax.data.images import Images, StoredImages, take_rows
 from fdjax.data.sources import Dataset, check_source, describe_source, load_dataset
-from fdjax.data.splits import channel_statistics, limit_training, split_validation
+from fdjax.data.splits import channel_statistics, limit_training, split_validation, training_statistics
+from fdjax.data.stored import open_dataset
+from fdjax.data.stream import RandomResizedCrop, TrainingStream
 from fdjax.data.tfds_sets import FASHION_MNIST_SUBSET, FOLDER, PREPARED
 
 __all__ = [
@@ -21,6 +24,11 @@ __all__ = [
     "FOLDER",
     "PREPARED",
     "Dataset",
+    "Images",
+    "RandomResizedCrop",
+    "StoredImages",
+    "TrainingOrder",
+    "TrainingStream",
     "augment",
     "batch_indices",
     "channel_statistics",
@@ -34,9 +42,12 @@ __all__ = [
     "load_image",
     "mixup",
     "normalize",
+    "open_dataset",
     "random_crop",
     "random_erase",
     "random_flip",
     "split_validation",
     "steps_per_epoch",
+    "take_rows",
+    "training_statistics",
 ]

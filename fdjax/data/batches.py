@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from fdjax.errors import UserError
@@ -75,3 +77,32 @@ def batch_indices(order: np.ndarray, step: int, batch_size: int) -> np.ndarray:
     if batch_size < 1 or step < 0 or start + batch_size > len(order):
         raise ValueError(f"an epoch of {len(order)} examples has no step {step} of {batch_size} examples")
     return order[start : start + batch_size]
+
+
+class TrainingOrder:
+    """Which training examples each step of a run takes.
+
+    Args:
+      seed: any integer.
+      indices: int [n], the examples to train on.
+      batch_size: examples a step.
+
+    Raises:
+      UserError: there are fewer examples than a batch has.
+    """
+
+    def __init__(self, seed: int, indices: np.ndarray, batch_size: int):
+        self.per_epoch = steps_per_epoch(len(indices), batch_size)
+        self._batch_size = batch_size
+
+        # Threads that read ahead need the next epoch's order while the last steps of this one are still asked for.
+        @functools.lru_cache(2)
+        def order(epoch: int) -> np.ndarray:
+            return indices[epoch_order(seed, epoch, len(indices))]
+
+        self._order = order
+
+    def rows(self, step: int) -> np.ndarray:
+        """int [batch_size], the examples of step `step` of the run, 0 or more."""
+        epoch, at = divmod(step, self.per_epoch)
+        return batch_indices(self._order(epoch), at, self._batch_size)

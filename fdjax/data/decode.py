@@ -18,12 +18,13 @@ except ImportError:  # Pillow then does it all, at less than half of the speed.
 _JPEG = b"\xff\xd8"
 
 
-def load_image(file: str, shape: tuple[int, int, int]) -> np.ndarray:
+def load_image(file: str, shape: tuple[int, int, int], share: float = 1.0) -> np.ndarray:
     """Reads one picture as a data set's images are read: its middle, resized.
 
     Args:
       file: in any format that Pillow opens.
       shape: (H, W, C) of the result; C is 1 (grey) or 3 (RGB).
+      share: of the largest part of that form in the picture's middle that is taken, by its sides.
 
     Returns:
       uint8 [H, W, C], 0..255.
@@ -34,8 +35,8 @@ def load_image(file: str, shape: tuple[int, int, int]) -> np.ndarray:
     height, width, channels = shape
     image = open_file(file, "L" if channels == 1 else "RGB")
     if height == width:
-        return to_pixels(fit_middle(image, height))
-    scale = min(image.width / width, image.height / height)
+        return to_pixels(fit_middle(image, height, share))
+    scale = share * min(image.width / width, image.height / height)
     left, top = (image.width - scale * width) / 2, (image.height - scale * height) / 2
     box = (left, top, left + scale * width, top + scale * height)
     return to_pixels(image.resize((width, height), Image.Resampling.BILINEAR, box=box))

@@ -8,7 +8,7 @@ import importlib.resources
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from tqdm import tqdm
 
 from fdjax.data.decode import fit_middle, open_file, open_stream, to_pixels
 from fdjax.data.folder import list_folder
+from fdjax.data.images import Images
 from fdjax.data.tfds_sets import (
     FASHION_MNIST_SUBSET,
     FOLDER,
     PREPARED,
     Prepared,
+    PreparedReader,
     find_prepared,
     image_and_label,
     tfds_names,
@@ -49,11 +51,11 @@ _CHUNK = 64
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set for image classification that fits in memory.
+    """A data set for image classification.
 
     Attributes:
       name: the name it was loaded by.
-      train_images: uint8 [n, H, W, C], 0..255.
+      train_images: uint8 [n, H, W, C], 0..255; in memory, or decoded when rows are taken (`StoredImages`).
       train_labels: int32 [n], 0..num_classes - 1.
       test_images: uint8 [m, H, W, C].
       test_labels: int32 [m].
@@ -61,9 +63,9 @@ class Dataset:
     """
 
     name: str
-    train_images: np.ndarray
+    train_images: Images
     train_labels: np.ndarray
-    test_images: np.ndarray
+    test_images: Images
     test_labels: np.ndarray
     class_names: tuple[str, ...]
 
@@ -227,71 +229,31 @@ def _load_folder(root: Path, image_size: int | None, grayscale: bool) -> Dataset
 
 
 def _load_tfds(name: str, prepared: Prepared, image_size: int | None, grayscale: bool) -> Dataset:
-    folder = prepared.folder
-    try:
-        import tensorflow_datasets as tfds
-
-        builder: Any = tfds.builder_from_directory(str(folder))
-        features: Any = builder.info.features
-    except Exception as error:
-        raise UserError(f"TFDS cannot open the data set in {folder}: {error}") from error
-    image_key, label_key = image_and_label(tfds, builder.info, folder)
-    class_names = tuple(features[label_key].names)
-    if len(class_names) < 2:
-        raise UserError(f"the data set in {folder} has {len(class_names)} class; at least two are needed")
-    mode = "L" if grayscale or features[image_key].shape[-1] == 1 else "RGB"
-    # We decode ourselves: TFDS takes OpenCV where it is installed, which yields other pixels from the same JPEG.
-    decoders = {k: tfds.decode.SkipDecoding() for k, f in features.items() if isinstance(f, tfds.features.Image)}
-
-    def open_split(split: str) -> Sequence[Any]:
-        try:
-            source = builder.as_data_source(split=split, decoders=decoders)
-        except Exception as error:
-            raise UserError(f"TFDS cannot read the split {split!r} in {folder}: {error}") from error
-        if not len(source):
-            raise UserError(f"the split {split!r} in {folder} is empty")
-        return source
-
-    def example(source: Sequence[Any], split: str, index: int) -> Any:
-        try:
-            return source[index]
-        except Exception as error:
-            raise UserError(f"{folder}, split {split!r}: record {index} cannot be read: {error}") from error
-
-    test_split = prepared.test_splits[0]
-    # ImageNet's test set, for one, has the label -1 throughout: what can be tested on is its validation set.
-    if len(prepared.test_splits) > 1 and example(open_split(test_split), test_split, 0)[label_key] < 0:
-        test_split = prepared.test_splits[1]
-
+    reader = PreparedReader(prepared)
+    mode = "L" if grayscale or reader.channels == 1 else "RGB"
     images: list[np.ndarray] = []
     labels: list[np.ndarray] = []
     expected: _Reference | None = None
-    for split in ("train", test_split):
-        source = open_split(split)
+    for split in ("train", reader.test_split):
+        source = reader.open(split)
         split_labels = np.empty(len(source), np.int32)
 
         def read(index: int, source=source, split=split, split_labels=split_labels) -> Image.Image:
-            record = example(source, split, index)
-            split_labels[index] = record[label_key]
-            return open_stream(io.BytesIO(record[image_key]), mode, f"{folder}, split {split!r}, record {index}")
+            encoded, split_labels[index] = reader.example(source, split, index)
+            return open_stream(io.BytesIO(encoded), mode, reader.name_of(split, index))
 
         pixels, expected = _read_images(
             len(source),
             read,
-            lambda index, split=split: f"{folder}, split {split!r}, record {index}",
+            lambda index, split=split: reader.name_of(split, index),
             image_size,
             expected,
             f"reading {split} images",
         )
-        wrong = np.flatnonzero((split_labels < 0) | (split_labels >= len(class_names)))
-        if wrong.size:
-            raise UserError(
-                f"{folder}, split {split!r}, record {wrong[0]} has the label {split_labels[wrong[0]]};"
-                f" with {len(class_names)} classes it must be 0..{len(class_names) - 1}"
-            )
+        reader.check_labels(split, split_labels)
         images.append(pixels)
         labels.append(split_labels)
-    return Dataset(name, images[0], labels[0], images[1], labels[1], class_names)
+    return Dataset(name, images[0], labels[0], images[1], labels[1], reader.class_names)
 
 
 @dataclasses.dataclass(frozen=True)

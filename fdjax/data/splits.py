@@ -7,10 +7,13 @@ import dataclasses
 import numpy as np
 
 from fdjax.data.batches import seeded_permutation
+from fdjax.data.images import StoredImages, take_rows
 from fdjax.data.sources import Dataset
 from fdjax.errors import UserError
 
-_SPLIT_STREAM, _LIMIT_STREAM = 2, 3
+_SPLIT_STREAM, _LIMIT_STREAM, _SAMPLE_STREAM = 2, 3, 5
+# Of a set that is not held in memory so many images are looked at: the mean is then known to about 1 in 255.
+_SAMPLE = 2048
 _MIN_STD = 1e-3
 
 
@@ -43,6 +46,15 @@ def channel_statistics(images_uint8: np.ndarray) -> tuple[tuple[float, ...], tup
     variances = [(count * int(q) - int(s) ** 2) / count**2 for s, q in zip(sums, squares, strict=True)]
     mean = tuple(int(s) / count for s in sums)
     return mean, tuple(max(variance**0.5, _MIN_STD) for variance in variances)
+
+
+def training_statistics(dataset: Dataset, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """As `channel_statistics`, of the training images; of a seeded sample of 2,048 where they are not in memory."""
+    images = dataset.train_images
+    if isinstance(images, StoredImages):
+        images = images[np.sort(seeded_permutation(len(images), seed, _SAMPLE_STREAM)[:_SAMPLE])]
+    assert isinstance(images, np.ndarray)
+    return channel_statistics(images)
 
 
 def split_validation(num_examples: int, labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -106,5 +118,5 @@ def limit_training(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
     chosen = [order[ordered == label][:kept] for label, kept in zip(classes, kept_of_class, strict=True)]
     kept = np.sort(np.concatenate(chosen))
     return dataclasses.replace(
-        dataset, train_images=dataset.train_images[kept], train_labels=dataset.train_labels[kept]
+        dataset, train_images=take_rows(dataset.train_images, kept), train_labels=dataset.train_labels[kept]
     )

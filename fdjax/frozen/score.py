@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,8 +11,11 @@ import numpy as np
 BATCH = 250
 
 
-def all_logits(predict: Callable[[np.ndarray], jax.Array], images: np.ndarray, batch: int = BATCH) -> np.ndarray:
-    """`predict` on images [n, H, W, C], one batch of one size at a time: logits [n, num_classes]."""
+def all_logits(predict: Callable[[np.ndarray], jax.Array], images: Any, batch: int = BATCH) -> np.ndarray:
+    """`predict` on images [n, H, W, C], one batch of one size at a time: logits [n, num_classes].
+
+    `images`: an array, or anything that gives arrays for slices.
+    """
     batch, found = max(1, min(batch, len(images))), []
     for start in range(0, len(images), batch):
         chunk = images[start : start + batch]

@@ -96,7 +96,16 @@ class Devices:
     def _place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
-    def split_rows(self, source: np.ndarray, rows: np.ndarray) -> jax.Array:
+    def local_part(self, batch_size: int) -> slice:
+        """Which rows of a batch this process holds."""
+        each = batch_size // self.processes
+        return slice(jax.process_index() * each, (jax.process_index() + 1) * each)
+
+    def split_local(self, array: np.ndarray) -> jax.Array:
+        """The whole of an array of which each process has its `local_part`, divided along its first axis."""
+        return jax.make_array_from_process_local_data(self.split_first, array)
+
+    def split_rows(self, source: Any, rows: np.ndarray) -> jax.Array:
         """`source[rows]` divided along its first axis; a process reads its own rows only."""
         shape = (len(rows), *source.shape[1:])
 

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fdjax.data import normalize
+from fdjax.data import Images, normalize
 from fdjax.nn import MobileNetV2
 from fdjax.spec import NetworkSpec
 from fdjax.training.devices import Devices
 
 EVAL_BATCH = 250
-Evaluator = Callable[[dict[str, Any], np.ndarray, np.ndarray], dict[str, float]]
+Evaluator = Callable[[dict[str, Any], Images, np.ndarray], dict[str, float]]
 
 
 def make_evaluator(
@@ -43,7 +43,7 @@ def make_evaluator(
         sums = {"loss": losses, "top1": rank < 1, "top5": rank < 5}
         return {name: jnp.sum(value * weights) for name, value in sums.items()}
 
-    def evaluate(variables: dict[str, Any], images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def evaluate(variables: dict[str, Any], images: Images, labels: np.ndarray) -> dict[str, float]:
         variables = devices.replicate(variables)
         totals = {"loss": 0.0, "top1": 0.0, "top5": 0.0}
         for start in range(0, len(images), batch_size):

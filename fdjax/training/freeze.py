@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fdjax.data import Dataset, check_source, load_dataset, normalize
+from fdjax.data import Dataset, Images, normalize, open_dataset
 from fdjax.errors import UserError
 from fdjax.frozen import Frozen, FrozenNetwork, Stopwatch, check_target, fewest_macs, freeze, release_slower, save
 from fdjax.frozen.plan import HeadPlan, UnitPlan
@@ -22,6 +22,9 @@ from fdjax.spec import Counts, NetworkSpec, network_macs
 from fdjax.training.build import collection_of, hard_network
 from fdjax.training.restore import Restored
 from fdjax.training.summary import versions
+
+# What of a run's data settings a frozen network keeps: where its images come from, and what it is shown of them.
+DATA_FIELDS = ("name", "path", "image_size", "grayscale", "loading", "eval_crop")
 
 
 def hard_masks_of(restored: Restored) -> HardMasks:
@@ -98,7 +101,7 @@ def freeze_checkpoint(
             "phase": restored.phase.name,
             "dense_top1": restored.done.dense_top1,
         },
-        "data": {name: getattr(restored.config.data, name) for name in ("name", "path", "image_size", "grayscale")},
+        "data": {name: getattr(restored.config.data, name) for name in DATA_FIELDS},
         "versions": versions(),
     }
     return save(out, spec, frozen, facts)
@@ -153,15 +156,21 @@ def run_data(spec: NetworkSpec, data: Mapping[str, Any], data_path: str | None =
 
     Args:
       spec: of the network.
-      data: `name`, `path`, `image_size` and `grayscale`, as in its run's config.
+      data: the fields `DATA_FIELDS` of its run's config.
       data_path: in place of `path`.
 
     Raises:
       UserError: the data are not there, or are others.
     """
     path = data["path"] if data_path is None else data_path
-    check_source(data["name"], path)
-    dataset = load_dataset(data["name"], path, data["image_size"], data["grayscale"])
+    dataset = open_dataset(
+        data["name"],
+        path,
+        data["image_size"],
+        data["grayscale"],
+        stream=data.get("loading") == "stream",
+        crop_share=data.get("eval_crop", 1.0),
+    )
     for what, own, theirs in (
         ("images of", "x".join(map(str, spec.input_shape)), "x".join(map(str, dataset.image_shape))),
         ("the classes", ", ".join(spec.class_names), ", ".join(dataset.class_names)),
@@ -171,7 +180,7 @@ def run_data(spec: NetworkSpec, data: Mapping[str, Any], data_path: str | None =
     return dataset
 
 
-def masked_logits(restored: Restored, counts: Counts, images: np.ndarray) -> np.ndarray:
+def masked_logits(restored: Restored, counts: Counts, images: Images) -> np.ndarray:
     """What the masked network says of raw images [n, H, W, C] with masks of these kept counts: logits [n, classes]."""
     spec = restored.spec
     network = hard_network(restored.network, spec, counts)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from fdjax.config import Config
+from fdjax.data import Images
 from fdjax.errors import UserError
 from fdjax.nn import FCMASK, MobileNetV2
 from fdjax.reports import plot_run
@@ -19,13 +20,14 @@ from fdjax.spec import NetworkMacs, NetworkSpec, network_macs
 from fdjax.training.build import collection_of, flat_masks, hard_network
 from fdjax.training.devices import Devices
 from fdjax.training.evaluate import Evaluator, make_evaluator
+from fdjax.training.feed import Waiting
 from fdjax.training.phases import Phase
 from fdjax.training.restore import Past, masks_as_they_stand
 from fdjax.training.state import TrainState
 from fdjax.training.workdir import METRICS_FILE, MetricsLog
 
 SOFT_MASKS_FILE = "soft_masks.npz"
-Split = tuple[np.ndarray, np.ndarray]
+Split = tuple[Images, np.ndarray]
 
 
 class PhaseEnd(NamedTuple):
@@ -80,10 +82,11 @@ class Measurements:
         state: TrainState,
         pending: Sequence[tuple[int, dict[str, jax.Array]]],
         figures: dict,
+        waiting: Waiting,
     ) -> dict[str, float]:
         """Writes the means of the steps since the last record; returns them.
 
-        `pending`: numbers of steps, and the sums of their metrics.
+        `pending`: numbers of steps, and the sums of their metrics. `waiting`: for batches, since the last record.
 
         Raises:
           UserError: the loss is no longer a number.
@@ -96,7 +99,8 @@ class Measurements:
                 f"{phase.name}.learning_rate ({getattr(self.config, phase.name).learning_rate:g}) and begin again in "
                 "another --workdir"
             )
-        record = {"step": step, "phase": phase.name, **figures, **means}
+        # Here the devices are done with these steps, so that the time since the last record is theirs.
+        record = {"step": step, "phase": phase.name, **figures, **means, "data_wait": round(waiting.share(), 4)}
         if phase.learns_masks:
             record["lambda"] = float(state.lambda_)
         self.log.write(record)

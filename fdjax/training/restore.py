@@ -9,7 +9,7 @@ import jax
 
 from fdjax.checkpoint import Checkpoints
 from fdjax.config import Config
-from fdjax.data import Dataset, check_source, limit_training, load_dataset, split_validation
+from fdjax.data import Dataset, limit_training, open_dataset, split_validation, take_rows
 from fdjax.errors import UserError
 from fdjax.nn import FCMASK, MobileNetV2
 from fdjax.pruning import HardMasks
@@ -144,8 +144,14 @@ def load_restored_data(restored: Restored, data_path: str | None = None) -> Data
     """
     data, spec = restored.config.data, restored.spec
     path = data_path if data_path is not None else data.path
-    check_source(data.name, path)
-    dataset = load_dataset(data.name, path, data.image_size, data.grayscale)
+    dataset = open_dataset(
+        data.name,
+        path,
+        data.image_size,
+        data.grayscale,
+        stream=data.loading == "stream",
+        crop_share=data.eval_crop,
+    )
     if (dataset.image_shape, dataset.class_names) != (spec.input_shape, spec.class_names):
         raise UserError(
             f"the checkpoint was trained on {spec.input_shape} images of the classes {', '.join(spec.class_names)}; "
@@ -174,7 +180,7 @@ def evaluate_restored(restored: Restored, split: str = "test", data_path: str | 
         )
         if not len(held_out):
             raise UserError("the run held out no validation share (data.validation is 0); use --split test")
-        images, labels = dataset.train_images[held_out], dataset.train_labels[held_out]
+        images, labels = take_rows(dataset.train_images, held_out), dataset.train_labels[held_out]
     network, variables = restored.evaluation()
     figures = make_evaluator(network, spec, Devices())(variables, images, labels)
     return {

@@ -17,14 +17,16 @@ from fdjax.checkpoint import CHECKPOINT_FOLDER, Checkpoints, find_checkpoint
 from fdjax.config import MASK_PHASES, Config, WeightPhaseConfig, continuation_problem
 from fdjax.data import (
     Dataset,
-    batch_indices,
-    channel_statistics,
+    RandomResizedCrop,
+    StoredImages,
+    TrainingOrder,
+    TrainingStream,
     check_source,
-    epoch_order,
     limit_training,
-    load_dataset,
+    open_dataset,
     split_validation,
-    steps_per_epoch,
+    take_rows,
+    training_statistics,
 )
 from fdjax.errors import UserError
 from fdjax.frozen.choice import Stopwatch
@@ -43,7 +45,7 @@ from fdjax.training.calibrate import calibration_sample, measure_level_losses
 from fdjax.training.compilation import tidy_after_compilations
 from fdjax.training.controller import first_lambda, next_lambda
 from fdjax.training.devices import Devices, to_host
-from fdjax.training.feed import Dispatch, Feed
+from fdjax.training.feed import Dispatch, Feed, Waiting
 from fdjax.training.measure import Measurements
 from fdjax.training.optimizers import optimizers_for
 from fdjax.training.phases import Phase, has_teacher, phase_settings, plan_phases
@@ -103,9 +105,10 @@ class _Run:
         if source is not None:
             mean, std = source.spec.input_mean, source.spec.input_std
         else:
-            mean, std = channel_statistics(dataset.train_images)
+            mean, std = training_statistics(dataset, config.seed)
         self.spec = dataclasses.replace(spec, input_mean=mean, input_std=std, class_names=dataset.class_names)
-        self.per_epoch = steps_per_epoch(len(self.train_indices), config.data.batch_size)
+        self.order = TrainingOrder(config.seed, self.train_indices, config.data.batch_size)
+        self.per_epoch = self.order.per_epoch
         self.phases = plan_phases(config, self.per_epoch)
         self.train_images, self.train_labels = dataset.train_images, dataset.train_labels
         self.checkpoints = Checkpoints(
@@ -117,7 +120,7 @@ class _Run:
             self.spec,
             workdir,
             test=(dataset.test_images, dataset.test_labels),
-            validation=(dataset.train_images[validation], dataset.train_labels[validation]),
+            validation=(take_rows(dataset.train_images, validation), dataset.train_labels[validation]),
             devices=devices,
         )
         self.done = Past(num_train=len(dataset.train_labels))
@@ -341,6 +344,7 @@ class _Run:
             self.train_labels,
             resident=resident,
             steps_per_dispatch=self.config.compute.steps_per_dispatch,
+            stream=self._stream(),
         )
         for phase in self.phases[index:]:
             if phase_step == 0 and phase is not self.phases[0]:
@@ -355,6 +359,20 @@ class _Run:
             state = self._run_phase(state, phase, phase_step, feed)
             phase_step = 0
         return state
+
+    def _stream(self) -> TrainingStream | None:
+        data = self.config.data
+        if not isinstance(self.train_images, StoredImages):
+            return None
+        return TrainingStream(
+            self.train_images,
+            self.train_labels,
+            self.order.rows,
+            seed=self.config.seed,
+            crop=RandomResizedCrop() if data.random_resized_crop else None,
+            threads=data.workers,
+            part=self.devices.local_part(data.batch_size),
+        )
 
     def _network_for(self, phase: Phase, state: TrainState) -> MobileNetV2:
         if phase.learns_masks:
@@ -412,14 +430,10 @@ class _Run:
                 return kind, phase.rounds_masks(self.config, step)
             return kind, phase.trains_batch_norm(self.config, step)
 
-        order_epoch, order = -1, np.zeros(0, np.int32)
         while phase_step < phase.steps:
             first, key, rows = phase_step, key_of(phase_step), []
             while not rows or (len(rows) < longest and not stops(phase_step) and key_of(phase_step) == key):
-                epoch, at = divmod(phase.start + phase_step, self.per_epoch)
-                if epoch != order_epoch:
-                    order_epoch, order = epoch, epoch_order(self.config.seed, epoch, len(self.train_indices))
-                rows.append(self.train_indices[batch_indices(order, at, self.config.data.batch_size)])
+                rows.append(self.order.rows(phase.start + phase_step))
                 phase_step += 1
             yield _Chunk(first, len(rows), key), np.stack(rows)
 
@@ -449,8 +463,12 @@ class _Run:
         if not phase.learns_masks:
             figures["macs_ratio"] = self.measure.macs(phase, state, self.done, finished=True).ratio
         state = self.devices.replicate(state)
+        waiting = Waiting()
         try:
-            for chunk, batch in feed.batches(self._chunks(phase, phase_step, stops, feed.longest)):
+            batches = feed.batches(
+                self._chunks(phase, phase_step, stops, feed.longest), (phase.start + phase_step, phase.end)
+            )
+            for chunk, batch in waiting.over(batches):
                 if controls(chunk.first):
                     at = (int(mask_steps[chunk.first]), int(mask_steps[-1]), control_every)
                     state, figures = self._control(state, *at, figures)
@@ -463,7 +481,7 @@ class _Run:
                 step, last = phase.start + phase_step, phase_step == phase.steps
                 saves, evaluates = phase_step % save_every == 0, phase_step % evaluate_every == 0
                 if phase_step % _RECORD_EVERY == 0 or saves or evaluates or last:
-                    figures |= self.measure.record(phase, step, state, pending, figures)
+                    figures |= self.measure.record(phase, step, state, pending, figures, waiting)
                     progress.advance(sum(steps for steps, _ in pending), figures)
                     pending = []
                 score = None
@@ -474,6 +492,8 @@ class _Run:
                     score = self._finish_phase(phase, state, progress)
                 if saves or last:
                     self._save(phase, phase_step, state, score)
+                if saves or evaluates:
+                    waiting.restart()
         finally:
             trace.close()
             progress.close()
@@ -611,7 +631,15 @@ def train(
     check_source(config.data.name, config.data.path)
     source = _init_source(folder, init, begun=saved is not None)
     start_from = restore(*find_checkpoint(source)) if source is not None and resumed is None else None
-    dataset = load_dataset(config.data.name, config.data.path, config.data.image_size, config.data.grayscale)
+    data = config.data
+    dataset = open_dataset(
+        data.name,
+        data.path,
+        data.image_size,
+        data.grayscale,
+        stream=data.loading == "stream",
+        crop_share=data.eval_crop,
+    )
     dataset = limit_training(dataset, config.data.train_limit, config.seed)
     run = _Run(config, folder, dataset, devices, start_from, resumed, profile)
     run.check()

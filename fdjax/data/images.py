@@ -1,0 +1,88 @@
+"""Images by index: an array in memory, or something that decodes them when rows are taken."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from fdjax.data.decode import fit_middle, read_pixels, to_pixels
+
+Rows = slice | np.ndarray
+
+
+class Images(Protocol):
+    """uint8 [n, H, W, C], 0..255; a NumPy array is one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> Any: ...
+
+
+class StoredImages:
+    """Encoded images that are decoded, in threads, when rows are taken: the middle of each, resized.
+
+    Args:
+      encoded: index -> the encoded image.
+      name_of: index -> what a message calls it.
+      rows: int [n], the indices that this one has.
+      size: H and W.
+      channels: C, 1 or 3.
+      share: of the image's shorter side that the middle square has (`fit_middle`).
+    """
+
+    def __init__(
+        self,
+        encoded: Callable[[int], bytes],
+        name_of: Callable[[int], str],
+        rows: np.ndarray,
+        size: int,
+        channels: int,
+        share: float = 1.0,
+    ):
+        self.encoded, self.name_of, self.rows = encoded, name_of, rows
+        self.size, self.channels, self._share = size, channels, share
+        self.shape = (len(rows), size, size, channels)
+        self.dtype = np.dtype(np.uint8)
+        self.nbytes = int(np.prod(self.shape, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: Rows) -> np.ndarray:
+        chosen = self.rows[rows].tolist()
+        pixels = np.empty((len(chosen), *self.shape[1:]), np.uint8)
+
+        def fill(place: int) -> None:
+            pixels[place] = self.middle(chosen[place])
+
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            for _ in pool.map(fill, range(len(chosen))):
+                pass
+        return pixels
+
+    def middle(self, index: int) -> np.ndarray:
+        """uint8 [H, W, C] of the image with this index in its source."""
+        whole = read_pixels(self.encoded(index), self.channels, self.name_of(index))
+        image = Image.fromarray(whole[..., 0] if self.channels == 1 else whole)
+        return to_pixels(fit_middle(image, self.size, self._share))
+
+    def subset(self, rows: np.ndarray) -> StoredImages:
+        """The images with these row numbers, still encoded."""
+        return StoredImages(self.encoded, self.name_of, self.rows[rows], self.size, self.channels, self._share)
+
+
+def take_rows(images: Images, rows: np.ndarray | Sequence[int]) -> Images:
+    """Some of the images, which stay encoded if they are."""
+    chosen = np.asarray(rows, np.int64)
+    return images.subset(chosen) if isinstance(images, StoredImages) else images[chosen]

@@ -1,0 +1,125 @@
+"""Data sets that stay on disk: their labels in memory, their images decoded when rows are taken."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from fdjax.data.folder import list_folder
+from fdjax.data.images import StoredImages
+from fdjax.data.sources import Dataset, check_source, load_dataset
+from fdjax.data.tfds_sets import FASHION_MNIST_SUBSET, FOLDER, LABELS_FILE, PreparedReader, find_prepared
+from fdjax.errors import UserError
+
+_CHUNK = 256
+
+
+def open_dataset(
+    name: str,
+    path: str | None = None,
+    image_size: int | None = None,
+    grayscale: bool = False,
+    *,
+    stream: bool = False,
+    crop_share: float = 1.0,
+) -> Dataset:
+    """As `load_dataset`, or without loading it: images are then decoded when they are needed.
+
+    Args:
+      name: as for `load_dataset`; the embedded subset cannot be streamed.
+      path: likewise.
+      image_size: H and W; needed for streaming.
+      grayscale: likewise.
+      stream: leave the images on disk.
+      crop_share: side of the middle square of a test image, as a share of its shorter side (streaming only).
+
+    Raises:
+      UserError: as `load_dataset`; an image that cannot be decoded is found when it is needed.
+    """
+    check_source(name, path)
+    if not stream:
+        return load_dataset(name, path, image_size, grayscale)
+    if name == FASHION_MNIST_SUBSET:
+        raise UserError(f"the data set {name!r} is small and cannot be streamed; give --data.loading memory")
+    if image_size is None:
+        raise UserError("a set that is streamed needs an image size: give --data.image-size N")
+    if name == FOLDER:
+        return _open_folder(Path(path or ""), image_size, grayscale, crop_share)
+    return _open_prepared(name, path, image_size, grayscale, crop_share)
+
+
+def _open_folder(root: Path, image_size: int, grayscale: bool, crop_share: float) -> Dataset:
+    listing = list_folder(root)
+    class_names = tuple(listing["train"])
+    parts = []
+    for split in ("train", "test"):
+        files = [(file, class_names.index(name)) for name, found in listing[split].items() for file in found]
+
+        def encoded(index: int, files=files) -> bytes:
+            try:
+                return Path(files[index][0]).read_bytes()
+            except OSError as error:
+                raise UserError(f"the file {files[index][0]} cannot be read: {error.strerror}") from error
+
+        images = StoredImages(
+            encoded,
+            lambda index, files=files: files[index][0],
+            np.arange(len(files)),
+            image_size,
+            1 if grayscale else 3,
+            crop_share,
+        )
+        parts += [images, np.array([label for _, label in files], np.int32)]
+    return Dataset(FOLDER, *parts, class_names=class_names)
+
+
+def _open_prepared(name: str, path: str | None, image_size: int, grayscale: bool, crop_share: float) -> Dataset:
+    reader = PreparedReader(find_prepared(name, path))
+    parts = []
+    for split in ("train", reader.test_split):
+        source = reader.open(split)
+        images = StoredImages(
+            lambda index, source=source, split=split: reader.example(source, split, index)[0],
+            lambda index, split=split: reader.name_of(split, index),
+            np.arange(len(source)),
+            image_size,
+            1 if grayscale else reader.channels,
+            crop_share,
+        )
+        parts += [images, labels_of(reader, split)]
+    return Dataset(name, *parts, class_names=reader.class_names)
+
+
+def labels_of(reader: PreparedReader, split: str) -> np.ndarray:
+    """The labels of a split, int32 [n]: those that `prepare` has written down, else all records are read for them.
+
+    Raises:
+      UserError: a record cannot be read, or has an impossible label.
+    """
+    source = reader.open(split)
+    try:
+        with np.load(reader.folder / LABELS_FILE) as stored:
+            labels = stored[split].astype(np.int32)
+    except (OSError, ValueError, KeyError):
+        labels = None
+    if labels is None or labels.shape != (len(source),):
+        labels = np.empty(len(source), np.int32)
+
+        def fill(chunk: range) -> int:
+            for index in chunk:
+                labels[index] = reader.example(source, split, index)[1]
+            return len(chunk)
+
+        chunks = [range(start, min(start + _CHUNK, len(source))) for start in range(0, len(source), _CHUNK)]
+        with (
+            concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+            tqdm(total=len(source), desc=f"reading {split} labels", unit=" images", disable=None, leave=False) as bar,
+        ):
+            for count in pool.map(fill, chunks):
+                bar.update(count)
+    reader.check_labels(split, labels)
+    return labels

@@ -1,0 +1,216 @@
+"""Training batches of a set that stays on disk, through Grain: in order, whatever the number of threads."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from PIL import Image
+
+from fdjax.data.decode import read_pixels, to_pixels
+from fdjax.data.images import StoredImages
+from fdjax.errors import UserError
+
+try:
+    import cv2
+    import simplejpeg
+except ImportError:  # Pillow then does it all.
+    cv2 = simplejpeg = None
+
+_TRIES = 10
+# Examples that are decoded ahead, for each thread.
+_AHEAD = 16
+_FULL_RATIO = (3 / 4, 4 / 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomResizedCrop:
+    """A random part of an image, resized (Szegedy et al. 2015, arXiv 1409.4842).
+
+    Attributes:
+      area: least and largest share of the image, uniform between them.
+      ratio: least and largest width / height, log-uniform between them.
+    """
+
+    area: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = _FULL_RATIO
+
+    def box(self, uniforms: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
+        """Draws a part of an image; after ten parts that do not fit, its middle, as torchvision does.
+
+        Args:
+          uniforms: float [10, 4] in [0, 1).
+          height: of the image.
+          width: of the image.
+
+        Returns:
+          top, left, height and width of the part, in pixels.
+        """
+        log_ratio = (math.log(self.ratio[0]), math.log(self.ratio[1]))
+        for share, shape, row, column in uniforms.tolist():
+            pixels = (self.area[0] + share * (self.area[1] - self.area[0])) * height * width
+            ratio = math.exp(log_ratio[0] + shape * (log_ratio[1] - log_ratio[0]))
+            wide, high = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+            if 0 < wide <= width and 0 < high <= height:
+                return int(row * (height - high + 1)), int(column * (width - wide + 1)), high, wide
+        wide, high = min(width, round(height * self.ratio[1])), min(height, round(width / self.ratio[0]))
+        return (height - high) // 2, (width - wide) // 2, high, wide
+
+
+def position_uniforms(seed: int, position: int, count: int) -> np.ndarray:
+    """`count` numbers in [0, 1) that depend on the seed and the position of an example in the run only.
+
+    From the raw bits of a Philox generator: NumPy keeps those from version to version.
+    """
+    raw = np.random.Philox(key=np.array([seed % 2**64, position], np.uint64)).random_raw(count)
+    return (raw >> np.uint64(11)) * 2.0**-53
+
+
+def crop_and_resize(
+    encoded: bytes, crop: RandomResizedCrop, uniforms: np.ndarray, size: int, channels: int, name: str
+) -> np.ndarray:
+    """Decodes an image, cuts a random part out of it, and resizes that (bilinear).
+
+    A JPEG from which less than half of the resolution is needed is decoded at that.
+
+    Args:
+      encoded: the image.
+      crop: what part.
+      uniforms: float [10, 4] in [0, 1).
+      size: H and W of the result.
+      channels: C, 1 or 3.
+      name: what a message calls the image.
+
+    Returns:
+      uint8 [H, W, C].
+
+    Raises:
+      UserError: it cannot be decoded.
+    """
+    full = _jpeg_size(encoded)
+    if full is None:
+        pixels = read_pixels(encoded, channels, name)
+        full = pixels.shape[:2]
+        top, left, high, wide = crop.box(uniforms, *full)
+    else:
+        top, left, high, wide = crop.box(uniforms, *full)
+        factor = min(high, wide) / size
+        enough = None
+        if factor >= 2:
+            enough = (math.ceil(full[0] / factor), math.ceil(full[1] / factor))
+        pixels = read_pixels(encoded, channels, name, enough)
+        if pixels.shape[:2] != full:
+            down, across = pixels.shape[0] / full[0], pixels.shape[1] / full[1]
+            top, left = round(top * down), round(left * across)
+            high, wide = max(1, round(high * down)), max(1, round(wide * across))
+    return _resize(pixels[top : top + high, left : left + wide], size)
+
+
+def _jpeg_size(encoded: bytes) -> tuple[int, int] | None:
+    if simplejpeg is None or encoded[:2] != b"\xff\xd8":
+        return None
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(encoded)
+    except ValueError:
+        return None
+    return int(height), int(width)
+
+
+def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
+    if cv2 is None:
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        return to_pixels(image.resize((size, size), Image.Resampling.BILINEAR))
+    # Linear reads 2 x 2 pixels: beyond a factor of two it would pass pixels over.
+    far = min(pixels.shape[:2]) > 2 * size
+    resized = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA if far else cv2.INTER_LINEAR)
+    return resized if resized.ndim == 3 else resized[..., None]
+
+
+class TrainingStream:
+    """Batches of training examples, decoded by Grain's threads ahead of their use.
+
+    The batch of a step depends on the seed and the step only: neither on where the run began nor on how many threads
+    there are.
+
+    Args:
+      images: of the training set, still encoded.
+      labels: int [n].
+      rows_of: step of the run -> int [B], the rows of its batch.
+      seed: of the crops.
+      crop: a random part of each image; None: its middle.
+      threads: that decode; None: one a processor.
+      part: which rows of each batch to make; other processes make the others.
+    """
+
+    def __init__(
+        self,
+        images: StoredImages,
+        labels: np.ndarray,
+        rows_of: Callable[[int], np.ndarray],
+        *,
+        seed: int = 0,
+        crop: RandomResizedCrop | None = None,
+        threads: int | None = None,
+        part: slice = slice(None),
+    ):
+        self._images, self._labels, self._rows_of = images, labels, rows_of
+        self._seed, self._crop, self._part = seed, crop, part
+        self._threads = threads or os.cpu_count() or 1
+        self._batch = len(rows_of(0))
+        self._begin, stop, _ = part.indices(self._batch)
+        self._local = stop - self._begin
+
+    def example(self, step: int, place: int) -> tuple[np.ndarray, np.int32]:
+        """Image uint8 [H, W, C] and label of one place of a step's batch."""
+        row = self._rows_of(step)[place]
+        images, index = self._images, int(self._images.rows[row])
+        if self._crop is None:
+            return images.middle(index), np.int32(self._labels[row])
+        uniforms = position_uniforms(self._seed, step * self._batch + place, 4 * _TRIES).reshape(_TRIES, 4)
+        pixels = crop_and_resize(
+            images.encoded(index), self._crop, uniforms, images.size, images.channels, images.name_of(index)
+        )
+        return pixels, np.int32(self._labels[row])
+
+    def batches(self, first: int, stop: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Images uint8 [part, H, W, C] and labels int32 [part] of the steps `first` to `stop` - 1.
+
+        Raises:
+          UserError: an image cannot be decoded.
+        """
+        import grain
+
+        if cv2 is not None:
+            cv2.setNumThreads(0)  # Grain's threads are enough.
+        positions = grain.MapDataset.source(_Positions(self, stop))[first * self._local :]
+        options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=_AHEAD * self._threads)
+        dataset = positions.to_iter_dataset(options).batch(self._local)
+        try:
+            yield from dataset
+        except UserError:
+            raise
+        except Exception as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, UserError):
+                cause = cause.__cause__
+            raise (cause or error) from error
+
+
+class _Positions:
+    """Grain's view of a stream: the examples of all steps before `stop`, one after the other."""
+
+    def __init__(self, stream: TrainingStream, stop: int):
+        self._stream, self._stop = stream, stop
+
+    def __len__(self) -> int:
+        return self._stop * self._stream._local
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.int32]:
+        step, place = divmod(int(index), self._stream._local)
+        return self._stream.example(step, self._stream._begin + place)
+
+    def __repr__(self) -> str:
+        return f"training examples of {self._stop} steps"
