@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from itertools import pairwise
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from fdjax.config import Config, load_config
 from fdjax.errors import UserError, suggestion
 from fdjax.json_reports import check_json_target, write_report
 
@@ -63,7 +65,99 @@ def prepare_command(arguments: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS = {"prepare": (prepare_command, "write a TFDS set from archives, idx files, ImageNet's tars or a folder")}
+@dataclasses.dataclass(kw_only=True)
+class InspectArguments:
+    """Looks at every image of a data set: counts, sizes, forms, and problems such as unreadable or duplicate images."""
+
+    name: tyro.conf.Positional[str]
+    """As --data.name of train.py: folder, prepared, fashion_mnist_subset, or a TFDS name."""
+    path: str | None = None
+    """As --data.path."""
+    sheet: str | None = None
+    """Draw random images of each class into this PNG file."""
+    per_class: int = 8
+    """How many of each class to draw."""
+    json: str | None = None
+    """Write the findings to this file too."""
+
+
+def inspect_command(arguments: Sequence[str]) -> int:
+    """`fdjax data inspect`."""
+    parsed = tyro.cli(InspectArguments, prog="fdjax data inspect", args=arguments)
+    check_json_target(parsed.json)
+    if parsed.per_class < 1:
+        raise UserError(f"--per-class must be at least 1, got {parsed.per_class}")
+    from fdjax.data.inspection import inspect_set
+
+    report = inspect_set(parsed.name, parsed.path, parsed.sheet, parsed.per_class)
+    for name, split in report["splits"].items():
+        counts = sorted(split["per_class"].items(), key=lambda item: item[1])
+        forms = ", ".join(f"{count:,} {form}" for form, count in split["forms"].items())
+        sizes = split["sizes"]
+        print(f"{name}: {split['images']:,} images of {len(counts)} classes, {counts[0][1]:,} ({counts[0][0]}) to "
+              f"{counts[-1][1]:,} ({counts[-1][0]}) each; {forms}")  # fmt: skip
+        if sizes["different"] == 1:
+            print(f"  all {_size(sizes['largest'])}")
+        elif sizes["different"]:
+            ends = f"{_size(sizes['smallest'])} to {_size(sizes['largest'])}"
+            often = _size(sizes["most_frequent"])
+            print(f"  {sizes['different']:,} sizes, {ends}, most often {often} (height x width)")
+        if len(counts) <= 20:
+            print("  " + ", ".join(f"{class_name} {count:,}" for class_name, count in split["per_class"].items()))
+    for problem in report["problems"]:
+        print(f"{problem['kind']}: {problem['count']:,}")
+        for text in problem["examples"][:5]:
+            print(f"  {text}")
+    print("no problems found" if not report["problems"] else "problems found: see above")
+    write_report(parsed.json, report)
+    return 0
+
+
+def _size(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
+
+
+@dataclasses.dataclass(kw_only=True)
+class SheetArguments:
+    """Draws training images as a run would see them, so that augmentation can be looked at."""
+
+    config: str
+    """Config file; every field of it can be set by a flag."""
+    out: str
+    """PNG file to draw into: a row for each image, first as it is, then augmented."""
+    images: int = 10
+    """How many images."""
+    times: int = 9
+    """How often each is augmented."""
+    settings: Annotated[Config, tyro.conf.arg(name="")]
+
+
+def sheet_command(arguments: Sequence[str]) -> int:
+    """`fdjax data sheet`."""
+    given: Any = tyro.MISSING
+    path = next((value for flag, value in pairwise(arguments) if flag == "--config"), None)
+    parsed = tyro.cli(
+        SheetArguments,
+        prog="fdjax data sheet",
+        args=arguments,
+        default=SheetArguments(config=given, out=given, settings=load_config(path) if path else Config()),
+    )
+    for flag, number in (("images", parsed.images), ("times", parsed.times)):
+        if number < 1:
+            raise UserError(f"--{flag} must be at least 1, got {number}")
+    from fdjax.data.inspection import draw_sheet
+    from fdjax.training.augmented import augmented_rows
+
+    draw_sheet(parsed.out, augmented_rows(parsed.settings, parsed.images, parsed.times))
+    print(f"{parsed.out}: {parsed.images} images, each as it is and {parsed.times} times augmented")
+    return 0
+
+
+COMMANDS = {
+    "prepare": (prepare_command, "write a TFDS set from archives, idx files, ImageNet's tars or a folder"),
+    "inspect": (inspect_command, "count, measure and check every image of a set; draw a contact sheet"),
+    "sheet": (sheet_command, "draw training images as a config augments them"),
+}
 
 
 def data_command(arguments: Sequence[str]) -> int:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
-from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from fdjax import data
-from fdjax.config import Config, DataConfig, WeightPhaseConfig
+from fdjax.config import Config, DataConfig, LearnConfig
 from fdjax.errors import UserError
-from fdjax.training.steps import cross_entropy
+from fdjax.training.state import create_state
+from fdjax.training.steps import cross_entropy, make_mask_step, make_prepare, make_weight_step
 from tests.original_layouts import random_pixels
 
 KEY = jax.random.key(7)
@@ -161,19 +162,34 @@ def test_augmentation_follows_its_key_and_each_part_its_own() -> None:
     assert same.mean() > 0.8 and (with_all[~same] == 5).all(), "erasing changes nothing but what it erases"
 
 
-def test_a_run_with_all_of_them_learns_and_repeats(tmp_path: Path) -> None:
-    from fdjax.training.run import train
-    from tests.tiny_run import get_config
+class _MeanNetwork:
+    """Logits are the channels' means, times the masks: enough to see what a step feeds its network."""
 
-    config = get_config()
-    augmented = dataclasses.replace(config.data, jitter=0.2, cutout=4, erase=0.3, mixup=0.3)
-    weights = WeightPhaseConfig(steps=3, learning_rate=0.02, label_smoothing=0.1)
-    config = dataclasses.replace(config, phases=("pretrain", "learn"), data=augmented, pretrain=weights,
-                                 learn=dataclasses.replace(config.learn, steps=3))  # fmt: skip
-    summaries = [train(config, str(tmp_path / name)) for name in ("first", "second")]
-    assert summaries[0]["loss"] == summaries[1]["loss"] and np.isfinite(summaries[0]["loss"])
-    records = [json.loads(line) for line in (tmp_path / "first" / "metrics.jsonl").read_text().splitlines()]
-    assert [r["phase"] for r in records if "train_loss" in r][-1] == "learn"
+    num_classes = 3
+
+    def apply(self, variables: dict, x: jax.Array, *, train: bool, mutable: object = None) -> object:
+        logits = x.mean(axis=(1, 2)) * variables["params"]["w"] * variables["fcmask"]["layer"]["m"]
+        return (logits, {"batch_stats": {}}) if mutable else logits
+
+
+def test_steps_feed_their_networks_augmented_and_mixed_batches() -> None:
+    images, labels = jnp.asarray(random_pixels(0, 8, 6, 6, 3)), jnp.arange(8) % 3
+    spec: Any = SimpleNamespace(input_mean=(120.0,) * 3, input_std=(60.0,) * 3, mask_sizes={"layer/m": (3, 4)})
+    network: Any = _MeanNetwork()
+    variables = {"params": {"w": jnp.ones(3)}, "batch_stats": {}, "fcmask": {"layer": {"m": jnp.ones(3)}}}
+    optimizer = optax.sgd(0.1)
+    state = create_state(variables, 5, optimizer, optimizer)
+    prepare = make_prepare(spec, 1, True, jitter=0.2, cutout=2, erase=0.5)
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 0)
+    x, targets = data.mixup(jax.random.fold_in(key, 2), prepare(key, images), labels, 3, 0.5)
+    learn = LearnConfig(lambda_=0.1, target_macs=None)
+    for step in (
+        make_weight_step(network, optimizer, prepare, label_smoothing=0.0, mixup_alpha=0.5),
+        make_mask_step(network, spec, optimizer, prepare, learn, mixup_alpha=0.5),
+    ):
+        _, metrics = jax.jit(step)(state, images, labels)
+        np.testing.assert_allclose(metrics["loss"], cross_entropy(x.mean(axis=(1, 2)), targets), rtol=1e-5)
+        np.testing.assert_allclose(metrics["top1"], np.mean(x.mean(axis=(1, 2)).argmax(-1) == labels), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

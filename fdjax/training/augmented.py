@@ -1,0 +1,68 @@
+"""Training images as a run sees them, to be looked at."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fdjax.config import Config
+from fdjax.data import (
+    RandomResizedCrop,
+    StoredImages,
+    TrainingStream,
+    augment,
+    mixup,
+    open_dataset,
+    take_rows,
+    training_statistics,
+)
+
+
+def augmented_rows(config: Config, count: int, times: int) -> list[tuple[str, list[np.ndarray]]]:
+    """Some training images, evenly chosen, each as it is and then as `times` steps would see it.
+
+    Returns:
+      Class name and images uint8 [H, W, C] for each; mixup mixes an image with the one in the row above.
+    """
+    data = config.data
+    dataset = open_dataset(
+        data.name,
+        data.path,
+        data.image_size,
+        data.grayscale,
+        stream=data.loading == "stream",
+        crop_share=data.eval_crop,
+    )
+    chosen = np.linspace(0, len(dataset.train_labels) - 1, count).astype(int)
+    labels = dataset.train_labels[chosen]
+    images = take_rows(dataset.train_images, chosen)
+    plain = np.asarray(images[:])
+    fill, _ = training_statistics(dataset, config.seed)
+    crop = RandomResizedCrop() if data.random_resized_crop else None
+
+    def once(key: jax.Array, images: jax.Array) -> jax.Array:
+        batch = augment(
+            key,
+            images,
+            data.crop_padding,
+            data.flip,
+            jitter=data.jitter,
+            cutout_size=data.cutout,
+            erase=data.erase,
+            fill=np.array(fill, np.float32),
+        ).astype(jnp.float32)
+        if data.mixup:
+            batch, _ = mixup(jax.random.fold_in(key, 2), batch, jnp.asarray(labels), dataset.num_classes, data.mixup)
+        return jnp.clip(jnp.round(batch), 0, 255).astype(jnp.uint8)
+
+    rows = [[image] for image in plain]
+    shown = plain
+    for time in range(times):
+        if isinstance(images, StoredImages):
+            stream = TrainingStream(images, labels, lambda step: np.arange(count), seed=config.seed, crop=crop)
+            shown, _ = next(stream.batches(time, time + 1))
+        key = jax.random.fold_in(jax.random.key(config.seed), time)
+        for row, image in zip(rows, np.asarray(jax.jit(once)(key, jnp.asarray(shown))), strict=True):
+            row.append(image)
+    return [(dataset.class_names[label], row) for label, row in zip(labels, rows, strict=True)]
