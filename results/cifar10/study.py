@@ -54,11 +54,11 @@ OPTIONS = {
     "chosen_blocks": "--learn.block-by-layer block00/project 1 block09/expand 1 block09/project 1 head 4",
 }
 # Comparisons are short: all have the same steps, but for training from scratch, which has twice as many.
-SHORT = "--learn.steps 200 --refine.steps 300 --checkpoint.every-epochs 4"
-SCRATCH = "--phases learn scratch --learn.steps 200 --scratch.steps 600 --scratch.learning-rate 0.1"
+SHORT = "--learn.steps 390 --refine.steps 390 --checkpoint.every-epochs 4"
+SCRATCH = "--phases learn scratch --learn.steps 390 --scratch.steps 780 --scratch.learning-rate 0.1"
 ALTERNATE = (
-    "--phases alternate refine --alternate.steps 360 --alternate.unit steps --alternate.mask-turn 20 "
-    "--alternate.weight-turn 20 --alternate.learning-rate 0.05 --refine.steps 140 --checkpoint.every-epochs 4"
+    "--phases alternate refine --alternate.steps 600 --alternate.unit steps --alternate.mask-turn 20 "
+    "--alternate.weight-turn 20 --alternate.learning-rate 0.05 --refine.steps 180 --checkpoint.every-epochs 4"
 )
 
 
