@@ -112,6 +112,36 @@ def test_removed_narrow_channels_may_be_multiplied_by_zero() -> None:
     assert "filled" not in chosen
 
 
+def test_wide_channels_are_made_a_multiple_by_zeros() -> None:
+    network, spec = make(**UNTIED)
+    chosen = []
+
+    def choose(candidates) -> str:
+        chosen.append("even" if "even" in candidates else next(iter(candidates)))
+        return chosen[-1]
+
+    counts = random_counts(spec, 1, ())
+    frozen, fewest = check(network, spec, counts, choose), check(network, spec, counts)
+    evened = [
+        (one, other)
+        for one, other, form in zip(frozen.plan.units, fewest.plan.units, chosen, strict=True)
+        if form == "even"
+    ]
+    assert evened
+    for one, other in evened:
+        width = sum(chain.channels for chain in one.chains)
+        alive = sum(chain.channels for chain in other.chains)
+        assert alive < width < alive + 16 and (width % 16 == 0 or width == one_whole(spec, one.name))
+    chosen.clear()
+    check(network, spec, random_counts(spec, 1, None), choose)
+    assert "even" not in chosen
+
+
+def one_whole(spec, name: str) -> int:
+    """Wide channels of a block."""
+    return next(layer.in_channels for layer in spec.layers if layer.name == f"{name}/project")
+
+
 def test_nothing_pruned_and_everything_pruned() -> None:
     network, spec = make(**UNTIED)
     frozen = check(network, spec, spec.full_counts())

@@ -363,13 +363,17 @@ def _masked_pointwise(
 
 # The forms of a block
 
+# Channels of which vector units take whole numbers at once.
+_EVEN = 16
+
 
 def unit_candidates(unit: UnitParts) -> Candidates:
     """The exact forms of a block by name.
 
     "bands" runs all wide channels as one chain, layer by layer (dense, or with fewer channels, where the masks need no
     transform). "filled" does so without leaving out removed narrow channels: it multiplies them by zero, and gathers
-    nothing. "means" takes the channels that keep only the mean out of the chain, if they can run at block resolution.
+    nothing. "even" is like it, and has some removed wide channels, as zeros, to make their number one that vector units
+    like. "means" takes the channels that keep only the mean out of the chain, if they can run at block resolution.
     "groups" does so with every kept count, for tied masks. Those that would come to the same are left out.
     """
     made, read = unit.wide_counts
@@ -379,8 +383,13 @@ def unit_candidates(unit: UnitParts) -> Candidates:
     low_resolution = unit.expand is not None and unit.blocks[0] > 1 and runs_at_block_resolution(*sizes, unit.blocks)
     is_mean &= low_resolution
     candidates: Candidates = {"bands": _build(unit, {"bands": unit.alive})}
-    if _only_gathers(candidates["bands"][0]):
-        candidates["filled"] = _build(_filled(unit), {"bands": unit.alive})
+    plan = candidates["bands"][0]
+    if not _transforms(plan):
+        if _gathers(plan):
+            candidates["filled"] = _build(_filled(unit), {"bands": unit.alive})
+        even = _evened(_filled(unit))
+        if even is not None:
+            candidates["even"] = _build(even, {"bands": even.alive})
     if is_mean.any():
         candidates["means"] = _build(unit, {"bands": unit.alive & ~is_mean, "means": is_mean})
     partial = unit.alive & (made < unit.project.num_coefs) & ~is_mean
@@ -392,11 +401,15 @@ def unit_candidates(unit: UnitParts) -> Candidates:
     return candidates
 
 
-def _only_gathers(plan: UnitPlan) -> bool:
-    """Whether a block transforms nothing, but picks channels of its narrow input or places those of its output."""
+def _transforms(plan: UnitPlan) -> bool:
+    """Whether a block transforms anything."""
     products = [p for chain in plan.chains for p in (chain.expand, chain.project) if p is not None]
-    gathers = plan.placement is not None or any(c.expand and c.expand.input_order for c in plan.chains)
-    return gathers and not any(product.transforms for product in products)
+    return any(product.transforms for product in products)
+
+
+def _gathers(plan: UnitPlan) -> bool:
+    """Whether a block picks channels of its narrow input, or places those of its output."""
+    return plan.placement is not None or any(c.expand is not None and c.expand.input_order for c in plan.chains)
 
 
 def _filled(unit: UnitParts) -> UnitParts:
@@ -410,6 +423,29 @@ def _filled(unit: UnitParts) -> UnitParts:
     kernels = expand, depthwise, project * (out > 0)
     return dataclasses.replace(
         unit, kernels=kernels, narrow_counts=narrow, out_counts=np.where(out > 0, out, num_coefs)
+    )
+
+
+def _evened(unit: UnitParts) -> UnitParts | None:
+    """The block with as many removed wide channels, all zero, as make the number of wide channels a multiple.
+
+    None where it is one, nothing is left to make it one, or the wide channels are the input map's.
+    """
+    expand, depthwise, project = unit.kernels
+    missing = -int(unit.alive.sum()) % _EVEN
+    zeros = np.flatnonzero(~unit.alive)[:missing]
+    if expand is None or unit.expand is None or not len(zeros) or not unit.alive.any():
+        return None
+    made, read = (counts.copy() for counts in unit.wide_counts)
+    made[zeros], read[zeros] = unit.expand.num_coefs, unit.project.num_coefs
+    alive = unit.alive.copy()
+    alive[zeros] = True
+    return dataclasses.replace(
+        unit,
+        alive=alive,
+        wide_counts=(made, read),
+        kernels=(expand * unit.alive, depthwise * unit.alive, project),
+        biases=(unit.biases[0] * unit.alive, unit.biases[1] * unit.alive, unit.biases[2]),
     )
 
 
