@@ -83,7 +83,7 @@ def forms(folder: Path, work: Path, threads: int) -> tuple[dict[str, Callable[[]
             crop=crop,
             threads=threads,
         )
-        steps = max(4, len(encoded) // BATCH)
+        steps = max(16, len(encoded) // BATCH)  # enough that making the pipeline does not count
 
         def run() -> int:
             return sum(len(images) for images, _ in source.batches(0, steps))

@@ -118,7 +118,7 @@ def test_jitter_changes_brightness_contrast_and_saturation_within_its_strength()
 def test_mixup_mixes_neighbours_and_their_labels_by_one_share() -> None:
     images = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3, 3, 1)), jnp.float32)
     labels = jnp.array([0, 1, 2, 0, 1, 2])
-    mix = jax.jit(data.mixup, static_argnums=3)
+    mix = jax.jit(data.mixup, static_argnums=(3, 4))
     shares = []
     for seed in range(200):
         mixed, targets = mix(jax.random.key(seed), images, labels, 3, 0.4)
