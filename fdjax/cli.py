@@ -331,7 +331,7 @@ def predict_command(arguments: Sequence[str]) -> int:
     from fdjax.frozen import load
 
     network, found = load(parsed.frozen), []
-    share = network.manifest["data"].get("eval_crop", 1.0)
+    share = network.manifest.get("data", {}).get("eval_crop", 1.0)
     for file in parsed.images:
         likeliest = network.classify(load_image(file, network.input_shape, share), parsed.top)
         print(f"{file}: " + ", ".join(f"{name} {100 * share:.1f}%" for name, share in likeliest))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Several fake CPU devices abort on jax 0.10.2 when the machine has few cores, unless NPROC says that it has many.
@@ -33,3 +34,14 @@ def test_data() -> Path:
     if not Path(folder).is_dir():
         pytest.skip(f"FDJAX_TEST_DATA names {folder}, which is no folder")
     return Path(folder)
+
+
+@pytest.fixture
+def quick_runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For tests that look at what goes into a run and comes out: no optimisation of its programs, and no plots."""
+    import jax
+
+    monkeypatch.setattr("fdjax.training.measure.plot_run", lambda *arguments, **options: [])
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -192,6 +192,7 @@ def test_a_folder_keeps_jpeg_and_png_and_converts_the_rest(tmp_path: Path) -> No
 # Trained on by name
 
 
+@pytest.mark.usefixtures("quick_runs")
 def test_prepared_sets_train_for_an_epoch_by_their_names(tmp_path: Path) -> None:
     """All layouts of one content make one program, which is compiled once."""
     from fdjax.config import CheckpointConfig, Config, DataConfig, ModelConfig, WeightPhaseConfig

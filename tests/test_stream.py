@@ -233,6 +233,7 @@ def config_of(folder: Path, **settings: Any) -> Config:
     )
 
 
+@pytest.mark.usefixtures("quick_runs")
 def test_a_streamed_run_stops_and_goes_on_with_other_workers(folder: Path, tmp_path: Path) -> None:
     from fdjax.training import run as run_module
     from fdjax.training.run import train
