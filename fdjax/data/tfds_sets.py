@@ -245,10 +245,11 @@ class PreparedReader:
         """The encoded image and the label of a record of `open(split)`; raises UserError where it cannot be read."""
         from tensorflow_datasets.proto import tf_example_pb2
 
+        example_type: Any = getattr(tf_example_pb2, "Example")  # noqa: B009 - made at run time, unknown to type checkers
         try:
             record = source[index]
             if isinstance(record, bytes):
-                fields = tf_example_pb2.Example.FromString(record).features.feature
+                fields = example_type.FromString(record).features.feature
                 return fields[self._image_key].bytes_list.value[0], fields[self._label_key].int64_list.value[0]
             return record[self._image_key], int(record[self._label_key])
         except Exception as error:
