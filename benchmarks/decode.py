@@ -27,7 +27,7 @@ from fdjax.data import RandomResizedCrop, TrainingOrder, TrainingStream, open_da
 from fdjax.data.decode import read_pixels
 from fdjax.data.prepare import prepare
 from fdjax.data.stream import crop_and_resize, cv2, position_uniforms, simplejpeg
-from fdjax.json_reports import check_json_target, write_report
+from fdjax.output_files import check_json_target, write_report
 
 SIZE, BATCH = 224, 32
 

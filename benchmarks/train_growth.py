@@ -18,7 +18,7 @@ import _contest as contest
 from _worker import Case
 
 from fdjax.errors import reports_user_errors
-from fdjax.json_reports import write_report
+from fdjax.output_files import write_report
 from fdjax.reports.plots import BLUE, GREEN, VERMILION
 
 if TYPE_CHECKING:

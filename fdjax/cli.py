@@ -18,7 +18,7 @@ from fdjax import runtime
 from fdjax.cli_data import data_command
 from fdjax.config import Config, load_config
 from fdjax.errors import UserError, reports_user_errors, suggestion
-from fdjax.json_reports import check_file_target, check_json_target, write_report
+from fdjax.output_files import check_file_target, check_json_target, write_report
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -11,7 +11,7 @@ import tyro
 
 from fdjax.config import Config, load_config
 from fdjax.errors import UserError, suggestion
-from fdjax.json_reports import check_json_target, write_report
+from fdjax.output_files import check_json_target, write_report
 
 
 @dataclasses.dataclass(kw_only=True)

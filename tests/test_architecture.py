@@ -38,7 +38,7 @@ FLOORS = {
     "fdjax.training": 3,
     "fdjax.importers": 3,
     "fdjax.experiments": 4,
-    "fdjax.json_reports": 5,
+    "fdjax.output_files": 5,
     "fdjax.cli_data": 5,
     "fdjax.cli": 5,
     "fdjax.__main__": 5,
@@ -50,7 +50,7 @@ FLOORS = {
 SHARED_ROOMS = (
     ("fdjax.errors", "fdjax.runtime", "fdjax.config"),
     ("fdjax.ops", "fdjax.spec"),
-    ("fdjax.json_reports", "fdjax.cli_data", "fdjax.cli", "fdjax.__main__", "train", "eval"),
+    ("fdjax.output_files", "fdjax.cli_data", "fdjax.cli", "fdjax.__main__", "train", "eval"),
 )
 
 

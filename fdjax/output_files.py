@@ -1,4 +1,4 @@
-"""Reports that commands write as JSON beside what they print."""
+"""Files that commands write beside what they print: checked before the work, written after it."""
 
 from __future__ import annotations
 
