@@ -115,7 +115,9 @@ def test_the_command_in_a_process_of_its_own(tmp_path) -> None:
 @pytest.mark.parametrize("picture", ["none/rows.png", "rows.bmpx"])
 def test_a_picture_that_cannot_be_written_is_refused_first(tmp_path, picture, capsys) -> None:
     flags = ["bench", "--frozen", str(tmp_path), "--picture", str(tmp_path / picture)]
-    assert fdjax_command(flags) == 2
+    with pytest.raises(SystemExit) as stop:
+        fdjax_command(flags)
+    assert stop.value.code == 2
     assert "--picture" in capsys.readouterr().err
 
 
