@@ -429,22 +429,24 @@ def _filled(unit: UnitParts) -> UnitParts:
 def _evened(unit: UnitParts) -> UnitParts | None:
     """The block with as many removed wide channels, all zero, as make the number of wide channels a multiple.
 
-    None where it is one, nothing is left to make it one, or the wide channels are the input map's.
+    None where it is one, or nothing is left to make it one.
     """
     expand, depthwise, project = unit.kernels
-    missing = -int(unit.alive.sum()) % _EVEN
-    zeros = np.flatnonzero(~unit.alive)[:missing]
-    if expand is None or unit.expand is None or not len(zeros) or not unit.alive.any():
+    # Without an expand layer the wide channels are the input map's.
+    at_hand = ~unit.alive if expand is not None else ~unit.alive & np.isin(np.arange(len(unit.alive)), unit.stream)
+    zeros = np.flatnonzero(at_hand)[: -int(unit.alive.sum()) % _EVEN]
+    if not len(zeros) or not unit.alive.any():
         return None
     made, read = (counts.copy() for counts in unit.wide_counts)
-    made[zeros], read[zeros] = unit.expand.num_coefs, unit.project.num_coefs
+    made[zeros] = unit.expand.num_coefs if unit.expand else unit.project.num_coefs
+    read[zeros] = unit.project.num_coefs
     alive = unit.alive.copy()
     alive[zeros] = True
     return dataclasses.replace(
         unit,
         alive=alive,
         wide_counts=(made, read),
-        kernels=(expand * unit.alive, depthwise * unit.alive, project),
+        kernels=(None if expand is None else expand * unit.alive, depthwise * unit.alive, project),
         biases=(unit.biases[0] * unit.alive, unit.biases[1] * unit.alive, unit.biases[2]),
     )
 
