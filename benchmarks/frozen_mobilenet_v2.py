@@ -62,7 +62,7 @@ def build_spec(name: str, tied: bool, block: int | None) -> NetworkSpec:
     """The spec of a network at width 1.0."""
     from flax.core import FrozenDict
 
-    from fdjax.nn import MobileNetV2
+    from fdjax.nn import MobileNet
 
     variant, side, channels, classes, own_block, by_map = NETWORKS[name]
     if block is None:
@@ -70,7 +70,7 @@ def build_spec(name: str, tied: bool, block: int | None) -> NetworkSpec:
     else:
         by_map = {}
     try:
-        network = MobileNetV2(variant, classes, 1.0, tied=tied, block=block, block_by_map=FrozenDict(by_map))
+        network = MobileNet(variant, classes, 1.0, tied=tied, block=block, block_by_map=FrozenDict(by_map))
         return network.spec((side, side, channels), classes == 1000)
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -13,10 +13,11 @@ from typing import Any, Literal
 import numpy as np
 
 from fdjax.ops import macs as ops_macs
+from fdjax.ops.depthwise import conv_pads
 
 Counts = Mapping[str, np.ndarray]
 Kind = Literal["conv", "pointwise", "depthwise", "dense"]
-# What is counted together, by role: an inverted residual block, or a wrapped layer outside of any, by its own name.
+# What is counted together, by role: a block, or a wrapped layer outside of any, by its own name.
 Room = Mapping[str, "LayerSpec"]
 
 
@@ -26,7 +27,7 @@ class LayerSpec:
 
     Attributes:
       name: path of its parameters, such as "block03/expand".
-      kind: "conv" (any window, no groups), "pointwise", "depthwise" or "dense" (the classifier).
+      kind: "conv" (any window), "pointwise", "depthwise" or "dense" (the classifier).
       in_size: (H, W) of its input.
       out_size: (H, W) of its output.
       in_channels: C.
@@ -36,7 +37,8 @@ class LayerSpec:
       block: K where the layer is wrapped in a DCT and its inverse, else None.
       input_mask: path of the FCMask of its input channels in the `fcmask` collection; None: no mask.
       output_mask: likewise of its output channels.
-      unit: the inverted residual block it belongs to, else None.
+      unit: the block it belongs to, else None.
+      groups: of a "conv".
     """
 
     name: str
@@ -51,6 +53,7 @@ class LayerSpec:
     input_mask: str | None = None
     output_mask: str | None = None
     unit: str | None = None
+    groups: int = 1
 
     @property
     def num_coefs(self) -> int:
@@ -64,7 +67,7 @@ class LayerSpec:
         """MACs of the plain layer."""
         if self.kind == "depthwise":
             return ops_macs.depthwise_macs(self.out_size, self.in_channels, self.window)
-        return ops_macs.conv_macs(self.out_size, self.in_channels, self.out_channels, self.window)
+        return ops_macs.conv_macs(self.out_size, self.in_channels // self.groups, self.out_channels, self.window)
 
     def input_counts(self, counts: Counts) -> np.ndarray:
         """Kept counts [C]: those of its mask, or N."""
@@ -88,6 +91,9 @@ class NetworkSpec:
       padding: of convolutions, "same" or "torch".
       batch_norm_epsilon: of every batch norm.
       tied: the wide side of a block shares one FCMask.
+      linear_bottlenecks: project layers have no activation, and blocks whose shapes allow it a residual (MobileNetV2);
+        else a ReLU6, and none (MobileNetV1).
+      stem_pool: a 3x3 max pool with stride 2 follows the stem.
       input_mean: per input channel, in raw 0..255 units; subtracted first.
       input_std: likewise; divided by then.
       class_names: of the outputs, in order.
@@ -101,6 +107,8 @@ class NetworkSpec:
     padding: str = "same"
     batch_norm_epsilon: float = 1e-5
     tied: bool = False
+    linear_bottlenecks: bool = True
+    stem_pool: bool = False
     input_mean: tuple[float, ...] = ()
     input_std: tuple[float, ...] = ()
     class_names: tuple[str, ...] = ()
@@ -206,8 +214,8 @@ class NetworkMacs:
         }
 
 
-def units(spec: NetworkSpec) -> dict[str, dict[str, LayerSpec]]:
-    """The inverted residual blocks: name -> layers by role ("expand" where there is one, "depthwise", "project")."""
+def blocks(spec: NetworkSpec) -> dict[str, dict[str, LayerSpec]]:
+    """The blocks of any kind: name -> layers by role, the last part of their names."""
     found: dict[str, dict[str, LayerSpec]] = {}
     for layer in spec.layers:
         if layer.unit:
@@ -215,9 +223,14 @@ def units(spec: NetworkSpec) -> dict[str, dict[str, LayerSpec]]:
     return found
 
 
+def units(spec: NetworkSpec) -> dict[str, dict[str, LayerSpec]]:
+    """The inverted residual blocks: name -> layers by role ("expand" where there is one, "depthwise", "project")."""
+    return {name: roles for name, roles in blocks(spec).items() if "depthwise" in roles}
+
+
 def rooms(spec: NetworkSpec) -> list[Room]:
-    """The inverted residual blocks and the wrapped layers outside of them, in the order of evaluation."""
-    by_unit = units(spec)
+    """The blocks and the wrapped layers outside of them, in the order of evaluation."""
+    by_unit = blocks(spec)
     found: dict[str, Room] = {}
     for layer in spec.layers:
         if layer.unit:
@@ -246,7 +259,8 @@ def effective_counts(spec: NetworkSpec, counts: Counts) -> dict[str, tuple[np.nd
     """Layer name -> kept counts (input [C], output [D]) of every wrapped layer, with dead channels dead on both ends.
 
     A wide channel that the expand layer does not produce or the project layer does not read is dead: what is left of it
-    does not depend on the input (a constant, different at the borders) and folds into what follows.
+    does not depend on the input (a constant, different at the borders) and folds into what follows. In a bottleneck,
+    channels are dead that only feed groups of which nothing is read.
     """
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for room in rooms(spec):
@@ -264,7 +278,33 @@ def _effective(room: Room, counts: Counts) -> dict[str, tuple[np.ndarray, np.nda
         dead = (expand_out == 0) | (project_in == 0)
         found[expand.name] = (expand_in, np.where(dead, 0, expand_out))
         found[project.name] = (np.where(dead, 0, project_in), project_out)
+    conv2 = _bottleneck_conv(room)
+    if conv2:
+        first, last = room["conv1"].name, room["conv3"].name
+        unread = ~np.repeat(_groups_read(conv2, found[last][0]), conv2.in_channels // conv2.groups)
+        found[first] = (found[first][0], np.where(unread, 0, found[first][1]))
     return found
+
+
+def _bottleneck_conv(room: Room) -> LayerSpec | None:
+    """The 3x3 convolution between a bottleneck's two pointwise layers."""
+    return room["conv2"] if "conv3" in room else None
+
+
+def _groups_read(conv: LayerSpec, output_counts: np.ndarray) -> np.ndarray:
+    """[groups], whether what follows a convolution reads any of a group's outputs."""
+    return (output_counts > 0).reshape(conv.groups, -1).any(axis=1)
+
+
+def bottleneck_conv_macs(conv: LayerSpec, input_counts: np.ndarray, output_counts: np.ndarray) -> int:
+    """MACs of a bottleneck's 3x3 convolution between layers that keep these counts of its channels [C] and [D].
+
+    Without groups, removed channels of either side are left out; with groups, those groups of which nothing is read.
+    """
+    if conv.groups == 1:
+        alive = int((input_counts > 0).sum()), int((output_counts > 0).sum())
+        return ops_macs.conv_macs(conv.out_size, *alive, conv.window)
+    return conv.dense_macs * int(_groups_read(conv, output_counts).sum()) // conv.groups
 
 
 def _histogram(counts: np.ndarray, num_coefs: int) -> tuple[int, ...]:
@@ -286,14 +326,8 @@ def unit_group_macs(
     """
     expand, depthwise, project = roles.get("expand"), roles["depthwise"], roles["project"]
     assert project.block is not None
-    if spec.padding == "torch":
-        pads = (1, 1)
-    else:
-        before = [
-            max((out - 1) * depthwise.stride + depthwise.window - size, 0) // 2
-            for size, out in zip(depthwise.in_size, depthwise.out_size, strict=True)
-        ]
-        pads = (before[0], before[1])
+    before = [conv_pads(size, depthwise.stride, depthwise.window, spec.padding)[0] for size in depthwise.in_size]
+    pads = (before[0], before[1])
     taps = ops_macs.block_constant_taps(depthwise.out_size, depthwise.stride, project.block, pads, depthwise.window)
     return ops_macs.group_macs(
         counts,
@@ -343,6 +377,10 @@ def room_macs(
             totals[layer.name] = ops_macs.cheapest_pointwise(
                 layer.in_size, layer.block, inputs, outputs, (handover(layer.input_mask), handover(layer.output_mask))
             )
+    conv2 = _bottleneck_conv(room)
+    if conv2:
+        macs = bottleneck_conv_macs(conv2, effective[room["conv1"].name][1], effective[room["conv3"].name][0])
+        totals[conv2.name] = (macs, "dense" if macs == conv2.dense_macs else "channels")
     depthwise, project = room.get("depthwise"), room.get("project")
     if not depthwise or not project:
         return totals
@@ -403,6 +441,9 @@ def cheapest_streams(options: Sequence[RoomOptions]) -> tuple[int, frozenset[str
 
 def network_macs(spec: NetworkSpec, counts: Counts, released: Collection[str] = ()) -> NetworkMacs:
     """Counts a network with hard masks.
+
+    In a MobileNetV1 a depthwise layer's channel counts unless the layer after it removes it; that the layer before does
+    is not looked at (the frozen network leaves it out).
 
     Args:
       spec: the network.

@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fdjax.frozen import Frozen, apply
-from fdjax.nn import MobileNetV2
+from fdjax.nn import MobileNet
 from fdjax.ops.fcmask import counts_to_fcmask, level_counts
 from fdjax.spec import NetworkSpec
 
@@ -19,7 +19,7 @@ from fdjax.spec import NetworkSpec
 _HASTE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
-def random_variables(network: MobileNetV2, spec: NetworkSpec, seed: int) -> dict:
+def random_variables(network: MobileNet, spec: NetworkSpec, seed: int) -> dict:
     """`params` and `batch_stats` of a network that has seen something: no statistic or bias is trivial."""
     rng = np.random.default_rng(seed)
     like = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, *spec.input_shape))))
@@ -57,7 +57,7 @@ def with_preprocessing(spec: NetworkSpec) -> NetworkSpec:
 
 
 @functools.cache
-def _masked(network: MobileNetV2, mean: tuple[float, ...], std: tuple[float, ...]):
+def _masked(network: MobileNet, mean: tuple[float, ...], std: tuple[float, ...]):
     def logits(variables, images):
         x = (images.astype(jnp.float32) - jnp.asarray(mean)) / jnp.asarray(std)
         return network.apply(variables, x, train=False)
@@ -65,7 +65,7 @@ def _masked(network: MobileNetV2, mean: tuple[float, ...], std: tuple[float, ...
     return jax.jit(logits)
 
 
-def masked_logits(network: MobileNetV2, spec: NetworkSpec, variables: dict, counts: dict, images) -> np.ndarray:
+def masked_logits(network: MobileNet, spec: NetworkSpec, variables: dict, counts: dict, images) -> np.ndarray:
     """What the masked network in Flax says; one program for each network, whatever its masks."""
     fcmask = {path: counts_to_fcmask(count, spec.mask_sizes[path][1]) for path, count in counts.items()}
     variables = {**variables, "fcmask": unflatten_dict(fcmask, sep="/")}

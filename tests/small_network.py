@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fdjax.nn import MobileNetV2
+from fdjax.nn import MobileNet
 from fdjax.spec import NetworkSpec
 
 
 def small(**settings) -> NetworkSpec:
     """14x14 maps in 2x2 blocks and 7x7 maps in one, unless `settings` say otherwise."""
-    return MobileNetV2("mobilenetv2_small", 10, **{"block": 2, "block_by_map": {7: 7}, **settings}).spec((28, 28, 1))
+    return MobileNet("mobilenetv2_small", 10, **{"block": 2, "block_by_map": {7: 7}, **settings}).spec((28, 28, 1))

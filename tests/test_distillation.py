@@ -17,14 +17,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fdjax.config import Config, DistillConfig, LearnConfig
-from fdjax.nn import FCMASK, MobileNetV2
+from fdjax.nn import FCMASK, MobileNet
 from fdjax.training.phases import has_teacher, plan_phases
 from fdjax.training.state import TrainState, create_state, init_variables
 from fdjax.training.steps import labels_alone, make_distillation, make_mask_step, make_prepare, make_weight_step
 
 # A network that compiles in a few seconds: 8 to 24 channels, maps of 6x6 and (not divided by the block) 3x3.
 SHAPE, CLASSES, BATCH = (12, 12, 3), 5, 8
-TINY = MobileNetV2("mobilenetv2_small", CLASSES, width=0.35, block=2)
+TINY = MobileNet("mobilenetv2_small", CLASSES, width=0.35, block=2)
 SPEC = dataclasses.replace(TINY.spec(SHAPE), input_mean=(120.0,) * 3, input_std=(60.0,) * 3)
 TEACHER = dataclasses.replace(TINY, mode="off")
 # After one step the trace of a momentum optimizer is the gradient.

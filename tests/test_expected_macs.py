@@ -13,7 +13,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from fdjax.config import LearnConfig
-from fdjax.nn import MobileNetV2
+from fdjax.nn import MobileNet
 from fdjax.ops.fcmask import level_counts
 from fdjax.ops.macs import block_transform_macs
 from fdjax.pruning import expected_macs
@@ -31,7 +31,7 @@ SPECS = {
     "input": small(sides="input"),
     "output": small(sides="output"),
     "padded": small(block=3, block_by_map={}),
-    "no expand": MobileNetV2("mobilenetv2", 10, width=0.35, block=2).spec((64, 64, 3)),
+    "no expand": MobileNet("mobilenetv2", 10, width=0.35, block=2).spec((64, 64, 3)),
     "tied": small(tied=True),
     "tied, torch": small(tied=True, padding="torch", block=4, block_by_map={}),
 }

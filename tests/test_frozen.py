@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from fdjax.frozen import NetworkPlan, freeze
 from fdjax.frozen.kernels import pack, pointwise
 from fdjax.frozen.plan import plan_product
-from fdjax.nn import MobileNetV2
+from fdjax.nn import MobileNet
 from fdjax.ops.macs import depthwise_macs
 from fdjax.ops.pointwise import masked_pointwise
 from fdjax.spec import network_macs
@@ -36,7 +36,7 @@ def make(shape=(28, 28, 1), variant="mobilenetv2_small", width=0.3, **fields):
     for name in ("block_by_map", "block_by_layer"):
         if name in fields:
             fields[name] = FrozenDict(fields[name])
-    network = MobileNetV2(variant, 10, width, mode="hard", **fields)
+    network = MobileNet(variant, 10, width, mode="hard", **fields)
     return network, with_preprocessing(network.spec(shape))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fdjax.nn import MobileNetV2
+from fdjax.nn import MobileNet
 from fdjax.spec import network_macs
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +34,7 @@ def run(script: str, *flags: str) -> subprocess.CompletedProcess:
 
 
 def spec_of(masks: str):
-    return MobileNetV2("mobilenetv2", 1000, 1.0, block=3, tied=masks == "tied").spec((192, 192, 3), True)
+    return MobileNet("mobilenetv2", 1000, 1.0, block=3, tied=masks == "tied").spec((192, 192, 3), True)
 
 
 @pytest.mark.parametrize("target", [0.8, 0.5])

@@ -1,4 +1,4 @@
-"""The frequency layer, batch norm as a module, and MobileNetV2 against its spec and against hand compositions."""
+"""The frequency layer, batch norm as a module, and MobileNet against its spec and against hand compositions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fdjax.nn.network import round_channels
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from fdjax.nn import FCMASK, VARIANTS, FrequencyPointwise, MobileNetV2, frequency, normalization
-from fdjax.nn.mobilenetv2 import round_channels
+from fdjax.nn import FCMASK, MOBILENETS, FrequencyPointwise, MobileNet, frequency, normalization
 from fdjax.nn.normalization import BatchNorm, Depthwise, Pointwise
 from fdjax.ops import banded_pointwise, hard_coef_mask, masked_pointwise, plan_bands, pointwise
 from fdjax.ops.fcmask import coef_mask, counts_to_fcmask, kept_counts
@@ -26,7 +26,7 @@ from fdjax.training.build import hard_network
 
 # A network that compiles in a few seconds: 8 to 24 channels, maps of 6x6 and (not divided by the block) 3x3.
 SHAPE = (12, 12, 3)
-TINY = MobileNetV2("mobilenetv2_small", 5, width=0.35, block=2)
+TINY = MobileNet("mobilenetv2_small", 5, width=0.35, block=2)
 fast_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -48,7 +48,7 @@ def random_counts(spec: NetworkSpec, seed: int = 0, whole: tuple[str, ...] = ())
     return counts
 
 
-def random_variables(network: MobileNetV2, seed: int = 0, shape: tuple[int, int, int] = SHAPE) -> dict[str, Any]:
+def random_variables(network: MobileNet, seed: int = 0, shape: tuple[int, int, int] = SHAPE) -> dict[str, Any]:
     """Kernels as initialised by shape, and batch norms that do something: ReLU6 clips at both ends."""
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda key: network.init(key, jnp.zeros((1, *shape))), jax.random.key(0))
@@ -74,12 +74,12 @@ def images(batch: int = 2) -> np.ndarray:
 
 
 @cache
-def applied(network: MobileNetV2) -> Callable[..., jax.Array]:
+def applied(network: MobileNet) -> Callable[..., jax.Array]:
     """The compiled network in evaluation."""
     return fast_jit(network.apply)
 
 
-def logits(network: MobileNetV2, variables: dict, fcmask: dict | None = None) -> np.ndarray:
+def logits(network: MobileNet, variables: dict, fcmask: dict | None = None) -> np.ndarray:
     if fcmask is not None:
         variables = {**variables, FCMASK: fcmask}
     return np.asarray(applied(network)(variables, images()))
@@ -380,9 +380,9 @@ def test_blocks_by_layer_go_before_blocks_by_map() -> None:
 
 
 @pytest.mark.parametrize("padding", ["same", "torch"])
-@pytest.mark.parametrize(("variant", "shape"), [*((v, (32, 32, 3)) for v in VARIANTS), ("mobilenetv2", (50, 37, 1))])
+@pytest.mark.parametrize(("variant", "shape"), [*((v, (32, 32, 3)) for v in MOBILENETS), ("mobilenetv2", (50, 37, 1))])
 def test_spec_has_the_real_sizes_of_every_layer(variant: str, shape: tuple[int, int, int], padding: str) -> None:
-    network = MobileNetV2(variant, 7, width=0.35, block=1, padding=padding, mode="off")
+    network = MobileNet(variant, 7, width=0.35, block=1, padding=padding, mode="off")
     seen: dict[str, tuple] = {}
 
     def record(call, args, kwargs, context):
@@ -428,7 +428,7 @@ def test_channels_are_rounded_as_the_family_does() -> None:
 
 def test_kernels_start_with_the_variance_of_fan_out() -> None:
     """He et al.: 2 / fan-out; the fan-out of a depthwise kernel is its 9 taps."""
-    network = MobileNetV2("mobilenetv2_small", 10, width=2.0, mode="off")
+    network = MobileNet("mobilenetv2_small", 10, width=2.0, mode="off")
     params = fast_jit(network.init)(jax.random.key(0), jnp.zeros((1, *SHAPE)))["params"]
     for kernel, fan_out in (
         (params["block02"]["expand"]["kernel"], params["block02"]["expand"]["kernel"].shape[1]),
@@ -491,7 +491,7 @@ def test_tied_network_with_nothing_pruned_is_the_dense_network() -> None:
     np.testing.assert_allclose(logits(tied, random_variables(tied)), dense, atol=1e-4)
 
 
-def hand_composed(network: MobileNetV2, counts: dict[str, np.ndarray]) -> Callable[..., jax.Array]:
+def hand_composed(network: MobileNet, counts: dict[str, np.ndarray]) -> Callable[..., jax.Array]:
     """The dense network whose wrapped layers are replaced, one by one, by banded products."""
     layers = {layer.name: layer for layer in network.spec(SHAPE).layers if layer.block}
 
@@ -606,11 +606,11 @@ def test_training_updates_every_running_average_and_nothing_else() -> None:
         np.testing.assert_array_equal(before, after)
 
 
-TRAINED = MobileNetV2("mobilenetv2_small", 5, width=0.3, block=2, padding="torch")
+TRAINED = MobileNet("mobilenetv2_small", 5, width=0.3, block=2, padding="torch")
 TRAINED_SHAPE = (28, 28, 1)
 
 
-def loss_and_gradients(network: MobileNetV2, variables: dict) -> tuple[Any, ...]:
+def loss_and_gradients(network: MobileNet, variables: dict) -> tuple[Any, ...]:
     """In training and float64: the loss, the new running averages, and the gradients to all parameters and masks."""
     rng = np.random.default_rng(4)
     x, target = rng.normal(size=(4, *TRAINED_SHAPE)), rng.normal(size=(4, 5))
@@ -749,7 +749,7 @@ def test_every_mask_moves_from_one_under_the_task() -> None:
 
 def test_the_compilers_flops_are_twice_the_dense_macs() -> None:
     """Beside them only a few per cent: taps on padding are not counted, batch norm, ReLU6 and residuals are."""
-    network = MobileNetV2("mobilenetv2_small", 10, width=2.0, block=1, mode="off")
+    network = MobileNet("mobilenetv2_small", 10, width=2.0, block=1, mode="off")
     shape = (28, 28, 1)
     variables = jax.eval_shape(lambda key: network.init(key, jnp.zeros((1, *shape))), jax.random.key(0))
     compiled = fast_jit(network.apply).lower(variables, jax.ShapeDtypeStruct((1, *shape), jnp.float32)).compile()

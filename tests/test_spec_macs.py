@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fdjax.nn import MobileNetV2
+from fdjax.nn import MobileNet
 from fdjax.ops import banded_pointwise, dense_pointwise, expected_pointwise_macs, plan_bands, pointwise_macs
 from fdjax.ops.macs import block_constant_taps, block_transform_macs, conv_macs, depthwise_macs, group_macs
 from fdjax.spec import NetworkSpec, effective_counts, network_macs, unit_group_macs, units
@@ -71,7 +71,7 @@ PAPERS = {
 @pytest.mark.parametrize("variant", PAPERS)
 def test_cifar_networks_have_the_papers_counts_to_the_digit(variant: str) -> None:
     pixels, classes, counted, dense_m, full_m, dense, full = PAPERS[variant]
-    spec = MobileNetV2(variant, classes, block=4).spec((pixels, pixels, 3))
+    spec = MobileNet(variant, classes, block=4).spec((pixels, pixels, 3))
     macs = network_macs(spec, spec.full_counts()).to_dict()
     assert (macs["dense"], macs["full_transforms"]) == (dense, full)
     assert (counted["dense"], counted["full"]) == (dense, full)
@@ -85,7 +85,7 @@ def test_cifar_networks_have_the_papers_counts_to_the_digit(variant: str) -> Non
 def test_the_original_has_its_published_count_with_the_classifier(pixels: int, published: str, exact: int) -> None:
     counted = count_mobilenet(pixels, (3, 2), ORIGINAL, False, 1000)
     blocks = {14: 2, 7: 7} if pixels == 224 else {}
-    network = MobileNetV2("mobilenetv2", 1000, block=2 if pixels == 224 else 3, block_by_map=blocks)
+    network = MobileNet("mobilenetv2", 1000, block=2 if pixels == 224 else 3, block_by_map=blocks)
     spec = network.spec((pixels, pixels, 3), count_classifier=True)
     macs = network_macs(spec, spec.full_counts()).to_dict()
     assert macs["dense"] == counted["dense"] + counted["classifier"] == exact
@@ -105,13 +105,13 @@ PUBLISHED = {
 @pytest.mark.parametrize("width", PUBLISHED)
 def test_every_width_and_resolution_has_its_published_count(width: float) -> None:
     for pixels, millions in PUBLISHED[width].items():
-        spec = MobileNetV2("mobilenetv2", 1000, width=width, block=1).spec((pixels, pixels, 3), count_classifier=True)
+        spec = MobileNet("mobilenetv2", 1000, width=width, block=1).spec((pixels, pixels, 3), count_classifier=True)
         assert abs(sum(layer.dense_macs for layer in spec.counted_layers) / 1e6 - millions) < 1, pixels
 
 
 def test_the_original_has_its_published_number_of_parameters() -> None:
     variables = jax.eval_shape(
-        lambda key: MobileNetV2("mobilenetv2", 1000, mode="off").init(key, jnp.zeros((1, 32, 32, 3))), jax.random.key(0)
+        lambda key: MobileNet("mobilenetv2", 1000, mode="off").init(key, jnp.zeros((1, 32, 32, 3))), jax.random.key(0)
     )
     found = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     assert found == count_mobilenet(224, (3, 2), ORIGINAL, False, 1000)["parameters"] == 3_504_872
@@ -501,7 +501,7 @@ def test_tied_blocks_take_the_cheaper_of_groups_and_layers(kind: str) -> None:
 def test_group_counts_of_a_network_use_its_own_padding() -> None:
     """Levels {0, 1, N} on the block whose depthwise layer has stride 2: 14x14 to 7x7 in 4x4 blocks."""
     for padding, first, along in (("same", 0, 10), ("torch", -1, 11)):
-        network = MobileNetV2("mobilenetv2_small", 10, block=4, tied=True, padding=padding)
+        network = MobileNet("mobilenetv2_small", 10, block=4, tied=True, padding=padding)
         spec = network.spec((28, 28, 1))
         roles = units(spec)["block02"]
         depthwise, expand, project = roles["depthwise"], roles["expand"], roles["project"]
@@ -531,7 +531,7 @@ def test_fields_of_no_spec_are_a_value_error(fields: dict) -> None:
 
 
 def test_block_settings_that_do_not_fit_are_value_errors_with_words() -> None:
-    network = MobileNetV2("mobilenetv2_small", 10)
+    network = MobileNet("mobilenetv2_small", 10)
     with pytest.raises(ValueError, match=r"block 8 is larger than the 7x7 map of layer block02/project"):
         dataclasses.replace(network, block=8).spec((28, 28, 1))
     with pytest.raises(ValueError, match=r"block_by_layer names 'block99/expand'; wrapped layers are block00/expand"):

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from fdjax.config import LearnConfig
 from fdjax.errors import UserError
-from fdjax.nn import FCMASK, MobileNetV2
+from fdjax.nn import FCMASK, MobileNet
 from fdjax.ops import block_dct, block_idct, depthwise_conv
 from fdjax.ops.fcmask import counts_to_fcmask, level_counts
 from fdjax.ops.macs import cheapest_pointwise, group_macs
@@ -33,13 +33,13 @@ from tests.tiny_run import get_config
 
 fast_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 Counts = dict[str, np.ndarray]
-TINY = MobileNetV2("mobilenetv2_small", 5, width=0.3, block=2, stage_masks=True)
+TINY = MobileNet("mobilenetv2_small", 5, width=0.3, block=2, stage_masks=True)
 WHOLE_BLOCKS = (16, 16, 3)  # 8x8 and 4x4 maps
 
 
 def spec_of(shape: tuple[int, int, int] = (32, 32, 3), **settings) -> NetworkSpec:
     """mobilenetv2_small at width 1, with both of its streams: 16x16 maps and 8x8 maps, in 2x2 blocks."""
-    return MobileNetV2("mobilenetv2_small", 10, **{"block": 2, "stage_masks": True, **settings}).spec(shape)
+    return MobileNet("mobilenetv2_small", 10, **{"block": 2, "stage_masks": True, **settings}).spec(shape)
 
 
 SPECS = {
@@ -59,7 +59,7 @@ def random_counts(spec: NetworkSpec, seed: int, levels: tuple[int, ...] | None =
     return {path: rng.choice(level_counts(n, levels), channels) for path, (channels, n) in spec.mask_sizes.items()}
 
 
-def without_stage_masks(network: MobileNetV2) -> MobileNetV2:
+def without_stage_masks(network: MobileNet) -> MobileNet:
     """A mask for every side of every layer."""
     return dataclasses.replace(network, stage_masks=False, tied=False)
 
@@ -109,12 +109,12 @@ def paths_of(spec: NetworkSpec, *names: str) -> set[str | None]:
 
 def test_streams_of_the_family() -> None:
     # A stage of one block has a stream, too; the first of the original's blocks has no expand layer.
-    spec = MobileNetV2("mobilenetv2", 10, block=2, stage_masks=True).spec((192, 192, 3))
+    spec = MobileNet("mobilenetv2", 10, block=2, stage_masks=True).spec((192, 192, 3))
     assert list(stage_masks(spec)) == [f"stage{n:02d}/stream" for n in range(7)]
     assert paths_of(spec, "block00/project", "block01/expand") == {"stage00/stream"}
     assert paths_of(spec, "block16/project", "head") == {"stage06/stream"}
     # Narrow networks: stages of one width without a stride between them are one stream.
-    spec = MobileNetV2("mobilenetv2_cifar10", 10, width=0.35, block=2, stage_masks=True).spec((32, 32, 3))
+    spec = MobileNet("mobilenetv2_cifar10", 10, width=0.35, block=2, stage_masks=True).spec((32, 32, 3))
     assert list(stage_masks(spec)) == [f"stage{n:02d}/stream" for n in (0, 2, 3, 4, 5, 6)]
     assert paths_of(spec, "block00/project", "block01/expand", "block02/project", "block03/expand") == {
         "stage00/stream"
@@ -148,7 +148,7 @@ def test_padded_maps_are_known() -> None:
 # The network
 
 
-def variables_of(network: MobileNetV2, shape: tuple[int, int, int]) -> dict[str, Any]:
+def variables_of(network: MobileNet, shape: tuple[int, int, int]) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda key: network.init(key, jnp.zeros((1, *shape))), jax.random.key(0))
 
@@ -166,11 +166,11 @@ def variables_of(network: MobileNetV2, shape: tuple[int, int, int]) -> dict[str,
 
 
 @cache
-def applied(network: MobileNetV2) -> Callable[..., jax.Array]:
+def applied(network: MobileNet) -> Callable[..., jax.Array]:
     return fast_jit(network.apply)
 
 
-def logits(network: MobileNetV2, shape: tuple[int, int, int], masks: dict[str, Any]) -> np.ndarray:
+def logits(network: MobileNet, shape: tuple[int, int, int], masks: dict[str, Any]) -> np.ndarray:
     x = np.random.default_rng(9).normal(size=(2, *shape)).astype(np.float32)
     fcmask = unflatten_dict({path: jnp.asarray(mask, jnp.float32) for path, mask in masks.items()}, sep="/")
     return np.asarray(applied(network)({**variables_of(network, shape), FCMASK: fcmask}, x))
@@ -207,7 +207,7 @@ def test_a_stage_mask_has_the_gradients_of_all_its_layers() -> None:
     masks = {path: rng.uniform(0, 1, n).astype(np.float32) for path, (n, _) in specs[0].mask_sizes.items()}
     x = rng.normal(size=(2, *WHOLE_BLOCKS)).astype(np.float32)
 
-    def gradients(network: MobileNetV2, masks: dict[str, Any]) -> dict[str, np.ndarray]:
+    def gradients(network: MobileNet, masks: dict[str, Any]) -> dict[str, np.ndarray]:
         variables = variables_of(network, WHOLE_BLOCKS)
         loss = lambda fcmask: jnp.sum(jnp.tanh(network.apply({**variables, FCMASK: fcmask}, x)))  # type: ignore[arg-type]  # noqa: E731
         fcmask = unflatten_dict({path: jnp.asarray(mask) for path, mask in masks.items()}, sep="/")

@@ -18,6 +18,7 @@ import numpy as np
 
 from fdjax.ops.blocks import num_blocks
 from fdjax.ops.dct import dct_basis
+from fdjax.ops.depthwise import conv_pads
 from fdjax.ops.macs import block_transform_macs, depthwise_macs
 
 Size = tuple[int, int]
@@ -347,15 +348,6 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
-
-
-def conv_pads(size: int, stride: int, window: int, padding: str) -> tuple[int, int]:
-    """Zeros before and after an axis: TensorFlow's SAME, or window // 2 on each side as PyTorch's padding."""
-    if padding == "torch":
-        return window // 2, window // 2
-    out = -(-size // stride)
-    total = max((out - 1) * stride + window - size, 0)
-    return total // 2, total - total // 2
 
 
 @dataclasses.dataclass(frozen=True)

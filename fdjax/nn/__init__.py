@@ -1,6 +1,19 @@
 """Flax Linen modules on top of `fdjax.ops`."""
 
 from fdjax.nn.frequency import FCMASK, FrequencyPointwise
-from fdjax.nn.mobilenetv2 import VARIANTS, MobileNetV2, WideGroups
+from fdjax.nn.mobilenet import VARIANTS as MOBILENETS
+from fdjax.nn.mobilenet import MobileNet, WideGroups
+from fdjax.nn.network import FrequencyNetwork
+from fdjax.nn.resnet import VARIANTS as RESNETS
+from fdjax.nn.resnet import ResNet
 
-__all__ = ["FCMASK", "VARIANTS", "FrequencyPointwise", "MobileNetV2", "WideGroups"]
+__all__ = [
+    "FCMASK",
+    "MOBILENETS",
+    "RESNETS",
+    "FrequencyNetwork",
+    "FrequencyPointwise",
+    "MobileNet",
+    "ResNet",
+    "WideGroups",
+]

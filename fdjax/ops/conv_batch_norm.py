@@ -99,11 +99,11 @@ def depthwise_batch_norm(
     padding: str,
     epsilon: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """ReLU6, a 3x3 depthwise convolution, batch norm by the batch's own statistics, and ReLU6 again.
+    """ReLU6, a depthwise convolution, batch norm by the batch's own statistics, and ReLU6 again.
 
     Args:
       x: [B, H, W, C], before its ReLU6 (which leaves alone what has been through one).
-      kernel: [3, 3, C].
+      kernel: [window, window, C].
       scale: [C].
       bias: [C].
       stride: 1 or more.
@@ -117,7 +117,7 @@ def depthwise_batch_norm(
 
 
 def _depthwise_forward(x, kernel, scale, bias, stride, padding, epsilon):
-    padded = materialize(pad_map(relu6(x), stride, padding))
+    padded = materialize(pad_map(relu6(x), stride, padding, kernel.shape[0]))
     size = output_size((x.shape[1], x.shape[2]), stride)
     convolved = lax.optimization_barrier(correlate(padded, kernel.astype(x.dtype), size, stride))
     count, wide = convolved.size // convolved.shape[-1], convolved.astype(scale.dtype)
@@ -155,7 +155,7 @@ def _depthwise_backward(stride, padding, epsilon, residuals, gradients):
     def grads(padded, convolved, g):
         g = narrow_slope * through_relu6(convolved, g) + (factor * convolved + constant)
         dx, dkernel = correlate_grads(padded, g, taps, size, stride, padding)
-        x = unpad_map(padded, size, stride, padding)
+        x = unpad_map(padded, size, stride, padding, taps.shape[0])
         return dkernel, jnp.where((x > 0) & (x < 6), dx, 0)
 
     dkernel, dx = over_chunks(grads, (padded, convolved, g))

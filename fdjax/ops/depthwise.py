@@ -1,7 +1,8 @@
-"""The 3x3 depthwise convolution in the form that is fastest on each backend.
+"""The depthwise convolution, square odd windows, in the form that is fastest on each backend.
 
-XLA's grouped convolution is slow on the CPU; there the layer is nine shifted multiply-adds, which fuse into one loop,
-with a gradient written by hand (autodiff's would write nine padded arrays). GPU and TPU keep the library's own.
+XLA's grouped convolution is slow on the CPU; there the layer is a shifted multiply-add for each tap, all fused into one
+loop, with a gradient written by hand (autodiff's would write a padded array for each tap). GPU and TPU keep the
+library's own.
 """
 
 from __future__ import annotations
@@ -18,41 +19,42 @@ from fdjax.ops.chunks import over_chunks
 PADDINGS = ("same", "torch")
 
 
-def _pads(size: int, stride: int, padding: str) -> tuple[int, int]:
-    """Zeros before and after an axis: TensorFlow's SAME, or one on each side as PyTorch's padding=1."""
+def conv_pads(size: int, stride: int, window: int, padding: str) -> tuple[int, int]:
+    """Zeros before and after an axis: TensorFlow's SAME, or window // 2 on each side as PyTorch's padding."""
     if padding == "torch":
-        return 1, 1
+        return window // 2, window // 2
     out = -(-size // stride)
-    total = max((out - 1) * stride + 3 - size, 0)
+    total = max((out - 1) * stride + window - size, 0)
     return total // 2, total - total // 2
 
 
-def pad_map(x: jax.Array, stride: int, padding: str) -> jax.Array:
+def pad_map(x: jax.Array, stride: int, padding: str, window: int = 3) -> jax.Array:
     """x [B, H, W, C] with the zeros that the layer reads beyond its edges."""
-    return jnp.pad(x, ((0, 0), _pads(x.shape[1], stride, padding), _pads(x.shape[2], stride, padding), (0, 0)))
+    pads = [conv_pads(length, stride, window, padding) for length in x.shape[1:3]]
+    return jnp.pad(x, ((0, 0), *pads, (0, 0)))
 
 
-def unpad_map(padded: jax.Array, size: tuple[int, int], stride: int, padding: str) -> jax.Array:
+def unpad_map(padded: jax.Array, size: tuple[int, int], stride: int, padding: str, window: int = 3) -> jax.Array:
     """The inverse of `pad_map` for a map of `size` (H, W)."""
-    top, left = (_pads(length, stride, padding)[0] for length in size)
+    top, left = (conv_pads(length, stride, window, padding)[0] for length in size)
     return padded[:, top : top + size[0], left : left + size[1]]
 
 
-def _views(padded: jax.Array, size: tuple[int, int], stride: int) -> list[jax.Array]:
-    """The nine shifted views [B, *size, C] that the taps multiply, row by row."""
+def _views(padded: jax.Array, size: tuple[int, int], stride: int, window: int) -> list[jax.Array]:
+    """The shifted views [B, *size, C] that the taps multiply, row by row."""
     batch, channels = padded.shape[0], padded.shape[-1]
     last = [(length - 1) * stride + 1 for length in size]
     return [
         lax.slice(padded, (0, i, j, 0), (batch, i + last[0], j + last[1], channels), (1, stride, stride, 1))
-        for i in range(3)
-        for j in range(3)
+        for i in range(window)
+        for j in range(window)
     ]
 
 
 def correlate(padded: jax.Array, kernel: jax.Array, size: tuple[int, int], stride: int) -> jax.Array:
-    """The layer on a padded map, with an output of `size`: nine shifted multiply-adds, one loop for XLA's CPU."""
-    taps = kernel.reshape(9, -1)
-    return functools.reduce(jnp.add, [view * taps[t] for t, view in enumerate(_views(padded, size, stride))])
+    """The layer on a padded map, with an output of `size`: shifted multiply-adds, one loop for XLA's CPU."""
+    views, taps = _views(padded, size, stride, kernel.shape[0]), kernel.reshape(-1, kernel.shape[-1])
+    return functools.reduce(jnp.add, [view * tap for view, tap in zip(views, taps, strict=True)])
 
 
 def output_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
@@ -68,32 +70,34 @@ def correlate_grads(
     Args:
       padded: `pad_map(x)`.
       g: [B, H', W', C], the gradient to the output.
-      kernel: [3, 3, C].
+      kernel: [window, window, C].
       size: (H, W) of x.
       stride: of the layer.
       padding: of the layer.
 
     Returns:
-      To x [B, H, W, C], and to the kernel [3, 3, C], in float32 or wider.
+      To x [B, H, W, C], and to the kernel [window, window, C], in float32 or wider.
     """
     # To the input: the output's gradient, dilated by the stride, under the flipped kernel.
-    dilation = []
+    window, dilation = kernel.shape[0], []
     for length, out in zip(size, g.shape[1:3], strict=True):
-        before = 2 - _pads(length, stride, padding)[0]
-        dilation.append((before, length + 2 - before - ((out - 1) * stride + 1), stride - 1))
+        before = window - 1 - conv_pads(length, stride, window, padding)[0]
+        dilation.append((before, length + window - 1 - before - ((out - 1) * stride + 1), stride - 1))
     # The barrier keeps XLA from computing the padding and what comes before it once for every tap.
     dilated = lax.optimization_barrier(lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *dilation, (0, 0, 0))))
     dx = correlate(dilated, kernel[::-1, ::-1], size, 1)
 
-    # To the kernel: one pass with nine accumulators, over the rows and columns first: XLA runs the images in parallel.
+    # To the kernel: one pass with an accumulator for each tap, over the rows and columns first: XLA runs the images in
+    # parallel.
     top, left = dilation[0][0], dilation[1][0]
     last = [(out - 1) * stride + 1 for out in g.shape[1:3]]
     g = lax.slice(
         dilated, (0, top, left, 0), (g.shape[0], top + last[0], left + last[1], g.shape[3]), (1, stride, stride, 1)
     )
     dtype = jnp.promote_types(g.dtype, jnp.float32)
-    products = [view.astype(dtype) * g.astype(dtype) for view in _views(padded, (g.shape[1], g.shape[2]), stride)]
-    zeros = [jnp.zeros((), dtype)] * 9
+    views = _views(padded, (g.shape[1], g.shape[2]), stride, window)
+    products = [view.astype(dtype) * g.astype(dtype) for view in views]
+    zeros = [jnp.zeros((), dtype)] * len(views)
     sums = lax.reduce(products, zeros, lambda a, b: [u + v for u, v in zip(a, b, strict=True)], (1, 2))
     return dx, jnp.stack(sums).sum(axis=1).reshape(kernel.shape)
 
@@ -103,7 +107,7 @@ def _library(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.
         x,
         kernel[:, :, None],
         (stride, stride),
-        [_pads(x.shape[1], stride, padding), _pads(x.shape[2], stride, padding)],
+        [conv_pads(length, stride, kernel.shape[0], padding) for length in x.shape[1:3]],
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
     )
@@ -114,7 +118,7 @@ def _best_form(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> ja
         x,
         kernel,
         cpu=lambda x, kernel: correlate(
-            pad_map(x, stride, padding), kernel, output_size((x.shape[1], x.shape[2]), stride), stride
+            pad_map(x, stride, padding, kernel.shape[0]), kernel, output_size((x.shape[1], x.shape[2]), stride), stride
         ),
         default=lambda x, kernel: _library(x, kernel, stride, padding),
     )
@@ -129,7 +133,7 @@ def _depthwise_backward(stride, padding, residuals, g):
         size = (x.shape[1], x.shape[2])
 
         def chunk(x, g):
-            padded = lax.optimization_barrier(pad_map(x, stride, padding))
+            padded = lax.optimization_barrier(pad_map(x, stride, padding, kernel.shape[0]))
             dx, dkernel = correlate_grads(padded, g, kernel, size, stride, padding)
             return dkernel, dx
 
@@ -147,13 +151,13 @@ _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: str = "same") -> jax.Array:
-    """3x3 depthwise convolution.
+    """Depthwise convolution.
 
     Args:
       x: [..., H, W, C].
-      kernel: [3, 3, C].
+      kernel: [window, window, C], an odd window.
       stride: 1 or more.
-      padding: "same" (TensorFlow's) or "torch" (one zero on each side); they differ for even maps at stride 2.
+      padding: "same" (TensorFlow's) or "torch" (window // 2 zeros on each side); they differ for even maps at stride 2.
 
     Returns:
       [..., ceil(H/stride), ceil(W/stride), C].
@@ -161,8 +165,11 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: st
     Raises:
       ValueError: shapes that do not fit, or an unknown padding.
     """
-    if x.ndim < 3 or kernel.shape != (3, 3, x.shape[-1]):
-        raise ValueError(f"x [..., H, W, C] and kernel [3, 3, C] do not fit: got {x.shape} and {kernel.shape}")
+    window = kernel.shape[0] if kernel.ndim else 0
+    if x.ndim < 3 or window % 2 == 0 or kernel.shape != (window, window, x.shape[-1]):
+        raise ValueError(
+            f"x [..., H, W, C] and kernel [window, window, C], window odd, do not fit: got {x.shape} and {kernel.shape}"
+        )
     if padding not in PADDINGS:
         raise ValueError(f"padding must be one of {PADDINGS}, got {padding!r}")
     flat = x.reshape(-1, *x.shape[-3:])

@@ -11,7 +11,7 @@ import numpy as np
 from fdjax.ops.blocks import num_blocks
 from fdjax.ops.fcmask import coef_mask, level_counts
 from fdjax.ops.macs import block_transform_macs, depthwise_macs, expected_pointwise_macs
-from fdjax.spec import LayerSpec, NetworkSpec, stage_masks, tied_mask, unit_group_macs, units
+from fdjax.spec import LayerSpec, NetworkSpec, blocks, stage_masks, tied_mask, unit_group_macs, units
 
 
 def expected_macs(
@@ -60,6 +60,10 @@ def expected_macs(
         in_unit |= {layer.name for layer in roles.values()}
         shared = tied_mask(roles)
         total += _tied_unit(spec, roles, masks, shared, levels) if shared else _unit(roles, masks, levels, in_coefs)
+    for roles in blocks(spec).values():
+        if "conv3" in roles:
+            in_unit |= {roles["conv1"].name, roles["conv3"].name}
+            total += _bottleneck(roles, masks, levels, in_coefs)
     for layer in spec.layers:
         if layer.block and layer.name not in in_unit:
             total += _cheapest(layer, *_sides(layer, masks), levels, in_coefs)
@@ -127,6 +131,25 @@ def _unit(
     per_channel = depthwise_macs(depthwise.out_size, 1, depthwise.window)
     total += per_channel * (before @ after)
     return total + _cheapest(project, project_in * before, project_out, levels, in_coefs)
+
+
+def _bottleneck(
+    roles: Mapping[str, LayerSpec],
+    masks: Mapping[str, jax.Array],
+    levels: Sequence[int] | None,
+    in_coefs: Collection[str],
+) -> jax.Array:
+    """A bottleneck: a group of the 3x3 convolution lives as much as the most alive of what is read of it."""
+    first, conv, last = roles["conv1"], roles["conv2"], roles["conv3"]
+    (reads, made), (read, writes) = _sides(first, masks), _sides(last, masks)
+    groups = read[0].reshape(conv.groups, -1).max(axis=1)
+    if conv.groups == 1:
+        per_product = conv.dense_macs / (conv.in_channels * conv.out_channels)
+        middle = per_product * made[0].sum() * read[0].sum()
+    else:
+        middle = conv.dense_macs / conv.groups * groups.sum()
+    made = made * jnp.repeat(groups, conv.in_channels // conv.groups)
+    return middle + _cheapest(first, reads, made, levels, in_coefs) + _cheapest(last, read, writes, levels, in_coefs)
 
 
 def _tied_unit(

@@ -15,7 +15,7 @@ from fdjax.config import Config, LearnConfig
 from fdjax.errors import UserError
 from fdjax.frozen.bench import seeded_variables
 from fdjax.frozen.choice import Stopwatch, release_slower
-from fdjax.nn import MobileNetV2, WideGroups
+from fdjax.nn import MOBILENETS, RESNETS, FrequencyNetwork, MobileNet, ResNet, WideGroups
 from fdjax.ops.fcmask import counts_to_fcmask, kept_counts
 from fdjax.pruning import HardMasks, harden, harden_to_target
 from fdjax.spec import Counts, NetworkSpec, tied_mask, units
@@ -23,7 +23,7 @@ from fdjax.spec import Counts, NetworkSpec, tied_mask, units
 
 def build_network(
     config: Config, input_shape: tuple[int, int, int], num_classes: int
-) -> tuple[MobileNetV2, NetworkSpec]:
+) -> tuple[FrequencyNetwork, NetworkSpec]:
     """Makes the network and its spec.
 
     Args:
@@ -34,19 +34,29 @@ def build_network(
     Raises:
       UserError: a block larger than its map, or a setting for a layer that does not exist.
     """
-    network = MobileNetV2(
-        variant=config.model.name,
-        num_classes=num_classes,
-        width=config.model.width,
-        padding=config.model.padding,
-        block=config.learn.block,
-        block_by_map=dict(config.learn.block_by_map),
-        block_by_layer=dict(config.learn.block_by_layer),
-        sides=config.learn.sides,
-        tied=config.learn.tied,
-        stage_masks=config.learn.stage_masks,
-        levels=config.learn.counts_below_whole,
-    )
+    model, learn = config.model, config.learn
+    common: dict[str, Any] = {
+        "variant": model.name,
+        "num_classes": num_classes,
+        "width": model.width,
+        "padding": model.padding,
+        "batch_norm_epsilon": model.batch_norm_epsilon,
+        "block": learn.block,
+        "block_by_map": dict(learn.block_by_map),
+        "block_by_layer": dict(learn.block_by_layer),
+        "sides": learn.sides,
+        "levels": learn.counts_below_whole,
+    }
+    if model.name in MOBILENETS:
+        network = MobileNet(**common, tied=learn.tied, stage_masks=learn.stage_masks)
+    else:
+        fields = ("cardinality", "group_width", "inner_channels")
+        network = ResNet(**common, **{field: getattr(model, field) for field in fields})
+    if (learn.tied or learn.stage_masks) and (model.name in RESNETS or not MOBILENETS[model.name].linear):
+        asked = "tied" if learn.tied else "stage_masks"
+        raise UserError(
+            f"learn.{asked} is for networks of inverted residual blocks, which {model.name} is not; turn it off"
+        )
     try:
         return network, network.spec(input_shape, config.model.count_classifier)
     except ValueError as error:
@@ -164,12 +174,13 @@ def wide_groups(spec: NetworkSpec, counts: Counts) -> tuple[tuple[str, WideGroup
     return tuple(found)
 
 
-def hard_network(network: MobileNetV2, spec: NetworkSpec, counts: Counts) -> MobileNetV2:
+def hard_network(network: FrequencyNetwork, spec: NetworkSpec, counts: Counts) -> FrequencyNetwork:
     """The network with rounded masks: without transforms where `counts` need none, and without dead wide channels."""
+    if isinstance(network, MobileNet):
+        network = dataclasses.replace(network, wide_groups=wide_groups(spec, counts))
     return dataclasses.replace(
         network,
         mode="hard",
         whole_channels=layers_at_levels(spec, counts, (0,)),
         block_means=layers_at_levels(spec, counts, (0, 1)),
-        wide_groups=wide_groups(spec, counts),
     )

@@ -16,7 +16,7 @@ from fdjax.config import LearnConfig
 from fdjax.data import limit_training, normalize, split_validation
 from fdjax.data.batches import seeded_permutation
 from fdjax.errors import UserError
-from fdjax.nn import FrequencyPointwise, MobileNetV2
+from fdjax.nn import FrequencyNetwork, FrequencyPointwise
 from fdjax.ops.pointwise import dense_pointwise
 from fdjax.pruning.block_choice import (
     BlockChoice,
@@ -41,7 +41,11 @@ _ROUNDING_IMAGES = 512
 
 
 def side_energies(
-    network: MobileNetV2, spec: NetworkSpec, variables: dict[str, Any], images: np.ndarray, candidates: Sequence[int]
+    network: FrequencyNetwork,
+    spec: NetworkSpec,
+    variables: dict[str, Any],
+    images: np.ndarray,
+    candidates: Sequence[int],
 ) -> Energies:
     """The energy of each coefficient on every masked side of the unpruned network.
 
@@ -105,7 +109,7 @@ def calibration_sample(train: np.ndarray, seed: int, num_images: int = _ROUNDING
 
 
 def measure_level_losses(
-    network: MobileNetV2, spec: NetworkSpec, state: TrainState, levels: Sequence[int] | None, images: np.ndarray
+    network: FrequencyNetwork, spec: NetworkSpec, state: TrainState, levels: Sequence[int] | None, images: np.ndarray
 ) -> dict[str, list[list[float]]]:
     """What tied masks would lose at each level: `fdjax.pruning.level_losses`, of JSON types.
 

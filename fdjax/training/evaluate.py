@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from fdjax.data import Images, normalize
-from fdjax.nn import MobileNetV2
+from fdjax.nn import FrequencyNetwork
 from fdjax.spec import NetworkSpec
 from fdjax.training.devices import Devices
 
@@ -21,7 +21,7 @@ Evaluator = Callable[[dict[str, Any], Images, np.ndarray], dict[str, float]]
 
 
 def make_evaluator(
-    network: MobileNetV2, spec: NetworkSpec, devices: Devices, batch_size: int = EVAL_BATCH
+    network: FrequencyNetwork, spec: NetworkSpec, devices: Devices, batch_size: int = EVAL_BATCH
 ) -> Evaluator:
     """Returns (variables, images uint8 [n, H, W, C], labels [n]) -> top1, loss, num_examples (top5 beyond 10 classes).
 

@@ -14,7 +14,7 @@ import numpy as np
 from fdjax.config import Config
 from fdjax.data import Images
 from fdjax.errors import UserError
-from fdjax.nn import FCMASK, MobileNetV2
+from fdjax.nn import FCMASK, FrequencyNetwork
 from fdjax.reports import plot_run
 from fdjax.spec import NetworkMacs, NetworkSpec, network_macs
 from fdjax.training.build import collection_of, flat_masks, hard_network
@@ -62,7 +62,7 @@ class Measurements:
     def __init__(
         self,
         config: Config,
-        network: MobileNetV2,
+        network: FrequencyNetwork,
         spec: NetworkSpec,
         workdir: Path,
         *,

@@ -11,7 +11,7 @@ from fdjax.checkpoint import Checkpoints
 from fdjax.config import Config
 from fdjax.data import Dataset, limit_training, open_dataset, split_validation, take_rows
 from fdjax.errors import UserError
-from fdjax.nn import FCMASK, MobileNetV2
+from fdjax.nn import FCMASK, FrequencyNetwork
 from fdjax.pruning import HardMasks
 from fdjax.spec import NetworkMacs, NetworkSpec, network_macs
 from fdjax.training.build import build_network, collection_of, counts_of, hard_masks, hard_network
@@ -69,7 +69,7 @@ class Restored:
     """
 
     config: Config
-    network: MobileNetV2
+    network: FrequencyNetwork
     spec: NetworkSpec
     phase: Phase
     phase_step: int
@@ -81,7 +81,7 @@ class Restored:
         """Phases that are done, inherited ones first."""
         return self.done.inherited + [phase["name"] for phase in self.done.history]
 
-    def evaluation(self) -> tuple[MobileNetV2, dict[str, Any]]:
+    def evaluation(self) -> tuple[FrequencyNetwork, dict[str, Any]]:
         """The network as it stands and its collections: hard masks once there are any."""
         if self.hard is None:
             return dataclasses.replace(self.network, mode="off"), self.state.variables()
@@ -114,7 +114,7 @@ def restore(checkpoints: Checkpoints, step: int) -> Restored:
     )  # fmt: skip
 
 
-def _abstract_state(config: Config, network: MobileNetV2, spec: NetworkSpec, phase: Phase) -> TrainState:
+def _abstract_state(config: Config, network: FrequencyNetwork, spec: NetworkSpec, phase: Phase) -> TrainState:
     def create():
         variables = init_variables(network, spec.input_shape, config.seed)
         state = create_state(variables, config.seed, *optimizers_for(config, phase))

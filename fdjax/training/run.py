@@ -30,7 +30,7 @@ from fdjax.data import (
 )
 from fdjax.errors import UserError
 from fdjax.frozen.choice import Stopwatch
-from fdjax.nn import FCMASK, MobileNetV2
+from fdjax.nn import FCMASK, FrequencyNetwork
 from fdjax.pruning import HardMasks, mac_ratio
 from fdjax.spec import NetworkMacs, network_macs
 from fdjax.training.build import (
@@ -374,7 +374,7 @@ class _Run:
             part=self.devices.local_part(data.batch_size),
         )
 
-    def _network_for(self, phase: Phase, state: TrainState) -> MobileNetV2:
+    def _network_for(self, phase: Phase, state: TrainState) -> FrequencyNetwork:
         if phase.learns_masks:
             return dataclasses.replace(self.network, mode="soft")
         if phase.hard:

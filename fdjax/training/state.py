@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from flax import struct
 
-from fdjax.nn import FCMASK, MobileNetV2
+from fdjax.nn import FCMASK, FrequencyNetwork
 
 
 class TrainState(struct.PyTreeNode):
@@ -52,7 +52,7 @@ class TrainState(struct.PyTreeNode):
         return self.replace(teacher=jax.tree.map(jnp.array, weights))
 
 
-def init_variables(network: MobileNetV2, input_shape: tuple[int, int, int], seed: int) -> dict[str, Any]:
+def init_variables(network: FrequencyNetwork, input_shape: tuple[int, int, int], seed: int) -> dict[str, Any]:
     """Fresh collections: params, batch_stats, fcmask (all ones)."""
     init = jax.jit(lambda key: network.init(key, jnp.zeros((1, *input_shape))))
     return dict(init(jax.random.key(seed)))

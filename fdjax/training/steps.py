@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fdjax.config import DistillConfig, LearnConfig
 from fdjax.data import augment, mixup, normalize
-from fdjax.nn import FCMASK, MobileNetV2
+from fdjax.nn import FCMASK, FrequencyNetwork
 from fdjax.ops.fcmask import fcmask_penalty
 from fdjax.pruning import expected_macs
 from fdjax.spec import NetworkSpec
@@ -85,7 +85,7 @@ def labels_alone(state: TrainState, x: jax.Array) -> Callable[..., jax.Array]:
     return cross_entropy
 
 
-def make_distillation(teacher: MobileNetV2, distill: DistillConfig) -> Objective:
+def make_distillation(teacher: FrequencyNetwork, distill: DistillConfig) -> Objective:
     """The objective with a teacher.
 
     Args:
@@ -115,7 +115,7 @@ def make_distillation(teacher: MobileNetV2, distill: DistillConfig) -> Objective
 
 
 def make_weight_step(
-    network: MobileNetV2,
+    network: FrequencyNetwork,
     optimizer: optax.GradientTransformation,
     prepare: Prepare,
     objective: Objective = labels_alone,
@@ -195,7 +195,7 @@ def with_noise(key: jax.Array, fcmask: Any, deviation: float) -> Any:
 
 
 def make_mask_step(
-    network: MobileNetV2,
+    network: FrequencyNetwork,
     spec: NetworkSpec,
     optimizer: optax.GradientTransformation,
     prepare: Prepare,

@@ -1,9 +1,12 @@
-"""MobileNetV2 (Sandler et al. 2018) with frequency layers: the original, its CIFAR variants, and a small one."""
+"""MobileNets with frequency layers: V1, V2 with its CIFAR variants and a small one, and EfficientNet-Lite0.
+
+Sources: Howard et al. 2017 (V1), Sandler et al. 2018 (V2); EfficientNet-Lite0 is EfficientNet-B0 (Tan & Le 2019)
+without squeeze-and-excitation and with ReLU6.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -11,21 +14,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fdjax.nn.frequency import FCMASK, FrequencyPointwise, MaskMode
+from fdjax.nn.frequency import FCMASK, FrequencyPointwise
+from fdjax.nn.network import FAN_OUT, FrequencyNetwork, Size, round_channels, strided
 from fdjax.nn.normalization import BatchNorm, Channels, Depthwise
 from fdjax.ops.block_means import block_means, spread_blocks
 from fdjax.spec import LayerSpec, NetworkSpec
 
-Size = tuple[int, int]
-
 
 class Stage(NamedTuple):
-    """A row of the paper's Table 2: expansion t, channels c, repeats n, stride s of the first block."""
+    """A row of V2's Table 2: expansion t, channels c, repeats n, stride s of the first block; and the window."""
 
     expansion: int
     channels: int
     repeats: int
     stride: int
+    window: int = 3
 
 
 class BlockPlan(NamedTuple):
@@ -37,13 +40,15 @@ class BlockPlan(NamedTuple):
     wide_channels: int
     out_channels: int
     stride: int
+    window: int
     has_expand: bool
     in_size: Size
     out_size: Size
+    linear: bool
 
     @property
     def residual(self) -> bool:
-        return self.stride == 1 and self.in_channels == self.out_channels
+        return self.linear and self.stride == 1 and self.in_channels == self.out_channels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +61,9 @@ class Variant:
       stem_stride: 1 or 2.
       stages: in order.
       expand_always: whether blocks with t = 1 have an expand layer too.
-      head_channels: before the width multiplier, which only enlarges it.
+      head_channels: before the width multiplier, which only enlarges it; None: no head.
+      linear: blocks end without an activation, and add their input where shapes allow it; else they are V1's: a ReLU6
+        at the end, and no residual.
     """
 
     stem_channels: int
@@ -64,7 +71,8 @@ class Variant:
     stem_stride: int
     stages: tuple[Stage, ...]
     expand_always: bool
-    head_channels: int
+    head_channels: int | None
+    linear: bool = True
 
 
 def _stages(strides: tuple[int, ...]) -> tuple[Stage, ...]:
@@ -72,25 +80,30 @@ def _stages(strides: tuple[int, ...]) -> tuple[Stage, ...]:
     return tuple(Stage(*row, stride) for row, stride in zip(rows, strides, strict=True))
 
 
+_V1_STAGES = tuple(
+    Stage(1, *row)
+    for row in ((64, 1, 1), (128, 1, 2), (128, 1, 1), (256, 1, 2), (256, 1, 1), (512, 6, 2), (1024, 2, 2))
+)
+_LITE0_STAGES = (
+    Stage(1, 16, 1, 1),
+    Stage(6, 24, 2, 2),
+    Stage(6, 40, 2, 2, 5),
+    Stage(6, 80, 3, 2),
+    Stage(6, 112, 3, 1, 5),
+    Stage(6, 192, 4, 2, 5),
+    Stage(6, 320, 1, 1),
+)
+
 VARIANTS: Mapping[str, Variant] = {
     "mobilenetv2": Variant(32, 3, 2, _stages((1, 2, 2, 2, 1, 2, 1)), False, 1280),
     "mobilenetv2_cifar10": Variant(32, 3, 1, _stages((1, 1, 2, 2, 1, 2, 1)), True, 1280),
     "mobilenetv2_cifar100": Variant(32, 1, 1, _stages((1, 2, 2, 2, 1, 1, 1)), False, 1280),
+    "mobilenetv1": Variant(32, 3, 2, _V1_STAGES, False, None, linear=False),
+    "efficientnet_lite0": Variant(32, 3, 2, _LITE0_STAGES, False, 1280),
     "mobilenetv2_small": Variant(16, 3, 2, (Stage(4, 24, 2, 1), Stage(4, 64, 2, 2)), False, 256),
 }
 
 
-def round_channels(channels: float) -> int:
-    """To the nearest multiple of 8, at least 8 and at least 0.9 of what was asked (the family's custom)."""
-    rounded = max(8, int(channels + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * channels else rounded
-
-
-def _strided(size: Size, stride: int) -> Size:
-    return -(-size[0] // stride), -(-size[1] // stride)
-
-
-_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 _DEPTHWISE_FAN_OUT = nn.initializers.variance_scaling(
     2.0, "fan_out", "normal", in_axis=(), out_axis=(0, 1), batch_axis=2
 )
@@ -146,9 +159,9 @@ class InvertedResidual(nn.Module):
         plan = self.plan
         wide = self.variable(FCMASK, "wide", jnp.ones, (plan.wide_channels,)).value if self.tied else None
         expand_norm = self.norm(name="expand_norm") if self.expand is not None else None
-        kernel = self.param("depthwise", _DEPTHWISE_FAN_OUT, (3, 3, plan.wide_channels))
+        kernel = self.param("depthwise", _DEPTHWISE_FAN_OUT, (plan.window, plan.window, plan.wide_channels))
         depthwise_norm = self.norm(relu6=True, name="depthwise_norm")
-        project_norm = self.norm(name="project_norm")
+        project_norm = self.norm(relu6=not plan.linear, name="project_norm")
 
         def chain(channels: Channels | None, mask: jax.Array | None, norm: BatchNorm | None = None, means: int = 1):
             y = block_means(x, means)
@@ -178,47 +191,21 @@ class InvertedResidual(nn.Module):
         return x + y if plan.residual else y
 
 
-class MobileNetV2(nn.Module):
-    """MobileNetV2 whose pointwise layers, but for a 1x1 stem, are frequency layers.
+class MobileNet(FrequencyNetwork):
+    """A MobileNet whose pointwise layers, but for a 1x1 stem, are frequency layers.
 
-    Attributes:
+    Attributes (those of `FrequencyNetwork`, and):
       variant: a key of `VARIANTS`.
-      num_classes: outputs.
-      width: multiplier.
-      block: K of the wrapped layers, 1 to 16.
-      block_by_map: map side -> K where it differs.
-      block_by_layer: layer name -> K where it differs; goes before `block_by_map`.
-      sides: "both", "input" or "output": which sides of a wrapped layer have masks.
       tied: one FCMask for a block's wide channels, none on the narrow sides; the head keeps `sides`.
       stage_masks: one FCMask for the channels of a residual stream, at all layers that write or read it (see
         `stage_streams`), tied or not. Only with sides="both".
-      levels: kept counts below N between which soft masks fade; None for all.
-      mode: of all masks, "off", "soft" or "hard" (see `FrequencyPointwise`).
-      whole_channels: with mode="hard", the wrapped layers whose kept counts are all 0 or N.
-      block_means: likewise 0, 1 or N.
-      wide_groups: likewise, (block name, groups) of the blocks whose wide channels run group by group.
-      padding: "same" or "torch".
-      batch_norm_momentum: of the running averages.
-      batch_norm_epsilon: of every batch norm.
+      wide_groups: with mode="hard", (block name, groups) of the blocks whose wide channels run group by group.
     """
 
     variant: str = "mobilenetv2"
-    num_classes: int = 1000
-    width: float = 1.0
-    block: int = 4
-    block_by_map: Mapping[int, int] | None = None
-    block_by_layer: Mapping[str, int] | None = None
-    sides: str = "both"
     tied: bool = False
     stage_masks: bool = False
-    mode: MaskMode = "soft"
-    levels: tuple[int, ...] | None = None
-    whole_channels: frozenset[str] = frozenset()
-    block_means: frozenset[str] = frozenset()
     wide_groups: tuple[tuple[str, WideGroups], ...] = ()
-    padding: str = "same"
-    batch_norm_momentum: float = 0.9
-    batch_norm_epsilon: float = 1e-5
 
     @property
     def stem_channels(self) -> int:
@@ -226,9 +213,10 @@ class MobileNetV2(nn.Module):
         return round_channels(VARIANTS[self.variant].stem_channels * self.width)
 
     @property
-    def head_channels(self) -> int:
-        """Of the head's output."""
-        return round_channels(VARIANTS[self.variant].head_channels * max(1.0, self.width))
+    def head_channels(self) -> int | None:
+        """Of the head's output, if there is a head."""
+        channels = VARIANTS[self.variant].head_channels
+        return None if channels is None else round_channels(channels * max(1.0, self.width))
 
     def blocks(self, size: Size) -> Iterator[BlockPlan]:
         """The inverted residual blocks, in order, for maps of `size` after the stem."""
@@ -238,7 +226,7 @@ class MobileNetV2(nn.Module):
             out_channels = round_channels(stage.channels * self.width)
             for repeat in range(stage.repeats):
                 stride = stage.stride if repeat == 0 else 1
-                out_size = _strided(size, stride)
+                out_size = strided(size, stride)
                 yield BlockPlan(
                     name=f"block{index:02d}",
                     stage=number,
@@ -246,16 +234,13 @@ class MobileNetV2(nn.Module):
                     wide_channels=channels * stage.expansion,
                     out_channels=out_channels,
                     stride=stride,
+                    window=stage.window,
                     has_expand=stage.expansion > 1 or variant.expand_always,
                     in_size=size,
                     out_size=out_size,
+                    linear=variant.linear,
                 )
                 channels, size, index = out_channels, out_size, index + 1
-
-    def layer_block(self, name: str, size: Size) -> int:
-        """K of the wrapped layer `name` on a map of `size`."""
-        by_layer, by_map = self.block_by_layer or {}, self.block_by_map or {}
-        return by_layer.get(name, by_map.get(size[0], self.block))
 
     def _is_tied(self, plan: BlockPlan) -> bool:
         """Tying needs both wide layers, and one block size for both of their maps."""
@@ -278,7 +263,7 @@ class MobileNetV2(nn.Module):
         Returns:
           Layer name -> path of the FCMask on its narrow side, the output of a project layer, the input of others.
         """
-        if not self.stage_masks or self.sides != "both":
+        if not self.stage_masks or self.sides != "both" or not VARIANTS[self.variant].linear:
             return {}
         # Path of the FCMask (None: fed by the stem), map size, layers.
         streams: list[tuple[str | None, Size, list[str]]] = [(None, size, [])]
@@ -304,7 +289,7 @@ class MobileNetV2(nn.Module):
         """
         variant = VARIANTS[self.variant]
         size: Size = (input_shape[0], input_shape[1])
-        stem_size = _strided(size, variant.stem_stride)
+        stem_size = strided(size, variant.stem_stride)
         layers = [
             LayerSpec(
                 "stem", "conv", size, stem_size, input_shape[2], self.stem_channels,
@@ -312,87 +297,45 @@ class MobileNetV2(nn.Module):
             )
         ]  # fmt: skip
 
-        def wrapped(name: str, size: Size, channels: int, features: int, **fields) -> LayerSpec:
-            block = self.layer_block(name, size)
-            if block > min(size):
-                raise ValueError(
-                    f"block {block} is larger than the {size[0]}x{size[1]} map of layer {name}; give that map "
-                    "a smaller one (block_by_map or block_by_layer)"
-                )
-            return LayerSpec(name, "pointwise", size, size, channels, features, block=block, **fields)
-
-        def side(name: str, which: str) -> str | None:
-            return f"{name}/{which}" if self.sides in ("both", which) else None
-
         streams = self.stage_streams(stem_size)
         for plan in self.blocks(stem_size):
             expand, depthwise, project = (f"{plan.name}/{role}" for role in ("expand", "depthwise", "project"))
             tied = f"{plan.name}/wide" if self._is_tied(plan) else None
             if plan.has_expand:
                 layers.append(
-                    wrapped(
+                    self.wrapped_spec(
                         expand, plan.in_size, plan.in_channels, plan.wide_channels,
-                        input_mask=streams.get(expand, None if tied else side(expand, "input")),
-                        output_mask=tied or side(expand, "output"),
+                        input_mask=streams.get(expand, None if tied else self.side(expand, "input")),
+                        output_mask=tied or self.side(expand, "output"),
                         unit=plan.name,
                     )
                 )  # fmt: skip
             layers.append(
                 LayerSpec(
                     depthwise, "depthwise", plan.in_size, plan.out_size, plan.wide_channels, plan.wide_channels,
-                    3, plan.stride, unit=plan.name,
+                    plan.window, plan.stride, unit=plan.name,
                 )
             )  # fmt: skip
             layers.append(
-                wrapped(
+                self.wrapped_spec(
                     project, plan.out_size, plan.wide_channels, plan.out_channels,
-                    input_mask=tied or side(project, "input"),
-                    output_mask=streams.get(project, None if tied else side(project, "output")),
+                    input_mask=tied or self.side(project, "input"),
+                    output_mask=streams.get(project, None if tied else self.side(project, "output")),
                     unit=plan.name,
                 )
             )  # fmt: skip
-        last = layers[-1]
-        layers.append(
-            wrapped(
-                "head", last.out_size, last.out_channels, self.head_channels,
-                input_mask=streams.get("head", side("head", "input")), output_mask=side("head", "output"),
-            )
-        )  # fmt: skip
-        layers.append(LayerSpec("classifier", "dense", (1, 1), (1, 1), self.head_channels, self.num_classes))
-        maps = sorted({layer.in_size[0] for layer in layers if layer.block})
-        for map_side in self.block_by_map or {}:
-            if int(map_side) not in maps:
-                raise ValueError(
-                    f"block_by_map names maps of side {map_side}; wrapped layers have {', '.join(map(str, maps))}"
+        last, features = layers[-1], self.head_channels
+        if features is not None:
+            layers.append(
+                self.wrapped_spec(
+                    "head", last.out_size, last.out_channels, features,
+                    input_mask=streams.get("head", self.side("head", "input")), output_mask=self.side("head", "output"),
                 )
-        names = {layer.name for layer in layers if layer.block}
-        for name in self.block_by_layer or {}:
-            if name not in names:
-                raise ValueError(f"block_by_layer names {name!r}; wrapped layers are {', '.join(sorted(names))}")
-        return NetworkSpec(
-            name=self.variant,
-            input_shape=input_shape,
-            num_classes=self.num_classes,
-            layers=tuple(layers),
-            count_classifier=count_classifier,
-            padding=self.padding,
-            batch_norm_epsilon=self.batch_norm_epsilon,
-            tied=self.tied,
-        )
-
-    def _pointwise(
-        self, name: str, features: int, size: Size, own_input: bool = True, own_output: bool = True
-    ) -> FrequencyPointwise:
-        return FrequencyPointwise(
-            features=features,
-            block=self.layer_block(name, size),
-            input_side=own_input and self.sides in ("both", "input"),
-            output_side=own_output and self.sides in ("both", "output"),
-            mode=self.mode,
-            levels=self.levels,
-            whole_channels=name in self.whole_channels,
-            block_means=name in self.block_means,
-            parent=None,
+            )  # fmt: skip
+        features = layers[-1].out_channels
+        layers.append(LayerSpec("classifier", "dense", (1, 1), (1, 1), features, self.num_classes))
+        return self.network_spec(
+            input_shape, count_classifier, layers, tied=self.tied, linear_bottlenecks=variant.linear
         )
 
     @nn.compact
@@ -402,12 +345,7 @@ class MobileNetV2(nn.Module):
         The network computes in the type of `x`, the classifier in float32 or wider.
         """
         variant = VARIANTS[self.variant]
-        norm = functools.partial(
-            BatchNorm,
-            use_running_average=not train,
-            momentum=self.batch_norm_momentum,
-            epsilon=self.batch_norm_epsilon,
-        )
+        norm = self.norms(train)
         groups = dict(self.wide_groups)
         window, stride = variant.stem_window, variant.stem_stride
         x = nn.Conv(
@@ -416,7 +354,7 @@ class MobileNetV2(nn.Module):
             (stride, stride),
             padding="SAME" if self.padding == "same" else window // 2,
             use_bias=False,
-            kernel_init=_FAN_OUT,
+            kernel_init=FAN_OUT,
             dtype=x.dtype,
             name="stem",
         )(x)
@@ -434,13 +372,13 @@ class MobileNetV2(nn.Module):
             reads, writes = (not tied and name not in streams for name in names)
             expand = None
             if plan.has_expand:
-                expand = self._pointwise(names[0], plan.wide_channels, plan.in_size, reads, not tied)
-            project = self._pointwise(names[1], plan.out_channels, plan.out_size, not tied, writes)
+                expand = self.pointwise(names[0], plan.wide_channels, plan.in_size, reads, not tied)
+            project = self.pointwise(names[1], plan.out_channels, plan.out_size, not tied, writes)
             block = InvertedResidual(
                 plan, expand, project, norm, tied, self.padding, groups.get(plan.name), name=plan.name
             )
             x = block(x, *(fcmasks[streams.get(name)] for name in names))
-        head = self._pointwise("head", self.head_channels, (x.shape[1], x.shape[2]), "head" not in streams)
-        x = head.copy(name="head")(x, fcmasks[streams.get("head")], norm=norm(relu6=True, name="head_norm"))
-        x = jnp.mean(x.astype(jnp.promote_types(x.dtype, jnp.float32)), axis=(1, 2))
-        return nn.Dense(self.num_classes, name="classifier")(x)
+        if self.head_channels is not None:
+            head = self.pointwise("head", self.head_channels, (x.shape[1], x.shape[2]), "head" not in streams)
+            x = head.copy(name="head")(x, fcmasks[streams.get("head")], norm=norm(relu6=True, name="head_norm"))
+        return self.classify(x)

@@ -1,0 +1,256 @@
+"""ResNets and ResNeXts with frequency layers: bottlenecks for ImageNet and CIFAR, basic blocks for CIFAR.
+
+Sources: He et al. 2016 (ResNet; a bottleneck's stride is in its 3x3 convolution, as is the custom since), Xie et al.
+2017 (ResNeXt). ResNeXt-29 has the 1x1 stem and the twofold expansion that give the paper's 772.47 M MACs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fdjax.nn.frequency import FrequencyPointwise
+from fdjax.nn.network import Conv, FrequencyNetwork, Size, round_channels, strided
+from fdjax.nn.normalization import BatchNorm
+from fdjax.spec import LayerSpec, NetworkSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What differs between the members of the family.
+
+    Attributes:
+      repeats: blocks of each stage.
+      stem_channels: before the width multiplier.
+      stem_window: 7, 3 or 1.
+      stem_stride: 1 or 2.
+      stem_pool: a 3x3 max pool with stride 2 follows the stem.
+      channels: of the 3x3 convolutions of the first stage (without groups); they double from stage to stage.
+      expansion: a bottleneck's outputs for each of them, 0 for basic blocks.
+      cardinality: groups of the bottlenecks' 3x3 convolutions.
+      group_width: channels of each group in the first stage; None: `channels`.
+    """
+
+    repeats: tuple[int, ...]
+    stem_channels: int
+    stem_window: int
+    stem_stride: int
+    stem_pool: bool
+    channels: int
+    expansion: int
+    cardinality: int = 1
+    group_width: int | None = None
+
+    @property
+    def bottleneck(self) -> bool:
+        return self.expansion > 0
+
+
+VARIANTS: Mapping[str, Variant] = {
+    **{f"resnet{6 * n + 2}": Variant((n, n, n), 16, 3, 1, False, 16, 0) for n in (3, 5, 7, 9, 18)},
+    "resnet50": Variant((3, 4, 6, 3), 64, 7, 2, True, 64, 4),
+    "resnext50_32x4d": Variant((3, 4, 6, 3), 64, 7, 2, True, 128, 2, 32, 4),
+    "resnext29": Variant((3, 3, 3), 64, 1, 1, False, 128, 2, 32, 4),
+}
+
+
+class BlockPlan(NamedTuple):
+    """One residual block as it will be built; `inner_channels` are those of its first convolution."""
+
+    name: str
+    in_channels: int
+    inner_channels: int
+    out_channels: int
+    stride: int
+    groups: int
+    bottleneck: bool
+    in_size: Size
+    out_size: Size
+
+    @property
+    def has_projection(self) -> bool:
+        """Whether a convolution brings the input to the output's shape; basic blocks pad with zeros."""
+        return self.bottleneck and (self.stride > 1 or self.in_channels != self.out_channels)
+
+
+def padded_shortcut(x: jax.Array, stride: int, channels: int) -> jax.Array:
+    """The parameter-free shortcut: every `stride`-th pixel, and zeros for the new channels, half on either side."""
+    missing = channels - x.shape[-1]
+    return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, or a 3x3 one between two frequency layers; then the shortcut, and ReLU.
+
+    Attributes:
+      plan: channels, stride and sizes.
+      reduce: of a bottleneck, an unbound layer, else None.
+      expand: likewise.
+      norm: makes a batch norm of a given name.
+      padding: "same" or "torch".
+    """
+
+    plan: BlockPlan
+    reduce: FrequencyPointwise | None
+    expand: FrequencyPointwise | None
+    norm: Callable[..., BatchNorm]
+    padding: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [B, H, W, C] -> [B, H', W', D]."""
+        plan = self.plan
+        inner, window = plan.inner_channels, 3
+        if self.reduce is not None and self.expand is not None:
+            y = self.reduce.copy(name="conv1")(x, norm=self.norm(name="conv1_norm"))
+            y = Conv(inner, window, plan.stride, plan.groups, self.padding, name="conv2")(nn.relu(y))
+            y = nn.relu(self.norm(name="conv2_norm")(y))
+            y = self.expand.copy(name="conv3")(y, norm=self.norm(name="conv3_norm"))
+        else:
+            y = Conv(inner, window, plan.stride, 1, self.padding, name="conv1")(x)
+            y = nn.relu(self.norm(name="conv1_norm")(y))
+            y = Conv(plan.out_channels, window, 1, 1, self.padding, name="conv2")(y)
+            y = self.norm(name="conv2_norm")(y)
+        if plan.has_projection:
+            x = Conv(plan.out_channels, 1, plan.stride, 1, self.padding, name="shortcut")(x)
+            x = self.norm(name="shortcut_norm")(x)
+        elif plan.stride > 1 or plan.in_channels != plan.out_channels:
+            x = padded_shortcut(x, plan.stride, plan.out_channels)
+        return nn.relu(x + y)
+
+
+class ResNet(FrequencyNetwork):
+    """A ResNet or ResNeXt; the bottlenecks' pointwise layers are frequency layers, stem and shortcuts are not.
+
+    Attributes (those of `FrequencyNetwork`, and):
+      variant: a key of `VARIANTS`.
+      cardinality: groups of the bottlenecks' 3x3 convolutions; None: the variant's.
+      group_width: channels of each group in the first stage; None: the variant's.
+      inner_channels: of each block's first convolution, in order, where they are not the variant's: what a filter
+        pruner leaves.
+    """
+
+    variant: str = "resnet50"
+    cardinality: int | None = None
+    group_width: int | None = None
+    inner_channels: tuple[int, ...] = ()
+
+    @property
+    def stem_channels(self) -> int:
+        """Of the stem's output."""
+        return round_channels(VARIANTS[self.variant].stem_channels * self.width)
+
+    def blocks(self, size: Size) -> Iterator[BlockPlan]:
+        """The residual blocks, in order, for maps of `size` after the stem (and its pool).
+
+        Raises:
+          ValueError: `inner_channels` that are not one for each block.
+        """
+        variant = VARIANTS[self.variant]
+        if self.inner_channels and len(self.inner_channels) != sum(variant.repeats):
+            raise ValueError(
+                f"inner_channels must be one number for each of the {sum(variant.repeats)} blocks of {self.variant}, "
+                f"got {len(self.inner_channels)}"
+            )
+        groups = self.cardinality or variant.cardinality
+        group_width = self.group_width or variant.group_width or variant.channels
+        channels, index = self.stem_channels, 0
+        for stage, repeats in enumerate(variant.repeats):
+            if groups == 1:
+                inner = round_channels(group_width * self.width) * 2**stage
+            else:
+                inner = groups * max(1, round(group_width * self.width)) * 2**stage
+            out_channels = inner * (variant.expansion or 1)
+            for repeat in range(repeats):
+                stride = 2 if stage and repeat == 0 else 1
+                out_size = strided(size, stride)
+                yield BlockPlan(
+                    name=f"block{index:02d}",
+                    in_channels=channels,
+                    inner_channels=self.inner_channels[index] if self.inner_channels else inner,
+                    out_channels=out_channels,
+                    stride=stride,
+                    groups=groups,
+                    bottleneck=variant.bottleneck,
+                    in_size=size,
+                    out_size=out_size,
+                )
+                channels, size, index = out_channels, out_size, index + 1
+
+    def _stem_size(self, size: Size) -> Size:
+        """The map after the stem and its pool."""
+        variant = VARIANTS[self.variant]
+        size = strided(size, variant.stem_stride)
+        return strided(size, 2) if variant.stem_pool else size
+
+    def spec(self, input_shape: tuple[int, int, int], count_classifier: bool = False) -> NetworkSpec:
+        """The network as data, for inputs of `input_shape` (H, W, C).
+
+        Raises:
+          ValueError: a block larger than its map, or a block setting for a layer that does not exist.
+        """
+        variant = VARIANTS[self.variant]
+        size: Size = (input_shape[0], input_shape[1])
+        stem_size = strided(size, variant.stem_stride)
+        layers = [
+            LayerSpec(
+                "stem", "conv", size, stem_size, input_shape[2], self.stem_channels,
+                variant.stem_window, variant.stem_stride,
+            )
+        ]  # fmt: skip
+        for plan in self.blocks(self._stem_size(size)):
+            layers += self._bottleneck_layers(plan) if plan.bottleneck else self._basic_layers(plan)
+        features = layers[-1].out_channels
+        layers.append(LayerSpec("classifier", "dense", (1, 1), (1, 1), features, self.num_classes))
+        return self.network_spec(input_shape, count_classifier, layers, stem_pool=variant.stem_pool)
+
+    def _bottleneck_layers(self, plan: BlockPlan) -> Iterator[LayerSpec]:
+        conv1, conv2, conv3 = (f"{plan.name}/conv{number}" for number in (1, 2, 3))
+        inner = plan.inner_channels
+        if plan.has_projection:
+            yield LayerSpec(
+                f"{plan.name}/shortcut", "conv", plan.in_size, plan.out_size, plan.in_channels, plan.out_channels,
+                1, plan.stride, unit=plan.name,
+            )  # fmt: skip
+
+        def wrapped(name: str, size: Size, channels: int, features: int) -> LayerSpec:
+            masks = {f"{which}_mask": self.side(name, which) for which in ("input", "output")}
+            return self.wrapped_spec(name, size, channels, features, unit=plan.name, **masks)
+
+        yield wrapped(conv1, plan.in_size, plan.in_channels, inner)
+        yield LayerSpec(
+            conv2, "conv", plan.in_size, plan.out_size, inner, inner, 3, plan.stride, unit=plan.name, groups=plan.groups
+        )
+        yield wrapped(conv3, plan.out_size, inner, plan.out_channels)
+
+    @staticmethod
+    def _basic_layers(plan: BlockPlan) -> Iterator[LayerSpec]:
+        for name, size, channels, features, stride in (
+            (f"{plan.name}/conv1", plan.in_size, plan.in_channels, plan.inner_channels, plan.stride),
+            (f"{plan.name}/conv2", plan.out_size, plan.inner_channels, plan.out_channels, 1),
+        ):
+            yield LayerSpec(name, "conv", size, plan.out_size, channels, features, 3, stride, unit=plan.name)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Normalised images [B, H, W, C] -> logits [B, num_classes]; `train` uses and updates batch statistics.
+
+        The network computes in the type of `x`, the classifier in float32 or wider.
+        """
+        variant, norm = VARIANTS[self.variant], self.norms(train)
+        x = Conv(self.stem_channels, variant.stem_window, variant.stem_stride, 1, self.padding, name="stem")(x)
+        x = nn.relu(norm(name="stem_norm")(x))
+        if variant.stem_pool:
+            x = nn.max_pool(x, (3, 3), (2, 2), padding="SAME" if self.padding == "same" else ((1, 1), (1, 1)))
+        for plan in self.blocks((x.shape[1], x.shape[2])):
+            reduce = expand = None
+            if plan.bottleneck:
+                reduce = self.pointwise(f"{plan.name}/conv1", plan.inner_channels, plan.in_size)
+                expand = self.pointwise(f"{plan.name}/conv3", plan.out_channels, plan.out_size)
+            x = ResidualBlock(plan, reduce, expand, norm, self.padding, name=plan.name)(x)
+        return self.classify(x)
