@@ -293,7 +293,7 @@ def _bottleneck_conv(room: Room) -> LayerSpec | None:
 
 def _groups_read(conv: LayerSpec, output_counts: np.ndarray) -> np.ndarray:
     """[groups], whether what follows a convolution reads any of a group's outputs."""
-    return (output_counts > 0).reshape(conv.groups, -1).any(axis=1)
+    return np.any(output_counts.reshape(conv.groups, -1) > 0, axis=1)
 
 
 def bottleneck_conv_macs(conv: LayerSpec, input_counts: np.ndarray, output_counts: np.ndarray) -> int:

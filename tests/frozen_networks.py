@@ -16,7 +16,7 @@ from fdjax.ops.fcmask import counts_to_fcmask, level_counts
 from fdjax.spec import NetworkSpec
 
 # Frozen networks are as many programs as there are masks: compiled in haste, each runs once.
-_HASTE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+HASTE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def random_variables(network: MobileNet, spec: NetworkSpec, seed: int) -> dict:
@@ -75,7 +75,7 @@ def masked_logits(network: MobileNet, spec: NetworkSpec, variables: dict, counts
 def frozen_logits(frozen: Frozen, images: np.ndarray, **how) -> np.ndarray:
     """What the frozen network says."""
     function = functools.partial(apply, frozen.plan, **how)
-    return np.asarray(jax.jit(function, compiler_options=_HASTE)(frozen.arrays, images))
+    return np.asarray(jax.jit(function, compiler_options=HASTE)(frozen.arrays, images))
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:

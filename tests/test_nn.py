@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fdjax.nn.network import round_channels
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fdjax.nn import FCMASK, MOBILENETS, FrequencyPointwise, MobileNet, frequency, normalization
+from fdjax.nn.network import round_channels
 from fdjax.nn.normalization import BatchNorm, Depthwise, Pointwise
 from fdjax.ops import banded_pointwise, hard_coef_mask, masked_pointwise, plan_bands, pointwise
 from fdjax.ops.fcmask import coef_mask, counts_to_fcmask, kept_counts

@@ -22,7 +22,7 @@ from fdjax.frozen.network import apply, compiler_options
 from fdjax.frozen.plan import NetworkPlan
 from fdjax.spec import NetworkSpec
 
-FORMAT, FORMAT_VERSION = "fdjax frozen network", 1
+FORMAT, FORMAT_VERSION = "fdjax frozen network", 2
 MANIFEST, ARRAYS, CHECKSUM = "manifest.json", "arrays.npz", "manifest.json.sha256"
 
 

@@ -38,7 +38,7 @@ def seeded_variables(spec: NetworkSpec, seed: int = 0) -> dict[str, Any]:
         if layer.unit:
             tree, averages = params.setdefault(layer.unit, {}), stats.setdefault(layer.unit, {})
         shape = {
-            "conv": (*window, layer.in_channels, layer.out_channels),
+            "conv": (*window, layer.in_channels // layer.groups, layer.out_channels),
             "depthwise": (*window, layer.in_channels),
         }.get(layer.kind, (layer.in_channels, layer.out_channels))
         kernel = rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape)
@@ -139,7 +139,7 @@ def bench(
 
 
 def bench_layers(frozen: Frozen, dense: Frozen, *, batch: int = 1) -> list[dict[str, Any]]:
-    """Times each inverted residual block, and the head, alone: frozen beside dense, turn by turn.
+    """Times each block, and the head, alone: frozen beside dense, turn by turn.
 
     Returns:
       For each: name, form, `frozen_ms`, `dense_ms` (medians), `time_ratio`, `macs` and `dense_macs`.

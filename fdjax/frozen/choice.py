@@ -20,8 +20,8 @@ from fdjax import provenance
 from fdjax.frozen import kernels
 from fdjax.frozen.fold import Candidates, Frozen, HostArrays, Variables, fewest_macs, freeze
 from fdjax.frozen.network import compiler_options
-from fdjax.frozen.plan import HeadPlan, UnitPlan
-from fdjax.spec import Counts, NetworkSpec, units
+from fdjax.frozen.plan import BlockPlan, HeadPlan
+from fdjax.spec import Counts, NetworkSpec, blocks
 
 _WARM_UP, _FEWEST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 7, 200, 0.4
 # Times of a layer alone, a few percent apart, do not say which is faster in the network.
@@ -82,16 +82,16 @@ def interleaved(functions: Mapping[str, Callable[[], object]], rounds: int | Non
     return {name: Times(*np.asarray(found).T) for name, found in times.items()}
 
 
-def _layer_function(plan: UnitPlan | HeadPlan, arrays: HostArrays, batch: int) -> Callable[[], jax.Array]:
-    size = plan.in_size if isinstance(plan, UnitPlan) else plan.size
-    evaluate = kernels.unit if isinstance(plan, UnitPlan) else kernels.head
+def _layer_function(plan: BlockPlan | HeadPlan, arrays: HostArrays, batch: int) -> Callable[[], jax.Array]:
+    size = plan.size if isinstance(plan, HeadPlan) else plan.in_size
+    evaluate = kernels.head if isinstance(plan, HeadPlan) else kernels.block
     x = jax.random.uniform(jax.random.key(0), (batch, *size, plan.inputs), jnp.float32, 0, 6)
     on_device = {name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()}
     function = jax.jit(functools.partial(evaluate, plan=plan), compiler_options=compiler_options())
     return functools.partial(function, x, on_device)
 
 
-def time_layer(candidates: Mapping[str, tuple[UnitPlan | HeadPlan, HostArrays]], batch: int) -> dict[str, float]:
+def time_layer(candidates: Mapping[str, tuple[BlockPlan | HeadPlan, HostArrays]], batch: int) -> dict[str, float]:
     """Median milliseconds of a layer's forms, run in turn on random maps of `batch` images."""
     functions = {name: _layer_function(plan, arrays, batch) for name, (plan, arrays) in candidates.items()}
     return {name: float(np.median(times.own)) for name, times in interleaved(functions).items()}
@@ -111,7 +111,9 @@ class Stopwatch:
     cache: Path | None = None
     times: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
 
-    def measure(self, layer: str, candidates: Mapping[str, tuple[UnitPlan | HeadPlan, HostArrays]]) -> dict[str, float]:
+    def measure(
+        self, layer: str, candidates: Mapping[str, tuple[BlockPlan | HeadPlan, HostArrays]]
+    ) -> dict[str, float]:
         """Milliseconds of a layer's forms."""
         file = self._file({name: dataclasses.asdict(plan) for name, (plan, _) in candidates.items()})
         found = _read(file)
@@ -162,8 +164,8 @@ def release_slower(
     """
     raised = {path: np.where(np.asarray(counts[path]) > 0, n, 0) for path, (_, n) in spec.mask_sizes.items()}
     pruned, released = (_forms(spec, variables, c) for c in (counts, raised))
-    members = {name: list(roles.values()) for name, roles in units(spec).items()}
-    members["head"] = [layer for layer in spec.layers if layer.name == "head"]
+    members = {name: list(roles.values()) for name, roles in blocks(spec).items()}
+    members |= {layer.name: [layer] for layer in spec.layers if layer.name == "head"}
     after, names = {path: np.asarray(count) for path, count in counts.items()}, []
     for name, layers in members.items():
         paths = [path for layer in layers for path in (layer.input_mask, layer.output_mask) if path]
@@ -179,22 +181,23 @@ def release_slower(
 
 def _forms(
     spec: NetworkSpec, variables: Variables, counts: Counts
-) -> dict[str, dict[str, tuple[UnitPlan | HeadPlan, HostArrays]]]:
+) -> dict[str, dict[str, tuple[BlockPlan | HeadPlan, HostArrays]]]:
     """The exact forms of every block, and the head's only one, by name."""
-    found: dict[str, dict[str, tuple[UnitPlan | HeadPlan, HostArrays]]] = {}
+    found: dict[str, dict[str, tuple[BlockPlan | HeadPlan, HostArrays]]] = {}
 
     def keep(candidates: Candidates) -> str:
         found[next(iter(candidates.values()))[0].name] = dict(candidates)
         return fewest_macs(candidates)
 
-    head = layers_of(freeze(spec, variables, counts, keep))["head"]
-    return {**found, "head": {head[0].form: head}}
+    head = layers_of(freeze(spec, variables, counts, keep)).get("head")
+    return {**found, "head": {head[0].form: head}} if head else found
 
 
-def layers_of(frozen: Frozen) -> dict[str, tuple[UnitPlan | HeadPlan, HostArrays]]:
+def layers_of(frozen: Frozen) -> dict[str, tuple[BlockPlan | HeadPlan, HostArrays]]:
     """The blocks and the head of a frozen network with their own arrays, by name."""
-    plans: dict[str, UnitPlan | HeadPlan] = {unit.name: unit for unit in frozen.plan.units}
-    plans["head"] = frozen.plan.head
+    plans: dict[str, BlockPlan | HeadPlan] = {unit.name: unit for unit in frozen.plan.units}
+    if frozen.plan.head is not None:
+        plans["head"] = frozen.plan.head
     return {
         name: (plan, {key: array for key, array in frozen.arrays.items() if key.startswith(f"{name}/")})
         for name, plan in plans.items()

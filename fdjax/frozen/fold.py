@@ -12,34 +12,37 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
 from fdjax.frozen.kernels import pack
+from fdjax.frozen.parameters import Parameters, Variables
 from fdjax.frozen.plan import (
+    BlockPlan,
     ChainPlan,
     HeadPlan,
-    Indices,
     NetworkPlan,
-    ProductPlan,
     StemPlan,
     UnitPlan,
+    by_count,
     conv_pads,
     mean_phases,
     plan_product,
+    plan_reading,
     runs_at_block_resolution,
+    static_order,
+    taps_on_the_map,
 )
+from fdjax.frozen.residual import fold_residual
 from fdjax.ops.blocks import num_blocks
 from fdjax.ops.dct import dct_basis
-from fdjax.spec import Counts, LayerSpec, NetworkSpec, tied_mask, units
+from fdjax.spec import Counts, LayerSpec, NetworkSpec, blocks, effective_counts, tied_mask, units
 
 # Beyond so many, groups are too narrow to be worth a chain each.
 _MAX_GROUPS = 4
 
-Variables = Mapping[str, Any]
 HostArrays = dict[str, np.ndarray]
-Candidates = dict[str, tuple[UnitPlan, HostArrays]]
+Candidates = Mapping[str, tuple[BlockPlan, HostArrays]]
 Choose = Callable[[Candidates], str]
 
 
@@ -63,7 +66,7 @@ def freeze(spec: NetworkSpec, variables: Variables, counts: Counts, choose: Choo
       spec: the network.
       variables: the collections `params` and `batch_stats`, nested dicts of arrays.
       counts: path of every FCMask -> kept counts, as they are after the gate.
-      choose: picks among the exact forms of each inverted residual block, by their names.
+      choose: picks among the exact forms of each block, by their names.
 
     Returns:
       The network, equal to the masked one up to rounding.
@@ -74,7 +77,7 @@ def freeze(spec: NetworkSpec, variables: Variables, counts: Counts, choose: Choo
     network = _Network(spec, variables, counts)
     arrays: HostArrays = {**network.stem_arrays()}
     plans = []
-    for candidates in map(unit_candidates, network.units()):
+    for candidates in network.candidates():
         plan, own = candidates[choose(candidates)]
         plans.append(plan)
         arrays |= own
@@ -82,15 +85,6 @@ def freeze(spec: NetworkSpec, variables: Variables, counts: Counts, choose: Choo
     arrays |= own
     plan = NetworkPlan(spec.input_shape, spec.num_classes, network.stem_plan(), tuple(plans), head)
     return Frozen(plan, {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()})
-
-
-def _at(tree: Variables, path: str) -> np.ndarray:
-    node: Any = tree
-    for key in path.split("/"):
-        if not isinstance(node, Mapping) or key not in node:
-            raise ValueError(f"the variables have no {path}")
-        node = node[key]
-    return np.asarray(node, np.float64)
 
 
 @dataclasses.dataclass
@@ -139,9 +133,10 @@ class UnitParts:
       out_counts: [D] kept by the project layer's output side.
       out_stream: the channels of the output map, in order.
       alive: [E], the wide channels that depend on the image.
-      kernels: expand [C, E] or None, depthwise [3, 3, E], project [E, D].
+      kernels: expand [C, E] or None, depthwise [window, window, E], project [E, D].
       biases: expand [E] (constant inputs included), depthwise [E], and project [D] or [H', W', D].
       residual: the input is added.
+      linear: no activation follows the project layer.
     """
 
     name: str
@@ -159,6 +154,7 @@ class UnitParts:
     kernels: tuple[np.ndarray | None, np.ndarray, np.ndarray]
     biases: tuple[np.ndarray, np.ndarray, np.ndarray]
     residual: bool
+    linear: bool
 
     @property
     def blocks(self) -> tuple[int, int]:
@@ -171,7 +167,7 @@ class _Network:
     """The spec's layers with their masks, folded one after the other."""
 
     def __init__(self, spec: NetworkSpec, variables: Variables, counts: Counts):
-        self.spec, self._params, self._stats = spec, variables["params"], variables["batch_stats"]
+        self.spec, self._parameters = spec, Parameters(variables, spec.batch_norm_epsilon)
         for path, (channels, num_coefs) in spec.mask_sizes.items():
             given = np.asarray(counts[path]) if path in counts else None
             if given is None or given.shape != (channels,) or given.min() < 0 or given.max() > num_coefs:
@@ -187,50 +183,70 @@ class _Network:
         return layer.output_counts(self._counts)
 
     def _follow_streams(self) -> list[_Stream]:
-        """The streams of the network, in order; a block with a residual goes on with its own."""
+        """The streams of the network, in order; a block with a residual goes on with its own.
+
+        In a ResNet there is one, of which all remains.
+        """
         width = self._layers["stem"].out_channels
+        if not units(self.spec):
+            return [_Stream(width, np.ones(width, bool), np.ones(width, bool))]
         streams = [_Stream(width, np.ones(width, bool), np.zeros(width, bool))]
         for roles in units(self.spec).values():
             streams[-1].reads(self._in(roles["expand" if "expand" in roles else "project"]))
             written = self._out(roles["project"]) > 0
-            if _is_residual(roles):
+            if self._is_residual(roles):
                 streams[-1].varies |= written
             else:
                 streams.append(_Stream(len(written), written, np.zeros(len(written), bool)))
-        streams[-1].reads(self._in(self._layers["head"]))
+        head = self._layers.get("head")
+        streams[-1].reads(self._in(head) if head else np.ones(streams[-1].width, np.int64))
         return streams
 
-    def _batch_norm(self, path: str) -> tuple[np.ndarray, np.ndarray]:
-        """(slope, shift) of a batch norm with its running averages."""
-        scale, bias = (_at(self._params, f"{path}/{name}") for name in ("scale", "bias"))
-        mean, var = (_at(self._stats, f"{path}/{name}") for name in ("mean", "var"))
-        slope = scale / np.sqrt(var + self.spec.batch_norm_epsilon)
-        return slope, bias - mean * slope
+    def _is_residual(self, roles: Mapping[str, LayerSpec]) -> bool:
+        first = roles.get("expand", roles["depthwise"])
+        same_shape = roles["depthwise"].stride == 1 and first.in_channels == roles["project"].out_channels
+        return self.spec.linear_bottlenecks and same_shape
 
     def stem_plan(self) -> StemPlan:
         layer = self._layers["stem"]
         pads = [conv_pads(length, layer.stride, layer.window, self.spec.padding) for length in layer.in_size]
-        return StemPlan(layer.window, layer.stride, (pads[0], pads[1]), layer.out_size)
+        pool_pads = None
+        if self.spec.stem_pool:
+            pool = [conv_pads(length, 2, 3, self.spec.padding) for length in layer.out_size]
+            pool_pads = (pool[0], pool[1])
+        relu6 = bool(units(self.spec))
+        return StemPlan(layer.window, layer.stride, (pads[0], pads[1]), layer.out_size, relu6, pool_pads)
 
     def stem_arrays(self) -> HostArrays:
-        slope, shift = self._batch_norm("stem_norm")
+        slope, shift = self._parameters.batch_norm("stem_norm")
         channels = self.spec.input_shape[2]
         mean = np.asarray(self.spec.input_mean or [0.0] * channels)
         std = np.asarray(self.spec.input_std or [1.0] * channels)
-        kernel = _at(self._params, "stem/kernel") * slope / std[:, None]
+        kernel = self._parameters.at("stem/kernel") * slope / std[:, None]
         order = self._streams[0].order()
         return {"stem/mean": mean, "stem/kernel": kernel[..., order], "stem/bias": shift[order]}
 
+    def candidates(self) -> Iterator[Candidates]:
+        """The exact forms of each block by name, in order."""
+        if units(self.spec):
+            yield from map(unit_candidates, self.units())
+            return
+        sides = effective_counts(self.spec, self._counts)
+        for name, roles in blocks(self.spec).items():
+            plan, arrays = fold_residual(name, roles, self._parameters, sides, self.spec.padding)
+            yield {plan.form: (plan, arrays)}
+
     def units(self) -> Iterator[UnitParts]:
-        """The blocks in order; what their removed input channels leave behind is followed on the way."""
+        """The inverted residual blocks in order; what their removed input channels leave is followed on the way."""
         streams = iter(self._streams)
         stream = next(streams)
         self._constant = np.zeros(stream.width)
         for name, roles in units(self.spec).items():
-            residual = _is_residual(roles)
+            residual = self._is_residual(roles)
             out_stream = stream if residual else next(streams)
             yield self._unit(name, roles, stream, out_stream, residual)
-            _, shift = self._batch_norm(f"{name}/project_norm")
+            _, shift = self._parameters.batch_norm(f"{name}/project_norm")
+            shift = shift if self.spec.linear_bottlenecks else np.clip(shift, 0, 6)
             self._constant = self._constant + shift if residual else shift
             stream = out_stream
 
@@ -238,10 +254,10 @@ class _Network:
         self, name: str, roles: Mapping[str, LayerSpec], stream: _Stream, out_stream: _Stream, residual: bool
     ) -> UnitParts:
         expand, depthwise, project = roles.get("expand"), roles["depthwise"], roles["project"]
-        slope, shift = self._batch_norm(f"{name}/depthwise_norm")
-        depthwise_kernel, depthwise_bias = _at(self._params, f"{name}/depthwise") * slope, shift
-        slope, project_bias = self._batch_norm(f"{name}/project_norm")
-        project_kernel = _at(self._params, f"{name}/project/kernel") * slope
+        slope, shift = self._parameters.batch_norm(f"{name}/depthwise_norm")
+        depthwise_kernel, depthwise_bias = self._parameters.at(f"{name}/depthwise") * slope, shift
+        slope, project_bias = self._parameters.batch_norm(f"{name}/project_norm")
+        project_kernel = self._parameters.at(f"{name}/project/kernel") * slope
         read, out_counts = self._in(project), self._out(project)
         constant_inputs = np.where(stream.varies, 0.0, self._constant)
         if expand is None:
@@ -249,8 +265,8 @@ class _Network:
             expand_kernel, expand_bias = None, constant_inputs
         else:
             narrow_counts, made = self._in(expand), self._out(expand)
-            slope, shift = self._batch_norm(f"{name}/expand_norm")
-            expand_kernel = _at(self._params, f"{name}/expand/kernel") * slope
+            slope, shift = self._parameters.batch_norm(f"{name}/expand_norm")
+            expand_kernel = self._parameters.at(f"{name}/expand/kernel") * slope
             # A constant has only its mean, which every channel keeps that keeps anything.
             left = (constant_inputs * (narrow_counts > 0)) @ expand_kernel
             expand_bias = shift + left * (made > 0)
@@ -278,21 +294,28 @@ class _Network:
             kernels=(expand_kernel, depthwise_kernel, project_kernel),
             biases=(expand_bias, depthwise_bias, project_bias),
             residual=residual,
+            linear=self.spec.linear_bottlenecks,
         )
 
-    def head(self) -> tuple[HeadPlan, HostArrays]:
-        """The head and the classifier; call it after `units`."""
-        layer, stream = self._layers["head"], self._streams[-1]
+    def head(self) -> tuple[HeadPlan | None, HostArrays]:
+        """The head, if there is one, and the classifier; call it after `candidates`."""
+        layer, stream = self._layers.get("head"), self._streams[-1]
+        classifier, classifier_bias = (self._parameters.at(f"classifier/{name}") for name in ("kernel", "bias"))
+        if layer is None:
+            # In a ResNet the stream is the stem's, and nothing of it is removed.
+            order = stream.order() if units(self.spec) else np.arange(len(classifier))
+            removed = np.setdiff1d(np.arange(len(classifier)), order)
+            bias = classifier_bias + self._constant[removed] @ classifier[removed] if len(removed) else classifier_bias
+            return None, {"classifier/kernel": classifier[order], "classifier/bias": bias}
         assert layer.block is not None
-        slope, shift = self._batch_norm("head_norm")
-        kernel = _at(self._params, "head/kernel") * slope
+        slope, shift = self._parameters.batch_norm("head_norm")
+        kernel = self._parameters.at("head/kernel") * slope
         inputs, outputs = self._in(layer), self._out(layer)
         constant_inputs = np.where(stream.varies, 0.0, self._constant) * (inputs > 0)
         bias = shift + (constant_inputs @ kernel) * (outputs > 0)
-        classifier, classifier_bias = (_at(self._params, f"classifier/{name}") for name in ("kernel", "bias"))
         removed = outputs == 0
-        made = _sorted(np.flatnonzero(~removed), outputs)
-        product, read = _input_plan(stream.order(), inputs, outputs[made], layer.block)
+        made = by_count(np.flatnonzero(~removed), outputs)
+        product, read = plan_reading(stream.order(), inputs, outputs[made], layer.block)
         arrays = {
             **pack("head", kernel[read][:, made], product),
             "head/bias": bias[made],
@@ -307,40 +330,9 @@ class _Network:
         return HeadPlan(form, len(stream.order()), layer.in_size, layer.block, product), arrays
 
 
-def _is_residual(roles: Mapping[str, LayerSpec]) -> bool:
-    first = roles.get("expand", roles["depthwise"])
-    return roles["depthwise"].stride == 1 and first.in_channels == roles["project"].out_channels
-
-
-def _sorted(channels: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """`channels`, those that keep more first."""
-    return channels[np.argsort(-counts[channels], kind="stable")]
-
-
-def _order(indices: np.ndarray, width: int) -> Indices | None:
-    """Static indices into a map of `width` channels; None where they are all of them, as they lie."""
-    return None if np.array_equal(indices, np.arange(width)) else tuple(int(i) for i in indices)
-
-
-def _input_plan(
-    stream: np.ndarray, counts: np.ndarray, output_counts: np.ndarray, block: int
-) -> tuple[ProductPlan, np.ndarray]:
-    """A product that reads the map whose channels are `stream`: its plan, and the channels it reads, in order."""
-    kept = np.array([counts[channel] for channel in stream], np.int64)
-    places = _sorted(np.flatnonzero(kept > 0), kept)
-    plan = plan_product(kept[places], output_counts, block, _order(places, len(stream)))
-    return plan, stream[places]
-
-
 def _depthwise_of_constant(values: np.ndarray, kernel: np.ndarray, layer: LayerSpec, padding: str) -> np.ndarray:
     """The depthwise layer on maps of constant `values` [C]: [H', W', C]; only the taps on the map count."""
-
-    def on_the_map(length: int, out: int) -> np.ndarray:
-        first = np.arange(out) * layer.stride - conv_pads(length, layer.stride, layer.window, padding)[0]
-        taps = first[:, None] + np.arange(layer.window)
-        return ((taps >= 0) & (taps < length)).astype(np.float64)
-
-    rows, columns = (on_the_map(*sizes) for sizes in zip(layer.in_size, layer.out_size, strict=True))
+    rows, columns = taps_on_the_map(layer.in_size, layer.out_size, layer.stride, layer.window, padding)
     return np.einsum("ri,sj,ijc->rsc", rows, columns, kernel, optimize=True) * values
 
 
@@ -455,7 +447,7 @@ def _build(unit: UnitParts, groups: Mapping[str, np.ndarray]) -> tuple[UnitPlan,
     """A block as one chain for each group of wide channels [E] (bool); "means" runs at block resolution."""
     arrays: HostArrays = {}
     chains = [_chain(unit, name, np.flatnonzero(members), arrays) for name, members in groups.items() if members.any()]
-    written = _sorted(unit.out_stream[unit.out_counts[unit.out_stream] > 0], unit.out_counts)
+    written = by_count(unit.out_stream[unit.out_counts[unit.out_stream] > 0], unit.out_counts)
     places = {int(channel): place for place, channel in enumerate(written)}
     placement = np.array([places.get(int(channel), -1) for channel in unit.out_stream], np.int64)
     bias = unit.biases[2][..., unit.out_stream]
@@ -473,8 +465,10 @@ def _build(unit: UnitParts, groups: Mapping[str, np.ndarray]) -> tuple[UnitPlan,
         segments=_output_segments(chains, len(written)),
         output_counts=tuple(int(unit.out_counts[channel]) for channel in written),
         outputs=len(unit.out_stream),
-        placement=_order(placement, len(written)),
+        placement=static_order(placement, len(written)),
         border=bias.ndim > 1,
+        window=unit.depthwise.window,
+        relu6=not unit.linear,
     )
     return plan, {f"{unit.name}/bias": bias, **arrays}
 
@@ -504,20 +498,21 @@ def _chain(unit: UnitParts, name: str, channels: np.ndarray, arrays: HostArrays)
     expand, select = None, None
     if expand_kernel is None:
         places = {int(channel): place for place, channel in enumerate(unit.stream)}
-        select = _order(np.array([places[int(channel)] for channel in wide], np.int64), len(unit.stream))
+        select = static_order(np.array([places[int(channel)] for channel in wide], np.int64), len(unit.stream))
     else:
         inputs = np.minimum(unit.narrow_counts, 1) if means else unit.narrow_counts
-        expand, narrow = _input_plan(unit.stream, inputs, made[wide], unit.blocks[0])
+        expand, narrow = plan_reading(unit.stream, inputs, made[wide], unit.blocks[0])
         arrays |= pack(f"{prefix}/expand", expand_kernel[narrow][:, wide], expand)
         arrays[f"{prefix}/expand_bias"] = unit.biases[0][wide]
     order = np.argsort(-read[wide], kind="stable")
     made_outputs = unit.out_stream[unit.out_counts[unit.out_stream] > 0]
-    outputs = _sorted(made_outputs, unit.out_counts)
+    outputs = by_count(made_outputs, unit.out_counts)
     out_counts = np.minimum(unit.out_counts, 1) if means else unit.out_counts
-    project = plan_product(read[wide][order], out_counts[outputs], unit.blocks[1], _order(order, len(wide)))
+    project = plan_product(read[wide][order], out_counts[outputs], unit.blocks[1], static_order(order, len(wide)))
     kernel = depthwise_kernel[..., wide]
     if means:
-        phases = mean_phases(unit.depthwise.in_size, unit.depthwise.stride, unit.padding, unit.blocks[0])
+        depthwise = unit.depthwise
+        phases = mean_phases(depthwise.in_size, depthwise.stride, unit.padding, unit.blocks[0], depthwise.window)
         kernel = np.array([kernel[np.ix_(r, c)].sum(axis=(0, 1)) for phase in phases for _, _, r, c in phase.taps])
     arrays[f"{prefix}/depthwise"] = kernel
     arrays[f"{prefix}/depthwise_bias"] = unit.biases[1][wide]

@@ -1,7 +1,8 @@
 """Evaluating the layers of a frozen network: the one file that another backend would replace.
 
-Each function takes maps, the layer's arrays, and its static plan. The boundary is `stem`, `unit`, `head` and
-`pointwise`, with `pack` that lays out a product's weights for them; the rest is this backend's own.
+Each function takes maps, the layer's arrays, and its static plan. The boundary is `stem`, `block` (`unit` or
+`residual`), `head` and `pointwise`, with `pack` that lays out a product's weights for them; the rest is this backend's
+own.
 
 Shape letters: `fdjax.ops.blocks`. Coefficients come first, [n, B, R, S, C], and are scaled so that the first one is the
 block's mean.
@@ -20,10 +21,14 @@ import numpy as np
 from jax import lax
 
 from fdjax.frozen.plan import (
+    BlockPlan,
     ChainPlan,
+    ConvPlan,
     HeadPlan,
     Indices,
+    PointwisePlan,
     ProductPlan,
+    ResidualPlan,
     Segment,
     Size,
     StemPlan,
@@ -33,6 +38,7 @@ from fdjax.frozen.plan import (
     scaled_basis,
 )
 from fdjax.ops.blocks import merge_blocks, split_blocks
+from fdjax.ops.conv import conv_with_pads, max_pool
 from fdjax.ops.depthwise import correlate, depthwise_conv, output_size, pad_map
 from fdjax.ops.materialize import materialize
 
@@ -46,6 +52,7 @@ _MAX_WRITTEN_OUT = 128
 # A convolution of few input channels is written out as shifted multiply-adds, and so is a product on pixels: what
 # follows then joins the loop, and the wide map is written only once.
 _MAX_SHIFTED_CHANNELS = 4
+_MAX_SHIFTED_WINDOW = 3
 _MAX_PRODUCT_CHANNELS = 16
 
 
@@ -263,7 +270,7 @@ def _compose(
 
 
 def stem(x: jax.Array, arrays: Arrays, plan: StemPlan) -> jax.Array:
-    """The first convolution and its ReLU6: images [B, H, W, C], less their mean -> [B, H', W', D].
+    """The first convolution, its activation and its pool: images [B, H, W, C], less their mean -> [B, H', W', D].
 
     Arrays: "stem/kernel" [window, window, C, D] and "stem/bias" [D].
     """
@@ -284,17 +291,25 @@ def stem(x: jax.Array, arrays: Arrays, plan: StemPlan) -> jax.Array:
                 terms += [view[..., c : c + 1] * kernel[i, j, c] for c in range(x.shape[3])]
         return functools.reduce(jnp.add, terms)
 
-    if x.shape[3] > _MAX_SHIFTED_CHANNELS:
-        return _relu6(library(x) + bias)
-    return _relu6(lax.platform_dependent(x, cpu=shifted, default=library) + bias)
+    if x.shape[3] > _MAX_SHIFTED_CHANNELS or plan.window > _MAX_SHIFTED_WINDOW:
+        y = library(x) + bias
+    else:
+        y = lax.platform_dependent(x, cpu=shifted, default=library) + bias
+    y = _relu6(y) if plan.relu6 else jax.nn.relu(y)
+    return y if plan.pool_pads is None else max_pool(y, plan.pool_pads)
+
+
+def block(x: jax.Array, arrays: Arrays, plan: BlockPlan) -> jax.Array:
+    """A block of either kind: [B, H, W, C] -> [B, H', W', D]."""
+    return unit(x, arrays, plan) if isinstance(plan, UnitPlan) else residual(x, arrays, plan)
 
 
 def unit(x: jax.Array, arrays: Arrays, plan: UnitPlan) -> jax.Array:
     """An inverted residual block: [B, H, W, C] -> [B, H', W', D].
 
     Arrays, under the unit's name: for each chain "CHAIN/expand/..." and "CHAIN/project/..." as `pack` lays them out,
-    "CHAIN/expand_bias" [E], "CHAIN/depthwise" [3, 3, E] (of a chain of means [T, E], the taps of each phase in turn,
-    summed) and "CHAIN/depthwise_bias" [E]; "bias" [D], or [H', W', D] with a border.
+    "CHAIN/expand_bias" [E], "CHAIN/depthwise" [window, window, E] (of a chain of means [T, E], the taps of each phase
+    in turn, summed) and "CHAIN/depthwise_bias" [E]; "bias" [D], or [H', W', D] with a border.
     """
     expands = [chain.expand for chain in plan.chains if chain.expand is not None]
     inputs = iter(_analyse(x, plan.blocks[0], expands))
@@ -304,13 +319,19 @@ def unit(x: jax.Array, arrays: Arrays, plan: UnitPlan) -> jax.Array:
         run = _chain_of_means if chain.means else _chain_on_pixels
         parts.append(run(x, given, arrays, f"{plan.name}/{chain.name}", plan, chain))
     y = _compose(parts, plan.segments, plan.output_counts, plan.blocks[1], x, plan.out_size)
-    if plan.placement is not None:
-        made = plan.segments[-1][1] if plan.segments else 0
-        if -1 in plan.placement:
-            y = jnp.concatenate([y, jnp.zeros((*y.shape[:-1], 1), y.dtype)], axis=-1)
-        y = _take(y, tuple(made if index < 0 else index for index in plan.placement))
-    y = y + arrays[f"{plan.name}/bias"]
+    y = _placed(y, plan.placement) + arrays[f"{plan.name}/bias"]
+    y = _relu6(y) if plan.relu6 else y
     return x + y if plan.residual else y
+
+
+def _placed(y: jax.Array, placement: Indices | None) -> jax.Array:
+    """The channels of a map where they belong; -1: zero."""
+    if placement is None:
+        return y
+    made = y.shape[-1]
+    if -1 in placement:
+        y = jnp.concatenate([y, jnp.zeros((*y.shape[:-1], 1), y.dtype)], axis=-1)
+    return _take(y, tuple(made if index < 0 else index for index in placement))
 
 
 def _chain_on_pixels(
@@ -345,7 +366,7 @@ def _depthwise_from_memory(x: jax.Array, kernel: jax.Array, stride: int, padding
     """As `depthwise_conv`, of a map that is dear to compute: XLA's CPU would do so again for the tap in the middle."""
 
     def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        padded = materialize(pad_map(x, stride, padding))
+        padded = materialize(pad_map(x, stride, padding, kernel.shape[0]))
         return correlate(padded, kernel, output_size((x.shape[1], x.shape[2]), stride), stride)
 
     other = functools.partial(depthwise_conv, stride=stride, padding=padding)
@@ -360,7 +381,7 @@ def _chain_of_means(
     block = plan.blocks[0]
     y = _multiply(given, arrays, f"{name}/expand", chain.expand).low[0].coefs[0]
     y = _relu6(y + arrays[f"{name}/expand_bias"])
-    phases = mean_phases(plan.in_size, plan.stride, plan.padding, block)
+    phases = mean_phases(plan.in_size, plan.stride, plan.padding, block, plan.window)
     pads, last = [], []
     for axis in (0, 1):
         offsets = [tap[:2][axis] for phase in phases for tap in phase.taps]
@@ -385,6 +406,35 @@ def pointwise(x: jax.Array, arrays: Arrays, name: str, plan: ProductPlan, block:
     """One pointwise layer alone, without a bias: [B, H, W, C] -> [B, H, W, D], its arrays laid out by `pack`."""
     part = _multiply(_analyse(x, block, [plan])[0], arrays, name, plan)
     return _compose([part], plan.output_segments, plan.output_counts, block, x, (x.shape[1], x.shape[2]))
+
+
+def residual(x: jax.Array, arrays: Arrays, plan: ResidualPlan) -> jax.Array:
+    """A residual block of a ResNet: [B, H, W, C] -> [B, H', W', D].
+
+    Arrays, under the block's name: of each layer "convN/..." as `pack` lays them out (pointwise) or "convN/kernel"
+    [window, window, C / groups, D], and "convN/bias" [D] or [H', W', D]; "shortcut/kernel" and "shortcut/bias" where
+    there is a projection.
+    """
+    y = x
+    for index, layer in enumerate(plan.layers):
+        name = f"{plan.name}/conv{index + 1}"
+        y = y if index == 0 else jax.nn.relu(y)
+        if isinstance(layer, PointwisePlan):
+            y = _placed(pointwise(y, arrays, name, layer.product, layer.block), layer.placement)
+        else:
+            y = _conv(y, arrays[f"{name}/kernel"], layer)
+        y = y + arrays[f"{name}/bias"]
+    if plan.projection is not None:
+        x = _conv(x, arrays[f"{plan.name}/shortcut/kernel"], plan.projection) + arrays[f"{plan.name}/shortcut/bias"]
+    elif x.shape != y.shape:
+        missing = plan.outputs - plan.inputs
+        x = x[:, :: plan.stride, :: plan.stride]
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
+    return jax.nn.relu(x + y)
+
+
+def _conv(x: jax.Array, kernel: jax.Array, plan: ConvPlan) -> jax.Array:
+    return conv_with_pads(x, kernel, plan.stride, plan.pads, plan.groups)
 
 
 def head(x: jax.Array, arrays: Arrays, plan: HeadPlan) -> jax.Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fdjax.frozen import kernels
-from fdjax.frozen.plan import NetworkPlan, UnitPlan
+from fdjax.frozen.plan import BlockPlan, NetworkPlan
 
 Arrays = Mapping[str, jax.Array]
 
@@ -22,22 +22,21 @@ def compiler_options() -> dict[str, int]:
     return {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else {}
 
 
-def unit_images(plan: UnitPlan, batch: int) -> int:
+def unit_images(plan: BlockPlan, batch: int) -> int:
     """How many images a block takes at once on the CPU: a divisor of `batch`."""
     pixels = plan.in_size[0] * plan.in_size[1]
-    widest = max([plan.outputs, *(chain.channels for chain in plan.chains if not chain.means)])
-    images = max(1, min(batch, _CHUNK_BYTES // max(1, 4 * pixels * widest)))
+    images = max(1, min(batch, _CHUNK_BYTES // max(1, 4 * pixels * plan.widest)))
     while batch % images:
         images -= 1
     return images
 
 
-def _stages(plan: NetworkPlan, batch: int) -> list[tuple[int, list[UnitPlan]]]:
+def _stages(plan: NetworkPlan, batch: int) -> list[tuple[int, list[BlockPlan]]]:
     """(images at once, blocks) in order; maps shrink, and so the number of images grows."""
     images = [unit_images(unit, batch) for unit in plan.units]
     for index in range(len(images) - 2, -1, -1):
         images[index] = min(images[index], images[index + 1])
-    stages: list[tuple[int, list[UnitPlan]]] = []
+    stages: list[tuple[int, list[BlockPlan]]] = []
     for count, unit in zip(images, plan.units, strict=True):
         if not stages or stages[-1][0] != count:
             stages.append((count, []))
@@ -69,12 +68,12 @@ def apply(plan: NetworkPlan, arrays: Arrays, images: jax.Array, *, in_chunks: bo
     stages = _stages(plan, images.shape[0]) if in_chunks else [(1, list(plan.units))]
     for index, (count, units) in enumerate(stages):
 
-        def stage(x: jax.Array, first: bool = index == 0, units: list[UnitPlan] = units) -> jax.Array:
+        def stage(x: jax.Array, first: bool = index == 0, units: list[BlockPlan] = units) -> jax.Array:
             x = start(x) if first else x
             for unit in units:
-                x = kernels.unit(x, arrays, unit)
+                x = kernels.block(x, arrays, unit)
             return x
 
         x = _in_chunks(stage, x, count) if in_chunks else stage(x)
-    features = kernels.head(x, arrays, plan.head)
+    features = x.mean(axis=(1, 2)) if plan.head is None else kernels.head(x, arrays, plan.head)
     return jnp.asarray(features @ arrays["classifier/kernel"] + arrays["classifier/bias"])

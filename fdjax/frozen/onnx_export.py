@@ -20,10 +20,13 @@ from fdjax.frozen.bench import Peer
 from fdjax.frozen.fold import Frozen, HostArrays
 from fdjax.frozen.plan import (
     ChainPlan,
+    ConvPlan,
     HeadPlan,
     Indices,
     NetworkPlan,
+    Pads,
     ProductPlan,
+    ResidualPlan,
     Segment,
     Size,
     UnitPlan,
@@ -36,6 +39,11 @@ from fdjax.ops.blocks import num_blocks
 
 INPUT, OUTPUT = "images", "logits"
 _OPSET, _IR_VERSION = 17, 9
+
+
+def _onnx_pads(pads: Pads) -> list[int]:
+    (top, bottom), (left, right) = pads
+    return [top, left, bottom, right]
 
 
 class _Low(NamedTuple):
@@ -120,13 +128,18 @@ class _Exporter:
         graph, arrays, stem = self.graph, self.arrays, self.plan.stem
         x = graph.op("Sub", INPUT, graph.constant(arrays["stem/mean"]))
         x = graph.op("Transpose", x, perm=[0, 3, 1, 2])
-        (top, bottom), (left, right) = stem.pads
         kernel = arrays["stem/kernel"].transpose(3, 2, 0, 1)
-        strides, pads = [stem.stride] * 2, [top, left, bottom, right]
-        x = graph.relu6(graph.conv(x, kernel, arrays["stem/bias"], strides=strides, pads=pads))
+        strides, pads = [stem.stride] * 2, _onnx_pads(stem.pads)
+        x = graph.conv(x, kernel, arrays["stem/bias"], strides=strides, pads=pads)
+        x = graph.relu6(x) if stem.relu6 else graph.op("Relu", x)
+        if stem.pool_pads is not None:
+            x = graph.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=_onnx_pads(stem.pool_pads))
         for unit in self.plan.units:
-            x = self._unit(x, unit)
-        features = self._head(x, self.plan.head)
+            x = self._unit(x, unit) if isinstance(unit, UnitPlan) else self._residual(x, unit)
+        if self.plan.head is None:
+            features = graph.op("Flatten", graph.op("GlobalAveragePool", x))
+        else:
+            features = self._head(x, self.plan.head)
         weights = [graph.constant(arrays[f"classifier/{name}"]) for name in ("kernel", "bias")]
         graph.op("Gemm", features, *weights, output=OUTPUT)
 
@@ -242,13 +255,47 @@ class _Exporter:
         parts = [self._chain(x, plan, chain) for chain in plan.chains]
         pieces = self._compose(parts, plan.segments, plan.output_counts, plan.blocks[1], plan.out_size)
         y = graph.concat(pieces, 1)
-        if plan.placement is not None:
-            made = plan.segments[-1][1]
-            if -1 in plan.placement:
-                y = graph.op("Pad", y, graph.constant([0, 0, 0, 0, 0, 1, 0, 0], np.int64))
-            y = graph.take(y, tuple(made if index < 0 else index for index in plan.placement))
+        y = self._placed(y, plan.placement, len(plan.output_counts))
         y = graph.bias(y, self.arrays[f"{plan.name}/bias"])
+        y = graph.relu6(y) if plan.relu6 else y
         return graph.op("Add", x, y) if plan.residual else y
+
+    def _placed(self, y: str, placement: Indices | None, made: int) -> str:
+        if placement is None:
+            return y
+        if -1 in placement:
+            y = self.graph.op("Pad", y, self.graph.constant([0, 0, 0, 0, 0, 1, 0, 0], np.int64))
+        return self.graph.take(y, tuple(made if index < 0 else index for index in placement))
+
+    def _residual(self, x: str, plan: ResidualPlan) -> str:
+        graph, y = self.graph, x
+        for index, layer in enumerate(plan.layers):
+            name = f"{plan.name}/conv{index + 1}"
+            y = y if index == 0 else graph.op("Relu", y)
+            if isinstance(layer, ConvPlan):
+                y = self._conv(y, name, layer)
+            else:
+                product = layer.product
+                if not product.outputs or not product.inputs:
+                    raise UserError(f"{name} is pruned away altogether: such a network cannot be written as ONNX")
+                part = self._multiply(y, name, product, layer.block, layer.size)
+                args = (product.output_segments, product.output_counts, layer.block, layer.size)
+                y = self._placed(graph.concat(self._compose([part], *args), 1), layer.placement, product.outputs)
+            y = graph.bias(y, self.arrays[f"{name}/bias"])
+        if plan.projection is not None:
+            name = f"{plan.name}/shortcut"
+            x = graph.bias(self._conv(x, name, plan.projection), self.arrays[f"{name}/bias"])
+        elif plan.stride > 1 or plan.inputs != plan.outputs:
+            starts, ends = graph.constant([0, 0], np.int64), graph.constant(plan.in_size, np.int64)
+            axes, steps = graph.constant([2, 3], np.int64), graph.constant([plan.stride] * 2, np.int64)
+            missing = plan.outputs - plan.inputs
+            pads = [0, missing // 2, 0, 0, 0, missing - missing // 2, 0, 0]
+            x = graph.op("Pad", graph.op("Slice", x, starts, ends, axes, steps), graph.constant(pads, np.int64))
+        return graph.op("Relu", graph.op("Add", x, y))
+
+    def _conv(self, x: str, name: str, plan: ConvPlan) -> str:
+        kernel, strides = self.arrays[f"{name}/kernel"].transpose(3, 2, 0, 1), [plan.stride] * 2
+        return self.graph.conv(x, kernel, strides=strides, pads=_onnx_pads(plan.pads), group=plan.groups)
 
     def _chain(self, x: str, plan: UnitPlan, chain: ChainPlan) -> _Part:
         graph, name = self.graph, f"{plan.name}/{chain.name}"
@@ -261,13 +308,13 @@ class _Exporter:
             part = self._multiply(x, f"{name}/expand", expand, plan.blocks[0], plan.in_size)
             segments = self._compose([part], expand.output_segments, expand.output_counts, plan.blocks[0], plan.in_size)
             y = graph.bias(graph.concat(segments, 1), self.arrays[f"{name}/expand_bias"])
-        (top, bottom), (left, right) = (conv_pads(length, plan.stride, 3, plan.padding) for length in plan.in_size)
+        rows, columns = (conv_pads(length, plan.stride, plan.window, plan.padding) for length in plan.in_size)
         y = graph.conv(
             graph.relu6(y),
             self.arrays[f"{name}/depthwise"].transpose(2, 0, 1)[:, None],
             self.arrays[f"{name}/depthwise_bias"],
             strides=[plan.stride] * 2,
-            pads=[top, left, bottom, right],
+            pads=_onnx_pads((rows, columns)),
             group=chain.channels,
         )
         return self._multiply(graph.relu6(y), f"{name}/project", chain.project, plan.blocks[1], plan.out_size)
@@ -280,7 +327,7 @@ class _Exporter:
         y = graph.reshape(part.low[0].value, [-1, chain.channels, *grid_in])
         y = graph.relu6(graph.bias(y, self.arrays[f"{name}/expand_bias"]))
         taps, means = iter(self.arrays[f"{name}/depthwise"]), []
-        for phase in mean_phases(plan.in_size, plan.stride, plan.padding, block):
+        for phase in mean_phases(plan.in_size, plan.stride, plan.padding, block, plan.window):
             first = [min(0, *(tap[:2][axis] for tap in phase.taps)) for axis in (0, 1)]
             window = [max(tap[:2][axis] for tap in phase.taps) - first[axis] + 1 for axis in (0, 1)]
             kernel = np.zeros((chain.channels, 1, *window), np.float32)

@@ -19,12 +19,13 @@ import numpy as np
 from fdjax.ops.blocks import num_blocks
 from fdjax.ops.dct import dct_basis
 from fdjax.ops.depthwise import conv_pads
-from fdjax.ops.macs import block_transform_macs, depthwise_macs
+from fdjax.ops.macs import block_transform_macs, conv_macs, depthwise_macs
 
 Size = tuple[int, int]
 Segment = tuple[int, int, int]
 Run = tuple[int, int, int, int]
 Indices = tuple[int, ...]
+Pads = tuple[tuple[int, int], tuple[int, int]]
 
 FORMS = ("dense", "channels", "groups", "bands")
 
@@ -141,6 +142,26 @@ def plan_product(
     )
 
 
+def by_count(channels: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """`channels`, those that keep more first; `counts` are those of all channels."""
+    return channels[np.argsort(-counts[channels], kind="stable")]
+
+
+def static_order(indices: np.ndarray, width: int) -> Indices | None:
+    """Static indices into a map of `width` channels; None where they are all of them, as they lie."""
+    return None if np.array_equal(indices, np.arange(width)) else tuple(int(i) for i in indices)
+
+
+def plan_reading(
+    stream: np.ndarray, counts: np.ndarray, output_counts: np.ndarray, block: int
+) -> tuple[ProductPlan, np.ndarray]:
+    """A product that reads the map whose channels are `stream`: its plan, and the channels it reads, in order."""
+    kept = np.array([counts[channel] for channel in stream], np.int64)
+    places = by_count(np.flatnonzero(kept > 0), kept)
+    plan = plan_product(kept[places], output_counts, block, static_order(places, len(stream)))
+    return plan, stream[places]
+
+
 def _merge_bands(widths: Sequence[tuple[int, int]], block: int, runs: int) -> list[int]:
     """Where to cut the bands of `widths` (inputs, outputs) into at most `runs` runs for the fewest MACs: 0..all.
 
@@ -210,6 +231,8 @@ class UnitPlan:
       outputs: channels of the block's output map.
       placement: for each of those which output of the project layers it is, -1 for none; None: as they are.
       border: the bias is a map, because removed channels leave something behind that differs at the borders.
+      window: of the depthwise layer.
+      relu6: a ReLU6 follows the project layer.
     """
 
     name: str
@@ -227,6 +250,13 @@ class UnitPlan:
     outputs: int
     placement: Indices | None
     border: bool
+    window: int = 3
+    relu6: bool = False
+
+    @property
+    def widest(self) -> int:
+        """Channels of its widest map of whole pixels."""
+        return max([self.outputs, *(chain.channels for chain in self.chains if not chain.means)])
 
     def macs(self) -> int:
         """Multiply-accumulates, transforms included; a mean or a broadcast costs 1 an element."""
@@ -244,7 +274,7 @@ class UnitPlan:
                 total -= segment_macs(chain.expand.input_segments, self.in_size, self.blocks[0])
                 for start, stop, count in chain.expand.input_segments:
                     shared[start, stop] = max(count, shared.get((start, stop), 0))
-            total += depthwise_macs(self.out_size, chain.channels)
+            total += depthwise_macs(self.out_size, chain.channels, self.window)
             total += chain.project.macs(self.out_size, self.blocks[1])
         return total + segment_macs([(*edge, n) for edge, n in shared.items()], self.in_size, self.blocks[0])
 
@@ -252,7 +282,9 @@ class UnitPlan:
         assert chain.expand is not None
         block = self.blocks[0]
         blocks_in, blocks_out = ((size[0] // block) * (size[1] // block) for size in (self.in_size, self.out_size))
-        taps = sum(len(phase.taps) for phase in mean_phases(self.in_size, self.stride, self.padding, block))
+        taps = sum(
+            len(phase.taps) for phase in mean_phases(self.in_size, self.stride, self.padding, block, self.window)
+        )
         project = chain.project.inputs * chain.project.outputs
         return blocks_in * chain.expand.inputs * chain.channels + blocks_out * (chain.channels * taps + project)
 
@@ -266,12 +298,106 @@ class StemPlan:
       stride: of the window.
       pads: zeros before and after each axis, ((top, bottom), (left, right)).
       out_size: (H, W) of its output.
+      relu6: a ReLU6 follows, else a ReLU.
+      pool_pads: of the 3x3 max pool with stride 2 that follows, likewise, or None.
     """
 
     window: int
     stride: int
-    pads: tuple[tuple[int, int], tuple[int, int]]
+    pads: Pads
     out_size: Size
+    relu6: bool = True
+    pool_pads: Pads | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvPlan:
+    """A convolution in a residual block.
+
+    Attributes:
+      inputs: channels read.
+      outputs: channels made.
+      window: its side.
+      stride: of the window.
+      groups: divides both.
+      pads: zeros before and after each axis.
+      out_size: (H, W) of its output.
+    """
+
+    inputs: int
+    outputs: int
+    window: int
+    stride: int
+    groups: int
+    pads: Pads
+    out_size: Size
+
+    def macs(self) -> int:
+        """Multiply-accumulates."""
+        return conv_macs(self.out_size, self.inputs // self.groups, self.outputs, self.window)
+
+
+@dataclasses.dataclass(frozen=True)
+class PointwisePlan:
+    """A pointwise layer in a residual block.
+
+    Attributes:
+      product: the layer.
+      size: (H, W) of its map.
+      block: K.
+      placement: for each channel of its output map which output of the product it is, -1 for none; None: as they are.
+    """
+
+    product: ProductPlan
+    size: Size
+    block: int
+    placement: Indices | None
+
+    @property
+    def outputs(self) -> int:
+        """Channels of its output map."""
+        return self.product.outputs if self.placement is None else len(self.placement)
+
+    def macs(self) -> int:
+        """Multiply-accumulates, transforms included."""
+        segments = segment_macs(self.product.output_segments, self.size, self.block)
+        return self.product.macs(self.size, self.block) + segments
+
+
+@dataclasses.dataclass(frozen=True)
+class ResidualPlan:
+    """A residual block of a ResNet: layers with a ReLU between them, the shortcut, and a ReLU.
+
+    Attributes:
+      name: of the block.
+      form: one of `FORMS`.
+      inputs: channels of its input map.
+      outputs: of its output map.
+      in_size: (H, W) of its input.
+      out_size: (H, W) of its output.
+      stride: of the block.
+      layers: in order; their arrays are named "conv1", "conv2" and so on.
+      projection: the convolution of the shortcut, or None: the input, with zeros for new channels, half on either side.
+    """
+
+    name: str
+    form: str
+    inputs: int
+    outputs: int
+    in_size: Size
+    out_size: Size
+    stride: int
+    layers: tuple[ConvPlan | PointwisePlan, ...]
+    projection: ConvPlan | None
+
+    @property
+    def widest(self) -> int:
+        """Channels of its widest map."""
+        return max(self.inputs, self.outputs, *(layer.outputs for layer in self.layers))
+
+    def macs(self) -> int:
+        """Multiply-accumulates, transforms included."""
+        return sum(layer.macs() for layer in self.layers) + (self.projection.macs() if self.projection else 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,6 +424,9 @@ class HeadPlan:
         return self.product.macs(self.size, self.block) + segment_macs(segments, self.size, self.block)
 
 
+BlockPlan = UnitPlan | ResidualPlan
+
+
 @dataclasses.dataclass(frozen=True)
 class NetworkPlan:
     """A whole frozen network.
@@ -306,15 +435,15 @@ class NetworkPlan:
       input_shape: (H, W, C) of an image.
       num_classes: logits.
       stem: the first convolution.
-      units: the inverted residual blocks.
-      head: the last pointwise layer.
+      units: the blocks.
+      head: the last pointwise layer, or None: the classifier reads the mean of the last block's map.
     """
 
     input_shape: tuple[int, int, int]
     num_classes: int
     stem: StemPlan
-    units: tuple[UnitPlan, ...]
-    head: HeadPlan
+    units: tuple[BlockPlan, ...]
+    head: HeadPlan | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `from_dict` reads it back."""
@@ -334,10 +463,21 @@ class NetworkPlan:
         def chain(fields: Mapping[str, Any]) -> ChainPlan:
             return ChainPlan(**{**fields, "expand": product(fields["expand"]), "project": product(fields["project"])})
 
+        def layer(fields: Mapping[str, Any]) -> ConvPlan | PointwisePlan:
+            if "product" not in fields:
+                return ConvPlan(**fields)
+            return PointwisePlan(**{**fields, "product": product(fields["product"])})
+
+        def unit(fields: Mapping[str, Any]) -> BlockPlan:
+            if "chains" in fields:
+                return UnitPlan(**{**fields, "chains": tuple(map(chain, fields["chains"]))})
+            projection = ConvPlan(**fields["projection"]) if fields["projection"] else None
+            return ResidualPlan(**{**fields, "layers": tuple(map(layer, fields["layers"])), "projection": projection})
+
         try:
             plain = _tuples(fields)
-            units = tuple(UnitPlan(**{**u, "chains": tuple(map(chain, u["chains"]))}) for u in plain["units"])
-            head = HeadPlan(**{**plain["head"], "product": product(plain["head"]["product"])})
+            units, head = tuple(map(unit, plain["units"])), plain["head"]
+            head = HeadPlan(**{**head, "product": product(head["product"])}) if head else None
             return cls(**{**plain, "stem": StemPlan(**plain["stem"]), "units": units, "head": head})
         except (KeyError, TypeError) as error:
             raise ValueError(f"no NetworkPlan: {error!r}") from error
@@ -348,6 +488,20 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def taps_on_the_map(
+    in_size: Size, out_size: Size, stride: int, window: int, padding: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which of a window's rows lie on the map, for every row of the output, [H', window], and likewise of columns."""
+
+    def along(length: int, out: int) -> np.ndarray:
+        first = np.arange(out) * stride - conv_pads(length, stride, window, padding)[0]
+        taps = first[:, None] + np.arange(window)
+        return ((taps >= 0) & (taps < length)).astype(np.float64)
+
+    rows, columns = (along(*sizes) for sizes in zip(in_size, out_size, strict=True))
+    return rows, columns
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from fdjax.nn.frequency import FrequencyPointwise
 from fdjax.nn.network import Conv, FrequencyNetwork, Size, round_channels, strided
 from fdjax.nn.normalization import BatchNorm
+from fdjax.ops.conv import max_pool
+from fdjax.ops.depthwise import conv_pads
 from fdjax.spec import LayerSpec, NetworkSpec
 
 
@@ -246,7 +248,8 @@ class ResNet(FrequencyNetwork):
         x = Conv(self.stem_channels, variant.stem_window, variant.stem_stride, 1, self.padding, name="stem")(x)
         x = nn.relu(norm(name="stem_norm")(x))
         if variant.stem_pool:
-            x = nn.max_pool(x, (3, 3), (2, 2), padding="SAME" if self.padding == "same" else ((1, 1), (1, 1)))
+            rows, columns = (conv_pads(length, 2, 3, self.padding) for length in x.shape[1:3])
+            x = max_pool(x, (rows, columns))
         for plan in self.blocks((x.shape[1], x.shape[2])):
             reduce = expand = None
             if plan.bottleneck:

@@ -14,22 +14,19 @@ from jax import lax
 
 from fdjax.ops.depthwise import conv_pads
 
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
 # Input channels of a dense convolution that groups are joined to.
 _JOINED_CHANNELS = 32
 
 
-def _library(x: jax.Array, kernel: jax.Array, stride: int, padding: str, groups: int) -> jax.Array:
+def _library(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads, groups: int) -> jax.Array:
     return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        [conv_pads(length, stride, kernel.shape[0], padding) for length in x.shape[1:3]],
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
+        x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
     )
 
 
-def _joined(x: jax.Array, kernel: jax.Array, stride: int, padding: str, groups: int) -> jax.Array:
+def _joined(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads, groups: int) -> jax.Array:
     window, _, inputs, features = kernel.shape
     outputs = features // groups
     together = max(m for m in range(1, groups + 1) if groups % m == 0 and m * inputs <= max(inputs, _JOINED_CHANNELS))
@@ -40,10 +37,27 @@ def _joined(x: jax.Array, kernel: jax.Array, stride: int, padding: str, groups: 
     dense = dense.reshape(window, window, parts, together * inputs, together * outputs)
     width = together * inputs
     made = [
-        _library(x[..., part * width : (part + 1) * width], dense[:, :, part], stride, padding, 1)
-        for part in range(parts)
+        _library(x[..., part * width : (part + 1) * width], dense[:, :, part], stride, pads, 1) for part in range(parts)
     ]
     return made[0] if parts == 1 else jnp.concatenate(made, axis=-1)
+
+
+def conv_with_pads(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads, groups: int = 1) -> jax.Array:
+    """`grouped_conv` with zeros before and after each axis: ((top, bottom), (left, right))."""
+    if groups == 1:
+        return _library(x, kernel, stride, pads, 1)
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=lambda x, kernel: _joined(x, kernel, stride, pads, groups),
+        default=lambda x, kernel: _library(x, kernel, stride, pads, groups),
+    )
+
+
+def max_pool(x: jax.Array, pads: Pads) -> jax.Array:
+    """The 3x3 max pool with stride 2 of [B, H, W, C], its border padded by ((top, bottom), (left, right))."""
+    pads_BHWC = ((0, 0), *pads, (0, 0))
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pads_BHWC)
 
 
 def grouped_conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: str = "same", groups: int = 1) -> jax.Array:
@@ -68,11 +82,5 @@ def grouped_conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: str 
             f"x [B, H, W, C] and kernel [window, window, C / {groups}, D] in {groups} groups do not fit: got {x.shape} "
             f"and {kernel.shape}"
         )
-    if groups == 1:
-        return _library(x, kernel, stride, padding, 1)
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=lambda x, kernel: _joined(x, kernel, stride, padding, groups),
-        default=lambda x, kernel: _library(x, kernel, stride, padding, groups),
-    )
+    pads = tuple(conv_pads(length, stride, kernel.shape[0], padding) for length in x.shape[1:3])
+    return conv_with_pads(x, kernel, stride, (pads[0], pads[1]), groups)

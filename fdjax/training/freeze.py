@@ -14,7 +14,8 @@ import numpy as np
 from fdjax.data import Dataset, Images, normalize, open_dataset
 from fdjax.errors import UserError
 from fdjax.frozen import Frozen, FrozenNetwork, Stopwatch, check_target, fewest_macs, freeze, release_slower, save
-from fdjax.frozen.plan import HeadPlan, UnitPlan
+from fdjax.frozen.choice import layers_of
+from fdjax.frozen.plan import BlockPlan, HeadPlan
 from fdjax.frozen.score import agreement, all_logits, figures
 from fdjax.nn import FCMASK
 from fdjax.pruning import HardMasks
@@ -89,7 +90,7 @@ def freeze_checkpoint(
     facts = {
         "macs": macs.to_dict(),
         "layers": [layer.to_dict() for layer in macs.layers],
-        "units": [_described(plan, stopwatch) for plan in (*frozen.plan.units, frozen.plan.head)],
+        "units": [_described(name, plan, stopwatch) for name, (plan, _) in layers_of(frozen).items()],
         "choice": {
             "by": "time" if stopwatch else "macs",
             "batch": stopwatch.batch if stopwatch else None,
@@ -107,8 +108,7 @@ def freeze_checkpoint(
     return save(out, spec, frozen, facts)
 
 
-def _described(plan: UnitPlan | HeadPlan, stopwatch: Stopwatch | None) -> dict[str, Any]:
-    name = plan.name if isinstance(plan, UnitPlan) else "head"
+def _described(name: str, plan: BlockPlan | HeadPlan, stopwatch: Stopwatch | None) -> dict[str, Any]:
     times = stopwatch.times.get(name) if stopwatch else None
     return {"name": name, "form": plan.form, "macs": plan.macs(), "milliseconds": times}
 

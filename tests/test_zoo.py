@@ -1,0 +1,317 @@
+"""Every network: its MACs and parameters, a training step, frequency layers that change nothing, and freezing."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fdjax.config import Config, LearnConfig, ModelConfig
+from fdjax.errors import UserError
+from fdjax.frozen import NetworkPlan, freeze
+from fdjax.frozen.bench import seeded_variables
+from fdjax.nn import FCMASK, MOBILENETS, RESNETS, FrequencyNetwork, MobileNet, ResNet, mobilenet, resnet
+from fdjax.ops.fcmask import level_counts
+from fdjax.pruning import harden
+from fdjax.pruning.expected import expected_macs
+from fdjax.spec import NetworkSpec, network_macs
+from fdjax.training.build import build_network, hard_network
+from tests.frozen_networks import (
+    HASTE,
+    frozen_logits,
+    masked_logits,
+    random_counts,
+    random_variables,
+    raw_images,
+    relative_error,
+    with_preprocessing,
+)
+
+# Network, input, classes, classifier counted, dense MACs, parameters without batch norm's averages.
+# FACTS: the paper's counts; others: torchvision's and the publications' (parameters and, where they are exact, MACs).
+PUBLISHED = [
+    ("resnext29", 32, 10, False, 772_472_832, 4_774_218),
+    ("resnet20", 32, 10, False, 40_550_400, 269_722),
+    ("resnet32", 32, 10, False, 68_861_952, 464_154),
+    ("resnet44", 32, 10, False, 97_173_504, 658_586),
+    ("resnet56", 32, 10, False, 125_485_056, 853_018),
+    ("resnet110", 32, 10, False, 252_887_040, 1_727_962),
+    ("resnet50", 224, 1000, True, 4_089_184_256, 25_557_032),
+    ("resnext50_32x4d", 224, 1000, True, 4_230_479_872, 25_028_904),
+    ("mobilenetv1", 224, 1000, True, 568_740_352, 4_231_976),
+    ("mobilenetv2", 224, 1000, True, 300_774_272, 3_504_872),
+    ("efficientnet_lite0", 224, 1000, True, 385_187_552, 4_652_008),
+]
+
+
+def make(variant: str, classes: int = 10, **fields) -> FrequencyNetwork:
+    return (MobileNet if variant in MOBILENETS else ResNet)(variant, classes, **fields)
+
+
+@pytest.mark.parametrize(("variant", "pixels", "classes", "classifier", "macs", "parameters"), PUBLISHED)
+def test_macs_and_parameters_are_the_published_ones(variant, pixels, classes, classifier, macs, parameters) -> None:
+    network = make(variant, classes, block=1)
+    spec = network.spec((pixels, pixels, 3), classifier)
+    assert network_macs(spec, spec.full_counts()).to_dict()["dense"] == macs
+    shapes = jax.eval_shape(
+        lambda key: network.copy(mode="off").init(key, jnp.zeros((1, pixels, pixels, 3))), jax.random.key(0)
+    )
+    assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes["params"])) == parameters
+
+
+def test_the_papers_resnext_with_full_transforms() -> None:
+    spec = make("resnext29", block=4).spec((32, 32, 3))
+    full = network_macs(spec, spec.full_counts()).to_dict()["full_transforms"]
+    assert round(full / 1e5) == 8433  # FACTS.md: 843.3 M
+
+
+@pytest.mark.parametrize("variant", ["resnext29", "resnext50_32x4d", "resnet50", "resnet110", "mobilenetv1"])
+def test_a_training_step_has_a_shape_at_the_full_size(variant: str) -> None:
+    """Traced, not run: the sizes are those of the publications."""
+    pixels, classes = next((p, c) for name, p, c, *_ in PUBLISHED if name == variant)
+    network = make(variant, classes, block=1, mode="off")
+    images = jnp.zeros((2, pixels, pixels, 3))
+
+    def step(key):
+        variables = network.init(key, images)
+
+        def loss(params):
+            logits, updated = network.apply(
+                {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
+            )
+            return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.zeros(2, int)).mean(), updated
+
+        return jax.grad(loss, has_aux=True)(variables["params"]), variables
+
+    (grads, updated), variables = jax.eval_shape(step, jax.random.key(0))
+    same = jax.tree.map(lambda a, b: a.shape == b.shape, (grads, updated["batch_stats"]),
+                        (variables["params"], variables["batch_stats"]))  # fmt: skip
+    assert all(jax.tree.leaves(same))
+
+
+# Small members of each family, so that they compile quickly.
+SMALL = {
+    "bottleneck": (resnet.VARIANTS, resnet.Variant((2, 1), 8, 3, 2, True, 8, 2)),
+    "grouped": (resnet.VARIANTS, resnet.Variant((1, 2), 8, 1, 1, False, 16, 2, 4, 4)),
+    "basic": (resnet.VARIANTS, resnet.Variant((1, 2), 8, 3, 1, False, 8, 0)),
+    "v1": (
+        mobilenet.VARIANTS,
+        mobilenet.Variant(
+            8, 3, 2, (mobilenet.Stage(1, 16, 1, 1), mobilenet.Stage(1, 24, 2, 2)), False, None, linear=False
+        ),
+    ),
+    "lite": (
+        mobilenet.VARIANTS,
+        mobilenet.Variant(
+            8, 3, 2, (mobilenet.Stage(1, 8, 1, 1), mobilenet.Stage(3, 16, 2, 2, 5), mobilenet.Stage(3, 16, 1, 1)),
+            False, 32,
+        ),
+    ),
+}  # fmt: skip
+INPUT = (16, 16, 3)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_variants():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, (variants, variant) in SMALL.items():
+            patch.setitem(variants, name, variant)
+        yield
+
+
+compiled = functools.partial(jax.jit, compiler_options=HASTE)
+
+
+@functools.cache
+def small(name: str, **fields) -> tuple[FrequencyNetwork, NetworkSpec]:
+    network = make(name, 5, **{"block": 2, **fields})
+    return network, with_preprocessing(network.spec(INPUT))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_full_masks_change_no_logit(name: str) -> None:
+    network, spec = small(name)
+    variables = random_variables(network, spec, 0)
+    images = jnp.asarray(raw_images(spec, 2, 0), jnp.float32) / 255
+    fcmask = compiled(network.init)(jax.random.key(0), images).get(FCMASK, {})
+    soft, off = (
+        compiled(net.apply)({**variables, FCMASK: fcmask}, images) for net in (network, network.copy(mode="off"))
+    )
+    assert relative_error(np.asarray(soft), np.asarray(off)) < 1e-4
+    # Half of the coefficients of every side do change them.
+    if fcmask:
+        halved = compiled(network.apply)({**variables, FCMASK: jax.tree.map(lambda m: m / 2, fcmask)}, images)
+        assert relative_error(np.asarray(halved), np.asarray(off)) > 1e-3
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_training_step_lowers_the_loss(name: str) -> None:
+    network, spec = small(name)
+    network = network.copy(mode="off")
+    images = jnp.asarray(raw_images(spec, 8, 0), jnp.float32) / 255
+    labels = jnp.arange(8) % 5
+    variables = compiled(network.init)(jax.random.key(0), images)
+
+    @compiled
+    def step(params):
+        def loss(params):
+            logits, _ = network.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        value, grads = jax.value_and_grad(loss)(params)
+        return value, jax.tree.map(lambda p, g: p - 0.05 * g, params, grads)
+
+    before, params = step(variables["params"])
+    after, _ = step(params)
+    assert float(after) < float(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "levels", "form", "fields"),
+    [
+        ("bottleneck", None, "bands", {}),
+        ("bottleneck", (), "channels", {"padding": "torch"}),
+        ("bottleneck", (1,), "bands", {"sides": "output", "padding": "torch"}),
+        ("grouped", None, "bands", {"padding": "torch"}),
+        ("grouped", (), "channels", {}),
+        ("grouped", (1,), "bands", {"sides": "input"}),
+        ("v1", None, "bands", {}),
+        ("v1", (), "channels", {"padding": "torch"}),
+        ("lite", (1,), "groups", {"tied": True}),
+        ("lite", None, "bands", {"padding": "torch"}),
+    ],
+)  # fmt: skip
+def test_the_frozen_network_equals_the_masked_one(name: str, levels, form: str, fields: dict) -> None:
+    network, spec = small(name, **fields)
+    counts, variables = random_counts(spec, 3, levels), random_variables(network, spec, 0)
+    images = raw_images(spec, 3, 0)
+    frozen = freeze(spec, variables, counts)
+    assert form in {unit.form for unit in frozen.plan.units}
+    assert NetworkPlan.from_dict(frozen.plan.to_dict()) == frozen.plan
+    expected = masked_logits(hard_network(network, spec, counts), spec, variables, counts, images)
+    assert relative_error(frozen_logits(frozen, images, in_chunks=True), expected) < 1e-4 / 4
+
+
+@pytest.mark.parametrize("name", ["bottleneck", "grouped", "v1"])
+@pytest.mark.parametrize("what", ["inner", "everything"])
+def test_blocks_of_which_nothing_is_left(name: str, what: str) -> None:
+    network, spec = small(name)
+    nothing = {"inner": ("conv1/output", "conv3/input", "block01/project/output"), "everything": ("put",)}[what]
+    counts = {path: np.where(path.endswith(nothing), 0, n) for path, n in spec.full_counts().items()}
+    variables, images = random_variables(network, spec, 0), raw_images(spec, 2, 0)
+    expected = masked_logits(hard_network(network, spec, counts), spec, variables, counts, images)
+    assert relative_error(frozen_logits(freeze(spec, variables, counts), images), expected) < 1e-4 / 4
+
+
+def test_basic_blocks_freeze_as_they_are() -> None:
+    network, spec = small("basic")
+    variables, images = random_variables(network, spec, 0), raw_images(spec, 2, 0)
+    frozen = freeze(spec, variables, {})
+    assert {unit.form for unit in frozen.plan.units} == {"dense"}
+    expected = masked_logits(network, spec, variables, {}, images)
+    assert relative_error(frozen_logits(frozen, images), expected) < 1e-4 / 4
+
+
+@pytest.mark.parametrize("name", ["bottleneck", "grouped", "basic", "v1", "lite"])
+def test_onnx_says_the_same(name: str) -> None:
+    pytest.importorskip("onnxruntime")
+    from fdjax.frozen.onnx_export import onnxruntime_session, to_onnx
+
+    network, spec = small(name)
+    counts = random_counts(spec, 3, (1,))
+    frozen = freeze(spec, random_variables(network, spec, 0), counts)
+    images = raw_images(spec, 2, 0)
+    found = onnxruntime_session(to_onnx(frozen), 1)(images)
+    assert relative_error(found, frozen_logits(frozen, images)) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["bottleneck", "grouped"])
+def test_whole_channels_cost_what_the_frozen_network_computes(name: str) -> None:
+    _, spec = small(name)
+    for seed in range(3):
+        counts = random_counts(spec, seed, ())
+        macs = network_macs(spec, counts)
+        plan = freeze(spec, seeded_variables(spec), counts).plan
+        units = sum(unit.macs() for unit in plan.units)
+        assert units == sum(layer.total for layer in macs.layers) - spec.layers[0].dense_macs
+
+
+@pytest.mark.parametrize("name", ["bottleneck", "grouped", "v1"])
+@pytest.mark.parametrize("levels", [(), None])
+def test_expected_macs_of_hard_masks_are_what_the_network_counts(name: str, levels) -> None:
+    """Where every layer's cheapest form is by bands or channels; forms that gain by dropping a side are left out."""
+    _, spec = small(name)
+    sizes = spec.mask_sizes
+    fixed = sum(layer.dense_macs for layer in spec.counted_layers if not layer.block)
+    fixed -= sum(layer.dense_macs for layer in spec.layers if layer.name.endswith(("conv2", "depthwise")))
+    for seed in range(3):
+        # One count for each side keeps layers from dropping coefficients of all channels of one side only.
+        counts = random_counts(spec, seed, levels) if levels == () else spec.full_counts()
+        masks = {path: jnp.asarray(counts[path] / sizes[path][1], jnp.float32) for path in sizes}
+        found = float(expected_macs(spec, masks, levels)) + fixed
+        macs = network_macs(spec, counts)
+        if levels == ():
+            assert found == pytest.approx(sum(layer.total for layer in macs.layers), rel=1e-6)
+        else:
+            assert found >= sum(layer.total for layer in macs.layers)
+
+
+def test_removing_channels_of_a_bottleneck_spares_its_3x3_convolution() -> None:
+    _, spec = small("bottleneck")
+    counts = spec.full_counts()
+    counts["block00/conv1/output"] = counts["block00/conv1/output"] * (np.arange(8) < 6)
+    counts["block00/conv3/input"] = counts["block00/conv3/input"] * (np.arange(8) < 4)
+    conv2 = {layer.name: layer for layer in network_macs(spec, counts).layers}["block00/conv2"]
+    assert conv2.total == 4 * 4 * 9 * 6 * 4 and conv2.form == "channels"
+    # What the gate makes of it keeps the removed channels removed.
+    hard = harden(spec, {path: count / spec.mask_sizes[path][1] for path, count in counts.items()})
+    assert (hard.counts["block00/conv3/input"] == 0).sum() == 4
+
+
+def test_filters_that_are_removed_shrink_the_network() -> None:
+    network = ResNet("resnet20", 10, inner_channels=(4, *[16] * 2, *[32] * 3, *[64] * 3))
+    spec = network.spec((32, 32, 3))
+    full = ResNet("resnet20", 10).spec((32, 32, 3))
+    saved = [a.dense_macs - b.dense_macs for a, b in zip(full.layers, spec.layers, strict=True)]
+    assert saved[:3] == [0, 32 * 32 * 9 * 16 * 12, 32 * 32 * 9 * 12 * 16] and not any(saved[3:])
+    with pytest.raises(ValueError, match="one number for each of the 9 blocks of resnet20, got 1"):
+        ResNet("resnet20", 10, inner_channels=(4,)).spec((32, 32, 3))
+
+
+@pytest.mark.parametrize("variant", [*RESNETS, "mobilenetv1"])
+@pytest.mark.parametrize("setting", ["tied", "stage_masks"])
+def test_what_needs_inverted_residuals_is_refused_elsewhere(variant: str, setting: str) -> None:
+    learn = LearnConfig(block=1, **{setting: True})
+    if variant in SMALL:
+        pytest.skip("a variant of this test")
+    with pytest.raises(UserError, match=f"learn.{setting} is for networks of inverted residual blocks"):
+        build_network(Config(model=ModelConfig(name=variant), learn=learn), (32, 32, 3), 10)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "resnet50", "cardinality": 8}, "only for a resnext"),
+        ({"name": "mobilenetv2", "inner_channels": (8,)}, "only for a resnet or resnext"),
+        ({"name": "resnext29", "group_width": 0}, "at least 1"),
+        ({"batch_norm_epsilon": 0.0}, "above 0"),
+    ],
+)
+def test_settings_of_other_networks_are_refused(fields: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ModelConfig(**fields)
+
+
+def test_cardinality_and_width_of_a_resnext() -> None:
+    config = Config(model=ModelConfig(name="resnext29", cardinality=8, group_width=4))
+    _, spec = build_network(config, (32, 32, 3), 10)
+    convs = [layer for layer in spec.layers if layer.groups > 1]
+    assert [layer.groups for layer in convs] == [8] * 9
+    assert [layer.in_channels for layer in convs] == [32] * 3 + [64] * 3 + [128] * 3
+    assert dataclasses.replace(convs[0], groups=1).dense_macs == 8 * convs[0].dense_macs
+    assert level_counts(16, None)[-1] == 16
