@@ -79,6 +79,9 @@ class DataConfig(_Checked):
     eval_crop: float = 1.0
     """Side of the square cut from the middle of a test image, as a share of its shorter side; 0.875 is the custom for
     ImageNet (stream)."""
+    unlabelled: str | None = None
+    """A folder of pictures, at any depth, to train on in place of the set's own training images: they need no labels if
+    distill.weight is 1, and the network comes from --init."""
     grayscale: bool = False
     """Make the images of a folder or TFDS set grey (one channel)."""
     batch_size: int = 128
@@ -98,6 +101,11 @@ class DataConfig(_Checked):
 
     def _check(self) -> None:
         self._require(0 <= self.validation < 1, "validation", "a share from 0 to below 1")
+        self._require(
+            self.unlabelled is None or not self.validation,
+            "validation",
+            "0 with data.unlabelled, which has no labels to validate by",
+        )
         self._require(self.train_limit is None or self.train_limit >= 1, "train_limit", "at least 1, or None")
         self._require(self.batch_size >= 1, "batch_size", "at least 1")
         self._require(self.crop_padding >= 0, "crop_padding", "0 or more pixels")
@@ -433,6 +441,11 @@ class Config(_Checked):
         self._require(
             all(phase not in self.phases[:at] for at, phase in enumerate(self.phases)), "phases", "different phases"
         )
+        if self.data.unlabelled is not None and self.distill.weight < 1:
+            raise UserError(
+                f"data.unlabelled has no labels to learn from, and distill.weight is {self.distill.weight:g}; give "
+                "--distill.weight 1, so that the unpruned network teaches alone"
+            )
         self._require("pretrain" not in self.phases[1:], "phases", "phases with pretrain first, if it is among them")
 
     def to_dict(self) -> dict[str, Any]:

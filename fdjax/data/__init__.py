@@ -18,6 +18,7 @@ from fdjax.data.splits import channel_statistics, limit_training, split_validati
 from fdjax.data.stored import open_dataset
 from fdjax.data.stream import RandomResizedCrop, TrainingStream
 from fdjax.data.tfds_sets import FASHION_MNIST_SUBSET, FOLDER, PREPARED
+from fdjax.data.unlabelled import with_unlabelled
 
 __all__ = [
     "FASHION_MNIST_SUBSET",
@@ -50,4 +51,5 @@ __all__ = [
     "steps_per_epoch",
     "take_rows",
     "training_statistics",
+    "with_unlabelled",
 ]

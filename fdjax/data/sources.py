@@ -217,7 +217,7 @@ def _load_folder(root: Path, image_size: int | None, grayscale: bool) -> Dataset
         labels[split] = np.repeat(
             np.array([class_names.index(name) for name in classes], np.int32), [len(c) for c in classes.values()]
         )
-        images[split], expected = _read_images(
+        images[split], expected = read_images(
             len(files),
             lambda i, files=files: open_file(files[i], mode),
             lambda i, files=files: files[i],
@@ -242,7 +242,7 @@ def _load_tfds(name: str, prepared: Prepared, image_size: int | None, grayscale:
             encoded, split_labels[index] = reader.example(source, split, index)
             return open_stream(io.BytesIO(encoded), mode, reader.name_of(split, index))
 
-        pixels, expected = _read_images(
+        pixels, expected = read_images(
             len(source),
             read,
             lambda index, split=split: reader.name_of(split, index),
@@ -264,7 +264,7 @@ class _Reference:
     shape: tuple[int, ...]
 
 
-def _read_images(
+def read_images(
     count: int,
     read: Callable[[int], Image.Image],
     name_of: Callable[[int], str],

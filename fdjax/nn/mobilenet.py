@@ -7,7 +7,7 @@ without squeeze-and-excitation and with ReLU6.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -206,6 +206,11 @@ class MobileNet(FrequencyNetwork):
     tied: bool = False
     stage_masks: bool = False
     wide_groups: tuple[tuple[str, WideGroups], ...] = ()
+
+    @property
+    def hard_form(self) -> Hashable:
+        """See `FrequencyNetwork.hard_form`."""
+        return super().hard_form, self.wide_groups
 
     @property
     def stem_channels(self) -> int:

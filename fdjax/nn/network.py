@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 
 import flax.linen as nn
 import jax
@@ -97,6 +97,11 @@ class FrequencyNetwork(nn.Module):
           ValueError: a block larger than its map, or a block setting for a layer that does not exist.
         """
         raise NotImplementedError
+
+    @property
+    def hard_form(self) -> Hashable:
+        """What of the network depends on its hard masks: networks alike in it are one program."""
+        return self.whole_channels, self.block_means
 
     def layer_block(self, name: str, size: Size) -> int:
         """K of the wrapped layer `name` on a map of `size`."""

@@ -13,10 +13,10 @@ from fdjax.data import (
     TrainingStream,
     augment,
     mixup,
-    open_dataset,
     take_rows,
     training_statistics,
 )
+from fdjax.training.datasets import open_data
 
 
 def augmented_rows(config: Config, count: int, times: int) -> list[tuple[str, list[np.ndarray]]]:
@@ -26,14 +26,7 @@ def augmented_rows(config: Config, count: int, times: int) -> list[tuple[str, li
       Class name and images uint8 [H, W, C] for each; mixup mixes an image with the one in the row above.
     """
     data = config.data
-    dataset = open_dataset(
-        data.name,
-        data.path,
-        data.image_size,
-        data.grayscale,
-        stream=data.loading == "stream",
-        crop_share=data.eval_crop,
-    )
+    dataset = open_data(data, config.seed)
     chosen = np.linspace(0, len(dataset.train_labels) - 1, count).astype(int)
     labels = dataset.train_labels[chosen]
     images = take_rows(dataset.train_images, chosen)

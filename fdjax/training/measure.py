@@ -93,6 +93,8 @@ class Measurements:
         """
         steps, sums = sum(steps for steps, _ in pending), jax.device_get([sums for _, sums in pending])
         means = {f"train_{name}": float(sum(float(s[name]) for s in sums)) / steps for name in sums[0]}
+        if self.config.data.unlabelled is not None:
+            del means["train_top1"]
         if not math.isfinite(means["train_loss"]):
             raise UserError(
                 f"the loss of {phase.name} is {means['train_loss']} at step {step}: the run has diverged; lower "
@@ -125,7 +127,7 @@ class Measurements:
             variables[FCMASK] = collection_of(self.spec, hard.counts)
             if phase.hard or finished:
                 network = hard_network(self.network, self.spec, hard.counts)
-                key = (network.whole_channels, network.block_means, network.wide_groups)
+                key = network.hard_form
             else:  # One program serves however the masks move.
                 key, network = "moving", dataclasses.replace(self.network, mode="hard")
         if key not in self._evaluators:

@@ -21,9 +21,6 @@ from fdjax.data import (
     StoredImages,
     TrainingOrder,
     TrainingStream,
-    check_source,
-    limit_training,
-    open_dataset,
     split_validation,
     take_rows,
     training_statistics,
@@ -44,6 +41,7 @@ from fdjax.training.build import (
 from fdjax.training.calibrate import calibration_sample, measure_level_losses
 from fdjax.training.compilation import tidy_after_compilations
 from fdjax.training.controller import first_lambda, next_lambda
+from fdjax.training.datasets import open_data
 from fdjax.training.devices import Devices, to_host
 from fdjax.training.feed import Dispatch, Feed, Waiting
 from fdjax.training.measure import Measurements
@@ -146,6 +144,8 @@ class _Run:
             self._check_resumed(self.resumed)
             return
         if self.init is None:
+            if self.config.data.unlabelled is not None:
+                raise UserError("data.unlabelled has no labels to pretrain with: give --init DIR, a trained network")
             if self.config.phases[0] != "pretrain":
                 raise UserError(
                     f"phases begin with {self.config.phases[0]!r}, which needs trained weights: begin with 'pretrain', "
@@ -614,9 +614,13 @@ def train(
     devices.check_precision(config.model.precision)
     devices.check_batch(config.data.batch_size)
     folder = Path(workdir).expanduser().resolve()
-    if config.data.path is not None:  # So that the checkpoint can be evaluated from anywhere.
-        data = dataclasses.replace(config.data, path=str(Path(config.data.path).expanduser().resolve()))
-        config = dataclasses.replace(config, data=data)
+    # So that the checkpoint can be evaluated from anywhere.
+    absolute = {
+        field: str(Path(path).expanduser().resolve())
+        for field in ("path", "unlabelled")
+        if (path := getattr(config.data, field)) is not None
+    }
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **absolute))
     check_folder(folder, "--workdir")
     saved = read_config(folder)
     checkpoints = Checkpoints(folder / CHECKPOINT_FOLDER)
@@ -628,19 +632,9 @@ def train(
         problem = continuation_problem(saved, config, resumed.phase.name if resumed else None)
         if problem:
             raise UserError(f"--workdir {folder} holds another run ({problem}); give another directory for this one")
-    check_source(config.data.name, config.data.path)
     source = _init_source(folder, init, begun=saved is not None)
     start_from = restore(*find_checkpoint(source)) if source is not None and resumed is None else None
-    data = config.data
-    dataset = open_dataset(
-        data.name,
-        data.path,
-        data.image_size,
-        data.grayscale,
-        stream=data.loading == "stream",
-        crop_share=data.eval_crop,
-    )
-    dataset = limit_training(dataset, config.data.train_limit, config.seed)
+    dataset = open_data(config.data, config.seed)
     run = _Run(config, folder, dataset, devices, start_from, resumed, profile)
     run.check()
 

@@ -1,0 +1,66 @@
+"""Training pictures without labels, for a network that learns from another one."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+
+from fdjax.data.decode import open_file
+from fdjax.data.images import StoredImages
+from fdjax.data.sources import Dataset, read_images
+from fdjax.errors import UserError
+
+PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+def list_pictures(root: Path) -> list[str]:
+    """The picture files in a folder and the folders in it, sorted; hidden ones left out.
+
+    Raises:
+      UserError: there is no such folder, or no picture in it.
+    """
+    if not root.is_dir():
+        raise UserError(f"the folder of unlabelled pictures {root} is {'no folder' if root.exists() else 'not there'}")
+    found = []
+    for folder, inner, files in os.walk(root):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        found += [
+            os.path.join(folder, name)
+            for name in files
+            if not name.startswith(".") and name.lower().endswith(PICTURE_SUFFIXES)
+        ]
+    if not found:
+        raise UserError(f"the folder {root} holds no picture ({', '.join(PICTURE_SUFFIXES)})")
+    return sorted(found)
+
+
+def with_unlabelled(dataset: Dataset, folder: str | Path) -> Dataset:
+    """The data set with the pictures of a folder, at any depth, in place of its training images.
+
+    They are made like the set's own: as large, with as many channels, in memory or on disk. Their labels are all 0 and
+    mean nothing.
+
+    Raises:
+      UserError: there are none, or one cannot be read.
+    """
+    files = list_pictures(Path(folder))
+    size, channels = dataset.image_shape[0], dataset.image_shape[2]
+    if isinstance(dataset.train_images, StoredImages):
+
+        def encoded(index: int) -> bytes:
+            try:
+                return Path(files[index]).read_bytes()
+            except OSError as error:
+                raise UserError(f"the file {files[index]} cannot be read: {error.strerror}") from error
+
+        images = StoredImages(encoded, files.__getitem__, np.arange(len(files)), size, channels)
+    else:
+        mode = "L" if channels == 1 else "RGB"
+        images, _ = read_images(
+            len(files), lambda index: open_file(files[index], mode), files.__getitem__, size, None, "reading pictures"
+        )
+    labels = np.zeros(len(files), np.int32)
+    return dataclasses.replace(dataset, train_images=images, train_labels=labels)

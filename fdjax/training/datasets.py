@@ -1,0 +1,26 @@
+"""The data set that a config asks for."""
+
+from __future__ import annotations
+
+from fdjax.config import DataConfig
+from fdjax.data import Dataset, check_source, limit_training, open_dataset, with_unlabelled
+
+
+def open_data(data: DataConfig, seed: int) -> Dataset:
+    """Opens it, in memory or on disk; with `data.unlabelled` and `data.train_limit`.
+
+    Raises:
+      UserError: it is not there, or not as it should be.
+    """
+    check_source(data.name, data.path)
+    dataset = open_dataset(
+        data.name,
+        data.path,
+        data.image_size,
+        data.grayscale,
+        stream=data.loading == "stream",
+        crop_share=data.eval_crop,
+    )
+    if data.unlabelled is not None:
+        dataset = with_unlabelled(dataset, data.unlabelled)
+    return limit_training(dataset, data.train_limit, seed)
