@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
@@ -186,6 +186,25 @@ def new_report(flags: argparse.Namespace) -> dict[str, Any]:
     """What is written to --json, without rows yet; where it is written to says nothing about them."""
     settings = {name: value for name, value in vars(flags).items() if name not in ("json", "picture")}
     return {"machine": describe_machine(), "settings": settings, "rows": []}
+
+
+def measure_rows(
+    flags: argparse.Namespace, columns: Sequence[str], points: Iterable[tuple], measure: Callable[[tuple], Row]
+) -> None:
+    """Measures every point in this process, printing each as it comes; the JSON file grows with them."""
+    from fdjax import runtime
+    from fdjax.output_files import write_report
+
+    runtime.limit_threads(flags.threads)
+    runtime.setup()
+    report, width = new_report(flags), max(map(len, columns))
+    print("  ".join(f"{name:>{width}}" for name in columns))
+    for point in points:
+        row = measure(point)
+        cells = [f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for name in columns]
+        print("  ".join(f"{cell:>{width}}" for cell in cells), flush=True)
+        report["rows"].append(row)
+        write_report(flags.json, report)
 
 
 def describe_machine() -> dict[str, Any]:

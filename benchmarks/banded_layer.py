@@ -16,8 +16,6 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
 import _contest as contest
 
-from fdjax import runtime
-from fdjax.cli import write_report
 from fdjax.errors import UserError, reports_user_errors
 
 if TYPE_CHECKING:
@@ -105,17 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = parse(arguments)
     if max(flags.block) > min(flags.size):
         raise UserError(f"--block {max(flags.block)} is larger than the map, --size {min(flags.size)}")
-    runtime.limit_threads(flags.threads)
-    runtime.setup()
-    report = contest.new_report(flags)
-    print("  ".join(f"{name:>11}" for name in COLUMNS))
     grid = (flags.size, flags.channels, flags.block, flags.keep, flags.counts, flags.batch)
-    for point in itertools.product(*grid):
-        row = measure(point, flags.seed, flags.rounds)
-        cells = [f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for name in COLUMNS]
-        print("  ".join(f"{cell:>11}" for cell in cells), flush=True)
-        report["rows"].append(row)
-        write_report(flags.json, report)
+    contest.measure_rows(flags, COLUMNS, itertools.product(*grid), lambda at: measure(at, flags.seed, flags.rounds))
     return 0
 
 

@@ -16,8 +16,6 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
 import _contest as contest
 
-from fdjax import runtime
-from fdjax.cli import write_report
 from fdjax.errors import UserError, reports_user_errors
 
 COLUMNS = ("size", "channels", "block", "coefs", "batch", "copy_ms", "forward_ms", "inverse_ms", "forward_ratio",
@@ -83,16 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = parse(arguments)
     if max(flags.block) > min(flags.size):
         raise UserError(f"--block {max(flags.block)} is larger than the map, --size {min(flags.size)}")
-    runtime.limit_threads(flags.threads)
-    runtime.setup()
-    report = contest.new_report(flags)
-    print("  ".join(f"{name:>13}" for name in COLUMNS))
-    for point in itertools.product(flags.size, flags.channels, flags.block, flags.keep, flags.batch):
-        row = measure(point, flags.rounds)
-        cells = [f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for name in COLUMNS]
-        print("  ".join(f"{cell:>13}" for cell in cells), flush=True)
-        report["rows"].append(row)
-        write_report(flags.json, report)
+    grid = (flags.size, flags.channels, flags.block, flags.keep, flags.batch)
+    contest.measure_rows(flags, COLUMNS, itertools.product(*grid), lambda at: measure(at, flags.rounds))
     return 0
 
 

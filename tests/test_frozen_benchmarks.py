@@ -98,6 +98,10 @@ def test_the_benchmarks_of_layers_and_transforms(tmp_path) -> None:
     assert run("transforms.py", *small).returncode == 0
     (row,) = json.loads(report.read_text())["rows"]
     assert row["coefs"] == 4 and row["forward_ratio"] == row["forward_ms"] / row["copy_ms"]
+    shape = ("--size", "6", "--channels", "16", "--groups", "4", "--batch", "2", "--json", str(report))
+    assert run("grouped_conv.py", *shape).returncode == 0
+    (row,) = json.loads(report.read_text())["rows"]
+    assert row["gradient_ratio"] == row["gradient_ms"] / row["library_gradient_ms"] and row["ratio"] > 0
 
 
 @pytest.mark.parametrize(
@@ -108,6 +112,7 @@ def test_the_benchmarks_of_layers_and_transforms(tmp_path) -> None:
         ("frozen_mobilenet_v2.py", ("--network", "mobilenet_v2_small", "--block", "16"), "16"),
         ("banded_layer.py", ("--size", "2", "--block", "3"), "larger than the map"),
         ("transforms.py", ("--keep", "2"), "share"),
+        ("grouped_conv.py", ("--groups", "5"), "does not divide"),
     ],
 )
 def test_mistakes_are_one_line(script, flags, says) -> None:
