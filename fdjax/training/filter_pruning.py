@@ -1,0 +1,242 @@
+"""Removing filters of a trained ResNet: measured on training images, written as a smaller network's checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fdjax.config import Config
+from fdjax.data import limit_training, normalize, split_validation
+from fdjax.errors import UserError, suggestion
+from fdjax.nn import FCMASK, FrequencyNetwork
+from fdjax.nn.normalization import BatchNorm
+from fdjax.ops.depthwise import conv_pads
+from fdjax.pruning.filters import METHODS, Measured, choose_rates, keep_filters, one_share, prunable, rates, strongest
+from fdjax.spec import LayerSpec, NetworkSpec, blocks, network_macs
+from fdjax.training.build import build_network, collection_of
+from fdjax.training.calibrate import calibration_sample
+from fdjax.training.devices import Devices
+from fdjax.training.evaluate import make_evaluator
+from fdjax.training.restore import Restored, load_restored_data
+
+Rates = Literal["one", "search"]
+
+_BATCH = 64
+# Sampled outputs of the next layer, for each calibration image (ThiNet takes ten).
+_SAMPLES = 10
+
+
+def inner_maps(network: FrequencyNetwork, spec: NetworkSpec, variables: Any, images: np.ndarray) -> dict[str, Any]:
+    """The maps inside of blocks whose filters may go: convolution's name -> float32 [n, H, W, D], after ReLU."""
+    wanted = {f"{layer.name}_norm": layer.name for layers in prunable(spec).values() for layer in layers}
+
+    @jax.jit
+    def measure(variables: Any, images: jax.Array):
+        found = {}
+
+        def look(call, args, kwargs, context):
+            y = call(*args, **kwargs)
+            if isinstance(context.module, BatchNorm) and "/".join(context.module.path) in wanted:
+                found[wanted["/".join(context.module.path)]] = jax.nn.relu(y)
+            return y
+
+        with nn.intercept_methods(look):
+            network.apply(variables, normalize(images, spec.input_mean, spec.input_std), train=False)
+        return found
+
+    parts = [jax.device_get(measure(variables, batch)) for batch in np.array_split(images, -(-len(images) // _BATCH))]
+    return {name: np.concatenate([part[name] for part in parts]) for name in wanted.values()}
+
+
+def contributions(
+    maps: np.ndarray, kernel: np.ndarray, layer: LayerSpec, padding: str, rng: np.random.Generator
+) -> np.ndarray:
+    """What each input channel contributes to sampled outputs of a convolution: [n * samples, C].
+
+    Args:
+      maps: [n, H, W, C], its input.
+      kernel: [window, window, C, D], or [C, D].
+      layer: its spec.
+      padding: "same" or "torch".
+      rng: draws the places and output channels.
+    """
+    kernel = kernel.reshape(-1, layer.window, *kernel.shape[-2:]) if kernel.ndim == 4 else kernel[None, None]
+    pads = [conv_pads(length, layer.stride, layer.window, padding) for length in layer.in_size]
+    padded = np.pad(maps, ((0, 0), *pads, (0, 0)))
+    count = len(maps) * _SAMPLES
+    image = np.repeat(np.arange(len(maps)), _SAMPLES)
+    row, column = (layer.stride * rng.integers(0, length, count) for length in layer.out_size)
+    output = rng.integers(0, kernel.shape[-1], count)
+    found = np.zeros((count, maps.shape[-1]), np.float32)
+    for i in range(layer.window):
+        for j in range(layer.window):
+            found += padded[image, row + i, column + j] * kernel[i, j][:, output].T
+    return found
+
+
+def measure_filters(
+    network: FrequencyNetwork, spec: NetworkSpec, variables: Any, images: np.ndarray, seed: int
+) -> dict[str, Measured]:
+    """What filter pruners look at, for each convolution whose filters may go.
+
+    Args:
+      network: of the checkpoint.
+      spec: of it, with preprocessing.
+      variables: its collections.
+      images: uint8 [n, H, W, C], for calibration.
+      seed: of ThiNet's samples.
+    """
+    maps, rng = inner_maps(network, spec, variables, images), np.random.default_rng(seed)
+    found = {}
+    for name, roles in blocks(spec).items():
+        for number, layer in enumerate(prunable(spec)[name], 1):
+            kernel, following = (
+                np.asarray(variables["params"][name][role]["kernel"]) for role in (f"conv{number}", f"conv{number + 1}")
+            )
+            after = contributions(maps[layer.name], following, roles[f"conv{number + 1}"], spec.padding, rng)
+            kernel = kernel if kernel.ndim == 4 else kernel[None, None]
+            found[layer.name] = Measured(kernel, maps[layer.name], after)
+    return found
+
+
+def block_losses(
+    network: FrequencyNetwork,
+    spec: NetworkSpec,
+    variables: Any,
+    scores: Mapping[str, np.ndarray],
+    images: np.ndarray,
+    labels: np.ndarray,
+) -> dict[str, list[float]]:
+    """Cross entropy on images with one block alone pruned, at each of `rates`, above the unpruned network's."""
+
+    @jax.jit
+    def entropy(variables: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+        x = normalize(images, spec.input_mean, spec.input_std)
+        logits: Any = network.apply(variables, x, train=False)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum()
+
+    def loss(params: Any) -> float:
+        batches = zip(*(np.array_split(part, -(-len(images) // _BATCH)) for part in (images, labels)), strict=True)
+        return sum(float(entropy({**variables, "params": params}, *batch)) for batch in batches) / len(images)
+
+    dense, found = loss(variables["params"]), {}
+    for name, layers in prunable(spec).items():
+        found[name] = []
+        for count in rates(layers[0].out_channels):
+            block = dict(variables["params"][name])
+            for number, layer in enumerate(layers, 1):
+                kept = np.zeros(layer.out_channels, np.float32)
+                kept[strongest(scores[layer.name], count)] = 1
+                norm = f"conv{number}_norm"
+                block[norm] = {key: value * kept for key, value in block[norm].items()}
+            found[name].append(loss({**variables["params"], name: block}) - dense)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class FilterPruned:
+    """A network that has lost filters.
+
+    Attributes:
+      config: with `model.inner_channels` of the smaller network.
+      spec: of it.
+      variables: its collections, all masks whole.
+      report: of `fdjax prune`, of JSON types.
+    """
+
+    config: Config
+    spec: NetworkSpec
+    variables: dict[str, Any]
+    report: dict[str, Any]
+
+
+def prune_filters(
+    restored: Restored,
+    method: str,
+    target: float,
+    *,
+    per_block: Rates = "one",
+    num_images: int = 256,
+    eval_limit: int | None = None,
+    data_path: str | None = None,
+) -> FilterPruned:
+    """Removes filters of a trained ResNet until a MAC ratio is met.
+
+    Args:
+      restored: the checkpoint.
+      method: of `fdjax.pruning.filters.METHODS`.
+      target: MACs over the network's, above 0 to 1.
+      per_block: "one" share of filters for all blocks, or a "search" by what blocks lose alone.
+      num_images: training images to measure on (seeded, the validation share left out).
+      eval_limit: test images to evaluate on, None for all.
+      data_path: in place of the run's own `data.path`.
+
+    Raises:
+      UserError: a method that does not exist, a network without such filters, a target that cannot be reached, or data
+        that are not there.
+    """
+    if method not in METHODS:
+        raise UserError(
+            f"no filter pruning method {method!r}{suggestion(method, METHODS)}; accepted are {', '.join(METHODS)}"
+        )
+    network, spec, config = dataclasses.replace(restored.network, mode="off"), restored.spec, restored.config
+    variables = restored.state.variables()
+    try:
+        prunable(spec)
+        dataset = limit_training(load_restored_data(restored, data_path), config.data.train_limit, config.seed)
+        train, _ = split_validation(
+            len(dataset.train_labels), dataset.train_labels, config.data.validation, config.seed
+        )
+        chosen = calibration_sample(train, config.seed, num_images)
+        images, labels = np.asarray(dataset.train_images[chosen]), dataset.train_labels[chosen]
+        measured = measure_filters(network, spec, variables, images, config.seed)
+        scores = {name: METHODS[method](layer) for name, layer in measured.items()}
+        if per_block == "one":
+            left = one_share(spec, target)
+        else:
+            left = choose_rates(spec, block_losses(network, spec, variables, scores, images, labels), target)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    kept = {
+        layer.name: strongest(scores[layer.name], left[name])
+        for name, layers in prunable(spec).items()
+        for layer in layers
+    }
+    smaller: dict[str, Any] = keep_filters(spec, jax.device_get(variables), kept)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, inner_channels=tuple(left.values())))
+    new_network, new_spec = build_network(config, spec.input_shape, spec.num_classes)
+    new_spec = dataclasses.replace(
+        new_spec, input_mean=spec.input_mean, input_std=spec.input_std, class_names=spec.class_names
+    )
+    smaller[FCMASK] = collection_of(new_spec, new_spec.full_counts())
+    tested = slice(None, eval_limit)
+    evaluate = make_evaluator(dataclasses.replace(new_network, mode="off"), new_spec, Devices())
+    figures = evaluate(jax.tree.map(jnp.asarray, smaller), dataset.test_images[tested], dataset.test_labels[tested])
+    before, after = (network_macs(s, s.full_counts()) for s in (spec, new_spec))
+    report = {
+        "method": method,
+        "per_block": per_block,
+        "target_macs": target,
+        "num_images": len(images),
+        "dense_top1": restored.done.dense_top1,
+        **figures,
+        "macs": {"before": before.to_dict()["dense"], "after": after.to_dict()["dense"]},
+        "ratio": after.to_dict()["dense"] / before.to_dict()["dense"],
+        "parameters": {"before": _size(variables["params"]), "after": _size(smaller["params"])},
+        "filters": {
+            name: {"before": prunable(spec)[name][0].out_channels, "after": count} for name, count in left.items()
+        },
+        "flags": ["--model.inner-channels", *map(str, left.values())],
+    }
+    return FilterPruned(config, new_spec, smaller, report)
+
+
+def _size(params: Any) -> int:
+    return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))

@@ -1,0 +1,265 @@
+"""Filter pruning: scores against other formulations, budgets against enumeration, networks that shrink exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.spatial.distance
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fdjax.nn import FCMASK, MobileNet, ResNet, resnet
+from fdjax.ops.dct import dct_basis
+from fdjax.pruning.filters import (
+    METHODS,
+    Measured,
+    block_macs,
+    choose_rates,
+    haar,
+    keep_filters,
+    one_share,
+    prunable,
+    rates,
+    strongest,
+)
+from fdjax.spec import network_macs
+from fdjax.training.build import collection_of
+from fdjax.training.filter_pruning import block_losses, contributions, inner_maps
+from tests.frozen_networks import HASTE, random_variables, raw_images, with_preprocessing
+
+
+def measured(seed: int, filters: int = 6, size: tuple[int, int] = (4, 6), images: int = 3) -> Measured:
+    rng = np.random.default_rng(seed)
+    return Measured(
+        rng.normal(size=(3, 3, 2, filters)),
+        np.maximum(rng.normal(size=(images, *size, filters)), 0),
+        rng.normal(size=(40, filters)),
+    )
+
+
+def test_l1_is_the_sum_of_absolute_weights() -> None:
+    found = METHODS["l1"](measured(0))
+    kernel = measured(0).kernel
+    expected = [sum(abs(kernel[i, j, c, d]) for i in range(3) for j in range(3) for c in range(2)) for d in range(6)]
+    np.testing.assert_allclose(found, expected)
+
+
+def test_the_dct_score_agrees_with_our_own_basis() -> None:
+    given_maps = measured(1, size=(4, 4))
+    basis = dct_basis(4, np.float64)
+    coefs = np.einsum("nab,iabd->ind", basis, given_maps.maps)
+    np.testing.assert_allclose(METHODS["dct"](given_maps), np.abs(coefs).sum(axis=1).mean(axis=0))
+
+
+def test_the_haar_transform_is_the_dct_of_2x2_blocks() -> None:
+    maps = np.random.default_rng(0).normal(size=(4, 6, 3))
+    low, high = haar(maps)
+    blocks = maps.reshape(2, 2, 3, 2, 3).transpose(0, 2, 1, 3, 4).reshape(6, 2, 2, 3)
+    coefs = np.einsum("nij,bijc->nbc", dct_basis(2, np.float64), blocks)
+    np.testing.assert_allclose(low, coefs[0])
+    # The same bands, the signs and order apart.
+    np.testing.assert_allclose(np.sort(np.abs(high), axis=0), np.sort(np.abs(coefs[1:].reshape(18, 3)), axis=0))
+    np.testing.assert_allclose(np.square(low).sum(0) + np.square(high).sum(0), np.square(maps).sum((0, 1)))
+    assert haar(np.ones((3, 5, 1)))[0].shape == (6, 1)
+
+
+def test_fpwt_by_pairwise_distances() -> None:
+    layer = measured(2)
+    found = METHODS["fpwt"](layer)
+    low, high = haar(layer.maps.mean(axis=0))
+    shares = np.square(low).sum(0) / (np.square(low).sum(0) + np.square(high).sum(0))
+    expected = np.zeros(6)
+    for band, share in ((low, shares), (high, 1 - shares)):
+        cosine = np.abs(1 - scipy.spatial.distance.squareform(scipy.spatial.distance.pdist(band.T, "cosine")))
+        expected += share * (cosine.sum(axis=1) - 1) / 5
+    np.testing.assert_allclose(found, 1 - expected)
+
+
+def test_fpwt_finds_the_filter_that_repeats_another() -> None:
+    layer = measured(3, size=(8, 8))
+    maps = layer.maps.copy()
+    maps[..., 4] = 2 * maps[..., 1]
+    maps[..., 5] = 0
+    scores = METHODS["fpwt"](dataclasses.replace(layer, maps=maps))
+    assert set(np.argsort(scores)[:3]) == {1, 4, 5} and ((scores >= 0) & (scores <= 1)).all()
+
+
+@given(st.integers(0, 50))
+def test_thinet_removes_what_changes_the_output_least_step_by_step(seed: int) -> None:
+    layer = measured(seed, filters=5)
+    order = np.argsort(METHODS["thinet"](layer))
+    assert sorted(order) == list(range(5))
+    for place in range(5):
+        removed = list(order[:place])
+
+        def change(channel: int, removed=removed) -> float:
+            return float(np.square(layer.contributions[:, [*removed, channel]].sum(axis=1)).sum())
+
+        rest = [channel for channel in range(5) if channel not in removed]
+        assert change(order[place]) == pytest.approx(min(map(change, rest)))
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=12), st.data())
+def test_the_strongest_filters_stay(scores: list[float], data) -> None:
+    count = data.draw(st.integers(1, len(scores)))
+    kept = strongest(np.array(scores), count)
+    assert len(kept) == count and (np.diff(kept) > 0).all()
+    assert min(np.array(scores)[kept]) >= max(np.delete(scores, kept), default=-np.inf)
+
+
+# Budgets
+
+SPEC = ResNet("resnet20", 10).spec((32, 32, 3))
+
+
+def macs_left(left: dict[str, int]) -> int:
+    spec = ResNet("resnet20", 10, inner_channels=tuple(left.values())).spec((32, 32, 3))
+    return network_macs(spec, {}).to_dict()["dense"]
+
+
+@given(st.floats(0.1, 1))
+def test_one_share_comes_as_near_as_shares_can(target: float) -> None:
+    left = one_share(SPEC, target)
+    dense = macs_left({name: layers[0].out_channels for name, layers in prunable(SPEC).items()})
+    tried = [
+        {name: max(1, round(share * layers[0].out_channels)) for name, layers in prunable(SPEC).items()}
+        for share in np.linspace(0, 1, 65)
+    ]
+    nearest = min(abs(macs_left(some) / dense - target) for some in tried)
+    assert abs(macs_left(left) / dense - target) <= nearest + 1e-12
+
+
+@pytest.mark.parametrize("variant", ["resnet20", "resnet50"])
+def test_a_blocks_macs_are_those_of_the_smaller_network(variant: str) -> None:
+    pixels = 32 if variant == "resnet20" else 64
+    network = ResNet(variant, 10, block=1)
+    spec = network.spec((pixels, pixels, 3))
+    widths = [layers[0].out_channels for layers in prunable(spec).values()]
+    for place, name in enumerate(prunable(spec)):
+        smaller = [*widths[:place], 5, *widths[place + 1 :]]
+        saved = block_macs(spec, name, widths[place]) - block_macs(spec, name, 5)
+        new = dataclasses.replace(network, inner_channels=tuple(smaller)).spec((pixels, pixels, 3))
+        assert (
+            network_macs(spec, spec.full_counts()).to_dict()["dense"] - saved
+            == (network_macs(new, new.full_counts()).to_dict()["dense"])
+        )
+
+
+def test_rates_are_the_best_of_all_on_the_hull() -> None:
+    """Against enumeration on a network of three blocks: no choice with as few MACs loses less than the one found."""
+    variant = resnet.Variant((1, 1, 1), 8, 3, 1, False, 8, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(resnet.VARIANTS, "three", variant)
+        spec = ResNet("three", 10).spec((8, 8, 3))
+    rng = np.random.default_rng(0)
+    losses = {name: np.sort(rng.exponential(size=len(rates(layers[0].out_channels))))[::-1].tolist()
+              for name, layers in prunable(spec).items()}  # fmt: skip
+    dense = sum(layer.dense_macs for layer in spec.counted_layers)
+
+    def cost(left: dict[str, int]) -> tuple[float, float]:
+        total = sum(
+            losses[name][rates(prunable(spec)[name][0].out_channels).index(count)] for name, count in left.items()
+        )
+        saved = sum(
+            block_macs(spec, name, prunable(spec)[name][0].out_channels) - block_macs(spec, name, count)
+            for name, count in left.items()
+        )
+        return total, (dense - saved) / dense
+
+    every = [
+        cost(dict(zip(losses, counts, strict=True)))
+        for counts in itertools.product(*(rates(layers[0].out_channels) for layers in prunable(spec).values()))
+    ]
+    for target in (0.3, 0.5, 0.8):
+        found = cost(choose_rates(spec, losses, target))
+        assert found[1] <= target
+        assert all(lost >= found[0] - 1e-9 for lost, ratio in every if ratio <= found[1])
+
+
+def test_what_cannot_be_reached_or_pruned_is_said() -> None:
+    with pytest.raises(ValueError, match=r"can come down to 0\.0\d+x of the MACs, not to 0.01x"):
+        one_share(SPEC, 0.01)
+    with pytest.raises(ValueError, match=r"can come down to 0\.\d+x of the MACs, not to 0.01x"):
+        choose_rates(SPEC, {name: [0.0] * 8 for name in prunable(SPEC)}, 0.01)
+    with pytest.raises(ValueError, match="is for ResNets, which mobilenetv2_small is not"):
+        prunable(MobileNet("mobilenetv2_small", 10).spec((28, 28, 1)))
+    with pytest.raises(ValueError, match="resnext29 has groups"):
+        prunable(ResNet("resnext29", 10).spec((32, 32, 3)))
+
+
+# Networks
+
+
+@pytest.fixture(scope="module", params=["basic", "bottleneck"])
+def trained(request):
+    variants = {
+        "basic": resnet.Variant((1, 1), 8, 3, 1, False, 8, 0),
+        "bottleneck": resnet.Variant((1, 1), 8, 3, 1, False, 8, 2),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, variant in variants.items():
+            patch.setitem(resnet.VARIANTS, name, variant)
+        network = ResNet(request.param, 5, block=1, mode="off")
+        spec = with_preprocessing(network.spec((8, 8, 3)))
+        yield network, spec, {**random_variables(network, spec, 0), FCMASK: collection_of(spec, spec.full_counts())}
+
+
+def logits(network: ResNet, variables: dict, images: np.ndarray) -> np.ndarray:
+    spec = network.spec((8, 8, 3))
+    variables = {**variables, FCMASK: collection_of(spec, spec.full_counts())}
+    x = jnp.asarray(images, jnp.float32) / 100
+    return np.asarray(jax.jit(network.apply, compiler_options=HASTE)(variables, x))
+
+
+def test_the_smaller_network_is_the_larger_one_with_silent_filters(trained) -> None:
+    network, spec, variables = trained
+    rng = np.random.default_rng(0)
+    kept = {
+        layer.name: np.sort(rng.permutation(layer.out_channels)[:count])
+        for layers, count in zip(prunable(spec).values(), (3, 10), strict=True)
+        for layer in layers
+    }
+    smaller = keep_filters(spec, variables, kept)
+    silent = jax.tree.map(np.array, variables)
+    for name, filters in kept.items():
+        gone = np.setdiff1d(np.arange(silent["params"][name.split("/")[0]][f"{name.split('/')[1]}_norm"]["bias"].size),
+                            filters)  # fmt: skip
+        norm = silent["params"][name.split("/")[0]][f"{name.split('/')[1]}_norm"]
+        norm["scale"][gone] = norm["bias"][gone] = 0
+    images = raw_images(spec, 2, 0)
+    found = logits(dataclasses.replace(network, inner_channels=(3, 10)), smaller, images)
+    np.testing.assert_allclose(found, logits(network, silent, images), rtol=2e-4, atol=2e-4)
+    # What it was made of is as it was.
+    assert variables["params"]["block00"]["conv1"]["kernel"].shape[-1] == 8
+
+
+def test_contributions_sum_to_the_next_layers_output(trained) -> None:
+    network, spec, variables = trained
+    images = raw_images(spec, 4, 0)
+    maps = inner_maps(network, spec, variables, images)
+    layer = prunable(spec)["block01"][0]
+    following = {one.name: one for one in spec.layers}["block01/conv2"]
+    kernel = np.asarray(variables["params"]["block01"]["conv2"]["kernel"])
+    found = contributions(maps[layer.name], kernel, following, "same", np.random.default_rng(5))
+    whole = jax.lax.conv_general_dilated(
+        maps[layer.name], kernel, (following.stride,) * 2, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    rng = np.random.default_rng(5)
+    rows, columns = (rng.integers(0, length, 40) for length in following.out_size)
+    outputs = rng.integers(0, kernel.shape[-1], 40)
+    expected = np.asarray(whole)[np.repeat(np.arange(4), 10), rows, columns, outputs]
+    np.testing.assert_allclose(found.sum(axis=1), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_block_that_keeps_all_filters_loses_nothing(trained) -> None:
+    network, spec, variables = trained
+    images = raw_images(spec, 16, 0)
+    scores = {layer.name: np.arange(layer.out_channels) for layers in prunable(spec).values() for layer in layers}
+    losses = block_losses(network, spec, variables, scores, images, np.arange(16) % 5)
+    for lost in losses.values():
+        assert lost[-1] == pytest.approx(0, abs=1e-5) and max(map(abs, lost[:-1])) > 1e-3
