@@ -70,6 +70,25 @@ def expected_macs(
     return total
 
 
+def expected_ratio(
+    spec: NetworkSpec,
+    fcmasks: Mapping[str, jax.Array],
+    levels: Sequence[int] | None = None,
+    convention: str = "total",
+) -> jax.Array:
+    """`expected_macs` and the layers that no mask acts on, over the dense network's MACs: a float32 scalar.
+
+    With nothing pruned it is 1, or more where levels between 0 and N need transforms.
+    """
+    counted = {layer.name for layer in spec.layers if layer.block}
+    if convention == "total":
+        counted |= {layer.name for roles in units(spec).values() for layer in roles.values()}
+        counted |= {roles["conv2"].name for roles in blocks(spec).values() if "conv3" in roles}
+    dense = sum(layer.dense_macs for layer in spec.counted_layers)
+    rest = sum(layer.dense_macs for layer in spec.counted_layers if layer.name not in counted)
+    return (expected_macs(spec, fcmasks, levels, convention) + rest) / dense
+
+
 def _sides(layer: LayerSpec, masks: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """Coefficient masks [N, C] and [N, D]; ones where a side has none."""
     pairs = ((layer.input_mask, layer.in_channels), (layer.output_mask, layer.out_channels))

@@ -1,9 +1,10 @@
 """The controller on lambda: it brings the masks to the target by `learn.ramp` of the phase, and holds them there.
 
-What it measures is the rounding offset (`fdjax.pruning.harden_to_target`): by how much all masks would have to be
-shifted for the hard network, after the gate, to meet the target. Unlike the MAC ratio itself, which the gate holds at 1
-for long and then lets fall, the offset moves evenly from about -0.5 to 0 as the masks come down. The controller asks it
-to follow a straight line, and scales lambda by how the measured speed compares with the speed asked for.
+What it measures is the offset from the target: (target - MAC ratio) / (1 - target), -1 for the dense network and 0 at
+the target. On the way down the ratio is that of expected MACs, which moves with every mask; the count of rounded masks
+stays where it is while masks come down from 1 to where they are rounded down. From the ramp on it is that count, after
+the gate: what is to meet the target. The controller asks the offset to follow a straight line, and scales lambda by how
+the measured speed compares with the speed asked for.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ _LARGEST_MOVE = math.log(1.5)
 _LEAST_WAY = 0.2
 # An error of the offset is to be made good within this many intervals.
 _CATCH_UP = 4
+# Lambda begins low: masks that it moves too early it moves all at once.
+_FIRST = 0.2
 
 
 def first_lambda(learn: LearnConfig, spec: NetworkSpec, mask_steps: int) -> float:
-    """The lambda whose push alone would bring a middling channel's mask down by 0.5 in time.
+    """A fifth of the lambda whose push alone would bring a middling channel's mask down by 0.5 in time.
 
     With sgd the speed of a mask is lr / (1 - momentum) * lambda * d penalty / d mask.
     """
@@ -40,7 +43,7 @@ def first_lambda(learn: LearnConfig, spec: NetworkSpec, mask_steps: int) -> floa
                                  for layer in wrapped])  # fmt: skip
     speed = 0.5 / max(1.0, learn.ramp * mask_steps)
     rate = learn.learning_rate / (1 - learn.momentum if learn.optimizer == "sgd" else 1.0)
-    return float(speed / (rate * np.median(slopes)))
+    return float(_FIRST * speed / (rate * np.median(slopes)))
 
 
 def next_lambda(
@@ -52,7 +55,7 @@ def next_lambda(
       lambda_: in force.
       offset: measured now.
       previous: measured one interval ago.
-      start: measured when the phase began; negative, or near 0 where masks have been learned before.
+      start: measured when the phase began: about -1, or near 0 where masks have been learned before.
       progress: share of the phase's mask steps that are done, 0 to 1.
       interval: share of them since `previous`.
       ramp: share of them by which the offset should be 0.

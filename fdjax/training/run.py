@@ -29,11 +29,13 @@ from fdjax.errors import UserError
 from fdjax.frozen.choice import Stopwatch
 from fdjax.nn import FCMASK, FrequencyNetwork
 from fdjax.pruning import HardMasks, mac_ratio
+from fdjax.pruning.expected import expected_ratio
 from fdjax.spec import NetworkMacs, network_macs
 from fdjax.training.build import (
     build_network,
     collection_of,
     counts_of,
+    flat_masks,
     hard_masks,
     hard_masks_by_time,
     hard_network,
@@ -67,6 +69,8 @@ from fdjax.training.workdir import (
 _CONTROL_TICKS = 50
 _RECORD_EVERY = 20
 _PROFILE_FOLDER = "profile"
+# Offsets from targets above are told as from this one.
+_HIGHEST_TARGET = 0.95
 # How far from the target, relatively, a network may land without a warning.
 _TOLERANCE = 0.02
 
@@ -120,6 +124,10 @@ class _Run:
             test=(dataset.test_images, dataset.test_labels),
             validation=(take_rows(dataset.train_images, validation), dataset.train_labels[validation]),
             devices=devices,
+        )
+        learn = config.learn
+        self._expected_ratio = jax.jit(
+            lambda masks: expected_ratio(self.spec, masks, learn.counts_below_whole, learn.target_convention)
         )
         self.done = Past(num_train=len(dataset.train_labels))
         # Once, at the beginning: the checkout may change while the run goes on.
@@ -511,7 +519,10 @@ class _Run:
         figures = {**figures, "macs_ratio": hard.macs.ratio, "macs_paper_ratio": hard.macs.paper_ratio}
         if learn.target_macs is None:
             return state, figures
-        offset = hard_masks(learn, self.spec, state.fcmask, to_target=True).offset
+        figures["expected_ratio"] = float(self._expected_ratio(flat_masks(state.fcmask)))
+        on_the_way = mask_step < learn.ramp * mask_steps
+        ratio = figures["expected_ratio"] if on_the_way else mac_ratio(hard.macs, learn.target_convention)
+        offset = (learn.target_macs - ratio) / (1 - min(learn.target_macs, _HIGHEST_TARGET))
         previous, start = (float(state.controller[name]) for name in ("offset", "start"))
         lambda_ = float(state.lambda_)
         if np.isnan(start):
