@@ -32,10 +32,9 @@ class Run(NamedTuple):
     init: str | None = None
 
 
-# The paper's masks, and three of ours.
+# The paper's masks, and three of ours; levels 0 and N alone are channel pruning.
 FORMS = {
     "paper": "--learn.no-tied --learn.sides both --learn.levels all",
-    "paper_scaled": "--learn.no-tied --learn.sides both --learn.levels all --learn.precondition 1",
     "tied_all": "--learn.tied --learn.levels all",
     "tied_01N": "--learn.tied --learn.levels 0,1,N",
     "tied_0N": "--learn.tied --learn.levels 0,N",
@@ -49,6 +48,7 @@ OPTIONS = {
     "cosine_warmup": "--learn.schedule cosine --learn.warmup-epochs 0.1",
     "multiples_of_8": "--learn.group-multiple 8",
     "papers_penalty": "--learn.penalty fcmask",
+    "precondition": "--learn.precondition 1",
     "stage_masks": "--learn.stage-masks",
     # As `fdjax blocks --checkpoint main/dense_seed0 --tied --levels 0,1,N --target-macs 0.33` chose.
     "chosen_blocks": "--learn.block-by-layer block00/project 1 block09/expand 1 block09/project 1 head 4",
@@ -81,14 +81,8 @@ def runs() -> list[Run]:
     for seed in (0, 1):
         flags = "--learn.gate time --learn.gate-batch 8 --learn.target-macs 0.5"
         pruned(f"main/half_gate_by_time_seed{seed}", seed, flags)
-    # Learning from the unpruned network gained most of all options in short runs at 0.33x.
-    pruned("main/third_distilled_seed0", 0, "--distill.weight 0.5 --learn.target-macs 0.33")
     for seed in (0, 1):
-        longer = "--learn.epochs 4 --refine.epochs 20 --learn.target-macs 0.33"
-        pruned(f"main/third_longer_seed{seed}", seed, longer)
-    for seed in (0, 1):
-        # The first paper's masks collapsed at 0.33x (README.md): without preconditioning only the target of 0.5.
-        for name, target in [("paper", 0.5), ("paper_scaled", 0.33), *itertools.product(list(FORMS)[2:], (0.5, 0.33))]:
+        for name, target in itertools.product(FORMS, (0.5, 0.33)):
             form(name, 2, target, seed)
         pruned(f"forms/nothing_pruned_seed{seed}", seed, f"--phases refine {SHORT}")
     # Beside it forms/tied_01N_block2_0.5_seed0.
@@ -103,7 +97,7 @@ def runs() -> list[Run]:
     for rate in (0.01, 0.03, 0.3):
         pruned(f"rates/rate{rate}", 0, f"--learn.learning-rate {rate} --learn.target-macs 0.33 {SHORT}")
     # Levels 0 and N need no transform, so that the block means nothing to them.
-    for name, target in itertools.product(("tied_01N", "paper_scaled", "tied_all"), (0.33, 0.5)):
+    for name, target in itertools.product(("tied_01N", "paper", "tied_all"), (0.33, 0.5)):
         form(name, 4, target, 0)
     for name, flags in OPTIONS.items():
         pruned(f"options/{name}", 0, f"--learn.target-macs 0.33 {flags} {SHORT}")
