@@ -21,7 +21,7 @@ from fdjax.nn import FCMASK
 from fdjax.pruning import HardMasks
 from fdjax.spec import Counts, NetworkSpec, network_macs
 from fdjax.training.build import collection_of, hard_network
-from fdjax.training.restore import Restored
+from fdjax.training.restore import Restored, check_data
 from fdjax.training.summary import versions
 
 # What of a run's data settings a frozen network keeps: where its images come from, and what it is shown of them.
@@ -34,7 +34,11 @@ def hard_masks_of(restored: Restored) -> HardMasks:
     Raises:
       UserError: there are none, or they are still being learned.
     """
-    phase = restored.phase
+    phase, spec = restored.phase, restored.spec
+    if restored.hard is None and restored.done.imported:
+        # Whoever imports a network may want it as it is: all masks are 1.
+        counts = spec.full_counts()
+        return HardMasks(counts, (), 0.0, network_macs(spec, counts))
     if restored.hard is None:
         raise UserError(
             f"the checkpoint has no masks: it is in {phase.name}, and nothing has been pruned; let its run go on with "
@@ -171,12 +175,7 @@ def run_data(spec: NetworkSpec, data: Mapping[str, Any], data_path: str | None =
         stream=data.get("loading") == "stream",
         crop_share=data.get("eval_crop", 1.0),
     )
-    for what, own, theirs in (
-        ("images of", "x".join(map(str, spec.input_shape)), "x".join(map(str, dataset.image_shape))),
-        ("the classes", ", ".join(spec.class_names), ", ".join(dataset.class_names)),
-    ):
-        if own != theirs:
-            raise UserError(f"the network is for {what} {own}; the data are {what} {theirs}")
+    check_data(spec, dataset)
     return dataset
 
 

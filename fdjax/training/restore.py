@@ -39,6 +39,7 @@ class Past:
       level_losses: what tied masks lose at each level (`fdjax.pruning.least_loss`), measured at the end of the phase
         that learned them; empty where masks are rounded to the nearest level.
       weights_adapted: whether a phase has trained the weights under masks since pretraining, here or in that run.
+      imported: of a checkpoint made by `fdjax import`, where its weights are from; else empty.
     """
 
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -51,6 +52,7 @@ class Past:
     masks_learned: bool = False
     level_losses: dict[str, list[list[float]]] = dataclasses.field(default_factory=dict)
     weights_adapted: bool = False
+    imported: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,12 +154,27 @@ def load_restored_data(restored: Restored, data_path: str | None = None) -> Data
         stream=data.loading == "stream",
         crop_share=data.eval_crop,
     )
-    if (dataset.image_shape, dataset.class_names) != (spec.input_shape, spec.class_names):
-        raise UserError(
-            f"the checkpoint was trained on {spec.input_shape} images of the classes {', '.join(spec.class_names)}; "
-            f"the data are {dataset.image_shape} images of {', '.join(dataset.class_names)}"
-        )
+    check_data(spec, dataset)
     return dataset
+
+
+def check_data(spec: NetworkSpec, dataset: Dataset) -> None:
+    """Raises `UserError` unless a network is for such images and for these classes.
+
+    One whose classes have no names takes any data with as many classes, in the order that the data have them.
+    """
+    for what, own, theirs in (
+        ("images of", "x".join(map(str, spec.input_shape)), "x".join(map(str, dataset.image_shape))),
+        ("classes:", str(spec.num_classes), str(dataset.num_classes)),
+    ):
+        if own != theirs:
+            raise UserError(f"the network is for {what} {own}; the data are {what} {theirs}")
+    if spec.class_names and spec.class_names != dataset.class_names:
+        pairs = zip(spec.class_names, dataset.class_names, strict=True)
+        number, (own, theirs) = next((at, pair) for at, pair in enumerate(pairs) if pair[0] != pair[1])
+        raise UserError(
+            f"the network's classes have other names than the data's: class {number} is {own!r}, and {theirs!r} there"
+        )
 
 
 def evaluate_restored(restored: Restored, split: str = "test", data_path: str | None = None) -> dict[str, Any]:

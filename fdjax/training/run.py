@@ -170,6 +170,12 @@ class _Run:
                 f"--init holds {self.init.spec.name} for {self.init.spec.num_classes} classes, which does not fit "
                 f"{self.spec.name} for {self.spec.num_classes} classes{detail}"
             )
+        own, theirs = ((spec.padding, spec.batch_norm_epsilon) for spec in (self.spec, self.init.spec))
+        if own != theirs:
+            raise UserError(
+                f"--init was trained with padding {theirs[0]!r} and batch norm epsilon {theirs[1]}, and the config has "
+                f"{own[0]!r} and {own[1]}: add --model.padding {theirs[0]} --model.batch-norm-epsilon {theirs[1]}"
+            )
         learned = any(name in MASK_PHASES for name in [*finished, self.init.phase.name])
         if learned and self.spec.mask_sizes != self.init.spec.mask_sizes:
             raise UserError(
