@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -15,7 +14,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from fdjax import runtime
+from fdjax.cli_arguments import flag_value
 from fdjax.cli_data import data_command
+from fdjax.cli_import import import_command
 from fdjax.config import Config, load_config
 from fdjax.errors import UserError, reports_user_errors, suggestion
 from fdjax.output_files import check_file_target, check_json_target, write_report
@@ -50,18 +51,11 @@ class TrainArguments:
     settings: Annotated[Config, tyro.conf.arg(name="")]
 
 
-def _config_flag(arguments: Sequence[str], program: str, flag: str = "--config") -> str | None:
-    """The value of --config, or another flag, found before the flags that depend on it can be parsed."""
-    parser = argparse.ArgumentParser(prog=program, add_help=False, allow_abbrev=False)
-    parser.add_argument(flag, dest="value")
-    return parser.parse_known_args(list(arguments))[0].value
-
-
 @reports_user_errors
 def train_command(arguments: Sequence[str] | None = None) -> int:
     """`train.py`."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    path = _config_flag(given, "train.py")
+    path = flag_value(given, "train.py")
     asks_for_help = bool({"-h", "--help"} & set(given))
     if path is None and not asks_for_help:
         raise UserError("--config FILE is missing: python train.py --config configs/quickstart.py --workdir DIR")
@@ -168,7 +162,7 @@ class MacsArguments:
 
 def macs_command(arguments: Sequence[str]) -> int:
     """`fdjax macs`."""
-    path = _config_flag(arguments, "fdjax macs")
+    path = flag_value(arguments, "fdjax macs")
     parsed = tyro.cli(
         MacsArguments,
         prog="fdjax macs",
@@ -230,7 +224,7 @@ class BlocksArguments:
 
 def blocks_command(arguments: Sequence[str]) -> int:
     """`fdjax blocks`."""
-    path = _config_flag(arguments, "fdjax blocks", "--checkpoint")
+    path = flag_value(arguments, "fdjax blocks", "--checkpoint")
     required: Any = tyro.MISSING
     restored, defaults = None, BlocksArguments(checkpoint=required)
     if path is not None:
@@ -432,6 +426,7 @@ def results_command(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "macs": (macs_command, "count the MACs of a config or a checkpoint, layer by layer"),
+    "import": (import_command, "make a checkpoint of weights trained elsewhere"),
     "blocks": (blocks_command, "choose the block of each layer of a pretrained network"),
     "freeze": (freeze_command, "compile a checkpoint into a dense network that needs no training code"),
     "export": (export_command, "write a frozen network as StableHLO or ONNX"),

@@ -39,7 +39,9 @@ FLOORS = {
     "fdjax.importers": 3,
     "fdjax.experiments": 4,
     "fdjax.output_files": 5,
+    "fdjax.cli_arguments": 5,
     "fdjax.cli_data": 5,
+    "fdjax.cli_import": 5,
     "fdjax.cli": 5,
     "fdjax.__main__": 5,
     "train": 5,
@@ -50,7 +52,16 @@ FLOORS = {
 SHARED_ROOMS = (
     ("fdjax.errors", "fdjax.runtime", "fdjax.config"),
     ("fdjax.ops", "fdjax.spec"),
-    ("fdjax.output_files", "fdjax.cli_data", "fdjax.cli", "fdjax.__main__", "train", "eval"),
+    (
+        "fdjax.output_files",
+        "fdjax.cli_arguments",
+        "fdjax.cli_data",
+        "fdjax.cli_import",
+        "fdjax.cli",
+        "fdjax.__main__",
+        "train",
+        "eval",
+    ),
 )
 
 
