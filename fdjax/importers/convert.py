@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from fdjax.errors import UserError
 from fdjax.importers.formats import FORMATS, Format, Framework
 from fdjax.importers.names import Layer, layers_of
-from fdjax.nn import MobileNetV2
+from fdjax.nn import FrequencyNetwork
 from fdjax.spec import NetworkSpec
 
 Shape = tuple[int, ...]
@@ -66,7 +66,7 @@ class _Variable(NamedTuple):
 
 
 def convert(
-    tensors: Mapping[str, np.ndarray], source: str, network: MobileNetV2, spec: NetworkSpec, width: float
+    tensors: Mapping[str, np.ndarray], source: str, network: FrequencyNetwork, spec: NetworkSpec, width: float
 ) -> dict[str, Any]:
     """The variables of `network` with the weights of a file.
 
@@ -85,7 +85,7 @@ def convert(
         finite: one message names them all.
     """
     known = FORMATS[source]
-    variables = list(_variables(network, spec, known))
+    variables = list(_variables(tensors, network, spec, known))
     problems = _problems(tensors, variables)
     if problems:
         raise UserError(_message(problems, tensors, variables, source, network, spec, width))
@@ -96,7 +96,7 @@ def convert(
     return unflatten_dict(flat, sep="/")
 
 
-def count_classes(tensors: Mapping[str, np.ndarray], source: str, network: MobileNetV2) -> int:
+def count_classes(tensors: Mapping[str, np.ndarray], source: str, network: FrequencyNetwork) -> int:
     """How many classes the classifier in a file has.
 
     Args:
@@ -107,9 +107,9 @@ def count_classes(tensors: Mapping[str, np.ndarray], source: str, network: Mobil
     Raises:
       UserError: the source has no such network, or the file no classifier.
     """
-    classifier = layers_of(network, source)[-1]
     framework = FORMATS[source].framework
-    name = classifier.theirs + _SUFFIXES[framework]["kernel"]
+    suffix = _SUFFIXES[framework]["kernel"]
+    name = _name_of(layers_of(network, source)[-1], suffix, tensors) + suffix
     if name not in tensors or tensors[name].ndim == 0:
         raise UserError(
             f"the file has no classifier {name}, as weights of {source} have, so the number of classes is not known; "
@@ -118,19 +118,27 @@ def count_classes(tensors: Mapping[str, np.ndarray], source: str, network: Mobil
     return tensors[name].shape[0 if framework == "torch" else -1]
 
 
-def _variables(network: MobileNetV2, spec: NetworkSpec, source: Format) -> Iterator[_Variable]:
+def _name_of(layer: Layer, suffix: str, tensors: Mapping[str, np.ndarray]) -> str:
+    return layer.alias if layer.alias is not None and layer.alias + suffix in tensors else layer.theirs
+
+
+def _variables(
+    tensors: Mapping[str, np.ndarray], network: FrequencyNetwork, spec: NetworkSpec, source: Format
+) -> Iterator[_Variable]:
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), np.zeros((1, *spec.input_shape), np.float32)))
     flat = {path: leaf.shape for path, leaf in flatten_dict(shapes, sep="/").items()}
     kinds = {layer.name: layer.kind for layer in spec.layers}
     suffixes = _SUFFIXES[source.framework]
     for layer in layers_of(network, source.name):
-        kind = kinds[layer.ours]
+        kind, theirs = kinds[layer.ours], _name_of(layer, suffixes["kernel"], tensors)
         path = f"params/{layer.ours}" if kind == "depthwise" else f"params/{layer.ours}/kernel"
-        layout = _KERNELS[source.framework][kind]
-        yield _Variable(path, flat[path], layer.theirs + suffixes["kernel"], layout)
+        name = theirs + suffixes["kernel"]
+        if kind == "dense" and name in tensors and tensors[name].ndim == 4:  # a classifier that is a 1x1 convolution
+            kind = "pointwise"
+        yield _Variable(path, flat[path], name, _KERNELS[source.framework][kind])
         path = f"params/{layer.ours}/bias"
         if path in flat:
-            yield _Variable(path, flat[path], layer.theirs + suffixes["bias"], _VECTOR)
+            yield _Variable(path, flat[path], theirs + suffixes["bias"], _VECTOR)
         yield from _norm_variables(layer, flat, suffixes)
 
 
@@ -166,7 +174,7 @@ def _message(
     tensors: Mapping[str, np.ndarray],
     variables: list[_Variable],
     source: str,
-    network: MobileNetV2,
+    network: FrequencyNetwork,
     spec: NetworkSpec,
     width: float,
 ) -> str:
@@ -185,7 +193,7 @@ def _hint(
     tensors: Mapping[str, np.ndarray],
     variables: list[_Variable],
     source: str,
-    network: MobileNetV2,
+    network: FrequencyNetwork,
     width: float,
 ) -> str:
     """What is probably wrong, if that can be told."""
@@ -204,7 +212,7 @@ def _hint(
     return ""
 
 
-def _named_alike(tensors: Mapping[str, np.ndarray], network: MobileNetV2, source: str) -> int:
+def _named_alike(tensors: Mapping[str, np.ndarray], network: FrequencyNetwork, source: str) -> int:
     """How many layers of the network the file has under a source's names."""
     suffix = _SUFFIXES[FORMATS[source].framework]["kernel"]
     try:

@@ -9,9 +9,10 @@ import numpy as np
 
 from fdjax.errors import UserError
 from fdjax.importers.keras_file import KERAS_ARCHIVE_MEMBER, read_keras
-from fdjax.importers.torch_pickle import LEGACY_START, read_torch
+from fdjax.importers.torch_pickle import read_torch
 
 _HDF5_START = b"\x89HDF\r\n\x1a\n"
+_START_BYTES = 16
 # What wrappers (DataParallel, torch.compile, Lightning) put before every name.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 
@@ -33,7 +34,7 @@ def read_weights(path: str) -> dict[str, np.ndarray]:
         raise UserError(f"no weights file {path!r}; give a .pth, .pt, .bin, .safetensors, .h5 or .keras file")
     try:
         with file.open("rb") as stream:
-            start = stream.read(len(LEGACY_START))
+            start = stream.read(_START_BYTES)
     except OSError as error:
         raise UserError(f"the weights file {path} cannot be read: {error.strerror}") from error
     if start.startswith(_HDF5_START):
@@ -44,7 +45,7 @@ def read_weights(path: str) -> dict[str, np.ndarray]:
         return read_keras(file) if is_keras else _unwrapped(read_torch(file))
     if start[8:9] == b"{":  # after the length of the header
         return _unwrapped(_read_safetensors(file))
-    if start[:1] == b"\x80":  # a pickle: legacy, or refused with the reason
+    if start[:1] == b"\x80":  # a pickle: a legacy file, or refused with the reason
         return _unwrapped(read_torch(file))
     raise UserError(
         f"{path} is no weights file: accepted are state dicts of torch.save (.pth, .pt, .bin), .safetensors files and "

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from fdjax.errors import UserError
-from fdjax.nn import MobileNetV2
+from fdjax.nn import RESNETS, FrequencyNetwork, MobileNet, ResNet
 
 
 class Layer(NamedTuple):
@@ -16,15 +16,17 @@ class Layer(NamedTuple):
       ours: path of its parameters; its batch norm is that with "_norm" at the end.
       theirs: its name in the file.
       norm: its batch norm's name in the file; None where it has none.
+      alias: another name by which files may have it.
     """
 
     ours: str
     theirs: str
     norm: str | None = None
+    alias: str | None = None
 
 
-def layers_of(network: MobileNetV2, source: str) -> list[Layer]:
-    """The layers of `network` under the names of a source, in the order of evaluation.
+def layers_of(network: FrequencyNetwork, source: str) -> list[Layer]:
+    """The layers of `network` under the names of a source; the classifier is the last.
 
     Args:
       network: whose layers they are.
@@ -33,12 +35,27 @@ def layers_of(network: MobileNetV2, source: str) -> list[Layer]:
     Raises:
       UserError: the source has no such network.
     """
-    if source not in _MOBILENET:
-        raise UserError(f"--format {source} has no weights for {network.variant}; accepted are {', '.join(_MOBILENET)}")
-    return list(_MOBILENET[source](network))
+    names = _sources(network)
+    if source not in names:
+        raise UserError(f"--format {source} has no {network.variant}; its formats are {', '.join(names)}")
+    return list(names[source](network))
 
 
-def _torchvision_mobilenet(network: MobileNetV2) -> Iterator[Layer]:
+def _sources(network: FrequencyNetwork) -> dict[str, Callable[[Any], Iterator[Layer]]]:
+    if isinstance(network, ResNet):
+        return {"torchvision": _torchvision_resnet, "timm": _torchvision_resnet}
+    if network.variant == "mobilenetv1":
+        return {"keras": _keras_mobilenetv1}
+    if network.variant == "efficientnet_lite0":
+        return {
+            "timm": _timm_mobilenet,
+            "timm_tf": _timm_mobilenet,
+            "efficientnet_lite": _efficientnet_lite,
+        }
+    return {"torchvision": _torchvision_mobilenet, "timm": _timm_mobilenet, "keras": _keras_mobilenetv2}
+
+
+def _torchvision_mobilenet(network: MobileNet) -> Iterator[Layer]:
     yield Layer("stem", "features.0.0", "features.0.1")
     number = 0
     for number, plan in enumerate(network.blocks((1, 1)), start=1):
@@ -51,7 +68,7 @@ def _torchvision_mobilenet(network: MobileNetV2) -> Iterator[Layer]:
     yield Layer("classifier", "classifier.1")
 
 
-def _timm_mobilenet(network: MobileNetV2) -> Iterator[Layer]:
+def _timm_mobilenet(network: MobileNet) -> Iterator[Layer]:
     yield Layer("stem", "conv_stem", "bn1")
     first: dict[int, int] = {}
     for number, plan in enumerate(network.blocks((1, 1))):
@@ -65,7 +82,7 @@ def _timm_mobilenet(network: MobileNetV2) -> Iterator[Layer]:
     yield Layer("classifier", "classifier")
 
 
-def _efficientnet_lite(network: MobileNetV2) -> Iterator[Layer]:
+def _efficientnet_lite(network: MobileNet) -> Iterator[Layer]:
     yield Layer("stem", "_conv_stem", "_bn0")
     for number, plan in enumerate(network.blocks((1, 1))):
         block = f"_blocks.{number}"
@@ -76,7 +93,7 @@ def _efficientnet_lite(network: MobileNetV2) -> Iterator[Layer]:
     yield Layer("classifier", "_fc")
 
 
-def _keras_mobilenetv2(network: MobileNetV2) -> Iterator[Layer]:
+def _keras_mobilenetv2(network: MobileNet) -> Iterator[Layer]:
     yield Layer("stem", "Conv1", "bn_Conv1")
     for number, plan in enumerate(network.blocks((1, 1))):
         block = f"block_{number}" if number else "expanded_conv"
@@ -84,13 +101,26 @@ def _keras_mobilenetv2(network: MobileNetV2) -> Iterator[Layer]:
             if role != "expand" or plan.has_expand:
                 yield Layer(f"{plan.name}/{role}", f"{block}_{role}", f"{block}_{role}_BN")
     yield Layer("head", "Conv_1", "Conv_1_bn")
-    yield Layer("classifier", "predictions")
+    yield Layer("classifier", "predictions", alias="Logits")
 
 
-_MOBILENET = {
-    "torchvision": _torchvision_mobilenet,
-    "timm": _timm_mobilenet,
-    "timm_tf": _timm_mobilenet,
-    "efficientnet_lite": _efficientnet_lite,
-    "keras": _keras_mobilenetv2,
-}
+def _keras_mobilenetv1(network: MobileNet) -> Iterator[Layer]:
+    yield Layer("stem", "conv1", "conv1_bn")
+    for number, plan in enumerate(network.blocks((1, 1)), start=1):
+        for role, conv in (("depthwise", "dw"), ("project", "pw")):
+            yield Layer(f"{plan.name}/{role}", f"conv_{conv}_{number}", f"conv_{conv}_{number}_bn")
+    yield Layer("classifier", "conv_preds")
+
+
+def _torchvision_resnet(network: ResNet) -> Iterator[Layer]:
+    yield Layer("stem", "conv1", "bn1")
+    plans = network.blocks((1, 1))
+    for stage, repeats in enumerate(RESNETS[network.variant].repeats, start=1):
+        for repeat, plan in zip(range(repeats), plans, strict=False):
+            block = f"layer{stage}.{repeat}"
+            for number in (1, 2, 3) if plan.bottleneck else (1, 2):
+                yield Layer(f"{plan.name}/conv{number}", f"{block}.conv{number}", f"{block}.bn{number}")
+            if plan.has_projection:
+                yield Layer(f"{plan.name}/shortcut", f"{block}.downsample.0", f"{block}.downsample.1")
+    # The CIFAR ResNets with parameter-free shortcuts that are in use say "linear".
+    yield Layer("classifier", "fc", alias="linear")

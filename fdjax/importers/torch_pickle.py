@@ -20,7 +20,8 @@ from jax import dtypes
 
 from fdjax.errors import UserError
 
-LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+# What a legacy file begins with, pickled.
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _STORAGES = {
     "FloatStorage": np.dtype("<f4"),
     "DoubleStorage": np.dtype("<f8"),
@@ -70,6 +71,7 @@ class _TensorsOnly(pickle.Unpickler):
             return self._rebuild_tensor
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return self._rebuild_parameter
+        module = module.replace("__builtin__", "builtins")  # its name in old pickles
         raise _Refused(
             f"{self._file} is a pickle that wants to execute code when it is read ({module}.{name}), which fdjax never "
             "does: only tensors are read; save the state dict alone (torch.save(model.state_dict(), FILE)), or use a "
@@ -160,8 +162,9 @@ def _open_zip(file: Path) -> tuple[Any, Callable[[_Storage], bytes]]:
 
 def _open_legacy(file: Path) -> tuple[Any, Callable[[_Storage], bytes]]:
     with file.open("rb") as stream:
-        if stream.read(len(LEGACY_START)) != LEGACY_START:
-            raise ValueError("it is neither a zip archive nor a legacy file")
+        first = _TensorsOnly(stream, file).load()
+        if first != _LEGACY_MAGIC:  # a pickle by somebody else
+            return first, lambda storage: b""
         _TensorsOnly(stream, file).load()  # the protocol's version
         system = _TensorsOnly(stream, file).load()
         if not system["little_endian"]:

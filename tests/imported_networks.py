@@ -1,0 +1,35 @@
+"""What tests of imports have in common: an imported network's logits beside torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+import torch
+
+from fdjax.importers import convert
+from fdjax.nn import FCMASK, FrequencyNetwork
+from fdjax.training.build import collection_of
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def imported_logits(
+    network: FrequencyNetwork, tensors: Mapping[str, np.ndarray], source: str, images: np.ndarray, mode: str = "off"
+) -> np.ndarray:
+    """What the network with a file's weights says of images [B, H, W, C], its masks `mode`."""
+    spec = network.spec(images.shape[1:])
+    variables = {
+        **convert(tensors, source, network, spec, network.width),
+        FCMASK: collection_of(spec, spec.full_counts()),
+    }
+    return np.asarray(jax.jit(network.clone(mode=mode).apply)(variables, images))
+
+
+def torch_logits(module: torch.nn.Module, images: np.ndarray) -> np.ndarray:
+    """What a torch module says of images [B, H, W, C]."""
+    with torch.no_grad():
+        return module(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))).numpy()
