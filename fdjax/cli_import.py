@@ -125,10 +125,13 @@ def _with_conventions(config: Config, conventions: Conventions) -> Config:
     model = dataclasses.replace(
         config.model, padding=conventions.padding, batch_norm_epsilon=conventions.batch_norm_epsilon
     )
-    data = config.data
-    if data.path is not None:  # So that the checkpoint can be evaluated from anywhere.
-        data = dataclasses.replace(data, path=str(Path(data.path).expanduser().resolve()))
-    return dataclasses.replace(config, model=model, data=data)
+    # So that the checkpoint can be evaluated from anywhere.
+    absolute = {
+        field: str(Path(path).expanduser().resolve())
+        for field in ("path", "unlabelled")
+        if (path := getattr(config.data, field)) is not None
+    }
+    return dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, **absolute))
 
 
 def _check_channels(conventions: Conventions, channels: int) -> None:

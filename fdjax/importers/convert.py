@@ -126,7 +126,8 @@ def _variables(
     tensors: Mapping[str, np.ndarray], network: FrequencyNetwork, spec: NetworkSpec, source: Format
 ) -> Iterator[_Variable]:
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), np.zeros((1, *spec.input_shape), np.float32)))
-    flat = {path: leaf.shape for path, leaf in flatten_dict(shapes, sep="/").items()}
+    leaves: Any = flatten_dict(shapes, sep="/")
+    flat = {path: leaf.shape for path, leaf in leaves.items()}
     kinds = {layer.name: layer.kind for layer in spec.layers}
     suffixes = _SUFFIXES[source.framework]
     for layer in layers_of(network, source.name):

@@ -55,7 +55,7 @@ def read_weights(path: str) -> dict[str, np.ndarray]:
 
 def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
     try:
-        from safetensors import numpy as safetensors
+        from safetensors import numpy as safetensors  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
             f"{file} is a safetensors file: pip install safetensors, then give the command again"

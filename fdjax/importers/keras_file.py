@@ -30,13 +30,14 @@ def read_keras(file: Path) -> dict[str, np.ndarray]:
       UserError: h5py is not installed, the file is damaged, or it names no layers.
     """
     try:
-        import h5py
+        import h5py  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(f"{file} is an HDF5 file: pip install h5py, then give the command again") from error
     try:
         source: Any = file
         if zipfile.is_zipfile(file):
-            source = io.BytesIO(zipfile.ZipFile(file).read(KERAS_ARCHIVE_MEMBER))
+            with zipfile.ZipFile(file) as archive:
+                source = io.BytesIO(archive.read(KERAS_ARCHIVE_MEMBER))
         with h5py.File(source, "r") as content:
             root: Any = content.get("model_weights", content)
             if "layer_names" in root.attrs or "layer_names0" in root.attrs:

@@ -11,7 +11,7 @@ import math
 import pickle
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -124,16 +124,16 @@ def read_torch(file: Path) -> dict[str, np.ndarray]:
     """
     try:
         if zipfile.is_zipfile(file):
-            content, read = _open_zip(file)
+            content, storages = _read_zip(file)
         else:
-            content, read = _open_legacy(file)
+            content, storages = _read_legacy(file)
         described = _state_dict(content)
         if described is None:
             raise UserError(
                 f"{file} holds no state dict (names with tensors) but a {type(content).__name__}; save one with "
                 "torch.save(model.state_dict(), FILE)"
             )
-        return {name: _materialise(tensor, read) for name, tensor in described.items()}
+        return {name: _materialise(tensor, storages) for name, tensor in described.items()}
     except UserError:
         raise
     except Exception as error:  # A damaged pickle or archive raises nearly anything.
@@ -147,24 +147,28 @@ def _big_endian(file: Path) -> UserError:
     return UserError(f"{file} was written on a big-endian machine; only little-endian files are read: save it again")
 
 
-def _open_zip(file: Path) -> tuple[Any, Callable[[_Storage], bytes]]:
-    archive = zipfile.ZipFile(file)
-    pickles = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
-    if len(pickles) != 1:
-        raise ValueError("the archive holds no data.pkl, or several")
-    root = pickles[0].removesuffix("data.pkl")
-    if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
-        raise _big_endian(file)
-    with archive.open(pickles[0]) as stream:
-        content = _TensorsOnly(stream, file).load()
-    return content, lambda storage: archive.read(f"{root}data/{storage.key}")
+def _read_zip(file: Path) -> tuple[Any, dict[str, bytes]]:
+    """What the pickle describes, and the storages by key."""
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+        pickles = [name for name in names if name.rpartition("/")[2] == "data.pkl"]
+        if len(pickles) != 1:
+            raise ValueError("the archive holds no data.pkl, or several")
+        root = pickles[0].removesuffix("data.pkl")
+        if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
+            raise _big_endian(file)
+        with archive.open(pickles[0]) as stream:
+            content = _TensorsOnly(stream, file).load()
+        data = f"{root}data/"
+        return content, {name.removeprefix(data): archive.read(name) for name in names if name.startswith(data)}
 
 
-def _open_legacy(file: Path) -> tuple[Any, Callable[[_Storage], bytes]]:
+def _read_legacy(file: Path) -> tuple[Any, dict[str, bytes]]:
+    """As `_read_zip`."""
     with file.open("rb") as stream:
         first = _TensorsOnly(stream, file).load()
         if first != _LEGACY_MAGIC:  # a pickle by somebody else
-            return first, lambda storage: b""
+            return first, {}
         _TensorsOnly(stream, file).load()  # the protocol's version
         system = _TensorsOnly(stream, file).load()
         if not system["little_endian"]:
@@ -178,11 +182,11 @@ def _open_legacy(file: Path) -> tuple[Any, Callable[[_Storage], bytes]]:
                 return storage
 
         content = Legacy(stream, file).load()
-        raw = {}
+        storages = {}
         for key in _TensorsOnly(stream, file).load():
             stream.read(8)  # the number of elements
-            raw[key] = stream.read(sizes[key])
-    return content, lambda storage: raw[storage.key]
+            storages[key] = stream.read(sizes[key])
+    return content, storages
 
 
 def _state_dict(content: Any) -> dict[str, _Tensor] | None:
@@ -195,8 +199,8 @@ def _state_dict(content: Any) -> dict[str, _Tensor] | None:
     return {str(name): value for name, value in content.items() if isinstance(value, _Tensor)} or None
 
 
-def _materialise(tensor: _Tensor, read: Callable[[_Storage], bytes]) -> np.ndarray:
-    storage = np.frombuffer(read(tensor.storage), tensor.storage.dtype)
+def _materialise(tensor: _Tensor, storages: Mapping[str, bytes]) -> np.ndarray:
+    storage = np.frombuffer(storages[tensor.storage.key], tensor.storage.dtype)
     if len(storage) < tensor.storage.size:
         raise ValueError(f"storage {tensor.storage.key} is cut off")
     if sys.byteorder != "little":

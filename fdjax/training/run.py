@@ -297,6 +297,10 @@ class _Run:
                 self.done.released = list(self.init.done.released)
                 soft = not self.init.phase.hard
         state = create_state(variables, self.config.seed, *optimizers_for(self.config, phase))
+        if self.init is not None and self.init.done.imported and not self.done.masks_learned:
+            # Nobody has measured it on these data yet.
+            dense, _ = self.measure.evaluate(self.init.phase, state, self.done, finished=True, split=self.measure.test)
+            self.done.dense_top1 = dense["top1"]
         if self.init is not None and has_teacher(self.config, phase):
             state = state.replace(teacher=self.init.state.teacher)
         return self._enter(state, phase, soft_before=soft), 0, 0
