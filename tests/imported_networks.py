@@ -6,11 +6,13 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-import torch
+import pytest
 
 from fdjax.importers import convert
 from fdjax.nn import FCMASK, FrequencyNetwork
 from fdjax.training.build import collection_of
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
