@@ -52,15 +52,15 @@ def test_masks_come_down_to_the_target_and_stay_there(target: float, first: floa
 @pytest.mark.parametrize("target", [0.5, 0.3])
 def test_masks_come_down_evenly(target: float) -> None:
     shares, _ = simulate(target, 0.75, 0.5, 8)
-    line = 1 - (1 - target) * np.minimum(np.arange(STEPS) / (0.75 * STEPS), 1)
-    assert np.abs(shares - line).max() < 0.15
+    left = 1 - np.minimum(np.arange(STEPS) / (0.75 * STEPS), 1)
+    assert np.abs(shares - (target + (1 - target) * left**2)).max() < 0.15
 
 
 def test_lambda_rises_when_masks_are_late_and_falls_when_they_are_early() -> None:
     at = {"start": -1.0, "progress": 0.4, "interval": 0.02, "ramp": 0.8}
-    assert next_lambda(1.0, -0.8, -0.8, **at) > 1 > next_lambda(1.0, -0.2, -0.25, **at)
-    # On the line, at the speed of the line, it stays.
-    assert next_lambda(1.0, -0.5, -0.525, **at) == pytest.approx(1.0)
+    assert next_lambda(1.0, -0.5, -0.5, **at) > 1 > next_lambda(1.0, -0.1, -0.15, **at)
+    # On the line, at the speed of the line, it stays: (1 - p / 0.8)^2 falls by 1.25 for each unit of p at p = 0.4.
+    assert next_lambda(1.0, -0.25, -0.275, **at) == pytest.approx(1.0)
     # One look changes it by half at the most.
     assert next_lambda(1.0, -1.0, -0.1, **at) == pytest.approx(1.5)
 

@@ -3,8 +3,8 @@
 What it measures is the offset from the target: (target - MAC ratio) / (1 - target), -1 for the dense network and 0 at
 the target. On the way down the ratio is that of expected MACs, which moves with every mask; the count of rounded masks
 stays where it is while masks come down from 1 to where they are rounded down. From the ramp on it is that count, after
-the gate: what is to meet the target. The controller asks the offset to follow a straight line, and scales lambda by how
-the measured speed compares with the speed asked for.
+the gate: what is to meet the target. The controller asks the offset to follow a parabola that comes to rest there (what
+is left last is missed most), and scales lambda by how the measured speed compares with the speed asked for.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ def next_lambda(
       interval: share of them since `previous`.
       ramp: share of them by which the offset should be 0.
     """
-    line = start * max(0.0, 1 - progress / ramp)
-    wanted = (-start / ramp if progress < ramp else 0.0) + (line - offset) / (_CATCH_UP * interval)
+    left = max(0.0, 1 - progress / ramp)
+    line, speed = start * left**2, -2 * start * left / ramp
+    wanted = speed + (line - offset) / (_CATCH_UP * interval)
     measured = (offset - previous) / interval
     error = (wanted - measured) / (max(abs(start), _LEAST_WAY) / ramp)
     return lambda_ * math.exp(max(-_LARGEST_MOVE, min(_LARGEST_MOVE, _GAIN * error)))
