@@ -17,6 +17,7 @@ from fdjax import runtime
 from fdjax.cli_arguments import flag_value
 from fdjax.cli_data import data_command
 from fdjax.cli_import import import_command
+from fdjax.cli_profile import profile_command, prune_command
 from fdjax.config import Config, load_config
 from fdjax.errors import UserError, reports_user_errors, suggestion
 from fdjax.output_files import check_file_target, check_json_target, write_report
@@ -428,6 +429,8 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "macs": (macs_command, "count the MACs of a config or a checkpoint, layer by layer"),
     "import": (import_command, "make a checkpoint of weights trained elsewhere"),
     "blocks": (blocks_command, "choose the block of each layer of a pretrained network"),
+    "profile": (profile_command, "measure what pruning by profiled energies leaves of a network's accuracy"),
+    "prune": (prune_command, "prune a trained network by profiled energies, for refinement"),
     "freeze": (freeze_command, "compile a checkpoint into a dense network that needs no training code"),
     "export": (export_command, "write a frozen network as StableHLO or ONNX"),
     "bench": (bench_command, "time a frozen network beside the dense one"),

@@ -134,6 +134,25 @@ def pointwise_macs(
     )
 
 
+def explicit_mask_macs(size: Size, block: int, input_mask: np.ndarray, output_mask: np.ndarray) -> tuple[int, int]:
+    """A wrapped pointwise layer under any masks on coefficients, prefixes or not: (products, transforms).
+
+    A coefficient of an input channel is multiplied for an output channel where both keep it; a transform takes N for
+    each coefficient that is kept (the paper, section 3.1). For prefixes it is `pointwise_macs`.
+
+    Args:
+      size: (H, W).
+      block: K.
+      input_mask: bool [N, C].
+      output_mask: bool [N, D].
+    """
+    blocks, (inputs, outputs) = _blocks(size, block), (mask.sum(axis=1) for mask in (input_mask, output_mask))
+    transforms = blocks * block * block * int(inputs.sum() + outputs.sum())
+    if all((mask == mask[0]).all() for mask in (input_mask, output_mask)):
+        return size[0] * size[1] * int(inputs[0] * outputs[0]), transforms
+    return blocks * int(inputs @ outputs), transforms
+
+
 def cheapest_pointwise(
     size: Size,
     block: int,

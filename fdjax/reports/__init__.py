@@ -13,6 +13,13 @@ from fdjax.reports.plots import (
     plot_layer_macs,
     plot_run,
 )
+from fdjax.reports.profiled import (
+    plot_profile,
+    plot_sensitivity,
+    profile_figure,
+    profile_table,
+    sensitivity_figure,
+)
 from fdjax.reports.results import Result, csv_text, flat_settings, markdown, read_result, seed_groups
 from fdjax.reports.tables import blocks_table, frozen_table, macs_table
 from fdjax.reports.tradeoff import plot_tradeoff, tradeoff_figure
@@ -37,9 +44,14 @@ __all__ = [
     "plot_history",
     "plot_kept_counts",
     "plot_layer_macs",
+    "plot_profile",
     "plot_run",
+    "plot_sensitivity",
     "plot_tradeoff",
+    "profile_figure",
+    "profile_table",
     "read_result",
     "seed_groups",
+    "sensitivity_figure",
     "tradeoff_figure",
 ]

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fdjax.config import LearnConfig
-from fdjax.data import limit_training, normalize, split_validation
+from fdjax.config import Config, LearnConfig
+from fdjax.data import Dataset, limit_training, normalize, split_validation
 from fdjax.data.batches import seeded_permutation
 from fdjax.errors import UserError
 from fdjax.nn import FrequencyNetwork, FrequencyPointwise
@@ -46,12 +46,13 @@ def side_energies(
     variables: dict[str, Any],
     images: np.ndarray,
     candidates: Sequence[int],
+    *,
+    about_mean: bool = True,
 ) -> Energies:
     """The energy of each coefficient on every masked side of the unpruned network.
 
     What a mask multiplies is measured: the input of a layer, and its output before batch norm. Outputs are scaled as
-    the batch norm scales them, since their own scale means nothing to what follows. Energy is about the channel's mean
-    in the batch: a constant that is missing is made up for by the batch norm after the layer, once weights are refined.
+    the batch norm scales them, since their own scale means nothing to what follows.
 
     Args:
       network: any masks it has are not used.
@@ -59,6 +60,8 @@ def side_energies(
       variables: its collections.
       images: uint8 [n, H, W, C], shuffled, so that each batch is like the others.
       candidates: K; of each side those that fit are measured.
+      about_mean: measure about the channel's mean in the batch: a constant that is missing is made up for by the batch
+        norm after the layer, once weights are refined. False: the mean square as it is, which counts without that.
 
     Returns:
       (layer name, "input" or "output") -> K -> float64 [N, channels].
@@ -85,7 +88,8 @@ def side_energies(
                 kernel = layer.get_variable("params", "kernel") * slope
                 for side, y in (("input", x), ("output", dense_pointwise(x, kernel))):
                     place = ("/".join(layer.path), side)
-                    y -= jnp.mean(y, axis=(0, 1, 2))
+                    if about_mean:
+                        y -= jnp.mean(y, axis=(0, 1, 2))
                     if place in wanted:
                         found[place] = {block: coefficient_energy(y, block) for block in wanted[place]}
             return call(*args, **kwargs)
@@ -106,6 +110,36 @@ def side_energies(
 def calibration_sample(train: np.ndarray, seed: int, num_images: int = _ROUNDING_IMAGES) -> np.ndarray:
     """Of the indices `train`, `num_images` or as many as there are, shuffled by `seed`."""
     return train[seeded_permutation(len(train), seed, _CALIBRATION_STREAM)[:num_images]]
+
+
+def training_sample(config: Config, dataset: Dataset, num_images: int) -> np.ndarray:
+    """uint8 [n, H, W, C]: `calibration_sample` of what a run of `config` trains on, from the whole set."""
+    dataset = limit_training(dataset, config.data.train_limit, config.seed)
+    train, _ = split_validation(len(dataset.train_labels), dataset.train_labels, config.data.validation, config.seed)
+    return dataset.train_images[calibration_sample(train, config.seed, num_images)]
+
+
+def masked_spec(restored: Restored, learn: LearnConfig) -> NetworkSpec:
+    """The spec of a restored network, with the blocks, sides and tying of `learn` in place of its own.
+
+    Raises:
+      UserError: settings that do not fit the network.
+    """
+    asked = dataclasses.replace(
+        restored.network,
+        block=learn.block,
+        block_by_map=dict(learn.block_by_map),
+        block_by_layer=dict(learn.block_by_layer),
+        sides=learn.sides,
+        tied=learn.tied,
+        stage_masks=learn.stage_masks,
+    )
+    own = restored.spec
+    try:
+        spec = asked.spec(own.input_shape, own.count_classifier)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return dataclasses.replace(spec, input_mean=own.input_mean, input_std=own.input_std, class_names=own.class_names)
 
 
 def measure_level_losses(
@@ -144,8 +178,7 @@ def choose_blocks_of(
     Raises:
       UserError: the network has been refined under masks, the settings do not fit it, or the data are not there.
     """
-    config = restored.config
-    if restored.done.weights_adapted or restored.phase.adapts_weights:
+    if restored.weights_adapted:
         raise UserError(
             f"the checkpoint is in {restored.phase.name}, its weights have been trained under masks; blocks are chosen "
             "by the maps of an unpruned network: give a checkpoint that has done no more than pretrain and learn"
@@ -154,28 +187,20 @@ def choose_blocks_of(
         raise UserError("the checkpoint's config has no target; give one: --target-macs 0.5")
     if num_images < 1:
         raise UserError(f"--images must be at least 1, got {num_images}")
-    asked = dataclasses.replace(
-        restored.network, block=1, block_by_map={}, block_by_layer={}, sides=learn.sides, tied=learn.tied
-    )
-    spec = dataclasses.replace(
-        asked.spec(restored.spec.input_shape, restored.spec.count_classifier),
-        input_mean=restored.spec.input_mean,
-        input_std=restored.spec.input_std,
-    )
+    spec = masked_spec(restored, dataclasses.replace(learn, block=1, block_by_map=(), block_by_layer=()))
     try:
         check_choice(spec, candidates, learn.target_macs)
     except ValueError as error:
         raise UserError(str(error)) from error
 
-    dataset = limit_training(load_restored_data(restored, data_path), config.data.train_limit, config.seed)
-    train, _ = split_validation(len(dataset.train_labels), dataset.train_labels, config.data.validation, config.seed)
-    images = dataset.train_images[calibration_sample(train, config.seed, num_images)]
+    dataset = load_restored_data(restored, data_path)
+    images = training_sample(restored.config, dataset, num_images)
     energies = side_energies(restored.network, spec, restored.state.variables(), images, candidates)
     try:
         choice = choose_blocks(spec, energies, candidates, learn.target_macs, learn.counts_below_whole)
     except ValueError as error:
         raise UserError(str(error)) from error
-    return _report(choice, config.learn, learn, len(images))
+    return _report(choice, restored.config.learn, learn, len(images))
 
 
 def _report(choice: BlockChoice, before: LearnConfig, learn: LearnConfig, num_images: int) -> dict[str, Any]:

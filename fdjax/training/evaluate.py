@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,6 @@ import numpy as np
 import optax
 
 from fdjax.data import Images, normalize
-from fdjax.nn import FrequencyNetwork
 from fdjax.spec import NetworkSpec
 from fdjax.training.devices import Devices
 
@@ -20,9 +19,13 @@ EVAL_BATCH = 250
 Evaluator = Callable[[dict[str, Any], Images, np.ndarray], dict[str, float]]
 
 
-def make_evaluator(
-    network: FrequencyNetwork, spec: NetworkSpec, devices: Devices, batch_size: int = EVAL_BATCH
-) -> Evaluator:
+class Applied(Protocol):
+    """What is evaluated: a network, or something in its place."""
+
+    def apply(self, variables: Any, x: jax.Array, /, *, train: bool) -> Any: ...
+
+
+def make_evaluator(network: Applied, spec: NetworkSpec, devices: Devices, batch_size: int = EVAL_BATCH) -> Evaluator:
     """Returns (variables, images uint8 [n, H, W, C], labels [n]) -> top1, loss, num_examples (top5 beyond 10 classes).
 
     Accuracies are shares, 0 to 1; the network computes in float32 whatever it was trained in. Images are taken one

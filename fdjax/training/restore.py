@@ -35,7 +35,7 @@ class Past:
       inherited: phases that the run given by --init had finished.
       skipped: how many of this run's own phases are left out because of that.
       num_train: examples of the training set, the validation share included.
-      masks_learned: whether a phase has learned masks, here or in that run.
+      masks_learned: whether masks have been learned, here or in that run, or set by `fdjax prune`.
       level_losses: what tied masks lose at each level (`fdjax.pruning.least_loss`), measured at the end of the phase
         that learned them; empty where masks are rounded to the nearest level.
       weights_adapted: whether a phase has trained the weights under masks since pretraining, here or in that run.
@@ -78,6 +78,11 @@ class Restored:
     state: TrainState
     done: Past
     hard: HardMasks | None
+
+    @property
+    def weights_adapted(self) -> bool:
+        """Whether the weights have been trained under masks: they are no longer the unpruned network's."""
+        return self.done.weights_adapted or (self.phase.adapts_weights and self.phase_step > 0)
 
     def finished_phases(self) -> list[str]:
         """Phases that are done, inherited ones first."""

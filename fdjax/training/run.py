@@ -176,10 +176,10 @@ class _Run:
                 f"--init was trained with padding {theirs[0]!r} and batch norm epsilon {theirs[1]}, and the config has "
                 f"{own[0]!r} and {own[1]}: add --model.padding {theirs[0]} --model.batch-norm-epsilon {theirs[1]}"
             )
-        learned = any(name in MASK_PHASES for name in [*finished, self.init.phase.name])
-        if learned and self.spec.mask_sizes != self.init.spec.mask_sizes:
+        masked = any(name in MASK_PHASES for name in [*finished, self.init.phase.name])
+        if (masked or self.init.done.masks_learned) and self.spec.mask_sizes != self.init.spec.mask_sizes:
             raise UserError(
-                "--init has learned masks with other settings (sides, tied, stage_masks or block); give it the same "
+                "--init has masks of other settings (sides, tied, stage_masks or block); give it the same "
                 "ones, or start from a run that has only pretrained"
             )
         self.done.inherited = finished
@@ -192,17 +192,13 @@ class _Run:
             )
         self._skip(skipped)
         first = self.phases[0]
-        if has_teacher(self.config, first) and not self.init.state.teacher and self._adapted_by(self.init):
+        if has_teacher(self.config, first) and not self.init.state.teacher and self.init.weights_adapted:
             raise UserError(
                 f"distill.weight is {self.config.distill.weight:g}, but --init, a run that ends in "
                 f"{self.init.phase.name}, has trained its weights under masks and holds no unpruned network to learn "
                 "from; start from a run that has done no more than pretrain and learn, or from one that was itself run "
                 "with distill.weight above 0, or give --distill.weight 0"
             )
-
-    @staticmethod
-    def _adapted_by(init: Restored) -> bool:
-        return init.done.weights_adapted or init.phase.adapts_weights
 
     def _skip(self, count: int) -> None:
         first = self.phases[count].start
@@ -291,7 +287,7 @@ class _Run:
             variables |= {"params": self.init.state.params, "batch_stats": self.init.state.batch_stats}
             self.done.dense_top1 = self.init.done.dense_top1
             self.done.masks_learned = self.init.done.masks_learned or self.init.phase.learns_masks
-            self.done.weights_adapted = self._adapted_by(self.init)
+            self.done.weights_adapted = self.init.weights_adapted
             if self.done.masks_learned:
                 variables[FCMASK] = self.init.state.fcmask
                 self.done.released = list(self.init.done.released)

@@ -1,0 +1,287 @@
+"""Profiled pruning of a trained network, before refinement: curves, contiguity, sensitivity (the paper, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fdjax.config import Config, LearnConfig
+from fdjax.errors import UserError, suggestion
+from fdjax.ops.dct import zigzag_order
+from fdjax.pruning.block_choice import block_units
+from fdjax.pruning.profiled import (
+    METHODS,
+    Convention,
+    Pruned,
+    Scope,
+    UnreachableTarget,
+    contiguous_share,
+    mask_macs,
+    prune_share,
+    prune_to_target,
+    score,
+    whole_masks,
+)
+from fdjax.reports import read_result
+from fdjax.training.given_masks import Subject, open_subject
+from fdjax.training.restore import Restored
+from fdjax.training.summary import versions
+from fdjax.training.workdir import CONFIG_FILE, SUMMARY_FILE, read_json
+
+# The percentile at which the paper counts contiguous channel masks, and what it finds for ResNeXt-29.
+CONTIGUITY_SHARE, PAPERS_CONTIGUITY = 0.3, 0.988
+# Up to so many coefficients sensitivity takes every kept count; above, those that end a diagonal of the zigzag.
+_EVERY_COUNT = 9
+
+Say = Callable[[str], None]
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
+def profile(
+    restored: Restored,
+    learn: LearnConfig,
+    methods: Sequence[str],
+    ratios: Sequence[float],
+    *,
+    scope: Scope = "layer",
+    convention: Convention = "bare",
+    num_images: int = 512,
+    eval_limit: int | None = None,
+    data_path: str | None = None,
+    runs: Sequence[str] = (),
+    contiguity: bool = False,
+    sensitivity: bool = False,
+    say: Say = _print,
+) -> dict[str, Any]:
+    """Measures what profiled pruning leaves of a trained network's accuracy.
+
+    Args:
+      restored: a checkpoint whose weights no phase has trained under masks.
+      learn: block, sides and tying of the masks.
+      methods: of `fdjax.pruning.profiled.METHODS`; may be none.
+      ratios: MAC ratios to prune to, above 0 to 1.
+      scope: see `fdjax.pruning.profiled.prune_share`.
+      convention: see `fdjax.pruning.profiled.prune_to_target`.
+      num_images: see `fdjax.training.given_masks.open_subject`; so are `eval_limit` and `data_path`.
+      eval_limit: see `num_images`.
+      data_path: see `num_images`.
+      runs: see `read_runs`.
+      contiguity: whether to measure it; so is `sensitivity`.
+      sensitivity: see `contiguity`.
+      say: takes a line for every measurement.
+
+    Returns:
+      The report of `fdjax profile`, of JSON types.
+
+    Raises:
+      UserError: something asked for does not exist or does not fit, or no method reaches a ratio. Nothing has been
+        evaluated then.
+    """
+    check_request(methods, ratios)
+    subject = open_subject(restored, learn, num_images, eval_limit=eval_limit, data_path=data_path)
+    spec = subject.spec
+    planned, missed = plan_curves(subject, methods, ratios, scope, convention)
+    for row in missed:
+        say(f"{row['method']} does not come down to {row['ratio']:g}x MACs; its lowest is {row['lowest']:.3f}x")
+    macs = mask_macs(spec, whole_masks(spec))
+    points, left_out = read_runs(runs, macs.dense)
+    for row in left_out:
+        say(f"--runs {row['run']} is left out: {row['reason']}")
+    dense_top1 = subject.top1(whole_masks(spec))
+    say(f"dense: {100 * dense_top1:.2f}% on {subject.num_examples:,} test images")
+    blocks = {layer.name: layer.block for layer in spec.layers if layer.block}
+    form = f"{'tied masks' if learn.tied else 'untied masks'}, blocks of {_listed(sorted({*blocks.values()}))}"
+    return {
+        "words": f"{spec.name} at width {restored.config.model.width:g}, {form}, {subject.num_examples:,} test images",
+        "settings": {
+            "scope": scope,
+            "convention": convention,
+            "blocks": blocks,
+            "tied": learn.tied,
+            "sides": learn.sides,
+            "num_images": subject.num_images,
+            "num_examples": subject.num_examples,
+            "seed": restored.config.seed,
+        },
+        "dense": {"top1": dense_top1, "macs": macs.dense},
+        "methods": measure_curves(subject, planned, say),
+        "out_of_reach": missed,
+        "runs": points,
+        "runs_left_out": left_out,
+        "contiguity": measure_contiguity(subject) if contiguity else None,
+        "sensitivity": measure_sensitivity(subject, dense_top1, say) if sensitivity else None,
+        "versions": versions(),
+    }
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return " and ".join(map(str, numbers))
+
+
+def check_request(methods: Sequence[str], ratios: Sequence[float]) -> None:
+    """Raises `UserError` for methods that do not exist, or ratios that are none."""
+    for method in methods:
+        if method not in METHODS:
+            raise UserError(
+                f"no pruning method {method!r}{suggestion(method, METHODS)}; accepted are {', '.join(METHODS)}"
+            )
+    if not ratios:
+        raise UserError("--ratios is empty; give MAC ratios above 0 to 1, such as 0.9 0.7 0.5")
+    for ratio in ratios:
+        if not 0 < ratio <= 1:
+            raise UserError(f"--ratios must be above 0 and at most 1, got {ratio:g}")
+
+
+def plan_curves(
+    subject: Subject, methods: Sequence[str], ratios: Sequence[float], scope: Scope, convention: Convention
+) -> tuple[dict[str, dict[float, Pruned]], list[dict[str, Any]]]:
+    """Masks of every method for every ratio that it can reach; each ratio within reach of one method at least.
+
+    Ratios that come to the same masks are taken once.
+
+    Args:
+      subject: the network.
+      methods: of `METHODS`.
+      ratios: MAC ratios, above 0 to 1.
+      scope: of the share that is pruned, see `prune_share`.
+      convention: of the ratios, see `prune_to_target`.
+
+    Returns:
+      method -> ratio -> masks; and what is out of reach: `method`, `ratio` and the `lowest` that it can.
+
+    Raises:
+      UserError: a ratio that no method can reach.
+    """
+    planned: dict[str, dict[float, Pruned]] = {method: {} for method in methods}
+    missed: list[dict[str, Any]] = []
+    for method in methods:
+        scores, seen = score(method, subject.energies), set[bytes]()
+        for ratio in sorted({*ratios}, reverse=True):
+            try:
+                pruned = prune_to_target(subject.spec, scores, ratio, scope=scope, convention=convention)
+            except UnreachableTarget as error:
+                missed.append({"method": method, "ratio": ratio, "lowest": error.lowest})
+                continue
+            key = b"".join(np.packbits(mask).tobytes() for mask in pruned.masks.values())
+            if key not in seen:
+                seen.add(key)
+                planned[method][ratio] = pruned
+    for ratio in sorted({*ratios}, reverse=True):
+        lowest = [row["lowest"] for row in missed if row["ratio"] == ratio]
+        if len(lowest) == len(methods):
+            raise UserError(
+                f"no method reaches {ratio:g}x MACs: with the strongest piece of every side alone, the lowest is "
+                f"{min(lowest):.3f}x; ask for more, or mask more sides"
+            )
+    return planned, missed
+
+
+def measure_curves(subject: Subject, planned: dict[str, dict[float, Pruned]], say: Say) -> dict[str, Any]:
+    """Accuracy of what `plan_curves` has planned: method -> list of points, of JSON types."""
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for method, by_ratio in planned.items():
+        curves[method] = []
+        for ratio, pruned in by_ratio.items():
+            point = {
+                "target": ratio,
+                "share": pruned.share,
+                "top1": subject.top1(pruned.masks),
+                "macs": pruned.macs.to_dict(),
+                "released": list(pruned.released),
+            }
+            curves[method].append(point)
+            macs = pruned.macs
+            say(
+                f"{method}: {100 * point['top1']:.2f}% at {macs.ratio('bare'):.3f}x MACs without transforms, "
+                f"{macs.ratio('paper'):.3f}x with them"
+            )
+    return curves
+
+
+def measure_contiguity(subject: Subject) -> dict[str, Any]:
+    """Channel masks that are prefixes already when 30% of each side's channel-coefficient pairs go; JSON types."""
+    masks = prune_share(subject.spec, score("channel_coefficient", subject.energies), CONTIGUITY_SHARE)
+    return {"share": CONTIGUITY_SHARE, "paper": PAPERS_CONTIGUITY, **contiguous_share(masks)}
+
+
+def sensitivity_counts(num_coefs: int) -> list[int]:
+    """The kept counts below N at which sensitivity is measured, ascending."""
+    if num_coefs <= _EVERY_COUNT:
+        return list(range(1, num_coefs))
+    diagonals = [row + column for row, column in zigzag_order(round(num_coefs**0.5))]
+    return [n for n in range(1, num_coefs) if diagonals[n] != diagonals[n - 1]]
+
+
+def measure_sensitivity(subject: Subject, dense_top1: float, say: Say) -> list[dict[str, Any]]:
+    """Accuracy when one layer's masked sides keep a prefix in all channels, and nothing else is pruned.
+
+    The two wide layers of a block with tied masks are taken together.
+
+    Args:
+      subject: the network.
+      dense_top1: of the unpruned network, on the same images.
+      say: takes a line for each layer.
+
+    Returns:
+      JSON types: for each layer `name`, `num_coefs`, `map` (H, W) and `top1` by kept count, ascending, N the last.
+    """
+    spec = subject.spec
+    whole, rows = whole_masks(spec), []
+    for name, layers in block_units(spec).items():
+        num_coefs = layers[0].num_coefs
+        paths = {path for layer in layers for path in (layer.input_mask, layer.output_mask) if path}
+        top1 = {}
+        for count in sensitivity_counts(num_coefs):
+            kept = np.arange(num_coefs)[:, None] < count
+            pruned = {path: np.broadcast_to(kept, whole[path].shape) for path in paths}
+            top1[str(count)] = subject.top1(whole | pruned)
+        top1[str(num_coefs)] = dense_top1
+        rows.append({"name": name, "num_coefs": num_coefs, "map": list(layers[0].in_size), "top1": top1})
+        say(f"{name}: " + ", ".join(f"{count} of {num_coefs} {100 * of:.2f}%" for count, of in top1.items()))
+    return rows
+
+
+def read_runs(folders: Sequence[str], dense_macs: int) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Points of finished runs: learned masks, or networks of another width or resolution.
+
+    Args:
+      folders: workdirs.
+      dense_macs: of the network that is profiled, to which ratios are put.
+
+    Returns:
+      JSON types: for each run `name`, `kind` in words, `bare_ratio`, `paper_ratio`, `ratio`, `top1` as it ended, and,
+      where it learned masks, `soft_top1` and `rounded_top1` before refinement; and the folders left out, with reasons.
+    """
+    points, left_out = [], []
+    for given in folders:
+        folder = Path(given).expanduser().resolve()
+        summary, fields = read_json(folder / SUMMARY_FILE), read_json(folder / CONFIG_FILE)
+        if summary is None or fields is None:
+            missing = SUMMARY_FILE if summary is None else CONFIG_FILE
+            left_out.append({"run": given, "reason": f"no readable {missing}: not the workdir of a finished run"})
+            continue
+        try:
+            result = read_result(folder.name, Config.from_dict(fields), summary)
+            scale = summary["macs"]["dense"] / dense_macs
+        except (KeyError, TypeError, ValueError) as error:
+            left_out.append({"run": given, "reason": str(error)})
+            continue
+        points.append(
+            {
+                "name": folder.name,
+                "kind": f"learned: {result.masks}" if result.rounded_top1 is not None else result.network_words,
+                "bare_ratio": result.bare_ratio * scale,
+                "paper_ratio": (result.bare_ratio if result.paper_ratio is None else result.paper_ratio) * scale,
+                "ratio": result.macs_ratio * scale,
+                "top1": summary["top1"],
+                "soft_top1": result.soft_top1,
+                "rounded_top1": result.rounded_top1,
+            }
+        )
+    return points, left_out

@@ -1,0 +1,142 @@
+"""Pictures and tables of profiled pruning: accuracy against MACs by method, and sensitivity layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fdjax.reports.plots import BLUE, GREEN, ORANGE, PURPLE, VERMILION, NoDataError, new_figure, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_NAMES = {
+    "channel": "channel",
+    "coefficient": "coefficient",
+    "channel_coefficient": "channel-coefficient (sparse)",
+    "band": "channel-frequency band",
+}
+_STYLES = dict(zip(_NAMES, zip((BLUE, PURPLE, GREEN, ORANGE), "oD^s", strict=True), strict=True))
+_RUN_MARKERS = "PX*vhd<>"
+_AXES = (
+    ("bare_ratio", "MACs / dense MACs, without transforms (×)"),
+    ("paper_ratio", "MACs / dense MACs, with transforms,\nthe paper's count (×)"),
+)
+
+
+def profile_table(report: Mapping[str, Any]) -> str:
+    """A row per point: method, MAC ratios without transforms, with the paper's and in the cheapest form, top-1."""
+    width = max(len("method"), *(len(method) for method in report["methods"]))
+    heading = f"{'method':{width}} {'asked':>6} {'bare':>6} {'paper':>6} {'total':>6} {'top-1':>7}"
+    rows = [heading, "-" * len(heading)]
+    for method, points in report["methods"].items():
+        for point in points:
+            macs = point["macs"]
+            total = f"{macs['ratio']:6.3f}" if macs["ratio"] is not None else f"{'-':>6}"
+            rows.append(
+                f"{method:{width}} {point['target']:6.2f} {macs['bare_ratio']:6.3f} {macs['paper_ratio']:6.3f} {total} "
+                f"{100 * point['top1']:6.2f}%"
+            )
+    return "\n".join(rows)
+
+
+def plot_profile(report: Mapping[str, Any], path: str | Path) -> Path:
+    """Writes `profile_figure(report)` to `path` as a PNG and returns the path."""
+    return save_figure(profile_figure(report), path)
+
+
+def profile_figure(report: Mapping[str, Any]) -> Figure:
+    """Draws top-1 against MACs before refinement, a curve per method (the paper's Figures 5 and 6).
+
+    Two panels, of MACs without and with transforms. Runs are points: learned masks filled as they were rounded, before
+    refinement, and hollow as refined, joined by a line; other networks hollow.
+
+    Args:
+      report: of `fdjax profile`.
+
+    Raises:
+      NoDataError: it has no curve.
+    """
+    methods = {name: points for name, points in report["methods"].items() if points}
+    if not methods:
+        raise NoDataError("the report has no curve to draw")
+    figure = new_figure(10.2, 5.4)
+    panels = figure.subplots(1, 2, sharey=True)
+    kinds = sorted({run["kind"] for run in report["runs"]})
+    for axes, (key, words) in zip(panels, _AXES, strict=True):
+        axes.axhline(100 * report["dense"]["top1"], color="0.35", linestyle="--", linewidth=1.2, label="dense")
+        for method, points in methods.items():
+            places = sorted((point["macs"][key], 100 * point["top1"]) for point in points)
+            (color, marker), label = _STYLES[method], _NAMES[method]
+            axes.plot(
+                *zip(*places, strict=True), color=color, marker=marker, markersize=5.5, linewidth=1.5, label=label
+            )
+        for run in report["runs"]:
+            _draw_run(axes, run, key, _RUN_MARKERS[kinds.index(run["kind"]) % len(_RUN_MARKERS)])
+        axes.set_xlabel(words)
+        axes.grid(color="0.9", linewidth=0.7)
+        axes.set_axisbelow(True)
+    panels[0].set_ylabel("Test top-1 (%)")
+    handles = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=2 if kinds else 3, fontsize=9, frameon=False
+    )
+    figure.suptitle(f"Profiled pruning before refinement\n{report['words']}", fontsize=11)
+    return figure
+
+
+def _draw_run(axes: Any, run: Mapping[str, Any], key: str, marker: str) -> None:
+    place, style = run[key], {"color": VERMILION, "marker": marker, "markersize": 8, "linestyle": "none"}
+    if run["rounded_top1"] is not None:
+        axes.plot(
+            [place, place], [100 * run["rounded_top1"], 100 * run["top1"]], color=VERMILION, linewidth=0.8, alpha=0.5
+        )
+        axes.plot(place, 100 * run["rounded_top1"], **style, label=f"{run['kind']}; before refinement")
+    after = "; refined" if run["rounded_top1"] is not None else ""
+    axes.plot(place, 100 * run["top1"], **style, markerfacecolor="none", label=f"{run['kind']}{after}")
+
+
+def plot_sensitivity(rows: Sequence[Mapping[str, Any]], words: str, path: str | Path) -> Path:
+    """Writes `sensitivity_figure(rows, words)` to `path` as a PNG and returns the path."""
+    return save_figure(sensitivity_figure(rows, words), path)
+
+
+def sensitivity_figure(rows: Sequence[Mapping[str, Any]], words: str) -> Figure:
+    """Draws the points of top-1 lost when one layer alone keeps so many coefficients: a row per layer.
+
+    Args:
+      rows: `sensitivity` of the report of `fdjax profile`.
+      words: a line under the title: network, data, images.
+
+    Raises:
+      NoDataError: there are no rows.
+    """
+    if not rows:
+        raise NoDataError("there is no layer whose sensitivity was measured")
+    counts = sorted({int(count) for row in rows for count in row["top1"] if int(count) < row["num_coefs"]})
+    lost = np.full((len(rows), len(counts)), np.nan)
+    for at, row in enumerate(rows):
+        whole = row["top1"][str(row["num_coefs"])]
+        for column, count in enumerate(counts):
+            if count < row["num_coefs"] and str(count) in row["top1"]:
+                lost[at, column] = 100 * (whole - row["top1"][str(count)])
+    figure = new_figure(max(4.8, 3.2 + 0.75 * len(counts)), 1.6 + 0.3 * len(rows))
+    axes = figure.add_subplot()
+    highest = max(float(np.nanmax(lost)), 1.0)
+    image = axes.imshow(lost, cmap="viridis_r", vmin=0, vmax=highest, aspect="auto")
+    for at, column in np.argwhere(np.isfinite(lost)):
+        dark = lost[at, column] > 0.5 * highest
+        axes.text(column, at, f"{lost[at, column]:.1f}", ha="center", va="center", fontsize=8,
+                  color="white" if dark else "black")  # fmt: skip
+    axes.set_xticks(range(len(counts)), [str(count) for count in counts])
+    axes.set_yticks(range(len(rows)), [f"{row['name']} ({'x'.join(map(str, row['map']))})" for row in rows], fontsize=8)
+    axes.set_xlabel("Coefficients that every channel of the layer keeps")
+    figure.colorbar(image, ax=axes, label="Top-1 lost (points)")
+    figure.suptitle(f"Sensitivity to frequency, one layer at a time\n{words}", fontsize=10)
+    return figure

@@ -1,0 +1,137 @@
+"""A trained network under coefficient masks that are given, not learned: prefixes or any others."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from fdjax.config import LearnConfig
+from fdjax.data import Dataset, Images, take_rows
+from fdjax.data.batches import seeded_permutation
+from fdjax.errors import UserError
+from fdjax.nn import FrequencyPointwise, MobileNetV2
+from fdjax.ops.pointwise import masked_pointwise
+from fdjax.pruning.profiled import Masks, mask_energies
+from fdjax.spec import NetworkSpec
+from fdjax.training.calibrate import masked_spec, side_energies, training_sample
+from fdjax.training.devices import Devices
+from fdjax.training.evaluate import make_evaluator
+from fdjax.training.restore import Restored, load_restored_data
+
+COEF_MASKS = "coef_masks"
+_EVALUATION_STREAM = 7
+
+
+@dataclasses.dataclass(frozen=True)
+class GivenMasks:
+    """Applies a network with the masks that come with its variables, as the entry `coef_masks`.
+
+    That entry is path of an FCMask -> [N, channels], any values; a path that is missing masks nothing. They are
+    arguments of the compiled program: one serves all masks.
+
+    Attributes:
+      network: its own masks, if it has any, are not used.
+      spec: says which layers read which masks, and their blocks.
+    """
+
+    network: MobileNetV2
+    spec: NetworkSpec
+
+    def apply(self, variables: dict[str, Any], x: jax.Array, train: bool = False) -> jax.Array:
+        """As `network.apply`."""
+        masks = variables[COEF_MASKS]
+        collections = {name: value for name, value in variables.items() if name != COEF_MASKS}
+        layers = {layer.name: layer for layer in self.spec.layers}
+
+        def masked(call, args, kwargs, context):
+            module = context.module
+            if not isinstance(module, FrequencyPointwise) or context.method_name != "__call__":
+                return call(*args, **kwargs)
+            layer = layers["/".join(module.path)]
+            sides = [masks.get(path) for path in (layer.input_mask, layer.output_mask)]
+            if all(mask is None for mask in sides):
+                return call(*args, **kwargs)
+            assert layer.block is not None
+            kernel = module.get_variable("params", "kernel").astype(args[0].dtype)
+            sides = [None if mask is None else mask.astype(args[0].dtype) for mask in sides]
+            y = masked_pointwise(args[0], kernel, layer.block, *sides)
+            norm = kwargs.get("norm")
+            return y if norm is None else norm(y)
+
+        with nn.intercept_methods(masked):
+            return dataclasses.replace(self.network, mode="off").apply(collections, x, train=train)  # type: ignore[return-value]
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A trained network on which masks are tried.
+
+    Attributes:
+      spec: of the network, with the masks that are tried and with preprocessing.
+      energies: path of every FCMask -> mean squared coefficients, see `fdjax.pruning.profiled.mask_energies`.
+      num_images: training images by which they were measured.
+      num_examples: test images that `top1` takes.
+      dataset: the run's, whole.
+      top1: masks -> accuracy, 0 to 1.
+    """
+
+    spec: NetworkSpec
+    energies: dict[str, np.ndarray]
+    num_images: int
+    num_examples: int
+    dataset: Dataset
+    top1: Callable[[Masks], float]
+
+
+def open_subject(
+    restored: Restored,
+    learn: LearnConfig,
+    num_images: int,
+    *,
+    eval_limit: int | None = None,
+    data_path: str | None = None,
+) -> Subject:
+    """Measures a trained network's coefficients and makes it ready for masks.
+
+    Args:
+      restored: a checkpoint whose weights no phase has trained under masks.
+      learn: block, sides and tying of the masks that will be tried.
+      num_images: of the run's training images (seeded, the validation share left out), as many as there are.
+      eval_limit: evaluate on this many test images (seeded) only.
+      data_path: in place of the run's own `data.path`.
+
+    Raises:
+      UserError: other weights, settings that do not fit the network, numbers below 1, or data that are not there.
+    """
+    if restored.weights_adapted:
+        raise UserError(
+            f"the checkpoint is in {restored.phase.name}, its weights have been trained under masks; profiling looks "
+            "at an unpruned network: give a checkpoint that has done no more than pretrain and learn"
+        )
+    for flag, number in (("images", num_images), ("eval-limit", eval_limit)):
+        if number is not None and number < 1:
+            raise UserError(f"--{flag} must be at least 1, got {number}")
+    spec, dataset = masked_spec(restored, learn), load_restored_data(restored, data_path)
+    images, collections = training_sample(restored.config, dataset, num_images), restored.state.variables()
+    blocks = sorted({layer.block for layer in spec.layers if layer.block})
+    energies = side_energies(restored.network, spec, collections, images, blocks, about_mean=False)
+    test_images, test_labels = _test_sample(dataset, restored.config.seed, eval_limit)
+    evaluate = make_evaluator(GivenMasks(restored.network, spec), spec, Devices())
+
+    def top1(masks: Masks) -> float:
+        given = {path: np.asarray(mask, np.float32) for path, mask in masks.items()}
+        return evaluate({**collections, COEF_MASKS: given}, test_images, test_labels)["top1"]
+
+    return Subject(spec, mask_energies(spec, energies), len(images), len(test_labels), dataset, top1)
+
+
+def _test_sample(dataset: Dataset, seed: int, limit: int | None) -> tuple[Images, np.ndarray]:
+    if limit is None or limit >= len(dataset.test_labels):
+        return dataset.test_images, dataset.test_labels
+    rows = np.sort(seeded_permutation(len(dataset.test_labels), seed, _EVALUATION_STREAM)[:limit])
+    return take_rows(dataset.test_images, rows), dataset.test_labels[rows]

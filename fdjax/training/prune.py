@@ -1,0 +1,170 @@
+"""Pruning a trained network by profiling into a checkpoint with hard masks, from which refinement goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fdjax.checkpoint import CHECKPOINT_FOLDER, Checkpoints
+from fdjax.config import Config, LearnConfig
+from fdjax.data import limit_training, split_validation
+from fdjax.data.batches import steps_per_epoch
+from fdjax.errors import UserError
+from fdjax.nn import FCMASK
+from fdjax.pruning.profiled import (
+    Pruned,
+    Scope,
+    gate_masks,
+    mask_macs,
+    prefix_counts,
+    prune_share,
+    prune_to_target,
+    score,
+)
+from fdjax.spec import Counts, network_macs
+from fdjax.training.build import collection_of
+from fdjax.training.devices import to_host
+from fdjax.training.given_masks import Subject, open_subject
+from fdjax.training.optimizers import optimizers_for
+from fdjax.training.phases import has_teacher, plan_phases
+from fdjax.training.restore import Past, Restored
+from fdjax.training.state import create_state
+from fdjax.training.summary import versions
+from fdjax.training.workdir import check_folder
+
+
+def prune_checkpoint(
+    restored: Restored,
+    learn: LearnConfig,
+    method: str,
+    out: Path,
+    *,
+    share: float | None = None,
+    scope: Scope = "layer",
+    num_images: int = 512,
+    eval_limit: int | None = None,
+    data_path: str | None = None,
+) -> dict[str, Any]:
+    """Prunes a trained network and writes it as a checkpoint at step 0 of a refinement.
+
+    Masks are gated as learned ones are, by MACs.
+
+    Args:
+      restored: a checkpoint whose weights no phase has trained under masks.
+      learn: block, sides, tying, and the target with its convention.
+      method: of `fdjax.pruning.profiled.METHODS`, with a dense form.
+      out: the folder to write: new or empty.
+      share: of the pieces, 0 to 1, to prune in place of meeting the target.
+      scope: see `fdjax.pruning.profiled.prune_share`.
+      num_images: see `open_subject`; so are `eval_limit` and `data_path`.
+      eval_limit: see `num_images`.
+      data_path: see `num_images`.
+
+    Returns:
+      The report of `fdjax prune`, of JSON types.
+
+    Raises:
+      UserError: settings, a target or data that do not fit, masks without a dense form, or a folder that holds
+        something. Nothing has been written then.
+    """
+    check_empty(out)
+    # What rounding has to do with; here no mask is rounded.
+    learn = dataclasses.replace(learn, levels="all", rounding="nearest", group_multiple=1, gate="macs")
+    if share is not None:
+        learn = dataclasses.replace(learn, target_macs=None, lambda_=0.0)
+    subject = open_subject(restored, learn, num_images, eval_limit=eval_limit, data_path=data_path)
+    pruned = _prune(subject, method, learn, share, scope)
+    counts = prefix_counts(pruned.masks)
+    assert counts is not None  # Else there is no total, and no gate.
+    config = _refining(restored.config, learn, data_path)
+    done = Past(
+        dense_top1=restored.done.dense_top1,
+        released=list(pruned.released),
+        inherited=restored.finished_phases(),
+        masks_learned=True,
+    )
+    top1 = subject.top1(pruned.masks)
+    _write(out, restored, subject, config, counts, done)
+    macs = network_macs(subject.spec, counts, pruned.released)
+    return {
+        "method": method,
+        "scope": scope,
+        "target_macs": learn.target_macs,
+        "target_convention": learn.target_convention,
+        "share": pruned.share,
+        "num_images": subject.num_images,
+        "dense_top1": restored.done.dense_top1,
+        "top1": top1,
+        "num_examples": subject.num_examples,
+        "macs": macs.to_dict(),
+        "flags": mask_flags(learn),
+        "layers": [layer.to_dict() for layer in macs.layers],
+        "versions": versions(),
+    }
+
+
+def mask_flags(learn: LearnConfig) -> list[str]:
+    """The flags of `train.py` that give a config the mask settings of the pruned checkpoint."""
+    flags = ["--learn.block", str(learn.block), "--learn.sides", learn.sides, "--learn.levels", learn.levels]
+    flags.append("--learn.tied" if learn.tied else "--learn.no-tied")
+    for name, pairs in (("map", learn.block_by_map), ("layer", learn.block_by_layer)):
+        if pairs:
+            flags += [f"--learn.block-by-{name}", *(str(word) for pair in pairs for word in pair)]
+    if learn.target_macs is not None:
+        flags += ["--learn.target-macs", str(learn.target_macs), "--learn.target-convention", learn.target_convention]
+    return flags
+
+
+def check_empty(out: Path) -> None:
+    """Raises `UserError` if --out holds something or cannot be written."""
+    check_folder(out, "--out")
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"--out {out} is not empty; give a new directory")
+
+
+def _prune(subject: Subject, method: str, learn: LearnConfig, share: float | None, scope: Scope) -> Pruned:
+    spec, scores, convention = subject.spec, score(method, subject.energies), learn.target_convention
+    try:
+        if share is None:
+            assert learn.target_macs is not None
+            return prune_to_target(spec, scores, learn.target_macs, scope=scope, convention=convention)
+        masks = prune_share(spec, scores, share, scope)
+        if prefix_counts(masks) is None:
+            raise ValueError("masks that are no low-frequency prefixes have no dense form")
+        masks, released = gate_masks(spec, masks, convention)
+        return Pruned(masks, share, released, mask_macs(spec, masks, released))
+    except ValueError as error:
+        raise UserError(f"--method {method}: {error}") from error
+
+
+def _refining(config: Config, learn: LearnConfig, data_path: str | None) -> Config:
+    """The config of a run that has begun to refine the pruned network."""
+    data = config.data
+    if data_path is not None:
+        data = dataclasses.replace(data, path=str(Path(data_path).expanduser().resolve()))
+    return dataclasses.replace(config, phases=("refine",), learn=learn, data=data)
+
+
+def _write(out: Path, restored: Restored, subject: Subject, config: Config, counts: Counts, done: Past) -> None:
+    dataset = limit_training(subject.dataset, config.data.train_limit, config.seed)
+    done.num_train = len(dataset.train_labels)
+    train, _ = split_validation(done.num_train, dataset.train_labels, config.data.validation, config.seed)
+    (phase,) = plan_phases(config, steps_per_epoch(len(train), config.data.batch_size))
+    fcmask = jax.tree.map(jnp.asarray, collection_of(subject.spec, counts))
+    variables = {**restored.state.variables(), FCMASK: fcmask}
+    state = create_state(variables, config.seed, *optimizers_for(config, phase))
+    if has_teacher(config, phase):
+        state = state.with_teacher()
+    meta = {
+        "config": config.to_dict(),
+        "spec": subject.spec.to_dict(),
+        "phase": dataclasses.asdict(phase),
+        "phase_step": 0,
+        "done": dataclasses.asdict(done),
+        "versions": versions(),
+    }
+    Checkpoints(out.expanduser().resolve() / CHECKPOINT_FOLDER).save(0, to_host(state), meta)
