@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from fdjax.config import Config, LearnConfig
-from fdjax.errors import UserError, suggestion
+from fdjax.errors import UserError
 from fdjax.ops.dct import zigzag_order
 from fdjax.pruning.block_choice import block_units
 from fdjax.pruning.profiled import (
-    METHODS,
     Convention,
     Pruned,
     Scope,
     UnreachableTarget,
+    check_methods,
     contiguous_share,
     mask_macs,
     prune_share,
@@ -126,11 +126,7 @@ def _listed(numbers: Sequence[int]) -> str:
 
 def check_request(methods: Sequence[str], ratios: Sequence[float]) -> None:
     """Raises `UserError` for methods that do not exist, or ratios that are none."""
-    for method in methods:
-        if method not in METHODS:
-            raise UserError(
-                f"no pruning method {method!r}{suggestion(method, METHODS)}; accepted are {', '.join(METHODS)}"
-            )
+    check_methods(methods)
     if not ratios:
         raise UserError("--ratios is empty; give MAC ratios above 0 to 1, such as 0.9 0.7 0.5")
     for ratio in ratios:
@@ -147,7 +143,7 @@ def plan_curves(
 
     Args:
       subject: the network.
-      methods: of `METHODS`.
+      methods: of `fdjax.pruning.profiled.METHODS`.
       ratios: MAC ratios, above 0 to 1.
       scope: of the share that is pruned, see `prune_share`.
       convention: of the ratios, see `prune_to_target`.

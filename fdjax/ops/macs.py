@@ -134,23 +134,26 @@ def pointwise_macs(
     )
 
 
-def explicit_mask_macs(size: Size, block: int, input_mask: np.ndarray, output_mask: np.ndarray) -> tuple[int, int]:
-    """A wrapped pointwise layer under any masks on coefficients, prefixes or not: (products, transforms).
+def explicit_mask_macs(
+    size: Size, block: int, input_mask: np.ndarray, output_mask: np.ndarray, released: bool = False
+) -> tuple[int, int]:
+    """A wrapped pointwise layer under any masks on coefficients, prefixes or not: (pruned, paper_total).
 
-    A coefficient of an input channel is multiplied for an output channel where both keep it; a transform takes N for
-    each coefficient that is kept (the paper, section 3.1). For prefixes it is `pointwise_macs`.
+    A coefficient of an input channel is multiplied for an output channel where both keep it, and a transform takes N
+    for each coefficient that is kept (the paper, section 3.1). Of prefixes it is what `pointwise_macs` counts.
 
     Args:
       size: (H, W).
       block: K.
       input_mask: bool [N, C].
       output_mask: bool [N, D].
+      released: the gate has released the layer: it is never transformed.
     """
-    blocks, (inputs, outputs) = _blocks(size, block), (mask.sum(axis=1) for mask in (input_mask, output_mask))
-    transforms = blocks * block * block * int(inputs.sum() + outputs.sum())
-    if all((mask == mask[0]).all() for mask in (input_mask, output_mask)):
-        return size[0] * size[1] * int(inputs[0] * outputs[0]), transforms
-    return blocks * int(inputs @ outputs), transforms
+    inputs, outputs = (mask.sum(axis=1) for mask in (input_mask, output_mask))
+    products, transforms = int(inputs @ outputs), block * block * int(inputs.sum() + outputs.sum())
+    plain = all((mask == mask[:1]).all() for mask in (input_mask, output_mask))
+    pruned = size[0] * size[1] * int(inputs[0] * outputs[0]) if plain else _blocks(size, block) * products
+    return pruned, pruned if released and plain else _blocks(size, block) * (products + transforms)
 
 
 def cheapest_pointwise(

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from scipy.optimize import isotonic_regression
 
+from fdjax.errors import UserError, suggestion
 from fdjax.ops.dct import zigzag_order
 from fdjax.ops.macs import explicit_mask_macs
 from fdjax.pruning.block_choice import Energies
@@ -30,6 +31,7 @@ Scope = Literal["layer", "global"]
 Convention = Literal["bare", "paper", "total"]
 SCOPES: tuple[Scope, ...] = ("layer", "global")
 
+_NO_DENSE_FORM = "its masks are no low-frequency prefixes, which alone have a dense form and a count of it"
 # Halvings of the share that is looked for: finer than one piece of the widest layers.
 _HALVINGS = 18
 
@@ -73,8 +75,17 @@ METHODS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "channel_coefficient": lambda energy: np.asarray(energy, np.float64),
     "band": band_scores,
 }
-# Those whose masks are whole channels or low-frequency prefixes, whatever is measured.
-DENSE_METHODS = ("channel", "band")
+# Those whose masks are whole channels or low-frequency prefixes: always, or where the energies fall.
+DENSE_METHODS = ("channel", "band", "coefficient")
+
+
+def check_methods(methods: Sequence[str]) -> None:
+    """Raises `UserError` if one of `methods` does not exist."""
+    for method in methods:
+        if method not in METHODS:
+            raise UserError(
+                f"no pruning method {method!r}{suggestion(method, METHODS)}; accepted are {', '.join(METHODS)}"
+            )
 
 
 def score(method: str, energies: Masks) -> dict[str, np.ndarray]:
@@ -166,7 +177,7 @@ class MaskMacs:
         """MACs over dense MACs: "bare" without transforms, "paper" with the paper's, "total" in the cheapest form."""
         macs = {"bare": self.pruned, "paper": self.paper_total, "total": self.total}[convention]
         if macs is None:
-            raise ValueError("masks that are no low-frequency prefixes have no dense form, and so no total")
+            raise ValueError(_NO_DENSE_FORM)
         return macs / self.dense
 
     def to_dict(self) -> dict[str, Any]:
@@ -182,27 +193,29 @@ class MaskMacs:
 def mask_macs(spec: NetworkSpec, masks: Masks, released: Collection[str] = ()) -> MaskMacs:
     """Counts a network under explicit masks; `released`: names of layers that the gate has released."""
     counts = prefix_counts(masks)
-    if counts is not None:
-        fields = network_macs(spec, counts, released).to_dict()
-        return MaskMacs(fields["dense"], fields["pruned"], fields["paper_total"], fields["total"])
+    total = None if counts is None else network_macs(spec, counts, released).to_dict()["total"]
+    return dataclasses.replace(_papers_macs(spec, masks, released), total=total)
+
+
+def _papers_macs(spec: NetworkSpec, masks: Masks, released: Collection[str]) -> MaskMacs:
+    """All but the total, which takes long to count."""
     dense = pruned = paper = 0
     for layer in spec.counted_layers:
-        products, transforms = layer.dense_macs, 0
+        of_layer = (layer.dense_macs, layer.dense_macs)
         if layer.block:
-            products, transforms = _layer_macs(layer, masks)
-        dense, pruned = dense + layer.dense_macs, pruned + products
-        paper += products if layer.name in released else products + transforms
+            of_layer = _layer_macs(layer, masks, layer.name in released)
+        dense, pruned, paper = dense + layer.dense_macs, pruned + of_layer[0], paper + of_layer[1]
     return MaskMacs(dense, pruned, paper, None)
 
 
-def _layer_macs(layer: LayerSpec, masks: Masks) -> tuple[int, int]:
-    """(products, transforms) of a wrapped layer; a side without a mask keeps all."""
+def _layer_macs(layer: LayerSpec, masks: Masks, released: bool = False) -> tuple[int, int]:
+    """(pruned, paper_total) of a wrapped layer; a side without a mask keeps all."""
     assert layer.block is not None
     inputs, outputs = (
         np.ones((layer.num_coefs, channels), bool) if path is None else masks[path]
         for path, channels in ((layer.input_mask, layer.in_channels), (layer.output_mask, layer.out_channels))
     )
-    return explicit_mask_macs(layer.in_size, layer.block, inputs, outputs)
+    return explicit_mask_macs(layer.in_size, layer.block, inputs, outputs, released)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,12 +261,12 @@ def gate_masks(
         gated, released = gate_counts(spec, counts, convention)
         return masks_of_counts(spec, gated), released
     if convention == "total":
-        raise ValueError("masks that are no low-frequency prefixes have no dense form, and so no total")
+        raise ValueError(_NO_DENSE_FORM)
     whole = {path: np.broadcast_to(mask.any(axis=0), mask.shape) for path, mask in masks.items()}
     found, released = dict(masks), set[str]()
     for layers in _sharing_masks(spec):
-        pruned = sum(sum(_layer_macs(layer, masks)) for layer in layers)
-        if pruned >= sum(_layer_macs(layer, whole)[0] for layer in layers):
+        pruned = sum(_layer_macs(layer, masks)[1] for layer in layers)
+        if pruned >= sum(_layer_macs(layer, whole, released=True)[1] for layer in layers):
             released.update(layer.name for layer in layers)
             found |= {path: whole[path].copy() for layer in layers for path in _paths(layer)}
     return found, tuple(layer.name for layer in spec.layers if layer.name in released)
@@ -311,17 +324,18 @@ def prune_to_target(
 
     def at(share: float) -> Pruned:
         masks, released = gate_masks(spec, prune_share(spec, scores, share, scope), convention)
-        return Pruned(masks, share, released, mask_macs(spec, masks, released))
+        count = mask_macs if convention == "total" else _papers_macs
+        return Pruned(masks, share, released, count(spec, masks, released))
 
     def distance(pruned: Pruned) -> float:
         return abs(pruned.macs.ratio(convention) - target)
 
     low, high = 0.0, 1.0
-    best, fewest = at(low), at(high)
+    whole, fewest = at(low), at(high)
     lowest = fewest.macs.ratio(convention)
     if target < lowest:
         raise UnreachableTarget(target, lowest)
-    best = min(best, fewest, key=distance)
+    best = min(whole, fewest, key=distance)
     for _ in range(_HALVINGS):
         middle = at((low + high) / 2)
         best = min(best, middle, key=distance)
@@ -329,7 +343,7 @@ def prune_to_target(
             low = middle.share
         else:
             high = middle.share
-    return best
+    return dataclasses.replace(best, macs=mask_macs(spec, best.masks, best.released))
 
 
 def contiguous_share(masks: Masks) -> dict[str, Any]:
@@ -364,8 +378,8 @@ def _contiguous_side(mask: np.ndarray) -> dict[str, Any]:
     counts = mask.sum(axis=0)
     diagonals = np.array([row + column for row, column in zigzag_order(math.isqrt(num_coefs))])[:, None]
     last_kept, first_pruned = np.where(mask, diagonals, -1).max(0), np.where(mask, num_coefs, diagonals).min(0)
-    by_diagonal: np.ndarray = np.less_equal(last_kept, first_pruned)
-    prefix: np.ndarray = ~(mask[1:] & ~mask[:-1]).any(axis=0)
+    by_diagonal = np.asarray(last_kept <= first_pruned)
+    prefix = ~np.asarray((mask[1:] & ~mask[:-1]).any(axis=0))
     partial = (counts > 0) & (counts < num_coefs)
     chance = np.array([1 / math.comb(num_coefs, int(count)) for count in counts])
     shares = (prefix, by_diagonal, prefix[partial], by_diagonal[partial], chance[partial])

@@ -16,8 +16,10 @@ from fdjax.data.batches import steps_per_epoch
 from fdjax.errors import UserError
 from fdjax.nn import FCMASK
 from fdjax.pruning.profiled import (
+    DENSE_METHODS,
     Pruned,
     Scope,
+    check_methods,
     gate_masks,
     mask_macs,
     prefix_counts,
@@ -71,6 +73,12 @@ def prune_checkpoint(
       UserError: settings, a target or data that do not fit, masks without a dense form, or a folder that holds
         something. Nothing has been written then.
     """
+    check_methods([method])
+    if method not in DENSE_METHODS:
+        raise UserError(
+            f"--method {method} leaves masks that are sparse, with no dense form to write; accepted are "
+            f"{', '.join(DENSE_METHODS)} (fdjax profile measures {method})"
+        )
     check_empty(out)
     # What rounding has to do with; here no mask is rounded.
     learn = dataclasses.replace(learn, levels="all", rounding="nearest", group_multiple=1, gate="macs")
@@ -133,9 +141,9 @@ def _prune(subject: Subject, method: str, learn: LearnConfig, share: float | Non
             assert learn.target_macs is not None
             return prune_to_target(spec, scores, learn.target_macs, scope=scope, convention=convention)
         masks = prune_share(spec, scores, share, scope)
-        if prefix_counts(masks) is None:
-            raise ValueError("masks that are no low-frequency prefixes have no dense form")
         masks, released = gate_masks(spec, masks, convention)
+        if prefix_counts(masks) is None:
+            raise ValueError("its masks are no low-frequency prefixes, which alone have a dense form")
         return Pruned(masks, share, released, mask_macs(spec, masks, released))
     except ValueError as error:
         raise UserError(f"--method {method}: {error}") from error
