@@ -75,7 +75,7 @@ def pieces(method: str, mask: np.ndarray) -> np.ndarray:
     if axis is None:
         return mask.ravel()
     assert (mask.any(axis=axis) == mask.all(axis=axis)).all()
-    return mask.any(axis=axis)
+    return np.asarray(mask.any(axis=axis))
 
 
 # Masks
@@ -196,13 +196,14 @@ def test_any_masks_are_counted_as_loops_count_them(block, height, width, channel
     rng = np.random.default_rng(seed)
     masks = [rng.random((block**2, of)) < 0.6 for of in (channels, features)]
     products, transforms = loops((height, width), block, *masks)
-    pruned, paper = explicit_mask_macs((height, width), block, *masks)
+    input_mask, output_mask = masks
+    pruned, paper = explicit_mask_macs((height, width), block, input_mask, output_mask)
     assert paper == products + transforms
     whole = all((mask.any(axis=0) == mask.all(axis=0)).all() for mask in masks)
     if whole:  # Channels are multiplied pixel by pixel: nothing is padded.
         products = height * width * int(masks[0].any(axis=0).sum() * masks[1].any(axis=0).sum())
     assert pruned == products
-    released = explicit_mask_macs((height, width), block, *masks, released=True)
+    released = explicit_mask_macs((height, width), block, input_mask, output_mask, released=True)
     assert released == (pruned, pruned if whole else paper)
 
 
@@ -210,9 +211,9 @@ def test_any_masks_are_counted_as_loops_count_them(block, height, width, channel
 def test_prefixes_are_counted_as_kept_counts_are(block, side, released, seed):
     rng = np.random.default_rng(seed)
     counts = [rng.choice([0, int(rng.integers(0, block**2 + 1)), block**2], channels) for channels in (4, 3)]
-    masks = [np.arange(block**2)[:, None] < count for count in counts]
+    input_mask, output_mask = (np.arange(block**2)[:, None] < count for count in counts)
     macs = pointwise_macs((side, side), block, *counts, released=released)
-    assert explicit_mask_macs((side, side), block, *masks, released) == (macs.pruned, macs.paper_total)
+    assert explicit_mask_macs((side, side), block, input_mask, output_mask, released) == (macs.pruned, macs.paper_total)
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -286,12 +287,14 @@ def explicit_ratio(spec, masks) -> float:
     """MACs over dense MACs, no transforms."""
     pruned = 0
     for layer in spec.counted_layers:
-        sides = [
+        if not layer.block:
+            pruned += layer.dense_macs
+            continue
+        inputs, outputs = (
             masks[path] if path else np.ones((layer.num_coefs, channels), bool)
             for path, channels in ((layer.input_mask, layer.in_channels), (layer.output_mask, layer.out_channels))
-            if layer.block
-        ]
-        pruned += explicit_mask_macs(layer.in_size, layer.block, *sides)[0] if sides else layer.dense_macs
+        )
+        pruned += explicit_mask_macs(layer.in_size, layer.block, inputs, outputs)[0]
     return pruned / sum(layer.dense_macs for layer in spec.counted_layers)
 
 
@@ -403,6 +406,7 @@ def test_prefixes_and_channels_give_the_network_with_hard_masks(subject, method)
     network, spec, variables, images, under = subject
     masks = prune_share(spec, score(method, energies(spec, 5)), 0.3)
     counts = prefix_counts(masks)
+    assert counts is not None
     hard = own(hard_network(network, spec, counts), variables, images, collection_of(spec, counts))
     np.testing.assert_allclose(under(masks), hard, rtol=1e-4, atol=1e-4)
     assert np.abs(under(whole_masks(spec)) - hard).max() > 0.1

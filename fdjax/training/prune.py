@@ -105,7 +105,8 @@ def prune_checkpoint(
         "target_convention": learn.target_convention,
         "share": pruned.share,
         "num_images": subject.num_images,
-        "dense_top1": restored.done.dense_top1,
+        # That of pretraining is of all test images.
+        "dense_top1": restored.done.dense_top1 if eval_limit is None else None,
         "top1": top1,
         "num_examples": subject.num_examples,
         "macs": macs.to_dict(),
