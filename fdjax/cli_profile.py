@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from fdjax.config import LearnConfig
     from fdjax.training.restore import Restored
 
+# How far from the target, relatively, a network may land without a warning.
+_TOLERANCE = 0.02
+
 
 @dataclasses.dataclass(kw_only=True)
 class _Masks:
@@ -199,6 +202,9 @@ def prune_command(arguments: Sequence[str]) -> int:
         data_path=parsed.data_path,
     )
     print(describe({**report, "split": "test"}))
+    reached = report["macs"]["paper_ratio" if parsed.convention == "paper" else "ratio"]
+    if parsed.target_macs is not None and abs(reached / parsed.target_macs - 1) > _TOLERANCE:
+        print(f"warning: pieces go whole, and {reached:.3f}x MACs is the nearest to {parsed.target_macs:g}x")
     print(f"{parsed.out}: to refine it, train.py --config CONFIG --init {parsed.out} --phases refine with the flags")
     print(shlex.join(report["flags"]))
     write_report(parsed.json, report)
