@@ -515,6 +515,15 @@ def test_profile_measures_contiguity_and_sensitivity(report):
         assert [int(count) for count in row["top1"]] == [*sensitivity_counts(row["num_coefs"]), row["num_coefs"]]
 
 
+def test_contiguity_alone_draws_no_curves(pretrained, tmp_path, capsys):
+    file = tmp_path / "report.json"
+    asked = ["--contiguity", "--images", "16", "--eval-limit", "10", "--json", str(file)]
+    assert fdjax_command(["profile", "--checkpoint", str(pretrained), *asked]) == 0
+    report = json.loads(file.read_text())
+    assert report["methods"] == {} and report["sensitivity"] is None
+    assert f"{report['contiguity']['contiguous']:.1%} are low-frequency prefixes" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

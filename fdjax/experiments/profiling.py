@@ -170,7 +170,7 @@ def plan_curves(
                 planned[method][ratio] = pruned
     for ratio in sorted({*ratios}, reverse=True):
         lowest = [row["lowest"] for row in missed if row["ratio"] == ratio]
-        if len(lowest) == len(methods):
+        if lowest and len(lowest) == len(methods):
             raise UserError(
                 f"no method reaches {ratio:g}x MACs: with the strongest piece of every side alone, the lowest is "
                 f"{min(lowest):.3f}x; ask for more, or mask more sides"
