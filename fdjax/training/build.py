@@ -34,33 +34,47 @@ def build_network(
     Raises:
       UserError: a block larger than its map, or a setting for a layer that does not exist.
     """
-    model, learn = config.model, config.learn
+    model = config.model
     common: dict[str, Any] = {
         "variant": model.name,
         "num_classes": num_classes,
         "width": model.width,
         "padding": model.padding,
         "batch_norm_epsilon": model.batch_norm_epsilon,
-        "block": learn.block,
-        "block_by_map": dict(learn.block_by_map),
-        "block_by_layer": dict(learn.block_by_layer),
-        "sides": learn.sides,
-        "levels": learn.counts_below_whole,
+        "levels": config.learn.counts_below_whole,
+        **mask_fields(config.learn, model.name),
     }
     if model.name in MOBILENETS:
-        network = MobileNet(**common, tied=learn.tied, stage_masks=learn.stage_masks)
+        network = MobileNet(**common)
     else:
         fields = ("cardinality", "group_width", "inner_channels")
         network = ResNet(**common, **{field: getattr(model, field) for field in fields})
-    if (learn.tied or learn.stage_masks) and (model.name in RESNETS or not MOBILENETS[model.name].linear):
-        asked = "tied" if learn.tied else "stage_masks"
-        raise UserError(
-            f"learn.{asked} is for networks of inverted residual blocks, which {model.name} is not; turn it off"
-        )
     try:
         return network, network.spec(input_shape, config.model.count_classifier)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def mask_fields(learn: LearnConfig, variant: str) -> dict[str, Any]:
+    """The fields of a network that say which masks it has: blocks, sides, tying.
+
+    Raises:
+      UserError: masks that such a network cannot have.
+    """
+    if (learn.tied or learn.stage_masks) and (variant in RESNETS or not MOBILENETS[variant].linear):
+        asked = "tied" if learn.tied else "stage_masks"
+        raise UserError(
+            f"learn.{asked} is for networks of inverted residual blocks, which {variant} is not; turn it off"
+        )
+    fields = {
+        "block": learn.block,
+        "block_by_map": dict(learn.block_by_map),
+        "block_by_layer": dict(learn.block_by_layer),
+        "sides": learn.sides,
+    }
+    if variant in MOBILENETS:
+        fields |= {"tied": learn.tied, "stage_masks": learn.stage_masks}
+    return fields
 
 
 def flat_masks(fcmask) -> dict[str, np.ndarray]:

@@ -30,7 +30,7 @@ from fdjax.pruning.block_choice import (
 )
 from fdjax.pruning.least_loss import level_losses
 from fdjax.spec import NetworkSpec
-from fdjax.training.build import flat_masks
+from fdjax.training.build import flat_masks, mask_fields
 from fdjax.training.restore import Restored, load_restored_data
 from fdjax.training.state import TrainState
 
@@ -125,15 +125,7 @@ def masked_spec(restored: Restored, learn: LearnConfig) -> NetworkSpec:
     Raises:
       UserError: settings that do not fit the network.
     """
-    asked = dataclasses.replace(
-        restored.network,
-        block=learn.block,
-        block_by_map=dict(learn.block_by_map),
-        block_by_layer=dict(learn.block_by_layer),
-        sides=learn.sides,
-        tied=learn.tied,
-        stage_masks=learn.stage_masks,
-    )
+    asked = dataclasses.replace(restored.network, **mask_fields(learn, restored.network.variant))
     own = restored.spec
     try:
         spec = asked.spec(own.input_shape, own.count_classifier)

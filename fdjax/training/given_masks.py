@@ -14,7 +14,7 @@ from fdjax.config import LearnConfig
 from fdjax.data import Dataset, Images, take_rows
 from fdjax.data.batches import seeded_permutation
 from fdjax.errors import UserError
-from fdjax.nn import FrequencyPointwise, MobileNetV2
+from fdjax.nn import FrequencyNetwork, FrequencyPointwise
 from fdjax.ops.pointwise import masked_pointwise
 from fdjax.pruning.profiled import Masks, mask_energies
 from fdjax.spec import NetworkSpec
@@ -39,7 +39,7 @@ class GivenMasks:
       spec: says which layers read which masks, and their blocks.
     """
 
-    network: MobileNetV2
+    network: FrequencyNetwork
     spec: NetworkSpec
 
     def apply(self, variables: dict[str, Any], x: jax.Array, train: bool = False) -> jax.Array:
