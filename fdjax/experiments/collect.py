@@ -30,8 +30,14 @@ TABLE_FILES = ("table.md", "table.csv", "table.json")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Run:
-    """A finished run: where it lies, the contents of its files by the names they get, and its row."""
+class FinishedRun:
+    """A finished run.
+
+    Attributes:
+      folder: where it lies.
+      files: the contents of its files by the names they get in a record.
+      result: its row.
+    """
 
     folder: Path
     files: dict[str, bytes]
@@ -70,10 +76,10 @@ def collect(workdirs: Sequence[str | Path], out: str | Path) -> Collected:
       UserError: a run is not finished, damaged, or another run of its name is there. Nothing has been written then.
     """
     out = Path(out).expanduser().resolve()
-    given: dict[str, _Run] = {}
+    given: dict[str, FinishedRun] = {}
     # Once each, in the order given.
     for folder in dict.fromkeys(Path(workdir).expanduser().resolve() for workdir in workdirs):
-        run = _read_run(folder, f"--workdir {folder}", "give the workdirs of finished runs")
+        run = read_run(folder, f"--workdir {folder}", "give the workdirs of finished runs")
         if folder.name in given:
             raise UserError(
                 f"--workdir {given[folder.name].folder} and {folder} have one name, {folder.name!r}, under which they "
@@ -88,9 +94,7 @@ def collect(workdirs: Sequence[str | Path], out: str | Path) -> Collected:
         if (out / name).is_dir():
             raise UserError(f"--out {out}: {name} there is a directory; give another one")
     recorded = {
-        folder.name: _read_run(
-            folder, f"--out {out}: {folder.relative_to(out)} there", "remove it, or give another one"
-        )
+        folder.name: read_run(folder, f"--out {out}: {folder.relative_to(out)} there", "remove it, or give another one")
         for folder in _subfolders(out / RUNS_FOLDER)
     }
     changed = {}
@@ -122,8 +126,17 @@ def _subfolders(folder: Path) -> list[Path]:
 # -- reading
 
 
-def _read_run(folder: Path, called: str, advice: str) -> _Run:
-    """Reads and checks a run; errors about the folder as a whole call it `called` and end with `advice`."""
+def read_run(folder: Path, called: str, advice: str) -> FinishedRun:
+    """Reads and checks a finished run.
+
+    Args:
+      folder: its workdir, or where `collect` has recorded it.
+      called: what errors about the folder as a whole call it.
+      advice: how they end.
+
+    Raises:
+      UserError: it is not finished, or damaged.
+    """
     if not folder.is_dir():
         raise UserError(f"{called} is no directory; {advice}")
     if not (folder / CONFIG_FILE).is_file():
@@ -155,8 +168,8 @@ def _read_run(folder: Path, called: str, advice: str) -> _Run:
     # What the command printed goes into a file beside the workdir: a new workdir must be empty.
     for log in (folder / LOG_FILE, folder.with_name(f"{folder.name}.txt")):
         if log.is_file():
-            return _Run(folder, {**files, LOG_FILE: _read(log)}, result)
-    return _Run(folder, files, result)
+            return FinishedRun(folder, {**files, LOG_FILE: _read(log)}, result)
+    return FinishedRun(folder, files, result)
 
 
 def _read(file: Path) -> bytes:
@@ -195,7 +208,7 @@ def _check_finished(folder: Path, config: Config, summary: dict[str, Any], metri
         )
 
 
-def _check_same(run: _Run, recorded: _Run) -> None:
+def _check_same(run: FinishedRun, recorded: FinishedRun) -> None:
     """Raises `UserError` if another run is recorded under the name of `run`."""
     old, new = flat_settings(recorded.result.config), flat_settings(run.result.config)
     different = [name.rstrip("_") for name in old if old[name] != new[name]]
@@ -210,7 +223,7 @@ def _check_same(run: _Run, recorded: _Run) -> None:
 # -- writing
 
 
-def _write(out: Path, changed: dict[str, _Run], results: list[Result]) -> list[Path]:
+def _write(out: Path, changed: dict[str, FinishedRun], results: list[Result]) -> list[Path]:
     """Writes all into a draft beside its place first; then everything moves there."""
     with _new_folder(out), tempfile.TemporaryDirectory(prefix=".draft-", dir=out) as draft_name:
         draft = Path(draft_name)
@@ -218,29 +231,53 @@ def _write(out: Path, changed: dict[str, _Run], results: list[Result]) -> list[P
             (draft / RUNS_FOLDER / name).mkdir(parents=True)
             for file, content in run.files.items():
                 (draft / RUNS_FOLDER / name / file).write_bytes(content)
-        tables: list[str] = list(TABLE_FILES)
-        with contextlib.suppress(NoDataError):
-            plot_tradeoff(results, draft / PICTURE_FILE)
-            tables.append(PICTURE_FILE)
-        rows = [result.columns() for group in seed_groups(results) for result in group]
-        contents = (
-            markdown(results, PICTURE_FILE if PICTURE_FILE in tables else None),
-            csv_text(results),
-            json.dumps(rows, indent=1) + "\n",
-        )
-        for name, content in zip(TABLE_FILES, contents, strict=True):
-            (draft / name).write_text(content, encoding="utf-8")
-
+        tables = _draft_tables(results, draft)
         for name, run in changed.items():
             _move_run(draft / RUNS_FOLDER / name, out / RUNS_FOLDER / name, run)
-        for name in tables:
-            os.replace(draft / name, out / name)
-        if PICTURE_FILE not in tables:
-            (out / PICTURE_FILE).unlink(missing_ok=True)
+        return _move_tables(tables, draft, out)
+
+
+def write_tables(results: Sequence[Result], out: Path) -> list[Path]:
+    """Writes the table and the plot of runs into `out`, each file in one move.
+
+    Args:
+      results: of the runs, with different names; at least one.
+      out: a directory that exists.
+
+    Returns:
+      Paths of the tables and of the plot, if there is one.
+    """
+    with tempfile.TemporaryDirectory(prefix=".draft-", dir=out) as draft_name:
+        draft = Path(draft_name)
+        return _move_tables(_draft_tables(results, draft), draft, out)
+
+
+def _draft_tables(results: Sequence[Result], draft: Path) -> list[str]:
+    """Writes the tables and, if a run has masks, the plot; returns the files' names."""
+    tables: list[str] = list(TABLE_FILES)
+    with contextlib.suppress(NoDataError):
+        plot_tradeoff(results, draft / PICTURE_FILE)
+        tables.append(PICTURE_FILE)
+    rows = [result.columns() for group in seed_groups(results) for result in group]
+    contents = (
+        markdown(results, PICTURE_FILE if PICTURE_FILE in tables else None),
+        csv_text(results),
+        json.dumps(rows, indent=1) + "\n",
+    )
+    for name, content in zip(TABLE_FILES, contents, strict=True):
+        (draft / name).write_text(content, encoding="utf-8")
+    return tables
+
+
+def _move_tables(tables: Sequence[str], draft: Path, out: Path) -> list[Path]:
+    for name in tables:
+        os.replace(draft / name, out / name)
+    if PICTURE_FILE not in tables:
+        (out / PICTURE_FILE).unlink(missing_ok=True)
     return [out / name for name in tables]
 
 
-def _move_run(source: Path, target: Path, run: _Run) -> None:
+def _move_run(source: Path, target: Path, run: FinishedRun) -> None:
     """Moves a run to where it is recorded: as a whole if it is new."""
     target.parent.mkdir(exist_ok=True)
     if not target.exists():

@@ -1,6 +1,7 @@
 """Numbers in, plots and tables out. Never runs a network."""
 
 from fdjax.reports.bench import bench_figure, bench_table, plot_bench
+from fdjax.reports.pareto import pareto_figure, pareto_front, plot_pareto
 from fdjax.reports.plots import (
     NoDataError,
     fcmask_figure,
@@ -20,12 +21,22 @@ from fdjax.reports.profiled import (
     profile_table,
     sensitivity_figure,
 )
-from fdjax.reports.results import Result, csv_text, flat_settings, markdown, read_result, seed_groups
+from fdjax.reports.references import MOBILENET_V2_IMAGENET, Reference, references_for
+from fdjax.reports.results import (
+    Result,
+    csv_text,
+    flat_settings,
+    markdown,
+    read_result,
+    seed_groups,
+)
 from fdjax.reports.tables import blocks_table, frozen_table, macs_table
 from fdjax.reports.tradeoff import plot_tradeoff, tradeoff_figure
 
 __all__ = [
+    "MOBILENET_V2_IMAGENET",
     "NoDataError",
+    "Reference",
     "Result",
     "bench_figure",
     "bench_table",
@@ -39,18 +50,22 @@ __all__ = [
     "layer_macs_figure",
     "macs_table",
     "markdown",
+    "pareto_figure",
+    "pareto_front",
     "plot_bench",
     "plot_fcmask",
     "plot_history",
     "plot_kept_counts",
     "plot_layer_macs",
     "plot_profile",
+    "plot_pareto",
     "plot_run",
     "plot_sensitivity",
     "plot_tradeoff",
     "profile_figure",
     "profile_table",
     "read_result",
+    "references_for",
     "seed_groups",
     "sensitivity_figure",
     "tradeoff_figure",

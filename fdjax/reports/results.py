@@ -29,6 +29,8 @@ _NONE = "–"
 
 Cell = Callable[["Result"], str | None]
 Figure = Callable[["Result"], float | None]
+# Attributes of a row that its table does not have.
+_UNTABLED = ("config", "dense_macs", "num_classes")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,8 @@ class Result:
 
     Attributes:
       config: of the run.
+      dense_macs: of the dense network, by count.
+      num_classes: of the data; None in summaries that do not say.
       name: of its workdir.
       network: architecture.
       width: its multiplier.
@@ -68,6 +72,8 @@ class Result:
     """
 
     config: Config = dataclasses.field(repr=False)
+    dense_macs: float
+    num_classes: int | None
     name: str
     network: str
     width: float
@@ -103,13 +109,18 @@ class Result:
 
     def columns(self) -> dict[str, Any]:
         """The row as plain JSON types."""
-        names = [field.name for field in dataclasses.fields(self) if field.name != "config"]
+        names = [field.name for field in dataclasses.fields(self) if field.name not in _UNTABLED]
         return {name.rstrip("_"): getattr(self, name) for name in names}
 
     @property
     def is_pruned(self) -> bool:
         """Whether the run has masks."""
         return self.masks is not None
+
+    @property
+    def macs(self) -> float:
+        """MACs of the network as it stands, by count, transforms included."""
+        return self.macs_ratio * self.dense_macs
 
     @property
     def task(self) -> str:
@@ -156,6 +167,8 @@ def read_result(name: str, config: Config, summary: Mapping[str, Any]) -> Result
     learn, target = config.learn, config.learn.target_macs
     return Result(
         config=config,
+        dense_macs=_number(summary, "macs", "dense", above=0),
+        num_classes=int(_number(summary, "num_classes")) if "num_classes" in summary else None,
         name=name,
         network=config.model.name,
         width=config.model.width,
@@ -387,12 +400,29 @@ _LEGEND = (
 )
 
 
-def markdown(results: Sequence[Result], picture: str | None = None) -> str:
-    """The table for readers: rounded figures; what is the same in all rows stands above it.
+class ResultsTable(NamedTuple):
+    """Runs side by side in words, as Markdown and pages show them.
+
+    Attributes:
+      same: what is the same in all rows, in words.
+      headings: of the columns.
+      rows: cells, as many as headings; of each group of runs that differ by their seed only, the last is its mean.
+      means: for each row whether it is a mean.
+      legend: what the columns mean.
+    """
+
+    same: str
+    headings: list[str]
+    rows: list[list[str]]
+    means: list[bool]
+    legend: str
+
+
+def results_table(results: Sequence[Result]) -> ResultsTable:
+    """The table for readers: rounded figures; what is the same in all rows stands apart.
 
     Args:
       results: of the runs, with different names.
-      picture: a file to show below the table.
     """
     groups = seed_groups(results)
     other = _other_settings(results)
@@ -432,16 +462,34 @@ def markdown(results: Sequence[Result], picture: str | None = None) -> str:
         cells += [_spread([figure(result) for result in group], form) for _, figure, form in figures]
         if kept:
             cells.insert(-1, _kept_words(group))
-        return [cell.replace("|", "\\|") for cell in cells]
+        return cells
 
-    table = [["run", *(heading for heading, _ in shown), *headings]]
-    table.append(["---"] * len(table[0]))
+    rows, means = [], []
     for group in groups:
-        table += [row(result.name, [result]) for result in group]
+        rows += [row(result.name, [result]) for result in group]
+        means += [False] * len(group)
         if len({result.seed for result in group}) > 1:
-            table.append(row(f"**mean of {len(group)}**", group))
+            rows.append(row(f"mean of {len(group)}", group))
+            means.append(True)
     everywhere = "Same in all rows: " if len(results) > 1 else "Settings: "
-    lines = [f"{everywhere}{'; '.join(same)}.", "", *(f"| {' | '.join(cells)} |" for cells in table), "", _LEGEND]
+    return ResultsTable(
+        f"{everywhere}{'; '.join(same)}.", ["run", *(heading for heading, _ in shown), *headings], rows, means, _LEGEND
+    )
+
+
+def markdown(results: Sequence[Result], picture: str | None = None) -> str:
+    """`results_table` as Markdown.
+
+    Args:
+      results: of the runs, with different names.
+      picture: a file to show below the table.
+    """
+    table = results_table(results)
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in table.rows]
+    for row, is_mean in zip(rows, table.means, strict=True):
+        row[0] = f"**{row[0]}**" if is_mean else row[0]
+    written = [table.headings, ["---"] * len(table.headings), *rows]
+    lines = [table.same, "", *(f"| {' | '.join(cells)} |" for cells in written), "", table.legend]
     if picture:
         lines += ["", f"![Top-1 of the pruned networks against their MACs]({picture})"]
     return "\n".join(lines) + "\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from fdjax.reports.plots import BLUE, GREEN, ORANGE, PURPLE, VERMILION, NoDataEr
 from fdjax.reports.results import Result, mask_words, seed_groups, settings_key
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
 COLORS, MARKERS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE), "os^DvPX"
@@ -39,11 +40,8 @@ def tradeoff_figure(results: Sequence[Result]) -> Figure:
     if not pruned:
         raise NoDataError("no run has masks, so there is no accuracy to draw against MACs")
     tasks = sorted({result.task for result in pruned})
-    kinds = _kinds_of_masks(pruned)
-    # No number of colours divides that of markers: together they tell 35 kinds apart.
-    styles = {
-        kind: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]) for i, kind in enumerate(sorted(set(kinds.values())))
-    }
+    kinds = kinds_of_masks(pruned)
+    styles = mask_styles(kinds)
     baselines = {task: _dense_top1s([result for result in results if result.task == task]) for task in tasks}
     recipes = sorted({recipe for of_task in baselines.values() for recipe in of_task})
 
@@ -90,10 +88,7 @@ def tradeoff_figure(results: Sequence[Result]) -> Figure:
         axes.set_axisbelow(True)
     for row in range(rows):
         figure.axes[row * columns].set_ylabel("Test top-1 (%)")
-    handles = {}
-    for axes in figure.axes:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
+    handles = labelled(figure)
     # Pruned first, then dense; as many beside each other as there is room for.
     names = [*styles, *(label for label in handles if label not in styles)]
     room = int(figure.get_figwidth() / (0.5 + 0.085 * max(len(name) for name in names)))
@@ -108,7 +103,24 @@ def tradeoff_figure(results: Sequence[Result]) -> Figure:
     return figure
 
 
-def _kinds_of_masks(results: Sequence[Result]) -> dict[str, str]:
+def mask_styles(kinds: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Kind of masks -> colour and marker, for the kinds of `kinds_of_masks`."""
+    # No number of colours divides that of markers: together they tell 35 kinds apart.
+    return {
+        kind: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]) for i, kind in enumerate(sorted(set(kinds.values())))
+    }
+
+
+def labelled(figure: Figure) -> dict[str, Artist]:
+    """What a figure's legend names: label -> the first thing of that label."""
+    handles: dict[str, Artist] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    return handles
+
+
+def kinds_of_masks(results: Sequence[Result]) -> dict[str, str]:
     """Run -> its masks in words: the sides, and what else is not the same in all runs."""
     words = {result.name: mask_words(result.config) for result in results}
     common = set.intersection(*(set(of_run) for of_run in words.values()))

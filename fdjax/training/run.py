@@ -594,6 +594,7 @@ class _Run:
         summary = {
             **evaluation_summary(test, macs),
             "split": "test",
+            "num_classes": self.spec.num_classes,
             "dense_top1": self.done.dense_top1,
             "seconds": round(self.done.seconds, 1),
             "phases": self.done.history,

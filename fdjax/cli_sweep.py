@@ -1,0 +1,84 @@
+"""`fdjax sweep`: many runs from one description."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from fdjax.errors import UserError
+
+# A run's process is train.py's command in the package that this process runs, wherever that lies.
+_TRAIN = (
+    "import sys; sys.path.insert(0, {package!r}); from fdjax import runtime; runtime.setup(); "
+    "from fdjax.cli import train_command; sys.exit(train_command())"
+)
+
+
+@dataclasses.dataclass(kw_only=True)
+class SweepArguments:
+    """Does many runs from one description, several at a time, each in a process and a workdir of its own.
+
+    Interrupted, the same command goes on: finished runs are passed over, interrupted ones resume.
+    """
+
+    config: str
+    """Sweep file: Python with get_sweep(), such as configs/sweeps/quickstart.py."""
+    workdir: str
+    """Directory of the sweep: DIR/NAME is the workdir of run NAME, DIR/NAME.txt its log; tables and plots beside."""
+    jobs: int = 1
+    """How many runs at a time; on Linux each of several has its share of the processor cores."""
+    dry_run: bool = False
+    """Say what would be done, with the arguments of train.py, and do nothing."""
+
+
+def train_process() -> list[str]:
+    """The command that trains; the arguments of train.py follow."""
+    return [sys.executable, "-c", _TRAIN.format(package=str(Path(__file__).resolve().parents[1]))]
+
+
+def sweep_command(arguments: Sequence[str], command: Sequence[str] | None = None) -> int:
+    """`fdjax sweep`.
+
+    Args:
+      arguments: of the command.
+      command: that trains, in place of `train_process()`.
+    """
+    parsed = tyro.cli(SweepArguments, prog="fdjax sweep", args=arguments)
+    if parsed.jobs < 1:
+        raise UserError(f"--jobs must be at least 1, got {parsed.jobs}")
+    from fdjax.experiments.launch import check_data, run_sweep
+    from fdjax.experiments.sweep import load_sweep, plan_sweep
+
+    sweep = load_sweep(parsed.config)
+    try:
+        runs = plan_sweep(sweep, parsed.workdir, Path(parsed.config).parent)
+    except UserError as error:
+        raise UserError(f"{parsed.config}: {error}") from error
+    check_data(runs)
+    if parsed.dry_run:
+        for run in runs:
+            state = "finished" if run.is_finished() else "to go on with" if run.is_begun() else "to start"
+            after = f" after {run.after}" if run.after and state == "to start" else ""
+            print(f"{run.name} ({state}{after}): train.py {shlex.join(run.arguments)}")
+        return 0
+    folder = Path(parsed.workdir).expanduser().resolve()
+    try:
+        outcome = run_sweep(
+            runs, folder, command or train_process(), parsed.jobs, say=lambda line: print(line, flush=True)
+        )
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    print(f"{len(outcome.results)} of {len(runs)} runs finished" + _written_words(outcome.written))
+    for name, why in outcome.failed.items():
+        print(f"failed: {name}: {why}", file=sys.stderr)
+    return 1 if outcome.failed else 0
+
+
+def _written_words(written: Sequence[Path]) -> str:
+    return f": {', '.join(str(path) for path in written)}" if written else ""

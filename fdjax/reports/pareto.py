@@ -1,0 +1,126 @@
+"""The plot of several runs in absolute MACs: which networks are worth having, beside what others have published."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fdjax.reports.plots import NoDataError, new_figure, save_figure
+from fdjax.reports.references import references_for
+from fdjax.reports.results import Result
+from fdjax.reports.tradeoff import kinds_of_masks, labelled, mask_styles
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Point = tuple[float, float]
+_REFERENCE_MARKERS = "<>12348p*hHxd|"
+
+
+def pareto_front(points: Sequence[Point]) -> list[Point]:
+    """The points that no other one beats: as few MACs or fewer, and a top-1 as high or higher; by MACs, ascending."""
+    front: list[Point] = []
+    for macs, top1 in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or top1 > front[-1][1]:
+            front.append((macs, top1))
+    return front
+
+
+def plot_pareto(results: Sequence[Result], path: str | Path) -> Path:
+    """Writes `pareto_figure(results)` to `path` as a PNG and returns the path."""
+    return save_figure(pareto_figure(results), path)
+
+
+def pareto_figure(results: Sequence[Result]) -> Figure:
+    """Draws top-1 against MACs (millions, transforms included), dense and pruned networks of all sizes together.
+
+    A panel for each data set. Every run is a point, and so is its dense network; the stair joins those that no other
+    one beats. Grey: published figures, where `references_for` has some.
+
+    Raises:
+      NoDataError: there is no run.
+    """
+    if not results:
+        raise NoDataError("there is no run, so there is nothing to draw")
+    sets = sorted({result.data_words for result in results})
+    pruned = [result for result in results if result.pruned_top1 is not None]
+    kinds = kinds_of_masks(pruned) if pruned else {}
+    columns = min(len(sets), 3)
+    rows = math.ceil(len(sets) / columns)
+    figure = new_figure(7.6 if columns == 1 else 4.9 * columns, 1.4 + 4.2 * rows)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels[len(sets) :]:
+        axes.set_visible(False)
+    for axes, data in zip(panels, sets, strict=False):
+        mine = [result for result in results if result.data_words == data]
+        _draw_references(axes, mine)
+        _draw_runs(axes, mine, kinds)
+        axes.set_xlabel("MACs (millions), transforms included")
+        axes.set_title(data if len(sets) > 1 else f"Top-1 against MACs\n{data}", fontsize=9 if len(sets) > 1 else 11)
+        axes.grid(color="0.9", linewidth=0.7)
+        axes.set_axisbelow(True)
+    for row in range(rows):
+        figure.axes[row * columns].set_ylabel("Test top-1 (%)")
+    handles = labelled(figure)
+    figure.legend(
+        list(handles.values()),
+        list(handles),
+        loc="outside lower center",
+        ncols=min(columns + 1, len(handles)),
+        fontsize=8.5,
+        frameon=False,
+    )
+    return figure
+
+
+def _draw_runs(axes: Axes, results: Sequence[Result], kinds: Mapping[str, str]) -> None:
+    series = {"dense": {(r.dense_macs / 1e6, 100 * r.dense_top1) for r in results if r.dense_top1 is not None}}
+    for result in results:
+        if result.pruned_top1 is not None:
+            point = result.macs / 1e6, 100 * result.pruned_top1
+            series.setdefault(kinds[result.name], set()).add(point)
+    points = [point for found in series.values() for point in found]
+    front = pareto_front(points)
+    axes.step(
+        *zip(*front, strict=True),
+        where="post",
+        color="0.35",
+        linewidth=0.9,
+        zorder=2,
+        label="beaten by none of these",
+    )
+    styles = {"dense": ("white", "o"), **mask_styles(kinds)}
+    for kind, found in series.items():
+        color, marker = styles[kind]
+        if found:
+            axes.plot(
+                *zip(*sorted(found), strict=True),
+                color=color,
+                marker=marker,
+                markeredgecolor="black" if kind == "dense" else "white",
+                markeredgewidth=0.9,
+                markersize=7,
+                linestyle="none",
+                zorder=3,
+                label=kind,
+            )
+    if max(x for x, _ in points) > 6 * min(x for x, _ in points):
+        axes.set_xscale("log")
+
+
+def _draw_references(axes: Axes, results: Sequence[Result]) -> None:
+    references = next((found for result in results if (found := references_for(result))), ())
+    for reference, marker in zip(references, _REFERENCE_MARKERS, strict=False):
+        axes.plot(
+            *zip(*reference.points, strict=True),
+            color="0.55",
+            marker=marker,
+            markersize=5,
+            linewidth=0.8,
+            linestyle="-" if reference.name.startswith("MobileNetV2") else "none",
+            zorder=1,
+            label=f"published: {reference.name}",
+        )

@@ -1,0 +1,53 @@
+"""Published figures of MobileNetV2 on ImageNet: what a plot of one's own runs can be compared with.
+
+MACs in millions, classifier included, and top-1 in percent, as their sources print them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from fdjax.reports.results import Result
+
+# Published MACs that are given as a share are of this network: MobileNetV2 1.0-224.
+_WHOLE = 300.0
+
+
+class Reference(NamedTuple):
+    """A network, or several that are one in different sizes.
+
+    Attributes:
+      name: in a legend.
+      source: where the figures stand.
+      points: MACs in millions and top-1 in percent.
+    """
+
+    name: str
+    source: str
+    points: tuple[tuple[float, float], ...]
+
+
+_SLIM = "TF-slim, README of MobileNet: V2 checkpoints"
+MOBILENET_V2_IMAGENET = (
+    Reference("MobileNetV2 1.4 and 1.3, 224", _SLIM, ((582, 75.0), (509, 74.4))),
+    Reference("MobileNetV2 1.0, 224 to 96", _SLIM, ((300, 71.8), (221, 70.7), (154, 68.8), (99, 65.3), (56, 60.3))),
+    Reference("MobileNetV2 0.75, 224 to 96", _SLIM, ((209, 69.8), (153, 68.7), (107, 66.4), (69, 63.2), (39, 58.8))),
+    Reference("MobileNetV2 0.5, 224 to 96", _SLIM, ((97, 65.4), (71, 63.9), (50, 61.0), (32, 57.7), (18, 51.2))),
+    Reference("MobileNetV2 0.35, 224 to 96", _SLIM, ((59, 60.3), (43, 58.2), (30, 55.7), (20, 50.8), (11, 45.5))),
+    Reference("AMC", "He et al., ECCV 2018: 0.70x", ((0.70 * _WHOLE, 70.85),)),
+    Reference("OctConv", "Chen et al., ICCV 2019 (with label smoothing)", ((256, 72.0), (295, 73.0))),
+    Reference("MetaPruning", "Liu et al., ICCV 2019", ((303, 72.7), (140, 68.2), (43, 58.3))),
+    Reference("uniform, half", "uniform channel pruning: -50%", ((0.50 * _WHOLE, 65.8),)),
+    Reference("PPSM", "PPSM: -28.7%", ((0.713 * _WHOLE, 71.43),)),
+)
+
+
+def references_for(result: Result) -> tuple[Reference, ...]:
+    """The published figures that a run can be compared with: those of its network on its data, or none.
+
+    A data set that is called imagenet... or has no name (a folder, a prepared set) is taken for ImageNet if it has 1000
+    classes.
+    """
+    data = result.config.data.name
+    imagenet = result.num_classes == 1000 and (data in ("folder", "prepared") or data.startswith("imagenet"))
+    return MOBILENET_V2_IMAGENET if imagenet and result.network == "mobilenetv2" else ()
