@@ -97,12 +97,18 @@ def run_sweep(
       say: is given each line of progress.
 
     Raises:
-      UserError: another sweep is at work there, or the directory's files are not a sweep's. Nothing has been written.
+      UserError: another sweep is at work there, or the directory's files are not a sweep's (nothing has been written
+        then), or something cannot be written.
       KeyboardInterrupt: as it came, or for a termination; the processes have ended.
     """
     with _locked(folder) as lock, _terminable():
-        failed = _Scheduler(runs, command, jobs, lock, say).work()
-        return _collect(runs, folder, failed)
+        try:
+            failed = _Scheduler(runs, command, jobs, lock, say).work()
+            return _collect(runs, folder, failed)
+        except OSError as error:
+            raise UserError(
+                f"--workdir {folder}: {error.strerror}: {error.filename}; the same command goes on"
+            ) from error
 
 
 class _Scheduler:
@@ -111,12 +117,13 @@ class _Scheduler:
     def __init__(
         self, runs: Sequence[PlannedRun], command: Sequence[str], jobs: int, lock: int | None, say: Callable[[str], Any]
     ):
-        self._command, self._jobs, self._lock, self._say = command, jobs, lock, say
+        self._command, self._lock, self._say = command, lock, say
         self._finished = {run.name for run in runs if run.is_finished()}
         self._waiting = [run for run in runs if run.name not in self._finished]
         self._going: list[_Going] = []
         self._failed: dict[str, str] = {}
         self._total = len(runs)
+        self._jobs = jobs = max(1, min(jobs, len(self._waiting)))
         pinned = jobs > 1 and hasattr(os, "sched_setaffinity")
         self._free: list[tuple[int, ...] | None] = (
             [*core_shares(sorted(os.sched_getaffinity(0)), jobs)] if pinned else [None] * jobs
@@ -197,7 +204,7 @@ class _Scheduler:
         """Lets the processes end: they save nothing more, but may be in the midst of saving."""
         left = [going.process for going in self._going]
         if left:
-            self._say(f"interrupted; waiting for {len(left)} {'run' if len(left) == 1 else 'runs'} to end")
+            self._say(f"stopping; waiting for {len(left)} {'run' if len(left) == 1 else 'runs'} to end")
         try:
             left = _ended(left, _PATIENCE_SECONDS)
             # Where interruptions are ignored, as in a shell's background, the processes ignore them, too.
