@@ -18,6 +18,7 @@ from fdjax.cli_arguments import flag_value
 from fdjax.cli_data import data_command
 from fdjax.cli_import import import_command
 from fdjax.cli_profile import profile_command, prune_command
+from fdjax.cli_report import report_command
 from fdjax.cli_sweep import sweep_command
 from fdjax.config import Config, load_config
 from fdjax.errors import UserError, reports_user_errors, suggestion
@@ -438,6 +439,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "predict": (predict_command, "name the classes of pictures by a frozen network"),
     "data": (data_command, "prepare or inspect a data set"),
     "sweep": (sweep_command, "do many runs from one description, several at a time, with a table and plots"),
+    "report": (report_command, "write one HTML page of a run, or of several side by side"),
     "results": (results_command, "record finished runs in one folder, with a table and a plot of them"),
 }
 

@@ -56,7 +56,10 @@ def make_summary(
             entry |= {"top1": rounded_top1} | ({} if soft_top1 is None else {"soft_top1": soft_top1})
         phases.append(entry)
     whole = {side: counts and [0] * (len(counts) - 1) + [sum(counts)] for side, counts in kept.items()}
-    shape = {"kind": "pointwise", "block": 2, "num_coefs": 4, "form": "groups", "released": False}
+    counts = {"dense": 900, "pruned": 300, "full_transforms": 1200, "paper_total": 500, "total": 400, "ratio": 4 / 9}
+    shape = {"kind": "pointwise", "block": 2, "num_coefs": 4, "form": "groups", "released": False, **counts}
+    stem = {"kind": "conv", "block": None, "num_coefs": None, "form": "dense", "released": False}
+    stem |= dict.fromkeys(("dense", "pruned", "full_transforms", "paper_total", "total"), 100) | {"ratio": 1.0}
     empty = {"input": None, "output": None}
     return {
         "loss": 1.0,
@@ -72,7 +75,7 @@ def make_summary(
             "paper_ratio": 1.5 * ratio,
         },
         "layers": [
-            {"name": "stem", "kept_counts": empty, "kind": "conv", "block": None},
+            {"name": "stem", "kept_counts": empty, **stem},
             {"name": "block00/expand", "kept_counts": kept if masked else whole, **shape},
         ],
         "split": "test",

@@ -1,4 +1,7 @@
-"""Numbers in, plots and tables out. Never runs a network."""
+"""Numbers in, plots, tables and one HTML page out. Never runs a network.
+
+What draws from `fdjax.ops` and so loads jax is imported from its own file: `fdjax.reports.run_page`.
+"""
 
 from fdjax.reports.bench import bench_figure, bench_table, plot_bench
 from fdjax.reports.pareto import pareto_figure, pareto_front, plot_pareto
@@ -13,6 +16,7 @@ from fdjax.reports.plots import (
     plot_kept_counts,
     plot_layer_macs,
     plot_run,
+    progression_figure,
 )
 from fdjax.reports.profiled import (
     plot_profile,
@@ -28,6 +32,7 @@ from fdjax.reports.results import (
     flat_settings,
     markdown,
     read_result,
+    results_table,
     seed_groups,
 )
 from fdjax.reports.tables import blocks_table, frozen_table, macs_table
@@ -64,8 +69,10 @@ __all__ = [
     "plot_tradeoff",
     "profile_figure",
     "profile_table",
+    "progression_figure",
     "read_result",
     "references_for",
+    "results_table",
     "seed_groups",
     "sensitivity_figure",
     "tradeoff_figure",

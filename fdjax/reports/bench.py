@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fdjax.reports.plots import new_figure, save_figure
+from fdjax.reports.plots import BLUE, GREEN, ORANGE, PURPLE, VERMILION, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
+_COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, "black")
 
 
 def bench_table(found: Mapping[str, Any]) -> str:
@@ -47,14 +48,15 @@ def bench_figure(rows: Sequence[Row]) -> Figure:
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="time = MACs")
     for index, batch in enumerate(sorted({row["batch"] for row in rows})):
         chosen = [row for row in rows if row["batch"] == batch]
+        color = _COLORS[index % len(_COLORS)]
         points = [row["mac_ratio"] for row in chosen], [row["time_ratio"] for row in chosen]
-        axes.scatter(*points, color=f"C{index}", label=f"batch {batch}")
+        axes.scatter(*points, color=color, label=f"batch {batch}")
         spans = [[value / row["dense_ms"] for value in row["frozen_ms_quartiles"]] for row in chosen]
-        axes.vlines(points[0], [low for low, _ in spans], [high for _, high in spans], color=f"C{index}")
+        axes.vlines(points[0], [low for low, _ in spans], [high for _, high in spans], color=color)
     axes.set_xlabel("MACs / dense, transforms included")
     axes.set_ylabel("time / dense (median, quartiles)")
     axes.set_xlim(0, 1.05)
-    axes.set_ylim(0, max(1.05, 1.05 * max(row["time_ratio"] for row in rows)))
+    axes.set_ylim(0, max(1.05, 1.05 * max(row["frozen_ms_quartiles"][1] / row["dense_ms"] for row in rows)))
     axes.legend(loc="upper left")
     return figure
 

@@ -171,6 +171,46 @@ def kept_counts_figure(layers: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def progression_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draws how the kept counts of all masked layer sides together moved in training (the paper's Figure 11).
+
+    A stacked bar for each evaluation, from the channels that are removed, at the foot, to those that keep all.
+
+    Args:
+      records: the objects of `metrics.jsonl`; those with "kept_counts": layer -> side -> N + 1 numbers of channels.
+
+    Raises:
+      NoDataError: fewer than two records hold kept counts.
+    """
+    steps, shares = [], []
+    for record in records:
+        sides = [np.asarray(side, float) for layer in (record.get("kept_counts") or {}).values()
+                 for side in layer.values() if side]  # fmt: skip
+        if not sides:
+            continue
+        sums = np.zeros(4)
+        for counts in sides:
+            sums += counts[0], counts[1:-1][:1].sum(), counts[1:-1][1:].sum(), counts[-1]
+        steps.append(f"{record['step']:,}\n{record.get('phase', '')}")
+        shares.append(100 * sums / sums.sum())
+    if len(steps) < 2:
+        raise NoDataError("fewer than two records hold kept counts, so there is no progression to show")
+    figure = new_figure(float(np.clip(2.5 + 0.7 * len(steps), 6.0, 12.0)), 3.6)
+    axes = figure.add_subplot()
+    heights, names = np.array(shares).T, ("nothing (removed)", "the mean only", "some coefficients", "all")
+    places, feet = np.arange(len(steps)), np.zeros(len(steps))
+    for height, name, color in zip(heights, names, ("black", VERMILION, ORANGE, BLUE), strict=True):
+        axes.bar(places, height, bottom=feet, color=color, edgecolor="white", linewidth=0.4, label=name)
+        feet += height
+    step = math.ceil(len(steps) / 12)
+    axes.set_xticks(places[::step].tolist(), steps[::step], fontsize=7.5)
+    axes.set_xlabel("Training step, phase")
+    axes.set_ylabel("Share of channels (%)")
+    axes.set_ylim(0, 100)
+    figure.legend(loc="outside right center", title="keep", fontsize=8.5, frameon=False)
+    return figure
+
+
 def plot_fcmask(
     name: str, values: ArrayLike, num_coefs: int, path: str | Path, hard_values: ArrayLike | None = None
 ) -> Path:

@@ -405,7 +405,8 @@ class ResultsTable(NamedTuple):
 
     Attributes:
       same: what is the same in all rows, in words.
-      headings: of the columns.
+      headings: of the columns: the run's name, settings that are not the same in all rows, figures.
+      num_settings: how many of the columns are settings.
       rows: cells, as many as headings; of each group of runs that differ by their seed only, the last is its mean.
       means: for each row whether it is a mean.
       legend: what the columns mean.
@@ -413,6 +414,7 @@ class ResultsTable(NamedTuple):
 
     same: str
     headings: list[str]
+    num_settings: int
     rows: list[list[str]]
     means: list[bool]
     legend: str
@@ -473,7 +475,12 @@ def results_table(results: Sequence[Result]) -> ResultsTable:
             means.append(True)
     everywhere = "Same in all rows: " if len(results) > 1 else "Settings: "
     return ResultsTable(
-        f"{everywhere}{'; '.join(same)}.", ["run", *(heading for heading, _ in shown), *headings], rows, means, _LEGEND
+        same=f"{everywhere}{'; '.join(same)}.",
+        headings=["run", *(heading for heading, _ in shown), *headings],
+        num_settings=len(shown),
+        rows=rows,
+        means=means,
+        legend=_LEGEND,
     )
 
 

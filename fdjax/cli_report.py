@@ -1,0 +1,41 @@
+"""`fdjax report`: one HTML page of finished runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from fdjax.errors import UserError
+from fdjax.output_files import check_file_target
+
+
+@dataclasses.dataclass(kw_only=True)
+class ReportArguments:
+    """Writes one HTML page of a finished run, or of several side by side; it needs no network to be looked at."""
+
+    workdir: tuple[str, ...]
+    """Workdirs of runs; those without a result are listed."""
+    out: str
+    """HTML file to write; one that is there is replaced."""
+    bench: tuple[str, ...] = ()
+    """Files of fdjax bench --json; each is shown with the run whose frozen network it timed."""
+
+
+def report_command(arguments: Sequence[str]) -> int:
+    """`fdjax report`."""
+    parsed = tyro.cli(ReportArguments, prog="fdjax report", args=arguments)
+    check_file_target("--out", parsed.out, (".html",))
+    if not parsed.workdir:
+        raise UserError("--workdir is empty; give the workdirs of one or more finished runs")
+    from fdjax.experiments.report import write_report_page
+
+    out = Path(parsed.out)
+    done = write_report_page(parsed.workdir, out, parsed.bench)
+    for name, why in done.left_out.items():
+        print(f"left out: {name}: {why}", file=sys.stderr)
+    print(f"{out}: {', '.join(done.names)}; {out.stat().st_size / 1e6:.1f} MB")
+    return 0

@@ -1,0 +1,175 @@
+"""`fdjax report`: reads runs, their test images and their benchmarks, and writes the page."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fdjax import __version__
+from fdjax.config import Config, DataConfig
+from fdjax.data import FASHION_MNIST_SUBSET, describe_source, open_dataset
+from fdjax.errors import UserError
+from fdjax.experiments.collect import FinishedRun, read_run
+from fdjax.reports.run_page import ExampleImages, RunFigures, report_page
+from fdjax.training.workdir import METRICS_FILE, SUMMARY_FILE, read_config
+
+SOFT_MASKS_FILE, FCMASK_PICTURE = "soft_masks.npz", "fcmask.png"
+_EXAMPLES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Reported:
+    """What `write_report_page` did.
+
+    Attributes:
+      names: of the runs on the page.
+      left_out: workdir -> why it is not on it.
+    """
+
+    names: list[str]
+    left_out: dict[str, str]
+
+
+def write_report_page(workdirs: Sequence[str], out: Path, benches: Sequence[str] = ()) -> Reported:
+    """Writes one HTML page of finished runs.
+
+    Args:
+      workdirs: of the runs; those without a result are listed on the page.
+      out: the file; one that is there is replaced.
+      benches: files of `fdjax bench --json`; each stands with the run whose frozen network it timed.
+
+    Raises:
+      UserError: no workdir has a result, or a file is no benchmark. Nothing has been written then.
+    """
+    folders = list(dict.fromkeys(Path(workdir).expanduser().resolve() for workdir in workdirs))
+    found, left_out = [], {}
+    for folder, name in zip(folders, _names(folders), strict=True):
+        try:
+            run = read_run(folder, "it", "")
+        except UserError as error:
+            left_out[name] = str(error).removesuffix("; ")
+            continue
+        found.append(dataclasses.replace(run, result=dataclasses.replace(run.result, name=name)))
+    if not found:
+        reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items()) or "none was given"
+        raise UserError(f"--workdir: there is no finished run to report ({reasons})")
+    files = list(dict.fromkeys(Path(file).expanduser().resolve() for file in benches))
+    measured = {name: _read_bench(file) for file, name in zip(files, _names(files), strict=True)}
+    images: dict[DataConfig, ExampleImages] = {}
+    runs, placed = [], set()
+    for run in found:
+        own = {name: bench for name, bench in measured.items() if _is_of(bench, run)}
+        placed |= own.keys()
+        runs.append(_figures_of(run, own, images))
+    others = {name: bench for name, bench in measured.items() if name not in placed}
+    text = report_page(runs, left_out, others, __version__)
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}; give a file that can be written") from error
+    return Reported([run.result.name for run in runs], left_out)
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The folders' names, with as many of their parents as it takes to tell them apart."""
+    depth = 1
+    while True:
+        names = ["/".join(folder.parts[-depth:]) for folder in folders]
+        if len(set(names)) == len(names):
+            return names
+        depth += 1
+
+
+def _figures_of(
+    run: FinishedRun, benches: Mapping[str, Mapping[str, Any]], images: dict[DataConfig, ExampleImages]
+) -> RunFigures:
+    summary = json.loads(run.files[SUMMARY_FILE])
+    # The config of a row does not say where the data lie; the run's own does.
+    config = read_config(run.folder) or run.result.config
+    if config.data not in images:
+        images[config.data] = _example_images(config)
+    drawn = run.folder / FCMASK_PICTURE
+    fcmask = _widest_fcmask(run.folder / SOFT_MASKS_FILE, summary["layers"])
+    return RunFigures(
+        result=run.result,
+        summary=summary,
+        records=[json.loads(line) for line in run.files[METRICS_FILE].splitlines()],
+        fcmask=fcmask,
+        fcmask_png=drawn.read_bytes() if fcmask is None and drawn.is_file() else None,
+        images=images[config.data],
+        benches=benches,
+    )
+
+
+def _widest_fcmask(file: Path, layers: Sequence[Mapping[str, Any]]) -> tuple[str, np.ndarray, None, int] | None:
+    """The learned FCMask whose values differ most, as `plot_run` chooses it; None where none was kept."""
+    if not file.is_file():
+        return None
+    with np.load(file) as arrays:
+        masks = {path: arrays[path] for path in arrays.files}
+    named = []
+    for path, values in masks.items():
+        # Masks are called by their layer and side, or by the block whose layers share them: block01/wide.
+        owner = path.rpartition("/")[0]
+        coefs = [layer.get("num_coefs") for layer in layers if layer["name"] in (owner, f"{owner}/project")]
+        if values.size and coefs and coefs[0]:
+            named.append((path, values, None, int(coefs[0])))
+    return max(named, key=lambda entry: float(np.std(entry[1]))) if named else None
+
+
+def _example_images(config: Config) -> ExampleImages:
+    """A few test images of a run's data set; none, and why, where it cannot be opened."""
+    data = config.data
+    try:
+        size = data.image_size
+        if data.name == FASHION_MNIST_SUBSET:
+            dataset = open_dataset(data.name, data.path, size, data.grayscale)
+        else:
+            if size is None:
+                size = min(describe_source(data.name, data.path, None, data.grayscale)[0][:2])
+            # Of a set on disk no more than these few are decoded.
+            dataset = open_dataset(data.name, data.path, size, data.grayscale, stream=True, crop_share=data.eval_crop)
+        count = len(dataset.test_labels)
+        rows = np.unique(np.linspace(0, count - 1, _EXAMPLES + 2).round().astype(int)[1:-1])
+        pixels = dataset.test_images[rows]
+    except (UserError, OSError) as error:
+        return ExampleImages(pixels=np.zeros((0, 1, 1, 1), np.uint8), missing=str(error))
+    names = [dataset.class_names[label] for label in dataset.test_labels[rows]]
+    return ExampleImages(pixels=pixels, names=names)
+
+
+def _read_bench(file: Path) -> dict[str, Any]:
+    wanted = "give a file that fdjax bench --json has written"
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--bench {file} cannot be read ({error}); {wanted}") from error
+    rows = found.get("rows") if isinstance(found, dict) else None
+    if not isinstance(rows, list) or not rows or not all(map(_is_bench_row, rows)):
+        raise UserError(f"--bench {file} holds no rows of a benchmark; {wanted}")
+    return found
+
+
+def _is_bench_row(row: Any) -> bool:
+    """Whether what the page shows of a row is there."""
+    names = ("batch", "dense_ms", "frozen_ms", "time_ratio", "mac_ratio")
+    if not isinstance(row, dict) or not all(isinstance(row.get(name), int | float) for name in names):
+        return False
+    quartiles = row.get("frozen_ms_quartiles")
+    return isinstance(quartiles, list) and len(quartiles) == 2 and row["dense_ms"] > 0
+
+
+def _is_of(bench: Mapping[str, Any], run: FinishedRun) -> bool:
+    """Whether the network that was timed has the MACs of the run's by both counts."""
+    macs = json.loads(run.files[SUMMARY_FILE])["macs"]
+    return all(
+        abs(row[key] - macs[name]) < 1e-9
+        for row in bench["rows"]
+        for key, name in (("mac_ratio", "ratio"), ("paper_ratio", "paper_ratio"))
+        if row.get(key) is not None
+    )

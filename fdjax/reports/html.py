@@ -1,0 +1,166 @@
+"""One HTML page in one file: elements, figures as data URIs, and the style sheet. Needs no script and no network."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Collection, Iterable, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# A browser that is asked to load anything else refuses.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_STYLE = """
+:root { color-scheme: light; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 72rem; padding: 0 1rem 3rem; background: #fff; color: #1a1a1a;
+  font: 1rem/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 1.5rem 0 .5rem; }
+h2 { font-size: 1.3rem; line-height: 1.25; margin: 2.5rem 0 .5rem; border-top: 2px solid #0072b2; padding-top: .75rem; }
+h3 { font-size: 1.05rem; margin: 1.75rem 0 .4rem; }
+p { max-width: 46rem; margin: .5rem 0; }
+a { color: #005a8f; }
+nav ul { columns: 16rem; padding-left: 1.2rem; }
+.note { border-left: 4px solid #e69f00; padding: .25rem .75rem; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .6rem; margin: 1rem 0; }
+.facts div { border: 1px solid #ccc; border-radius: 4px; padding: .5rem .7rem; }
+.facts dt { font-size: .85rem; color: #444; }
+.facts dd { margin: 0; font-size: 1.25rem; font-variant-numeric: tabular-nums; }
+.facts small { display: block; font-size: .8rem; color: #444; }
+.scroll { overflow-x: auto; max-width: 100%; }
+table { border-collapse: collapse; overflow-wrap: normal; font-size: .875rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
+th { background: #f3f3f3; vertical-align: bottom; }
+.text th, .text td { text-align: left; white-space: normal; vertical-align: top; }
+.text th { width: 9rem; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
+thead th:first-child, .text th { background: #f3f3f3; }
+.wide th { white-space: normal; min-width: 4.5rem; }
+.text td { overflow-wrap: anywhere; }
+.strong td { font-weight: 600; }
+figure { margin: 1rem 0 1.5rem; }
+figure img { display: block; max-width: 100%; height: auto; }
+figcaption { font-size: .9rem; color: #333; max-width: 46rem; margin-top: .3rem; }
+@media (max-width: 45rem) {
+  figure.wide img { max-width: none; width: var(--width, 44rem); }
+  th:first-child, td:first-child { white-space: normal; min-width: 5rem; max-width: 38vw;
+    overflow-wrap: anywhere; }
+}
+@media print {
+  @page { size: A4; margin: 14mm; }
+  body { max-width: none; padding: 0; font-size: 10pt; }
+  .scroll { overflow: visible; }
+  table { font-size: 6.5pt; }
+  th, td { padding: .15rem .3rem; white-space: normal; position: static !important; }
+  .wide th { min-width: 0; }
+  figure, .facts, tr { break-inside: avoid; }
+  figure.wide img { width: auto; max-width: 100%; max-height: 22cm; }
+  h2, h3 { break-after: avoid; }
+  thead { display: table-header-group; }
+  nav { display: none; }
+}
+"""
+
+
+def element(name: str, *inside: str, **attributes: str) -> str:
+    """`<name attributes>inside</name>`; `inside` is HTML, attributes are text (class_ for class)."""
+    said = "".join(f' {key.rstrip("_")}="{escape(value)}"' for key, value in attributes.items())
+    return f"<{name}{said}>{''.join(inside)}</{name}>"
+
+
+def paragraph(text: str, class_: str | None = None) -> str:
+    """A paragraph of plain text."""
+    return element("p", escape(text), **({"class_": class_} if class_ else {}))
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], strong: Collection[int] = ()) -> str:
+    """A table of plain text in a box of its own that scrolls where it is too wide.
+
+    Args:
+      headings: of the columns.
+      rows: cells, as many as headings.
+      strong: numbers of the rows that stand out.
+    """
+    head = element("tr", *(element("th", escape(heading), scope="col") for heading in headings))
+    body = [
+        element("tr", *(element("td", escape(cell)) for cell in cells), **({"class_": "strong"} if i in strong else {}))
+        for i, cells in enumerate(rows)
+    ]
+    whole = element("table", element("thead", head), element("tbody", *body), class_="wide")
+    return element("div", whole, class_="scroll", tabindex="0", role="region", **{"aria-label": "table"})
+
+
+def pairs(rows: Iterable[tuple[str, str]]) -> str:
+    """A table of headings and texts."""
+    lines = [
+        element("tr", element("th", escape(name), scope="row"), element("td", escape(text))) for name, text in rows
+    ]
+    return element("table", element("tbody", *lines), class_="text")
+
+
+def facts(items: Iterable[tuple[str, str, str]]) -> str:
+    """Figures that come first: name, value, and a note below it or an empty text."""
+    cards = [
+        element(
+            "div",
+            element("dt", escape(name)),
+            element("dd", escape(value), element("small", escape(note)) if note else ""),
+        )
+        for name, value, note in items
+    ]
+    return element("dl", *cards, class_="facts")
+
+
+def picture(figure: Figure, text: str, caption: str = "", *, wide: bool = False, pixels: bool = False) -> str:
+    """A figure as a data URI.
+
+    Args:
+      figure: of matplotlib.
+      text: what it shows, for those who do not see it.
+      caption: plain text below it.
+      wide: on a narrow screen it scrolls in a box of its own, where its letters stay readable.
+      pixels: PNG rather than SVG: for images.
+    """
+    # A figure of 9 inches has letters of about 10 pixels then.
+    width = f"{max(20.0, 4.9 * figure.get_figwidth()):.1f}rem" if wide else None
+    return image(_data_uri(figure, "png" if pixels else "svg"), text, caption, width)
+
+
+def image(uri: str, text: str, caption: str = "", width: str | None = None) -> str:
+    """As `picture`, of a data URI; `width`: how wide it stays on a narrow screen, in CSS."""
+    shown = f'<img src="{escape(uri)}" alt="{escape(text)}">'
+    box = element("div", shown, class_="scroll", tabindex="0", role="region", **{"aria-label": text})
+    below = element("figcaption", escape(caption)) if caption else ""
+    return element("figure", box, below, **({"class_": "wide", "style": f"--width: {width}"} if width else {}))
+
+
+def png_uri(content: bytes) -> str:
+    """A PNG file as a data URI."""
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+def _data_uri(figure: Figure, form: str) -> str:
+    from matplotlib import rc_context
+
+    out = io.BytesIO()
+    # The same numbers make the same page: no date, and names within the SVG that do not change.
+    with rc_context({"svg.hashsalt": "fdjax"}):
+        metadata = {"Date": None} if form == "svg" else None
+        figure.savefig(out, format=form, dpi=130, bbox_inches="tight", metadata=metadata)
+    if form == "png":
+        return png_uri(out.getvalue())
+    return f"data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def page(title: str, body: str) -> str:
+    """The whole document."""
+    head = (
+        '<meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style>"
+    )
+    return f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>\n'

@@ -1,0 +1,98 @@
+"""A run in words: what was asked of it, and what came out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fdjax.config import Config
+from fdjax.reports.results import Result, mask_words
+
+
+def asked_words(result: Result, phases: list[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """What was asked of a run: pairs of a heading and a text.
+
+    Args:
+      result: its row.
+      phases: of its summary.
+    """
+    config = result.config
+    steps = {phase["name"]: phase["steps"] for phase in phases}
+    lines = [
+        ("Network", f"{result.network_words}, {config.model.padding.upper()} padding, {config.model.precision}"),
+        ("Data", _data_words(result)),
+        *((f"Phase {phase}", _phase_words(config, phase, steps.get(phase))) for phase in config.phases),
+    ]
+    if result.is_pruned:
+        learn = config.learn
+        lines.append(("Masks", f"{', '.join(mask_words(config))}; blocks: {result.block}; rounding: {learn.rounding}"))
+        goal = (
+            f"lambda {learn.lambda_:g}, no target"
+            if learn.target_macs is None
+            else f"{learn.target_macs:g} of the dense network's MACs, transforms included"
+        )
+        if learn.target_convention == "paper":
+            goal += ", by the paper's count"
+        lines.append(("Target", goal))
+        gate = {"none": "none: every layer stays pruned", "macs": "layers that need no fewer MACs pruned are released"}
+        lines.append(("Gate", gate.get(learn.gate, "layers that are slower pruned are released")))
+    return [*lines, ("Seed", str(config.seed))]
+
+
+def outcome_words(result: Result) -> str:
+    """What came out, in one or two sentences."""
+    top1 = result.pruned_top1 if result.pruned_top1 is not None else result.dense_top1 or 0.0
+    # Of a share of so many independent test images.
+    error = 100 * math.sqrt(top1 * (1 - top1) / result.test_images)
+    right = f"{100 * top1:.2f}% of {result.test_images:,} test images right (standard error {error:.2f} points)"
+    if not result.is_pruned:
+        return f"The dense network has {right} and {count_words(result.dense_macs)} MACs."
+    text = (
+        f"The pruned network has {right} with {count_words(result.macs)} MACs, transforms included: "
+        f"{result.macs_ratio:.3f} of the dense network's {count_words(result.dense_macs)}."
+    )
+    if result.dense_top1 is None or result.loss_points is None:
+        return text
+    change = -result.loss_points
+    words = "as many" if round(change, 2) == 0 else f"{abs(change):.2f} points {'more' if change > 0 else 'less'}"
+    return f"{text} The dense network has {100 * result.dense_top1:.2f}%: the pruned one has {words}."
+
+
+def count_words(count: float) -> str:
+    """A count in short: 7.90 M."""
+    for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if count >= unit:
+            return f"{count / unit:.2f}{name}"
+    return f"{count:g}"
+
+
+def _data_words(result: Result) -> str:
+    data = result.config.data
+    augmentation = [
+        f"random crop with {data.crop_padding} pixels of padding" if data.crop_padding else "",
+        "random resized crop" if data.random_resized_crop else "",
+        "flips" if data.flip else "",
+        f"colour jitter {data.jitter:g}" if data.jitter else "",
+        f"cutout {data.cutout}" if data.cutout else "",
+        f"random erasing {data.erase:g}" if data.erase else "",
+        f"mixup {data.mixup:g}" if data.mixup else "",
+    ]
+    size = f", {data.image_size}x{data.image_size} pixels" if data.image_size else ""
+    held = f", {data.validation:.0%} held out for validation" if data.validation else ""
+    words = ", ".join(filter(None, augmentation)) or "no augmentation"
+    return f"{result.data_words}{size}{held}; batches of {data.batch_size}, {words}"
+
+
+def _phase_words(config: Config, phase: str, steps: int | None) -> str:
+    if steps is None:
+        return "done by the run that this one started from"
+    settings = getattr(config, phase)
+    epochs = f" ({settings.epochs:g} epochs)" if settings.steps is None else ""
+    what = {"learn": "masks", "alternate": "masks and weights in turn", "scratch": "new weights under rounded masks"}
+    under = "weights under rounded masks" if phase == "refine" else "weights"
+    rate = f"{settings.optimizer}, learning rate {settings.learning_rate:g}, {settings.schedule}"
+    taught = config.distill.weight and phase != "pretrain"
+    teacher = f"; taught by the unpruned network, weight {config.distill.weight:g}" if taught else ""
+    kind = what.get(phase, under)
+    return f"{steps:,} steps{epochs} of {kind}: {rate}{teacher}"
