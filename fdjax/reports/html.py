@@ -46,8 +46,8 @@ figure img { display: block; max-width: 100%; height: auto; }
 figcaption { font-size: .9rem; color: #333; max-width: 46rem; margin-top: .3rem; }
 @media (max-width: 45rem) {
   figure.wide img { max-width: none; width: var(--width, 44rem); }
-  th:first-child, td:first-child { white-space: normal; min-width: 5rem; max-width: 38vw;
-    overflow-wrap: anywhere; }
+  th:first-child, td:first-child { white-space: normal; min-width: 5rem; max-width: 42vw;
+    overflow-wrap: break-word; }
 }
 @media print {
   @page { size: A4; margin: 14mm; }
