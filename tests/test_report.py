@@ -258,7 +258,9 @@ def masks_in(figure) -> list[np.ndarray]:
 
 
 def test_figure_1_keeps_one_half_in_four_ways():
-    whole, coefficients, pairs, bands = masks_in(strategies_figure())
+    figure = strategies_figure()
+    assert all(axes.get_ylim() == (16, 0) for axes in figure.axes), "the first channel above"
+    whole, coefficients, pairs, bands = masks_in(figure)
     assert all(mask.mean() == 0.5 for mask in (whole, coefficients, pairs, bands))
     assert set(whole.mean(1)) == {0, 1} and set(coefficients.mean(0)) == {0, 1}
     assert (np.diff(bands.astype(int), axis=1) <= 0).all(), "each channel keeps a prefix"

@@ -195,7 +195,7 @@ def _draw_mask(axes: Axes, mask: np.ndarray) -> None:
     from matplotlib.colors import ListedColormap
 
     axes.pcolormesh(mask, cmap=ListedColormap([_PRUNED, _KEPT]), vmin=0, vmax=1, edgecolors="0.8", linewidth=0.4)
-    axes.invert_yaxis()
+    axes.set_ylim(len(mask), 0)
     axes.set_xticks([])
     axes.set_yticks([])
 
