@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,8 +115,10 @@ def _conventions(parsed: ImportArguments) -> Conventions:
         "input_mean": parsed.input_mean,
         "input_std": parsed.input_std,
     }
-    if parsed.input_std is not None and min(parsed.input_std, default=0) <= 0:
-        raise UserError(f"--input-std must be numbers above 0, got {' '.join(map(str, parsed.input_std))}")
+    for flag, values, lowest in (("mean", parsed.input_mean, -math.inf), ("std", parsed.input_std, 0.0)):
+        if values is not None and not all(lowest < value < math.inf for value in values):
+            accepted = "numbers above 0" if flag == "std" else "finite numbers"
+            raise UserError(f"--input-{flag} must be {accepted}, got {' '.join(map(str, values))}")
     return dataclasses.replace(
         FORMATS[parsed.format].conventions, **{name: value for name, value in given.items() if value is not None}
     )

@@ -255,7 +255,9 @@ def test_names_of_another_format_are_recognised(weights, refused, tmp_path) -> N
     [
         (["--format", "efficientnet_lite"], "has no mobilenetv2_small; its formats are torchvision, timm, keras"),
         (["--input-mean", "1", "2", "3"], "--input-mean has 3 numbers, and the config's images have 1 channel:"),
-        (["--input-std", "0"], "--input-std must be numbers above 0"),
+        (["--input-std", "0"], "--input-std must be numbers above 0, got 0.0"),
+        (["--input-std", "nan"], "--input-std must be numbers above 0, got nan"),
+        (["--input-mean", "inf"], "--input-mean must be finite numbers, got inf"),
         (["--epsilon", "0"], "batch_norm_epsilon must be above 0"),
         (["--weights", "none.pth"], "no weights file 'none.pth'"),
         (["--classes", "none.txt"], "--classes none.txt cannot be read"),
