@@ -1,4 +1,4 @@
-r"""EfficientNet-Lite0 on ImageNet, pruned from imported weights to 0.7x: tied masks, levels 0, 1, N, 2x2 and 7x7 blocks.
+r"""EfficientNet-Lite0 on ImageNet, from imported weights to 0.7x: tied masks, levels 0, 1, N, 2x2 and 7x7 blocks.
 
     fdjax import --config configs/imagenet_efficientnet_lite0.py --format efficientnet_lite --weights FILE \
         --out runs/lite0-dense

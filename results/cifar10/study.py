@@ -77,6 +77,9 @@ def runs() -> list[Run]:
 
     for seed, (name, target) in itertools.product((0, 1), (("half", 0.5), ("third", 0.33))):
         pruned(f"main/{name}_seed{seed}", seed, f"--learn.target-macs {target}")
+    for seed in (0, 1):
+        longer = "--learn.epochs 4 --refine.epochs 20 --learn.target-macs 0.33"
+        pruned(f"main/third_longer_seed{seed}", seed, longer)
     # Layers that are slower pruned are released before refinement: fewer MACs and less time.
     for seed in (0, 1):
         flags = "--learn.gate time --learn.gate-batch 8 --learn.target-macs 0.5"
