@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from fdjax.errors import UserError
+from fdjax.errors import UserError, suggestion
 from fdjax.output_files import check_file_target, check_json_target, write_report
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ class PruneArguments(_Masks):
     """Prunes a trained network by what was measured of it; train.py --init OUT --phases refine goes on from there."""
 
     method: str
-    """channel or band; coefficient where its masks turn out to be prefixes."""
+    """Masks: channel or band; coefficient where they turn out to be prefixes. Filters of a ResNet: l1, dct, fpwt or
+    thinet."""
     out: str
     """Directory to write the checkpoint into: new or empty."""
     target_macs: float | None = None
@@ -91,7 +92,9 @@ class PruneArguments(_Masks):
     convention: Literal["total", "paper"] = "total"
     """As learn.target_convention: what the target and the gate speak of, macs.ratio or macs.paper_ratio."""
     percentile: float | None = None
-    """Prune this share of every side's pieces, 0 to 100, in place of meeting a target."""
+    """Prune this share of every side's pieces, 0 to 100, in place of meeting a target (masks)."""
+    rates: Literal["one", "search"] = "one"
+    """Filters: the same share in every block, or a search by what blocks lose when pruned alone."""
 
 
 def _restored(arguments: Sequence[str]) -> Restored | None:
@@ -170,6 +173,39 @@ def _contiguity_words(found: Mapping[str, Any]) -> str:
     )
 
 
+def _prune_filters(restored: Restored, parsed: PruneArguments) -> int:
+    if parsed.target_macs is None:
+        raise UserError("filters are pruned to a target: give --target-macs RATIO, such as 0.5")
+    from fdjax.training.filter_pruning import prune_filters
+    from fdjax.training.imported import check_import_target, save_trained
+    from fdjax.training.restore import Past
+
+    out = Path(parsed.out).expanduser().resolve()
+    check_import_target(out)
+    pruned = prune_filters(
+        restored,
+        parsed.method,
+        parsed.target_macs,
+        per_block=parsed.rates,
+        num_images=parsed.images,
+        eval_limit=parsed.eval_limit,
+        data_path=parsed.data_path,
+    )
+    save_trained(out, pruned.config, pruned.spec, pruned.variables, Past(dense_top1=restored.done.dense_top1))
+    report = pruned.report
+    dense = "" if report["dense_top1"] is None else f" (dense {100 * report['dense_top1']:.2f}%)"
+    print(
+        f"{report['method']}: {100 * report['top1']:.2f}% top-1{dense} of {report['num_examples']:,} images at "
+        f"{report['macs']['after'] / 1e6:,.2f} M MACs, {report['ratio']:.3f}x"
+    )
+    if abs(report["ratio"] / parsed.target_macs - 1) > _TOLERANCE:
+        print(f"warning: filters go whole, and {report['ratio']:.3f}x MACs is the nearest to {parsed.target_macs:g}x")
+    print(f"{parsed.out}: to refine it, train.py --config CONFIG --init {parsed.out} --phases refine with the flags")
+    print(shlex.join(report["flags"]))
+    write_report(parsed.json, report)
+    return 0
+
+
 def prune_command(arguments: Sequence[str]) -> int:
     """`fdjax prune`."""
     restored = _restored(arguments)
@@ -187,9 +223,17 @@ def prune_command(arguments: Sequence[str]) -> int:
         learn = dataclasses.replace(learn, target_macs=parsed.target_macs, lambda_=None)
     if parsed.percentile is not None and not 0 <= parsed.percentile <= 100:
         raise UserError(f"--percentile must be from 0 to 100, got {parsed.percentile:g}")
+    from fdjax.pruning import filters, profiled
     from fdjax.training.prune import prune_checkpoint
     from fdjax.training.summary import describe
 
+    known = (*profiled.METHODS, *filters.METHODS)
+    if parsed.method not in known:
+        raise UserError(
+            f"no pruning method {parsed.method!r}{suggestion(parsed.method, known)}; accepted are {', '.join(known)}"
+        )
+    if parsed.method in filters.METHODS:
+        return _prune_filters(restored, parsed)
     report = prune_checkpoint(
         restored,
         learn,

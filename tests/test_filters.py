@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,10 @@ import scipy.spatial.distance
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fdjax.checkpoint import find_checkpoint
+from fdjax.cli import fdjax_command
+from fdjax.config import Config, DataConfig, LearnConfig, ModelConfig, WeightPhaseConfig
+from fdjax.data import describe_source
 from fdjax.nn import FCMASK, MobileNet, ResNet, resnet
 from fdjax.ops.dct import dct_basis
 from fdjax.pruning.filters import (
@@ -28,8 +34,11 @@ from fdjax.pruning.filters import (
     strongest,
 )
 from fdjax.spec import network_macs
-from fdjax.training.build import collection_of
+from fdjax.training.build import build_network, collection_of
 from fdjax.training.filter_pruning import block_losses, contributions, inner_maps
+from fdjax.training.imported import save_trained
+from fdjax.training.restore import Past, restore
+from fdjax.training.run import train
 from tests.frozen_networks import HASTE, random_variables, raw_images, with_preprocessing
 
 
@@ -263,3 +272,61 @@ def test_a_block_that_keeps_all_filters_loses_nothing(trained) -> None:
     losses = block_losses(network, spec, variables, scores, images, np.arange(16) % 5)
     for lost in losses.values():
         assert lost[-1] == pytest.approx(0, abs=1e-5) and max(map(abs, lost[:-1])) > 1e-3
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """A ResNet-20 of half the width, with random weights, as a run that has pretrained leaves it."""
+    folder = tmp_path_factory.mktemp("resnet20")
+    config = Config(model=ModelConfig(name="resnet20", width=0.5), learn=LearnConfig(block=1))
+    shape, classes = describe_source(config.data.name)
+    network, spec = build_network(config, shape, len(classes))
+    spec = dataclasses.replace(spec, input_mean=(73.0,), input_std=(90.0,), class_names=classes)
+    save_trained(folder, config, spec, random_variables(network, spec, 0), Past(dense_top1=0.5))
+    return folder
+
+
+@pytest.mark.parametrize("rates", ["one", "search"])
+def test_a_pruned_checkpoint_is_a_smaller_network_that_can_be_refined(checkpoint, tmp_path, quick_runs, rates) -> None:
+    out, report = tmp_path / "pruned", tmp_path / "report.json"
+    flags = ["--images", "32", "--eval-limit", "64", "--target-macs", "0.5", "--rates", rates]
+    asked = ["prune", "--checkpoint", str(checkpoint), "--method", "fpwt", *flags]
+    assert fdjax_command([*asked, "--out", str(out), "--json", str(report)]) == 0
+    found = json.loads(report.read_text())
+    assert found["num_examples"] == 64 and found["dense_top1"] == 0.5
+    assert found["ratio"] <= 0.5 if rates == "search" else found["ratio"] == pytest.approx(0.5, abs=0.05)
+    restored = restore(*find_checkpoint(str(out)))
+    assert sum(layer.dense_macs for layer in restored.spec.counted_layers) == found["macs"]["after"]
+    assert list(restored.config.model.inner_channels) == [n["after"] for n in found["filters"].values()]
+    assert restored.finished_phases() == ["pretrain"]
+    if rates == "search":
+        return
+    config = dataclasses.replace(
+        restored.config, phases=("refine",), refine=WeightPhaseConfig(steps=2), data=DataConfig(batch_size=16)
+    )
+    summary = train(config, str(tmp_path / "refined"), init=str(out))
+    assert summary["macs"]["dense"] == found["macs"]["after"] and summary["dense_top1"] == 0.5
+    assert fdjax_command(["freeze", "--checkpoint", str(tmp_path / "refined"), "--out", str(tmp_path / "frozen")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--method", "l2", "--target-macs", "0.5"), "no pruning method 'l2'; accepted are channel"),
+        (("--method", "l1", "--target-macs", "0.01"), "not to 0.01x"),
+        (("--method", "l1", "--percentile", "30"), "give --target-macs RATIO"),
+        (("--method", "l1", "--target-macs", "0.5", "--out", "."), "is not empty"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(checkpoint, tmp_path, capsys, monkeypatch, flags, says) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").write_text("")
+    out = () if "--out" in flags else ("--out", "new")
+    with pytest.raises(SystemExit) as stop:
+        fdjax_command(["prune", "--checkpoint", str(checkpoint), "--images", "8", *flags, *out])
+    said = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and len(said) == 1 and says in said[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]

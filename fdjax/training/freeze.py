@@ -35,8 +35,8 @@ def hard_masks_of(restored: Restored) -> HardMasks:
       UserError: there are none, or they are still being learned.
     """
     phase, spec = restored.phase, restored.spec
-    if restored.hard is None and restored.done.imported:
-        # Whoever imports a network may want it as it is: all masks are 1.
+    if restored.hard is None and (restored.done.imported or not spec.mask_sizes):
+        # Whoever imports a network may want it as it is: all masks are 1. One without wrapped layers has none.
         counts = spec.full_counts()
         return HardMasks(counts, (), 0.0, network_macs(spec, counts))
     if restored.hard is None:

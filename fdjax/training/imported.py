@@ -1,4 +1,4 @@
-"""Weights trained elsewhere, written as the checkpoint of a run that has pretrained."""
+"""Weights that no run here has trained, written as the checkpoint of one that has pretrained."""
 
 from __future__ import annotations
 
@@ -44,10 +44,24 @@ def save_imported(
       variables: the collections params and batch_stats, float32.
       origin: where the weights are from; JSON types, kept in the checkpoint.
     """
+    save_trained(folder, config, spec, variables, Past(imported=origin))
+    write_json(folder / IMPORT_FILE, origin)
+
+
+def save_trained(folder: Path, config: Config, spec: NetworkSpec, variables: dict[str, Any], done: Past) -> None:
+    """Writes variables as a checkpoint whose pretraining is done, with no step of it here.
+
+    Args:
+      folder: new or empty.
+      config: of the network.
+      spec: likewise.
+      variables: the collections params and batch_stats, float32; all masks will be whole.
+      done: what is known of the weights; its history becomes that of pretraining.
+    """
     config = dataclasses.replace(config, phases=("pretrain",))
-    # No step was done here; what was done elsewhere counts as pretraining.
     phase = Phase("pretrain", index=0, start=0, steps=0, steps_per_epoch=0)
-    done = Past(history=[{"name": phase.name, "steps": 0, "seconds": 0.0, "top1": None, "ratio": 1.0}], imported=origin)
+    history = [{"name": phase.name, "steps": 0, "seconds": 0.0, "top1": done.dense_top1, "ratio": 1.0}]
+    done = dataclasses.replace(done, history=history)
     whole = {**variables, FCMASK: collection_of(spec, spec.full_counts())}
     state = create_state(jax.tree.map(jnp.asarray, whole), config.seed, *optimizers_for(config, phase))
     meta = {
@@ -60,4 +74,3 @@ def save_imported(
     }
     folder.mkdir(parents=True, exist_ok=True)
     Checkpoints(folder / CHECKPOINT_FOLDER).save(phase.end, state, meta)
-    write_json(folder / IMPORT_FILE, origin)

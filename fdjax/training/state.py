@@ -55,7 +55,8 @@ class TrainState(struct.PyTreeNode):
 def init_variables(network: FrequencyNetwork, input_shape: tuple[int, int, int], seed: int) -> dict[str, Any]:
     """Fresh collections: params, batch_stats, fcmask (all ones)."""
     init = jax.jit(lambda key: network.init(key, jnp.zeros((1, *input_shape))))
-    return dict(init(jax.random.key(seed)))
+    # A network without wrapped layers has no masks.
+    return {FCMASK: {}, **init(jax.random.key(seed))}
 
 
 def new_controller() -> dict[str, jax.Array]:
