@@ -52,7 +52,7 @@ class Sweep:
 
     Attributes:
       config: path of a config file, relative to the sweep file.
-      settings: of all runs, such as {"data.path": "/data/cifar10"}; what a run sets itself goes before.
+      settings: of all runs, such as {"data.path": "data/cifar10"}; what a run sets itself goes before.
       grid: field -> values to try. A run is called by its fields and values: target_macs0.5_seed0.
       init: of the runs of the grid, as `SweepRun.init`; the grid's values may stand in it: "dense_seed{seed}".
       runs: others, by name.
