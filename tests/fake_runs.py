@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fdjax.config import MASK_PHASES, Config, DataConfig, LearnConfig, ModelConfig, WeightPhaseConfig
+from fdjax.training.workdir import write_json
 
 STEPS = 100
 DENSE_MACS = 1_000_000
@@ -94,8 +95,7 @@ def make_run(folder: Path, config: Config = CONFIG, log: str | None = None, **su
     """Writes the workdir of a finished run; `summary` as for `make_summary`."""
     folder.mkdir(parents=True, exist_ok=True)
     written = make_summary(config, **summary)
-    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=1) + "\n")
-    (folder / "summary.json").write_text(json.dumps(written, indent=1) + "\n")
+    write_json(folder / "config.json", config.to_dict())
     records = [
         {"step": STEPS * (index + 1), "phase": phase["name"], "train_loss": 1.0}
         for index, phase in enumerate(written["phases"])
@@ -103,4 +103,6 @@ def make_run(folder: Path, config: Config = CONFIG, log: str | None = None, **su
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     if log is not None:
         (folder / "log.txt").write_text(log)
+    # Last, in one move: it says that the run is finished.
+    write_json(folder / "summary.json", written)
     return folder

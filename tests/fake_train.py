@@ -6,7 +6,6 @@ whose seed is 13 fails, one whose seed is 99 leaves no result.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ import tyro
 
 from fdjax.cli import TrainArguments
 from fdjax.config import load_config
+from fdjax.training.workdir import write_json
 from tests.fake_runs import make_run
 
 STEPS, FAILING, SILENT = 4, 13, 99
@@ -31,9 +31,10 @@ def main() -> int:
     if parsed.init is not None and not (Path(parsed.init) / "summary.json").exists():
         raise SystemExit(f"{parsed.init} is not finished")
     workdir.mkdir(exist_ok=True)
-    (workdir / "config.json").write_text(json.dumps(config.to_dict()))
+    # In one move, as train.py does, because these runs are killed anywhere.
+    write_json(workdir / "config.json", config.to_dict())
     if parsed.init is not None:
-        (workdir / "init.json").write_text(json.dumps({"checkpoint": parsed.init}))
+        write_json(workdir / "init.json", {"checkpoint": parsed.init})
     with steps.open("a") as log:
         log.write("begin\n")
     done = steps.read_text().count("step")

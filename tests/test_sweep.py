@@ -405,6 +405,7 @@ def test_a_second_sweep_of_the_directory_is_refused_while_one_is_at_work(tmp_pat
     assert first.returncode == 0, errors
 
 
+@pytest.mark.slow
 def test_a_real_sweep_of_two_runs(tmp_path):
     """As a user gives the command, from another directory: a dense network, and masks learned from it."""
     (tmp_path / "base.py").write_text(

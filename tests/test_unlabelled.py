@@ -60,10 +60,9 @@ def test_a_network_is_pruned_by_pictures_alone(tmp_path, quick_runs) -> None:
     draw(tmp_path / "pictures", 40)
     config = dataclasses.replace(
         CONFIG,
-        phases=("learn", "refine"),
+        phases=("learn",),
         data=dataclasses.replace(CONFIG.data, unlabelled=str(tmp_path / "pictures"), batch_size=16, crop_padding=0),
         learn=dataclasses.replace(CONFIG.learn, steps=3),
-        refine=dataclasses.replace(CONFIG.refine, steps=3),
         distill=DistillConfig(weight=1.0),
     )
     summary = train(config, str(tmp_path / "run"), init=str(trained))
