@@ -42,7 +42,9 @@ def shortened(config: Config, root: Path) -> Config:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_a_config_runs_from_end_to_end(file: Path, pictures, tmp_path, quick_runs) -> None:
+def test_a_config_runs_from_end_to_end(file: Path, pictures, tmp_path, monkeypatch) -> None:
+    # Optimised, unlike `quick_runs`: at these sizes that is quicker.
+    monkeypatch.setattr("fdjax.training.measure.plot_run", lambda *arguments, **options: [])
     config = shortened(load_config(str(file)), pictures)
     init = None
     if config.phases[0] != "pretrain":
