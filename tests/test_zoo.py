@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from fdjax.config import Config, LearnConfig, ModelConfig
 from fdjax.errors import UserError
@@ -18,9 +19,10 @@ from fdjax.frozen.bench import seeded_variables
 from fdjax.nn import FCMASK, MOBILENETS, RESNETS, FrequencyNetwork, MobileNet, ResNet, mobilenet, resnet
 from fdjax.ops.fcmask import level_counts
 from fdjax.pruning import harden
-from fdjax.pruning.expected import expected_macs
+from fdjax.pruning.expected import expected_macs, expected_ratio
 from fdjax.spec import NetworkSpec, network_macs
 from fdjax.training.build import build_network, hard_network
+from fdjax.training.steps import mask_penalty
 from tests.frozen_networks import (
     HASTE,
     frozen_logits,
@@ -47,6 +49,10 @@ PUBLISHED = [
     ("mobilenetv2", 224, 1000, True, 300_774_272, 3_504_872),
     ("efficientnet_lite0", 224, 1000, True, 385_187_552, 4_652_008),
 ]
+
+
+# Without the classifier.
+DENSE_50 = 4_089_184_256 - 2048 * 1000
 
 
 def make(variant: str, classes: int = 10, **fields) -> FrequencyNetwork:
@@ -315,3 +321,16 @@ def test_cardinality_and_width_of_a_resnext() -> None:
     assert [layer.in_channels for layer in convs] == [32] * 3 + [64] * 3 + [128] * 3
     assert dataclasses.replace(convs[0], groups=1).dense_macs == 8 * convs[0].dense_macs
     assert level_counts(16, None)[-1] == 16
+
+
+@pytest.mark.parametrize("penalty", ["fcmask", "macs"])
+def test_counts_beyond_32_bits_are_expected_and_penalised(penalty: str) -> None:
+    """ResNet-50 has 4,089 M MACs, more than an int32 holds."""
+    learn = LearnConfig(block=1, penalty=penalty, levels="0,N")
+    _, spec = build_network(Config(model=ModelConfig(name="resnet50"), learn=learn), (224, 224, 3), 1000)
+    ones = {path: jnp.ones(channels) for path, (channels, _) in spec.mask_sizes.items()}
+    assert float(expected_ratio(spec, ones, (0,))) == pytest.approx(1, rel=1e-5)
+    value = float(mask_penalty(spec, unflatten_dict(ones, sep="/"), learn))
+    # Every mask counts 1 in the paper's penalty; shortcuts and the stem are in no other.
+    shortcuts = sum(layer.dense_macs for layer in spec.layers if layer.name.endswith(("shortcut", "stem")))
+    assert value == pytest.approx(len(ones) if penalty == "fcmask" else 1 - shortcuts / DENSE_50, rel=1e-4)

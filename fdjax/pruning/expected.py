@@ -86,7 +86,8 @@ def expected_ratio(
         counted |= {roles["conv2"].name for roles in blocks(spec).values() if "conv3" in roles}
     dense = sum(layer.dense_macs for layer in spec.counted_layers)
     rest = sum(layer.dense_macs for layer in spec.counted_layers if layer.name not in counted)
-    return (expected_macs(spec, fcmasks, levels, convention) + rest) / dense
+    # As floats: ResNet-50's count is no int32.
+    return (expected_macs(spec, fcmasks, levels, convention) + float(rest)) / float(dense)
 
 
 def _sides(layer: LayerSpec, masks: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:

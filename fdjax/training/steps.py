@@ -156,7 +156,8 @@ def mask_penalty(spec: NetworkSpec, fcmask: Any, learn: LearnConfig) -> jax.Arra
         return fcmask_penalty(jax.tree.leaves(fcmask))
     masks: dict[str, Any] = flatten_dict(fcmask, sep="/")
     expected = expected_macs(spec, masks, learn.counts_below_whole, learn.target_convention)
-    return expected / sum(layer.dense_macs for layer in spec.counted_layers)
+    # As a float: ResNet-50's count is no int32.
+    return expected / float(sum(layer.dense_macs for layer in spec.counted_layers))
 
 
 def mask_scales(spec: NetworkSpec, learn: LearnConfig) -> dict[str, Any]:
