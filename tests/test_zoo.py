@@ -34,8 +34,9 @@ from tests.frozen_networks import (
     with_preprocessing,
 )
 
-# Network, input, classes, classifier counted, dense MACs, parameters without batch norm's averages.
-# FACTS: the paper's counts; others: torchvision's and the publications' (parameters and, where they are exact, MACs).
+# Network, input, classes, classifier counted, dense MACs, parameters without batch norm's averages. The paper's
+# networks are those of its counts, the parameters of ImageNet's networks are published to the digit; MACs that are
+# published in round numbers only are counted once more by `cifar_resnet_macs` and `lite0_macs`.
 PUBLISHED = [
     ("resnext29", 32, 10, False, 772_472_832, 4_774_218),
     ("resnet20", 32, 10, False, 40_550_400, 269_722),
@@ -68,6 +69,36 @@ def test_macs_and_parameters_are_the_published_ones(variant, pixels, classes, cl
         lambda key: network.copy(mode="off").init(key, jnp.zeros((1, pixels, pixels, 3))), jax.random.key(0)
     )
     assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes["params"])) == parameters
+
+
+def cifar_resnet_macs(layers: int) -> int:
+    """He et al. 2016, table 6: 2n layers of 3x3 convolutions on maps of 32, 16 and 8, with 16, 32 and 64 channels."""
+    per_stage = layers // 3  # 2n, of equal cost but for the two that change the number of channels
+    whole = 9 * 16 * 16 * 32 * 32
+    return 9 * 3 * 16 * 32 * 32 + 3 * per_stage * whole - 2 * (whole // 2)
+
+
+def lite0_macs() -> int:
+    """EfficientNet-Lite0's table: expansion, window, channels, repeats, stride, from 112x112 maps of 32 channels on."""
+    total, size, channels = 9 * 3 * 32 * 112**2, 112, 32
+    for expansion, window, features, repeats, stride in (
+        (1, 3, 16, 1, 1), (6, 3, 24, 2, 2), (6, 5, 40, 2, 2), (6, 3, 80, 3, 2), (6, 5, 112, 3, 1), (6, 5, 192, 4, 2),
+        (6, 3, 320, 1, 1),
+    ):  # fmt: skip
+        for repeat in range(repeats):
+            wide = channels * expansion
+            total += size**2 * channels * wide if expansion > 1 else 0
+            size //= stride if repeat == 0 else 1
+            total += size**2 * wide * (window**2 + features)
+            channels = features
+    return total + size**2 * channels * 1280 + 1280 * 1000
+
+
+def test_counts_that_are_published_in_round_numbers_are_those_of_the_tables() -> None:
+    counted = {name: macs for name, _, _, _, macs, _ in PUBLISHED}
+    for layers in (20, 32, 44, 56, 110):
+        assert counted[f"resnet{layers}"] == cifar_resnet_macs(layers - 2)
+    assert counted["efficientnet_lite0"] == lite0_macs()
 
 
 def test_the_papers_resnext_with_full_transforms() -> None:

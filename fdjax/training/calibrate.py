@@ -112,11 +112,12 @@ def calibration_sample(train: np.ndarray, seed: int, num_images: int = _ROUNDING
     return train[seeded_permutation(len(train), seed, _CALIBRATION_STREAM)[:num_images]]
 
 
-def training_sample(config: Config, dataset: Dataset, num_images: int) -> np.ndarray:
-    """uint8 [n, H, W, C]: `calibration_sample` of what a run of `config` trains on, from the whole set."""
+def training_sample(config: Config, dataset: Dataset, num_images: int) -> tuple[np.ndarray, np.ndarray]:
+    """`calibration_sample` of what a run of `config` trains on, from the whole set: uint8 [n, H, W, C], labels [n]."""
     dataset = limit_training(dataset, config.data.train_limit, config.seed)
     train, _ = split_validation(len(dataset.train_labels), dataset.train_labels, config.data.validation, config.seed)
-    return dataset.train_images[calibration_sample(train, config.seed, num_images)]
+    rows = calibration_sample(train, config.seed, num_images)
+    return dataset.train_images[rows], dataset.train_labels[rows]
 
 
 def masked_spec(restored: Restored, learn: LearnConfig) -> NetworkSpec:
@@ -186,7 +187,7 @@ def choose_blocks_of(
         raise UserError(str(error)) from error
 
     dataset = load_restored_data(restored, data_path)
-    images = training_sample(restored.config, dataset, num_images)
+    images, _ = training_sample(restored.config, dataset, num_images)
     energies = side_energies(restored.network, spec, restored.state.variables(), images, candidates)
     try:
         choice = choose_blocks(spec, energies, candidates, learn.target_macs, learn.counts_below_whole)

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from fdjax.config import Config
-from fdjax.data import limit_training, normalize, split_validation
+from fdjax.data import normalize
 from fdjax.errors import UserError, suggestion
 from fdjax.nn import FCMASK, FrequencyNetwork
 from fdjax.nn.normalization import BatchNorm
@@ -21,7 +21,7 @@ from fdjax.ops.depthwise import conv_pads
 from fdjax.pruning.filters import METHODS, Measured, choose_rates, keep_filters, one_share, prunable, rates, strongest
 from fdjax.spec import LayerSpec, NetworkSpec, blocks, network_macs
 from fdjax.training.build import build_network, collection_of
-from fdjax.training.calibrate import calibration_sample
+from fdjax.training.calibrate import training_sample
 from fdjax.training.devices import Devices
 from fdjax.training.evaluate import make_evaluator
 from fdjax.training.restore import Restored, load_restored_data
@@ -190,12 +190,8 @@ def prune_filters(
     variables = restored.state.variables()
     try:
         prunable(spec)
-        dataset = limit_training(load_restored_data(restored, data_path), config.data.train_limit, config.seed)
-        train, _ = split_validation(
-            len(dataset.train_labels), dataset.train_labels, config.data.validation, config.seed
-        )
-        chosen = calibration_sample(train, config.seed, num_images)
-        images, labels = np.asarray(dataset.train_images[chosen]), dataset.train_labels[chosen]
+        dataset = load_restored_data(restored, data_path)
+        images, labels = training_sample(config, dataset, num_images)
         measured = measure_filters(network, spec, variables, images, config.seed)
         scores = {name: METHODS[method](layer) for name, layer in measured.items()}
         if per_block == "one":

@@ -117,7 +117,7 @@ def open_subject(
         if number is not None and number < 1:
             raise UserError(f"--{flag} must be at least 1, got {number}")
     spec, dataset = masked_spec(restored, learn), load_restored_data(restored, data_path)
-    images, collections = training_sample(restored.config, dataset, num_images), restored.state.variables()
+    (images, _), collections = training_sample(restored.config, dataset, num_images), restored.state.variables()
     blocks = sorted({layer.block for layer in spec.layers if layer.block})
     energies = side_energies(restored.network, spec, collections, images, blocks, about_mean=False)
     test_images, test_labels = _test_sample(dataset, restored.config.seed, eval_limit)
