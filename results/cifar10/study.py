@@ -106,6 +106,8 @@ def runs() -> list[Run]:
         pruned(f"options/{name}", 0, f"--learn.target-macs 0.33 {flags} {SHORT}")
     for seed in (0, 1):
         pruned(f"main/nothing_pruned_seed{seed}", seed, "--phases refine")
+    # As many epochs as main/third_longer_seed0 learns and refines.
+    pruned("main/nothing_pruned_longer_seed0", 0, "--phases refine --refine.epochs 24")
     return found
 
 
