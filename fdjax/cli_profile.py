@@ -72,6 +72,8 @@ class ProfileArguments(_Masks):
     """Measure accuracy against kept count, one layer at a time."""
     runs: tuple[str, ...] = ()
     """Workdirs of other finished runs to draw as points: learned masks, other widths or resolutions."""
+    resolutions: tuple[int, ...] = ()
+    """Smaller input as another curve: sides in pixels to which test images are resized, the network unpruned."""
     plot: str | None = None
     """Draw the curves into this PNG file."""
     sensitivity_plot: str | None = None
@@ -148,6 +150,7 @@ def profile_command(arguments: Sequence[str]) -> int:
         eval_limit=parsed.eval_limit,
         data_path=parsed.data_path,
         runs=parsed.runs,
+        resolutions=parsed.resolutions,
         contiguity=parsed.contiguity,
         sensitivity=parsed.sensitivity,
     )

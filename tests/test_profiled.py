@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from fdjax.checkpoint import find_checkpoint
 from fdjax.cli import fdjax_command
 from fdjax.config import WeightPhaseConfig
-from fdjax.data import normalize
+from fdjax.data import load_dataset, normalize
+from fdjax.data.batches import seeded_permutation
 from fdjax.errors import UserError
 from fdjax.experiments.profiling import sensitivity_counts
 from fdjax.nn import FCMASK
@@ -470,7 +472,7 @@ def report(pretrained, tmp_path_factory) -> dict:
     files = ["--json", "report.json", "--plot", "curves.png", "--sensitivity-plot", "sensitivity.png"]
     asked = [word if word.startswith("--") else str(folder / word) for word in files]
     runs = ["--runs", str(folder / "runs" / "learned"), str(folder / "runs" / "unfinished")]
-    options = ["--ratios", "0.9", "0.7", "--contiguity", "--sensitivity", "--methods", *METHODS]
+    options = ["--ratios", "0.9", "0.7", "--resolutions", "14", "--contiguity", "--sensitivity", "--methods", *METHODS]
     assert fdjax_command(["profile", "--checkpoint", str(pretrained), *SHORT, *asked, *runs, *options]) == 0
     return {"folder": folder, **json.loads((folder / "report.json").read_text())}
 
@@ -501,6 +503,23 @@ def test_profile_lists_a_run_without_a_summary_and_reports_the_rest(report):
     assert [run[key] / scale for key in ("bare_ratio", "paper_ratio", "ratio")] == pytest.approx([0.4, 0.75, 0.5])
     assert (run["top1"], run["rounded_top1"], run["soft_top1"]) == (0.70, 0.40, 0.65)
     assert left_out["run"].endswith("unfinished") and "no readable summary.json" in left_out["reason"]
+
+
+def test_profile_measures_smaller_input(report, pretrained):
+    restored = restore(*find_checkpoint(str(pretrained)))
+    (point,) = report["resolutions"]
+    assert point["size"] == 14 and point["ratio"] == point["macs"] / report["dense"]["macs"]
+    blocks_of_one = dataclasses.replace(restored.config.learn, block=1, block_by_map=())
+    _, small = build_network(dataclasses.replace(restored.config, learn=blocks_of_one), (14, 14, 1), 10)
+    assert point["macs"] == network_macs(small, small.full_counts()).to_dict()["dense"]
+    # Of the same 60 images, resized one by one.
+    rows = np.sort(seeded_permutation(2000, restored.config.seed, 7)[:60])
+    dataset = load_dataset("fashion_mnist_subset")
+    pictures = [Image.fromarray(dataset.test_images[row, ..., 0]) for row in rows]
+    halves = np.stack([np.asarray(picture.resize((14, 14), Image.Resampling.BILINEAR)) for picture in pictures])
+    x = normalize(jnp.asarray(halves[..., None]), restored.spec.input_mean, restored.spec.input_std)
+    logits = np.asarray(restored.network.without_masks().apply(restored.state.variables(), x))
+    assert point["top1"] == pytest.approx(np.mean(logits.argmax(axis=1) == dataset.test_labels[rows]))
 
 
 def test_profile_measures_contiguity_and_sensitivity(report):
@@ -534,6 +553,8 @@ def test_contiguity_alone_draws_no_curves(pretrained, tmp_path, capsys):
             ["--ratios", "0.001"],
             "no method reaches 0.001x MACs: with the strongest piece of every side",
         ),
+        (["--resolutions", "14", "28"], "--resolutions must be from 1 to 27, below the network's 28, got 28"),
+        (["--resolutions", "0"], "got 0"),
         (["--images", "0"], "--images must be at least 1, got 0"),
         (["--eval-limit", "0"], "--eval-limit must be at least 1, got 0"),
         (["--block", "8"], "block 8 is larger than the 7x7 map of layer"),

@@ -12,7 +12,7 @@ from fdjax.data.augment import (
 )
 from fdjax.data.batches import TrainingOrder, batch_indices, epoch_order, steps_per_epoch
 from fdjax.data.decode import load_image
-from fdjax.data.images import Images, StoredImages, take_rows
+from fdjax.data.images import Images, ResizedImages, StoredImages, take_rows
 from fdjax.data.sources import Dataset, check_source, describe_source, load_dataset
 from fdjax.data.splits import channel_statistics, limit_training, split_validation, training_statistics
 from fdjax.data.stored import open_dataset
@@ -27,6 +27,7 @@ __all__ = [
     "Dataset",
     "Images",
     "RandomResizedCrop",
+    "ResizedImages",
     "StoredImages",
     "TrainingOrder",
     "TrainingStream",

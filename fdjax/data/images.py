@@ -82,6 +82,29 @@ class StoredImages:
         return StoredImages(self.encoded, self.name_of, self.rows[rows], self.size, self.channels, self._share)
 
 
+class ResizedImages:
+    """Images that are resized (bilinear, antialiased) when rows are taken.
+
+    Args:
+      images: of any size.
+      size: H and W of the result.
+    """
+
+    def __init__(self, images: Images, size: int):
+        self._images, self._size = images, size
+        self.shape = (len(images), size, size, images.shape[-1])
+        self.nbytes = int(np.prod(self.shape, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, rows: Rows) -> np.ndarray:
+        size = (self._size, self._size)
+        whole = [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in self._images[rows]]
+        resized = [to_pixels(image.resize(size, Image.Resampling.BILINEAR)) for image in whole]
+        return np.stack(resized) if resized else np.empty((0, *self.shape[1:]), np.uint8)
+
+
 def take_rows(images: Images, rows: np.ndarray | Sequence[int]) -> Images:
     """Some of the images, which stay encoded if they are."""
     chosen = np.asarray(rows, np.int64)

@@ -55,6 +55,7 @@ def profile(
     eval_limit: int | None = None,
     data_path: str | None = None,
     runs: Sequence[str] = (),
+    resolutions: Sequence[int] = (),
     contiguity: bool = False,
     sensitivity: bool = False,
     say: Say = _print,
@@ -72,6 +73,7 @@ def profile(
       eval_limit: see `num_images`.
       data_path: see `num_images`.
       runs: see `read_runs`.
+      resolutions: sides in pixels, at most the images' own, to which test images are made smaller.
       contiguity: whether to measure it; so is `sensitivity`.
       sensitivity: see `contiguity`.
       say: takes a line for every measurement.
@@ -84,6 +86,7 @@ def profile(
         evaluated then.
     """
     check_request(methods, ratios)
+    check_resolutions(resolutions, restored.spec.input_shape)
     subject = open_subject(restored, learn, num_images, eval_limit=eval_limit, data_path=data_path)
     spec = subject.spec
     planned, missed = plan_curves(subject, methods, ratios, scope, convention)
@@ -111,6 +114,7 @@ def profile(
         },
         "dense": {"top1": dense_top1, "macs": macs.dense},
         "methods": measure_curves(subject, planned, say),
+        "resolutions": measure_resolutions(subject, resolutions, macs.dense, say),
         "out_of_reach": missed,
         "runs": points,
         "runs_left_out": left_out,
@@ -132,6 +136,16 @@ def check_request(methods: Sequence[str], ratios: Sequence[float]) -> None:
     for ratio in ratios:
         if not 0 < ratio <= 1:
             raise UserError(f"--ratios must be above 0 and at most 1, got {ratio:g}")
+
+
+def check_resolutions(sides: Sequence[int], input_shape: tuple[int, int, int]) -> None:
+    """Raises `UserError` for input sides that are not smaller than the network's own, or a network of oblong images."""
+    height, width, _ = input_shape
+    if sides and height != width:
+        raise UserError(f"--resolutions are sides of squares, and this network's images are {height}x{width}")
+    for side in sides:
+        if not 1 <= side < height:
+            raise UserError(f"--resolutions must be from 1 to {height - 1}, below the network's {height}, got {side}")
 
 
 def plan_curves(
@@ -198,6 +212,16 @@ def measure_curves(subject: Subject, planned: dict[str, dict[float, Pruned]], sa
                 f"{macs.ratio('paper'):.3f}x with them"
             )
     return curves
+
+
+def measure_resolutions(subject: Subject, sides: Sequence[int], dense_macs: int, say: Say) -> list[dict[str, Any]]:
+    """What smaller input leaves of the unpruned network: `size`, `top1`, `macs` and `ratio`, descending, JSON types."""
+    rows = []
+    for side in sorted({*sides}, reverse=True):
+        top1, macs = subject.at_resolution(side)
+        rows.append({"size": side, "top1": top1, "macs": macs, "ratio": macs / dense_macs})
+        say(f"input of {side}x{side}: {100 * top1:.2f}% at {macs / dense_macs:.3f}x MACs")
+    return rows
 
 
 def measure_contiguity(subject: Subject) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import flax.linen as nn
 import jax
@@ -211,6 +211,10 @@ class MobileNet(FrequencyNetwork):
     def hard_form(self) -> Hashable:
         """See `FrequencyNetwork.hard_form`."""
         return super().hard_form, self.wide_groups
+
+    def without_masks(self) -> Self:
+        """See `FrequencyNetwork.without_masks`."""
+        return dataclasses.replace(super().without_masks(), tied=False, stage_masks=False, wide_groups=())
 
     @property
     def stem_channels(self) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Self
 
 import flax.linen as nn
 import jax
@@ -65,7 +67,7 @@ class FrequencyNetwork(nn.Module):
       block: K of the wrapped layers, 1 to 16.
       block_by_map: map side -> K where it differs.
       block_by_layer: layer name -> K where it differs; goes before `block_by_map`.
-      sides: "both", "input" or "output": which sides of a wrapped layer have masks.
+      sides: "both", "input", "output" or "none": which sides of a wrapped layer have masks.
       levels: kept counts below N between which soft masks fade; None for all.
       mode: of all masks, "off", "soft", "straight" or "hard" (see `FrequencyPointwise`).
       whole_channels: with mode="hard", the wrapped layers whose kept counts are all 0 or N.
@@ -102,6 +104,13 @@ class FrequencyNetwork(nn.Module):
     def hard_form(self) -> Hashable:
         """What of the network depends on its hard masks: networks alike in it are one program."""
         return self.whole_channels, self.block_means
+
+    def without_masks(self) -> Self:
+        """The dense network with the same weights: it makes and reads no masks, and takes maps of any size."""
+        return dataclasses.replace(
+            self, mode="off", sides="none", block=1, block_by_map=None, block_by_layer=None,
+            whole_channels=frozenset(), block_means=frozenset(),
+        )  # fmt: skip
 
     def layer_block(self, name: str, size: Size) -> int:
         """K of the wrapped layer `name` on a map of `size`."""

@@ -40,6 +40,9 @@ def profile_table(report: Mapping[str, Any]) -> str:
                 f"{method:{width}} {point['target']:6.2f} {macs['bare_ratio']:6.3f} {macs['paper_ratio']:6.3f} {total} "
                 f"{100 * point['top1']:6.2f}%"
             )
+    for point in report["resolutions"]:
+        ratios = f"{point['ratio']:6.3f} " * 3
+        rows.append(f"{'input':{width - 4}} {point['size']:3d} {'':>6} {ratios}{100 * point['top1']:6.2f}%")
     return "\n".join(rows)
 
 
@@ -51,8 +54,8 @@ def plot_profile(report: Mapping[str, Any], path: str | Path) -> Path:
 def profile_figure(report: Mapping[str, Any]) -> Figure:
     """Draws top-1 against MACs before refinement, a curve per method (the paper's Figures 5 and 6).
 
-    Two panels, of MACs without and with transforms. Runs are points: learned masks filled as they were rounded, before
-    refinement, and hollow as refined, joined by a line; other networks hollow.
+    Smaller input is one more curve. Two panels, of MACs without and with transforms. Runs are points: learned masks
+    filled as they were rounded, before refinement, and hollow as refined, joined by a line; other networks hollow.
 
     Args:
       report: of `fdjax profile`.
@@ -74,6 +77,11 @@ def profile_figure(report: Mapping[str, Any]) -> Figure:
             axes.plot(
                 *zip(*places, strict=True), color=color, marker=marker, markersize=5.5, linewidth=1.5, label=label
             )
+        if report["resolutions"]:
+            # Nothing is transformed in it: it stands at one place in both panels.
+            places = sorted((point["ratio"], 100 * point["top1"]) for point in report["resolutions"])
+            axes.plot(*zip(*places, strict=True), color="0.45", marker="*", markersize=7.5, linewidth=1.5,
+                      label="smaller input")  # fmt: skip
         for run in report["runs"]:
             _draw_run(axes, run, key, _RUN_MARKERS[kinds.index(run["kind"]) % len(_RUN_MARKERS)])
         axes.set_xlabel(words)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from fdjax.config import LearnConfig
-from fdjax.data import Dataset, Images, take_rows
+from fdjax.data import Dataset, Images, ResizedImages, take_rows
 from fdjax.data.batches import seeded_permutation
 from fdjax.errors import UserError
 from fdjax.nn import FrequencyNetwork, FrequencyPointwise
@@ -78,6 +78,8 @@ class Subject:
       num_examples: test images that `top1` takes.
       dataset: the run's, whole.
       top1: masks -> accuracy, 0 to 1.
+      at_resolution: a side in pixels -> accuracy of the unpruned network on images resized to that square, 0 to 1, and
+        its dense MACs there.
     """
 
     spec: NetworkSpec
@@ -86,6 +88,7 @@ class Subject:
     num_examples: int
     dataset: Dataset
     top1: Callable[[Masks], float]
+    at_resolution: Callable[[int], tuple[float, int]]
 
 
 def open_subject(
@@ -127,7 +130,15 @@ def open_subject(
         given = {path: np.asarray(mask, np.float32) for path, mask in masks.items()}
         return evaluate({**collections, COEF_MASKS: given}, test_images, test_labels)["top1"]
 
-    return Subject(spec, mask_energies(spec, energies), len(images), len(test_labels), dataset, top1)
+    def at_resolution(side: int) -> tuple[float, int]:
+        plain = restored.network.without_masks()
+        small = plain.spec((side, side, spec.input_shape[2]), spec.count_classifier)
+        resized = ResizedImages(test_images, side)
+        found = make_evaluator(plain, spec, Devices())(collections, resized, test_labels)
+        return found["top1"], sum(layer.dense_macs for layer in small.counted_layers)
+
+    energies = mask_energies(spec, energies)
+    return Subject(spec, energies, len(images), len(test_labels), dataset, top1, at_resolution)
 
 
 def _test_sample(dataset: Dataset, seed: int, limit: int | None) -> tuple[Images, np.ndarray]:

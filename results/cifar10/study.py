@@ -25,11 +25,21 @@ CONFIG = "configs/cifar10_narrow.py"
 
 
 class Run(NamedTuple):
-    """A call of train.py; `init` is the run whose checkpoint it starts from."""
+    """A call of train.py.
+
+    Attributes:
+      name: of its workdir.
+      flags: of train.py.
+      init: the run whose checkpoint it starts from.
+      prune: flags of `fdjax prune`, which is called on that checkpoint first, where filters are pruned.
+      config: of the run.
+    """
 
     name: str
     flags: str
     init: str | None = None
+    prune: str | None = None
+    config: str = CONFIG
 
 
 # The paper's masks, and three of ours; levels 0 and N alone are channel pruning.
@@ -60,6 +70,10 @@ ALTERNATE = (
     "--phases alternate refine --alternate.steps 600 --alternate.unit steps --alternate.mask-turn 20 "
     "--alternate.weight-turn 20 --alternate.learning-rate 0.05 --refine.steps 180 --checkpoint.every-epochs 4"
 )
+
+RESNET20 = "--model.name resnet20 --data.name folder --checkpoint.every-epochs 2"
+# The small 8x4d: 57 M MACs in place of 772 M.
+RESNEXT = "--model.cardinality 8 --data.name folder --checkpoint.every-epochs 1 --checkpoint.evaluate-every-epochs 1"
 
 
 def runs() -> list[Run]:
@@ -106,6 +120,32 @@ def runs() -> list[Run]:
         pruned(f"options/{name}", 0, f"--learn.target-macs 0.33 {flags} {SHORT}")
     for seed in (0, 1):
         pruned(f"main/nothing_pruned_seed{seed}", seed, "--phases refine")
+    # The baselines of results/profiled. Smaller input: the dense network, trained on at that size for as many epochs
+    # as main/half_seed0 learns and refines.
+    for side in (24, 20, 16):
+        pruned(f"resolution/size{side}", 0, f"--phases refine --refine.epochs 7 --data.image-size {side}")
+    flags = "--data.image-size 24 --learn.target-macs 0.5"
+    found.append(Run("resolution/size24_half", f"--seed 0 {flags}", "resolution/size24"))
+    flags = "--seed 0 --phases pretrain refine --refine.epochs 7"
+    found.extend(Run(f"width/width{width}", f"{flags} --model.width {width}") for width in (0.2, 0.1))
+    # Filters of ResNet-20.
+    resnet = "configs/cifar10_resnet110.py"
+    pretrain = "--pretrain.epochs 4 --pretrain.schedule cosine"
+    found.append(Run("filters/dense", f"--seed 0 {RESNET20} --phases pretrain {pretrain}", config=resnet))
+    refine = f"--seed 0 {RESNET20} --phases refine --refine.epochs 1 --refine.learning-rate 0.05"
+    for method, rates in itertools.product(("fpwt", "l1", "dct", "thinet"), ("one", "search")):
+        prune = f"--method {method} --rates {rates} --target-macs 0.5"
+        found.append(Run(f"filters/{method}_{rates}", refine, "filters/dense", prune, resnet))
+    found.append(Run("filters/nothing_pruned", refine, "filters/dense", config=resnet))
+    resnext = "configs/cifar10_resnext29.py"
+    flags = f"--seed 0 {RESNEXT} --phases pretrain --pretrain.epochs 3 --pretrain.warmup-epochs 0.5"
+    found.append(Run("resnext/dense", flags, config=resnext))
+    for target in (0.5, 0.33):
+        flags = (
+            f"--seed 0 {RESNEXT} --phases learn refine --learn.steps 390 --refine.steps 100 --refine.warmup-epochs 0"
+        )
+        flags += f" --learn.target-macs {target} --learn.target-convention paper"
+        found.append(Run(f"resnext/learned_{target}", flags, "resnext/dense", config=resnext))
     # As many epochs as main/third_longer_seed0 learns and refines.
     pruned("main/nothing_pruned_longer_seed0", 0, "--phases refine --refine.epochs 24")
     return found
@@ -131,9 +171,18 @@ def main() -> int:
     for job in range(flags.jobs):
         free.put(cores[job % len(cores)])
 
+    def prune_call(run: Run) -> list[str]:
+        command = [sys.executable, "-m", "fdjax", "prune", "--checkpoint", str(base / (run.init or ""))]
+        return [*command, *(run.prune or "").split(), "--out", str(base / f"{run.name}_pruned")]
+
     def call(run: Run) -> list[str]:
-        command = [sys.executable, "train.py", "--config", CONFIG, "--workdir", str(base / run.name)]
+        command = [sys.executable, "train.py", "--config", run.config, "--workdir", str(base / run.name)]
         init = ["--init", str(base / run.init)] if run.init else []
+        if run.prune:
+            pruned = base / f"{run.name}_pruned"
+            config = json.loads((pruned / "config.json").read_text()) if (pruned / "config.json").exists() else {}
+            inner = config.get("model", {}).get("inner_channels", ["CHANNELS"])
+            init = ["--init", str(pruned), "--model.inner-channels", *map(str, inner)]
         return [*command, "--data.path", flags.data, *run.flags.split(), *init]
 
     def start(run: Run) -> bool:
@@ -141,10 +190,11 @@ def main() -> int:
         try:
             log = base / f"{run.name}.txt"
             log.parent.mkdir(parents=True, exist_ok=True)
+            pinned = ["taskset", "-c", str(core)]
             with log.open("a") as stream:
-                done = subprocess.run(
-                    ["taskset", "-c", str(core), *call(run)], cwd=ROOT, stdout=stream, stderr=stream, check=False
-                )
+                if run.prune and not (base / f"{run.name}_pruned").exists():
+                    subprocess.run([*pinned, *prune_call(run)], cwd=ROOT, stdout=stream, stderr=stream, check=False)
+                done = subprocess.run([*pinned, *call(run)], cwd=ROOT, stdout=stream, stderr=stream, check=False)
             print(f"{run.name}: {'done' if done.returncode == 0 else f'failed, see {log}'}", flush=True)
             return done.returncode == 0
         finally:
@@ -153,6 +203,8 @@ def main() -> int:
     chosen = [run for run in runs() if any(fnmatch.fnmatch(run.name, pattern) for pattern in flags.only)]
     if flags.list:
         for run in chosen:
+            if run.prune:
+                print(" ".join(prune_call(run)))
             print(" ".join(call(run)))
         return 0
     waiting, going, failed = [run for run in chosen if not finished(base / run.name)], {}, 0
