@@ -133,19 +133,17 @@ def runs() -> list[Run]:
     pretrain = "--pretrain.epochs 4 --pretrain.schedule cosine"
     found.append(Run("filters/dense", f"--seed 0 {RESNET20} --phases pretrain {pretrain}", config=resnet))
     refine = f"--seed 0 {RESNET20} --phases refine --refine.epochs 1 --refine.learning-rate 0.05"
-    for method, rates in itertools.product(("fpwt", "l1", "dct", "thinet"), ("one", "search")):
+    searched = [("fpwt", "search"), ("l1", "search")]
+    for method, rates in [(method, "one") for method in ("fpwt", "l1", "dct", "thinet")] + searched:
         prune = f"--method {method} --rates {rates} --target-macs 0.5"
         found.append(Run(f"filters/{method}_{rates}", refine, "filters/dense", prune, resnet))
     found.append(Run("filters/nothing_pruned", refine, "filters/dense", config=resnet))
     resnext = "configs/cifar10_resnext29.py"
     flags = f"--seed 0 {RESNEXT} --phases pretrain --pretrain.epochs 3 --pretrain.warmup-epochs 0.5"
     found.append(Run("resnext/dense", flags, config=resnext))
-    for target in (0.5, 0.33):
-        flags = (
-            f"--seed 0 {RESNEXT} --phases learn refine --learn.steps 390 --refine.steps 100 --refine.warmup-epochs 0"
-        )
-        flags += f" --learn.target-macs {target} --learn.target-convention paper"
-        found.append(Run(f"resnext/learned_{target}", flags, "resnext/dense", config=resnext))
+    flags = f"--seed 0 {RESNEXT} --phases learn refine --learn.steps 260 --refine.steps 60 --refine.learning-rate 0.02"
+    flags += " --learn.target-macs 0.5 --learn.target-convention paper"
+    found.append(Run("resnext/learned_0.5", flags, "resnext/dense", config=resnext))
     # As many epochs as main/third_longer_seed0 learns and refines.
     pruned("main/nothing_pruned_longer_seed0", 0, "--phases refine --refine.epochs 24")
     return found
