@@ -42,6 +42,11 @@ class _Masks:
     """How many test images to take the accuracy on (seeded; None: all)."""
     data_path: str | None = None
     """Where the run's data set lies now, if it has moved."""
+    calibration: str | None = None
+    """A folder of pictures (no labels needed) to measure coefficients on, in place of the run's training images."""
+    agreement: str | None = None
+    """A folder of pictures on which the pruned network is compared with the unpruned one, in place of the accuracy on
+    the test set: the share of them that it gives the same class."""
     json: str | None = None
     """Write the report to this file too."""
 
@@ -149,6 +154,8 @@ def profile_command(arguments: Sequence[str]) -> int:
         num_images=parsed.images,
         eval_limit=parsed.eval_limit,
         data_path=parsed.data_path,
+        calibration=parsed.calibration,
+        agreement=parsed.agreement,
         runs=parsed.runs,
         resolutions=parsed.resolutions,
         contiguity=parsed.contiguity,
@@ -177,6 +184,8 @@ def _contiguity_words(found: Mapping[str, Any]) -> str:
 
 
 def _prune_filters(restored: Restored, parsed: PruneArguments) -> int:
+    if parsed.calibration or parsed.agreement:
+        raise UserError("--calibration and --agreement are for masks; filters are pruned by the run's own data set")
     if parsed.target_macs is None:
         raise UserError("filters are pruned to a target: give --target-macs RATIO, such as 0.5")
     from fdjax.training.filter_pruning import prune_filters
@@ -247,6 +256,8 @@ def prune_command(arguments: Sequence[str]) -> int:
         num_images=parsed.images,
         eval_limit=parsed.eval_limit,
         data_path=parsed.data_path,
+        calibration=parsed.calibration,
+        agreement=parsed.agreement,
     )
     print(describe({**report, "split": "test"}))
     reached = report["macs"]["paper_ratio" if parsed.convention == "paper" else "ratio"]

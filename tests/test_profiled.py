@@ -42,6 +42,7 @@ from fdjax.pruning.profiled import (
     whole_masks,
 )
 from fdjax.spec import network_macs
+from fdjax.training import given_masks
 from fdjax.training.build import build_network, collection_of, hard_network
 from fdjax.training.calibrate import side_energies
 from fdjax.training.freeze import hard_masks_of
@@ -555,6 +556,7 @@ def test_contiguity_alone_draws_no_curves(pretrained, tmp_path, capsys):
         ),
         (["--resolutions", "14", "28"], "--resolutions must be from 1 to 27, below the network's 28, got 28"),
         (["--resolutions", "0"], "got 0"),
+        (["--calibration", "/does/not/exist"], "the folder of pictures /does/not/exist is not there"),
         (["--images", "0"], "--images must be at least 1, got 0"),
         (["--eval-limit", "0"], "--eval-limit must be at least 1, got 0"),
         (["--block", "8"], "block 8 is larger than the 7x7 map of layer"),
@@ -599,6 +601,45 @@ def test_prune_writes_a_checkpoint_that_meets_the_target(pruned, pretrained):
         assert np.array_equal(mine, theirs)
     # Evaluated with hard FCMasks, by eval.py's own way, it is what arbitrary masks gave.
     assert evaluate_restored(restored)["top1"] == pytest.approx(report["top1"], abs=0.002)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> tuple[Path, np.ndarray]:
+    """A folder with folders of pictures, and the pictures."""
+    folder, images = tmp_path_factory.mktemp("pictures"), load_dataset("fashion_mnist_subset").test_images[:30]
+    for at, image in enumerate(images):
+        (folder / str(at // 10)).mkdir(exist_ok=True)
+        Image.fromarray(image[..., 0]).save(folder / str(at // 10) / f"{at:02d}.png")
+    return folder, images
+
+
+def test_without_a_data_set_masks_are_found_and_judged_by_pictures(pretrained, pictures, tmp_path, monkeypatch, capsys):
+    def absent(*_):
+        raise UserError("the data set is not there")
+
+    monkeypatch.setattr(given_masks, "load_restored_data", absent)
+    folder, images = pictures
+    asked = ["--checkpoint", str(pretrained), "--calibration", str(folder)]
+    assert "is not there" in refused(capsys, ["profile", *asked])
+    asked += ["--agreement", str(folder)]
+    report, pruned = tmp_path / "report.json", tmp_path / "pruned.json"
+    curves = ["--methods", "band", "--ratios", "0.8", "--json", str(report), "--plot", str(tmp_path / "curves.png")]
+    assert fdjax_command(["profile", *asked, *curves]) == 0
+    found = json.loads(report.read_text())
+    assert found["measure"] == "agreement" and found["dense"]["top1"] == 1
+    assert found["settings"]["num_images"] == found["settings"]["num_examples"] == 30
+
+    out = ["--method", "band", "--target-macs", "0.7", "--out", str(tmp_path / "out"), "--json", str(pruned)]
+    assert fdjax_command(["prune", *asked, *out]) == 0
+    found = json.loads(pruned.read_text())
+    classes = []
+    for checkpoint in (pretrained, tmp_path / "out"):
+        restored = restore(*find_checkpoint(str(checkpoint)))
+        network, variables = restored.evaluation()
+        x = normalize(jnp.asarray(images), restored.spec.input_mean, restored.spec.input_std)
+        classes.append(np.asarray(network.apply(variables, x)).argmax(axis=1))
+    assert found["top1"] is None and found["agreement"] == pytest.approx(np.mean(classes[0] == classes[1]))
+    assert f"for {100 * found['agreement']:.2f}% of 30 pictures" in capsys.readouterr().out
 
 
 def test_refinement_keeps_the_masks_of_a_pruned_checkpoint(pruned, tmp_path, quick_runs):

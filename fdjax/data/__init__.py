@@ -18,7 +18,7 @@ from fdjax.data.splits import channel_statistics, limit_training, split_validati
 from fdjax.data.stored import open_dataset
 from fdjax.data.stream import RandomResizedCrop, TrainingStream
 from fdjax.data.tfds_sets import FASHION_MNIST_SUBSET, FOLDER, PREPARED
-from fdjax.data.unlabelled import with_unlabelled
+from fdjax.data.unlabelled import read_pictures, with_unlabelled
 
 __all__ = [
     "FASHION_MNIST_SUBSET",
@@ -48,6 +48,7 @@ __all__ = [
     "random_crop",
     "random_erase",
     "random_flip",
+    "read_pictures",
     "split_validation",
     "steps_per_epoch",
     "take_rows",

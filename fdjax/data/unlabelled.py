@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fdjax.data.decode import open_file
+from fdjax.data.decode import load_image, open_file
 from fdjax.data.images import StoredImages
 from fdjax.data.sources import Dataset, read_images
 from fdjax.errors import UserError
@@ -23,7 +23,7 @@ def list_pictures(root: Path) -> list[str]:
       UserError: there is no such folder, or no picture in it.
     """
     if not root.is_dir():
-        raise UserError(f"the folder of unlabelled pictures {root} is {'no folder' if root.exists() else 'not there'}")
+        raise UserError(f"the folder of pictures {root} is {'no folder' if root.exists() else 'not there'}")
     found = []
     for folder, inner, files in os.walk(root):
         inner[:] = [name for name in inner if not name.startswith(".")]
@@ -35,6 +35,20 @@ def list_pictures(root: Path) -> list[str]:
     if not found:
         raise UserError(f"the folder {root} holds no picture ({', '.join(PICTURE_SUFFIXES)})")
     return sorted(found)
+
+
+def read_pictures(folder: str | Path, shape: tuple[int, int, int], share: float = 1.0) -> np.ndarray:
+    """The pictures of a folder, at any depth, sorted by path, as `load_image` reads each: uint8 [n, H, W, C].
+
+    Args:
+      folder: where they lie.
+      shape: (H, W, C).
+      share: see `load_image`.
+
+    Raises:
+      UserError: there are none, or one cannot be read.
+    """
+    return np.stack([load_image(file, shape, share) for file in list_pictures(Path(folder))])
 
 
 def with_unlabelled(dataset: Dataset, folder: str | Path) -> Dataset:

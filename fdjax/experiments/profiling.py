@@ -54,6 +54,8 @@ def profile(
     num_images: int = 512,
     eval_limit: int | None = None,
     data_path: str | None = None,
+    calibration: str | None = None,
+    agreement: str | None = None,
     runs: Sequence[str] = (),
     resolutions: Sequence[int] = (),
     contiguity: bool = False,
@@ -69,9 +71,12 @@ def profile(
       ratios: MAC ratios to prune to, above 0 to 1.
       scope: see `fdjax.pruning.profiled.prune_share`.
       convention: see `fdjax.pruning.profiled.prune_to_target`.
-      num_images: see `fdjax.training.given_masks.open_subject`; so are `eval_limit` and `data_path`.
+      num_images: see `fdjax.training.given_masks.open_subject`; so are `eval_limit`, `data_path`, `calibration` and
+        `agreement`.
       eval_limit: see `num_images`.
       data_path: see `num_images`.
+      calibration: see `num_images`.
+      agreement: see `num_images`.
       runs: see `read_runs`.
       resolutions: sides in pixels, at most the images' own, to which test images are made smaller.
       contiguity: whether to measure it; so is `sensitivity`.
@@ -87,7 +92,15 @@ def profile(
     """
     check_request(methods, ratios)
     check_resolutions(resolutions, restored.spec.input_shape)
-    subject = open_subject(restored, learn, num_images, eval_limit=eval_limit, data_path=data_path)
+    subject = open_subject(
+        restored,
+        learn,
+        num_images,
+        eval_limit=eval_limit,
+        data_path=data_path,
+        calibration=calibration,
+        agreement=agreement,
+    )
     spec = subject.spec
     planned, missed = plan_curves(subject, methods, ratios, scope, convention)
     for row in missed:
@@ -97,11 +110,16 @@ def profile(
     for row in left_out:
         say(f"--runs {row['run']} is left out: {row['reason']}")
     dense_top1 = subject.top1(whole_masks(spec))
-    say(f"dense: {100 * dense_top1:.2f}% on {subject.num_examples:,} test images")
+    if subject.agreement:
+        say(f"agreement with the unpruned network, on {subject.num_examples:,} pictures")
+    else:
+        say(f"dense: {100 * dense_top1:.2f}% on {subject.num_examples:,} test images")
     blocks = {layer.name: layer.block for layer in spec.layers if layer.block}
     form = f"{'tied masks' if learn.tied else 'untied masks'}, blocks of {_listed(sorted({*blocks.values()}))}"
+    images = "pictures" if subject.agreement else "test images"
     return {
-        "words": f"{spec.name} at width {restored.config.model.width:g}, {form}, {subject.num_examples:,} test images",
+        "words": f"{spec.name} at width {restored.config.model.width:g}, {form}, {subject.num_examples:,} {images}",
+        "measure": "agreement" if subject.agreement else "top1",
         "settings": {
             "scope": scope,
             "convention": convention,

@@ -30,7 +30,8 @@ _AXES = (
 def profile_table(report: Mapping[str, Any]) -> str:
     """A row per point: method, MAC ratios without transforms, with the paper's and in the cheapest form, top-1."""
     width = max(len("method"), *(len(method) for method in report["methods"]))
-    heading = f"{'method':{width}} {'asked':>6} {'bare':>6} {'paper':>6} {'total':>6} {'top-1':>7}"
+    of = "agree" if report["measure"] == "agreement" else "top-1"
+    heading = f"{'method':{width}} {'asked':>6} {'bare':>6} {'paper':>6} {'total':>6} {of:>7}"
     rows = [heading, "-" * len(heading)]
     for method, points in report["methods"].items():
         for point in points:
@@ -87,7 +88,8 @@ def profile_figure(report: Mapping[str, Any]) -> Figure:
         axes.set_xlabel(words)
         axes.grid(color="0.9", linewidth=0.7)
         axes.set_axisbelow(True)
-    panels[0].set_ylabel("Test top-1 (%)")
+    agreement = report["measure"] == "agreement"
+    panels[0].set_ylabel("Same class as the unpruned network (%)" if agreement else "Test top-1 (%)")
     handles = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):

@@ -11,16 +11,16 @@ import jax
 import numpy as np
 
 from fdjax.config import LearnConfig
-from fdjax.data import Dataset, Images, ResizedImages, take_rows
+from fdjax.data import Dataset, Images, ResizedImages, normalize, read_pictures, take_rows
 from fdjax.data.batches import seeded_permutation
 from fdjax.errors import UserError
 from fdjax.nn import FrequencyNetwork, FrequencyPointwise
 from fdjax.ops.pointwise import masked_pointwise
 from fdjax.pruning.profiled import Masks, mask_energies
 from fdjax.spec import NetworkSpec
-from fdjax.training.calibrate import masked_spec, side_energies, training_sample
+from fdjax.training.calibrate import calibration_sample, masked_spec, side_energies, training_sample
 from fdjax.training.devices import Devices
-from fdjax.training.evaluate import make_evaluator
+from fdjax.training.evaluate import EVAL_BATCH, make_evaluator
 from fdjax.training.restore import Restored, load_restored_data
 
 COEF_MASKS = "coef_masks"
@@ -74,9 +74,10 @@ class Subject:
     Attributes:
       spec: of the network, with the masks that are tried and with preprocessing.
       energies: path of every FCMask -> mean squared coefficients, see `fdjax.pruning.profiled.mask_energies`.
-      num_images: training images by which they were measured.
+      num_images: images by which they were measured.
       num_examples: test images that `top1` takes.
-      dataset: the run's, whole.
+      dataset: the run's, whole; None where pictures take the place of both its parts.
+      agreement: what `top1` and `at_resolution` compare with are not labels but the unpruned network's own classes.
       top1: masks -> accuracy, 0 to 1.
       at_resolution: a side in pixels -> accuracy of the unpruned network on images resized to that square, 0 to 1, and
         its dense MACs there.
@@ -86,7 +87,8 @@ class Subject:
     energies: dict[str, np.ndarray]
     num_images: int
     num_examples: int
-    dataset: Dataset
+    dataset: Dataset | None
+    agreement: bool
     top1: Callable[[Masks], float]
     at_resolution: Callable[[int], tuple[float, int]]
 
@@ -98,6 +100,8 @@ def open_subject(
     *,
     eval_limit: int | None = None,
     data_path: str | None = None,
+    calibration: str | None = None,
+    agreement: str | None = None,
 ) -> Subject:
     """Measures a trained network's coefficients and makes it ready for masks.
 
@@ -107,6 +111,8 @@ def open_subject(
       num_images: of the run's training images (seeded, the validation share left out), as many as there are.
       eval_limit: evaluate on this many test images (seeded) only.
       data_path: in place of the run's own `data.path`.
+      calibration: a folder of pictures, at any depth, in place of the run's training images.
+      agreement: likewise in place of its test images; what the unpruned network says of them takes the place of labels.
 
     Raises:
       UserError: other weights, settings that do not fit the network, numbers below 1, or data that are not there.
@@ -119,11 +125,25 @@ def open_subject(
     for flag, number in (("images", num_images), ("eval-limit", eval_limit)):
         if number is not None and number < 1:
             raise UserError(f"--{flag} must be at least 1, got {number}")
-    spec, dataset = masked_spec(restored, learn), load_restored_data(restored, data_path)
-    (images, _), collections = training_sample(restored.config, dataset, num_images), restored.state.variables()
+    spec, collections = masked_spec(restored, learn), restored.state.variables()
+    dataset = None if calibration and agreement else load_restored_data(restored, data_path)
+    share, seed = restored.config.data.eval_crop, restored.config.seed
+    if calibration:
+        images = read_pictures(calibration, spec.input_shape, share)
+        images = images[calibration_sample(np.arange(len(images)), seed, num_images)]
+    else:
+        assert dataset is not None
+        images, _ = training_sample(restored.config, dataset, num_images)
     blocks = sorted({layer.block for layer in spec.layers if layer.block})
     energies = side_energies(restored.network, spec, collections, images, blocks, about_mean=False)
-    test_images, test_labels = _test_sample(dataset, restored.config.seed, eval_limit)
+    if agreement:
+        pictures = read_pictures(agreement, spec.input_shape, share)
+        test_images, test_labels = _sample(
+            pictures, _said(restored.network, spec, collections, pictures), seed, eval_limit
+        )
+    else:
+        assert dataset is not None
+        test_images, test_labels = _sample(dataset.test_images, dataset.test_labels, seed, eval_limit)
     evaluate = make_evaluator(GivenMasks(restored.network, spec), spec, Devices())
 
     def top1(masks: Masks) -> float:
@@ -138,11 +158,25 @@ def open_subject(
         return found["top1"], sum(layer.dense_macs for layer in small.counted_layers)
 
     energies = mask_energies(spec, energies)
-    return Subject(spec, energies, len(images), len(test_labels), dataset, top1, at_resolution)
+    return Subject(spec, energies, len(images), len(test_labels), dataset, bool(agreement), top1, at_resolution)
 
 
-def _test_sample(dataset: Dataset, seed: int, limit: int | None) -> tuple[Images, np.ndarray]:
-    if limit is None or limit >= len(dataset.test_labels):
-        return dataset.test_images, dataset.test_labels
-    rows = np.sort(seeded_permutation(len(dataset.test_labels), seed, _EVALUATION_STREAM)[:limit])
-    return take_rows(dataset.test_images, rows), dataset.test_labels[rows]
+def _sample(images: Images, labels: np.ndarray, seed: int, limit: int | None) -> tuple[Images, np.ndarray]:
+    if limit is None or limit >= len(labels):
+        return images, labels
+    rows = np.sort(seeded_permutation(len(labels), seed, _EVALUATION_STREAM)[:limit])
+    return take_rows(images, rows), labels[rows]
+
+
+def _said(network: FrequencyNetwork, spec: NetworkSpec, variables: dict[str, Any], images: np.ndarray) -> np.ndarray:
+    """The classes that the unpruned network gives images: int32 [n]."""
+
+    @jax.jit
+    def classes(batch: jax.Array) -> jax.Array:
+        x = normalize(batch, spec.input_mean, spec.input_std)
+        logits = network.without_masks().apply(variables, x)
+        assert isinstance(logits, jax.Array)
+        return logits.argmax(axis=1)
+
+    batches = (images[start : start + EVAL_BATCH] for start in range(0, len(images), EVAL_BATCH))
+    return np.concatenate([np.asarray(classes(batch), np.int32) for batch in batches])

@@ -50,6 +50,8 @@ def prune_checkpoint(
     num_images: int = 512,
     eval_limit: int | None = None,
     data_path: str | None = None,
+    calibration: str | None = None,
+    agreement: str | None = None,
 ) -> dict[str, Any]:
     """Prunes a trained network and writes it as a checkpoint at step 0 of a refinement.
 
@@ -62,9 +64,11 @@ def prune_checkpoint(
       out: the folder to write: new or empty.
       share: of the pieces, 0 to 1, to prune in place of meeting the target.
       scope: see `fdjax.pruning.profiled.prune_share`.
-      num_images: see `open_subject`; so are `eval_limit` and `data_path`.
+      num_images: see `open_subject`; so are `eval_limit`, `data_path`, `calibration` and `agreement`.
       eval_limit: see `num_images`.
       data_path: see `num_images`.
+      calibration: see `num_images`.
+      agreement: see `num_images`.
 
     Returns:
       The report of `fdjax prune`, of JSON types.
@@ -84,7 +88,15 @@ def prune_checkpoint(
     learn = dataclasses.replace(learn, levels="all", rounding="nearest", group_multiple=1, gate="macs")
     if share is not None:
         learn = dataclasses.replace(learn, target_macs=None, lambda_=0.0)
-    subject = open_subject(restored, learn, num_images, eval_limit=eval_limit, data_path=data_path)
+    subject = open_subject(
+        restored,
+        learn,
+        num_images,
+        eval_limit=eval_limit,
+        data_path=data_path,
+        calibration=calibration,
+        agreement=agreement,
+    )
     pruned = _prune(subject, method, learn, share, scope)
     counts = prefix_counts(pruned.masks)
     assert counts is not None  # Else there is no total, and no gate.
@@ -106,8 +118,9 @@ def prune_checkpoint(
         "share": pruned.share,
         "num_images": subject.num_images,
         # That of pretraining is of all test images.
-        "dense_top1": restored.done.dense_top1 if eval_limit is None else None,
-        "top1": top1,
+        "dense_top1": restored.done.dense_top1 if eval_limit is None and not subject.agreement else None,
+        "top1": None if subject.agreement else top1,
+        "agreement": top1 if subject.agreement else None,
         "num_examples": subject.num_examples,
         "macs": macs.to_dict(),
         "flags": mask_flags(learn),
@@ -159,10 +172,13 @@ def _refining(config: Config, learn: LearnConfig, data_path: str | None) -> Conf
 
 
 def _write(out: Path, restored: Restored, subject: Subject, config: Config, counts: Counts, done: Past) -> None:
-    dataset = limit_training(subject.dataset, config.data.train_limit, config.seed)
-    done.num_train = len(dataset.train_labels)
-    train, _ = split_validation(done.num_train, dataset.train_labels, config.data.validation, config.seed)
-    (phase,) = plan_phases(config, steps_per_epoch(len(train), config.data.batch_size))
+    steps = 1  # In an epoch of data that are not there; a refinement that starts from here has its own.
+    if subject.dataset is not None:
+        dataset = limit_training(subject.dataset, config.data.train_limit, config.seed)
+        done.num_train = len(dataset.train_labels)
+        train, _ = split_validation(done.num_train, dataset.train_labels, config.data.validation, config.seed)
+        steps = steps_per_epoch(len(train), config.data.batch_size)
+    (phase,) = plan_phases(config, steps)
     fcmask = jax.tree.map(jnp.asarray, collection_of(subject.spec, counts))
     variables = {**restored.state.variables(), FCMASK: fcmask}
     state = create_state(variables, config.seed, *optimizers_for(config, phase))

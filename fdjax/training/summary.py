@@ -36,10 +36,16 @@ def describe(summary: dict[str, Any]) -> str:
     if summary.get("dense_top1") is not None:
         lines.append(f"dense:  {100 * summary['dense_top1']:.2f}% top-1 at {macs['dense'] / 1e6:,.2f} M MACs")
     name = "pruned" if macs["total"] < macs["dense"] else "network"
-    lines.append(
-        f"{name}: {100 * summary['top1']:.2f}% top-1 at {macs['total'] / 1e6:,.2f} M MACs, transforms included: "
-        f"{macs['ratio']:.3f}x ({summary['num_examples']:,} {summary['split']} images)"
-    )
+    costs = f"{macs['total'] / 1e6:,.2f} M MACs, transforms included: {macs['ratio']:.3f}x"
+    if summary.get("agreement") is not None:
+        agreement, pictures = 100 * summary["agreement"], summary["num_examples"]
+        lines.append(
+            f"{name}: the class that the unpruned network gives, for {agreement:.2f}% of {pictures:,} pictures"
+        )
+        lines.append(f"MACs:   {costs}")
+    else:
+        images = f"{summary['num_examples']:,} {summary['split']} images"
+        lines.append(f"{name}: {100 * summary['top1']:.2f}% top-1 at {costs} ({images})")
     if "seconds" in summary:
         lines.append(f"time:   {duration(summary['seconds'])}")
     return "\n".join(lines)
