@@ -139,9 +139,9 @@ def runs() -> list[Run]:
         found.append(Run(f"filters/{method}_{rates}", refine, "filters/dense", prune, resnet))
     found.append(Run("filters/nothing_pruned", refine, "filters/dense", config=resnet))
     resnext = "configs/cifar10_resnext29.py"
-    flags = f"--seed 0 {RESNEXT} --phases pretrain --pretrain.epochs 3 --pretrain.warmup-epochs 0.5"
+    flags = f"--seed 0 {RESNEXT} --phases pretrain --pretrain.epochs 2 --pretrain.warmup-epochs 0.5"
     found.append(Run("resnext/dense", flags, config=resnext))
-    flags = f"--seed 0 {RESNEXT} --phases learn refine --learn.steps 260 --refine.steps 60 --refine.learning-rate 0.02"
+    flags = f"--seed 0 {RESNEXT} --phases learn refine --learn.steps 160 --refine.steps 40 --refine.learning-rate 0.02"
     flags += " --learn.target-macs 0.5 --learn.target-convention paper"
     found.append(Run("resnext/learned_0.5", flags, "resnext/dense", config=resnext))
     # As many epochs as main/third_longer_seed0 learns and refines.
