@@ -171,16 +171,16 @@ def main() -> int:
 
     def prune_call(run: Run) -> list[str]:
         command = [sys.executable, "-m", "fdjax", "prune", "--checkpoint", str(base / (run.init or ""))]
-        return [*command, *(run.prune or "").split(), "--out", str(base / f"{run.name}_pruned")]
+        out = base / f"{run.name}_pruned"
+        return [*command, *(run.prune or "").split(), "--out", str(out), "--json", f"{out}.json"]
 
     def call(run: Run) -> list[str]:
         command = [sys.executable, "train.py", "--config", run.config, "--workdir", str(base / run.name)]
         init = ["--init", str(base / run.init)] if run.init else []
         if run.prune:
-            pruned = base / f"{run.name}_pruned"
-            config = json.loads((pruned / "config.json").read_text()) if (pruned / "config.json").exists() else {}
-            inner = config.get("model", {}).get("inner_channels", ["CHANNELS"])
-            init = ["--init", str(pruned), "--model.inner-channels", *map(str, inner)]
+            report = base / f"{run.name}_pruned.json"
+            known = json.loads(report.read_text())["flags"] if report.exists() else ["FLAGS-THAT-IT-PRINTS"]
+            init = ["--init", str(base / f"{run.name}_pruned"), *known]
         return [*command, "--data.path", flags.data, *run.flags.split(), *init]
 
     def start(run: Run) -> bool:
@@ -190,7 +190,7 @@ def main() -> int:
             log.parent.mkdir(parents=True, exist_ok=True)
             pinned = ["taskset", "-c", str(core)]
             with log.open("a") as stream:
-                if run.prune and not (base / f"{run.name}_pruned").exists():
+                if run.prune and not (base / f"{run.name}_pruned.json").exists():
                     subprocess.run([*pinned, *prune_call(run)], cwd=ROOT, stdout=stream, stderr=stream, check=False)
                 done = subprocess.run([*pinned, *call(run)], cwd=ROOT, stdout=stream, stderr=stream, check=False)
             print(f"{run.name}: {'done' if done.returncode == 0 else f'failed, see {log}'}", flush=True)
