@@ -104,7 +104,7 @@ VARIANTS: Mapping[str, Variant] = {
 }
 
 
-_DEPTHWISE_FAN_OUT = nn.initializers.variance_scaling(
+DEPTHWISE_FAN_OUT = nn.initializers.variance_scaling(
     2.0, "fan_out", "normal", in_axis=(), out_axis=(0, 1), batch_axis=2
 )
 
@@ -159,7 +159,7 @@ class InvertedResidual(nn.Module):
         plan = self.plan
         wide = self.variable(FCMASK, "wide", jnp.ones, (plan.wide_channels,)).value if self.tied else None
         expand_norm = self.norm(name="expand_norm") if self.expand is not None else None
-        kernel = self.param("depthwise", _DEPTHWISE_FAN_OUT, (plan.window, plan.window, plan.wide_channels))
+        kernel = self.param("depthwise", DEPTHWISE_FAN_OUT, (plan.window, plan.window, plan.wide_channels))
         depthwise_norm = self.norm(relu6=True, name="depthwise_norm")
         project_norm = self.norm(relu6=not plan.linear, name="project_norm")
 
@@ -297,17 +297,10 @@ class MobileNet(FrequencyNetwork):
           ValueError: a block larger than its map, or a block setting for a layer that does not exist.
         """
         variant = VARIANTS[self.variant]
-        size: Size = (input_shape[0], input_shape[1])
-        stem_size = strided(size, variant.stem_stride)
-        layers = [
-            LayerSpec(
-                "stem", "conv", size, stem_size, input_shape[2], self.stem_channels,
-                variant.stem_window, variant.stem_stride,
-            )
-        ]  # fmt: skip
-
-        streams = self.stage_streams(stem_size)
-        for plan in self.blocks(stem_size):
+        stem = self.stem_spec(input_shape, variant.stem_window, variant.stem_stride)
+        layers = [stem]
+        streams = self.stage_streams(stem.out_size)
+        for plan in self.blocks(stem.out_size):
             expand, depthwise, project = (f"{plan.name}/{role}" for role in ("expand", "depthwise", "project"))
             tied = f"{plan.name}/wide" if self._is_tied(plan) else None
             if plan.has_expand:
@@ -341,22 +334,13 @@ class MobileNet(FrequencyNetwork):
                     input_mask=streams.get("head", self.side("head", "input")), output_mask=self.side("head", "output"),
                 )
             )  # fmt: skip
-        features = layers[-1].out_channels
-        layers.append(LayerSpec("classifier", "dense", (1, 1), (1, 1), features, self.num_classes))
         return self.network_spec(
             input_shape, count_classifier, layers, tied=self.tied, linear_bottlenecks=variant.linear
         )
 
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Normalised images [B, H, W, C] -> logits [B, num_classes]; `train` uses and updates batch statistics.
-
-        The network computes in the type of `x`, the classifier in float32 or wider.
-        """
-        variant = VARIANTS[self.variant]
-        norm = self.norms(train)
-        groups = dict(self.wide_groups)
-        window, stride = variant.stem_window, variant.stem_stride
+    def apply_stem(self, x: jax.Array, norm: Callable[..., BatchNorm]) -> jax.Array:
+        """The first convolution, its batch norm and ReLU6, as layers of the caller: [B, H, W, C] -> [B, H', W', D]."""
+        window, stride = VARIANTS[self.variant].stem_window, VARIANTS[self.variant].stem_stride
         x = nn.Conv(
             self.stem_channels,
             (window, window),
@@ -367,7 +351,17 @@ class MobileNet(FrequencyNetwork):
             dtype=x.dtype,
             name="stem",
         )(x)
-        x = norm(relu6=True, name="stem_norm")(x)
+        return norm(relu6=True, name="stem_norm")(x)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Normalised images [B, H, W, C] -> logits [B, num_classes]; `train` uses and updates batch statistics.
+
+        The network computes in the type of `x`, the classifier in float32 or wider.
+        """
+        norm = self.norms(train)
+        groups = dict(self.wide_groups)
+        x = self.apply_stem(x, norm)
         size = (x.shape[1], x.shape[2])
         streams = self.stage_streams(size)
         fcmasks: dict[str | None, jax.Array | None] = {None: None}

@@ -112,6 +112,17 @@ class FrequencyNetwork(nn.Module):
             whole_channels=frozenset(), block_means=frozenset(),
         )  # fmt: skip
 
+    @property
+    def stem_channels(self) -> int:
+        """Of the stem's output."""
+        raise NotImplementedError
+
+    def stem_spec(self, input_shape: tuple[int, int, int], window: int, stride: int) -> LayerSpec:
+        """The spec of the first convolution, for inputs of `input_shape` (H, W, C)."""
+        size = (input_shape[0], input_shape[1])
+        channels = input_shape[2], self.stem_channels
+        return LayerSpec("stem", "conv", size, strided(size, stride), *channels, window, stride)
+
     def layer_block(self, name: str, size: Size) -> int:
         """K of the wrapped layer `name` on a map of `size`."""
         by_layer, by_map = self.block_by_layer or {}, self.block_by_map or {}
@@ -138,12 +149,13 @@ class FrequencyNetwork(nn.Module):
     def network_spec(
         self, input_shape: tuple[int, int, int], count_classifier: bool, layers: Iterable[LayerSpec], **fields
     ) -> NetworkSpec:
-        """The spec of the whole network.
+        """The spec of the whole network: `layers`, and the classifier after them.
 
         Raises:
           ValueError: a block setting for a map or layer that does not exist.
         """
         layers = tuple(layers)
+        classifier = LayerSpec("classifier", "dense", (1, 1), (1, 1), layers[-1].out_channels, self.num_classes)
         maps = sorted({layer.in_size[0] for layer in layers if layer.block})
         for map_side in self.block_by_map or {}:
             if int(map_side) not in maps:
@@ -158,7 +170,7 @@ class FrequencyNetwork(nn.Module):
             name=self.variant,
             input_shape=input_shape,
             num_classes=self.num_classes,
-            layers=layers,
+            layers=(*layers, classifier),
             count_classifier=count_classifier,
             padding=self.padding,
             batch_norm_epsilon=self.batch_norm_epsilon,

@@ -184,12 +184,6 @@ class ResNet(FrequencyNetwork):
                 )
                 channels, size, index = out_channels, out_size, index + 1
 
-    def _stem_size(self, size: Size) -> Size:
-        """The map after the stem and its pool."""
-        variant = VARIANTS[self.variant]
-        size = strided(size, variant.stem_stride)
-        return strided(size, 2) if variant.stem_pool else size
-
     def spec(self, input_shape: tuple[int, int, int], count_classifier: bool = False) -> NetworkSpec:
         """The network as data, for inputs of `input_shape` (H, W, C).
 
@@ -197,18 +191,10 @@ class ResNet(FrequencyNetwork):
           ValueError: a block larger than its map, or a block setting for a layer that does not exist.
         """
         variant = VARIANTS[self.variant]
-        size: Size = (input_shape[0], input_shape[1])
-        stem_size = strided(size, variant.stem_stride)
-        layers = [
-            LayerSpec(
-                "stem", "conv", size, stem_size, input_shape[2], self.stem_channels,
-                variant.stem_window, variant.stem_stride,
-            )
-        ]  # fmt: skip
-        for plan in self.blocks(self._stem_size(size)):
+        stem = self.stem_spec(input_shape, variant.stem_window, variant.stem_stride)
+        layers = [stem]
+        for plan in self.blocks(strided(stem.out_size, 2) if variant.stem_pool else stem.out_size):
             layers += self._bottleneck_layers(plan) if plan.bottleneck else self._basic_layers(plan)
-        features = layers[-1].out_channels
-        layers.append(LayerSpec("classifier", "dense", (1, 1), (1, 1), features, self.num_classes))
         return self.network_spec(input_shape, count_classifier, layers, stem_pool=variant.stem_pool)
 
     def _bottleneck_layers(self, plan: BlockPlan) -> Iterator[LayerSpec]:
