@@ -169,6 +169,12 @@ class ModelConfig(_Checked):
     inner_channels: tuple[int, ...] = ()
     """ResNet, ResNeXt: channels of each block's first convolution, in order, where filters have been removed (none: the
     network's own)."""
+    octave: float = 0.0
+    """MobileNetV2, EfficientNet-Lite0: share, 0 to below 1, of each map's channels that run at half resolution (octave
+    convolution: a baseline, of which nothing has masks); 0: off."""
+    octave_maps: Literal["all", "wide"] = "all"
+    """With octave: all maps have such channels, or only the wide ones inside of blocks, as Oct-MobileNetV2 is
+    published."""
     batch_norm_epsilon: float = 1e-5
     """Added to the variance in every batch norm (PyTorch's custom; TensorFlow's is 1e-3)."""
     padding: Literal["same", "torch"] = "same"
@@ -191,6 +197,12 @@ class ModelConfig(_Checked):
             not self.inner_channels or (residual and min(self.inner_channels) >= 1),
             "inner_channels",
             "numbers of at least 1, and only for a resnet or resnext",
+        )
+        bottlenecks = self.name.startswith("mobilenetv2") or self.name == "efficientnet_lite0"
+        self._require(
+            not self.octave or (0 < self.octave < 1 and bottlenecks),
+            "octave",
+            "a share from 0 to below 1, and above 0 only for a mobilenetv2 or efficientnet_lite0",
         )
         self._require(self.batch_norm_epsilon > 0, "batch_norm_epsilon", "above 0")
 

@@ -69,6 +69,12 @@ class LayerSpec:
             return ops_macs.depthwise_macs(self.out_size, self.in_channels, self.window)
         return ops_macs.conv_macs(self.out_size, self.in_channels // self.groups, self.out_channels, self.window)
 
+    @property
+    def norm(self) -> str:
+        """Path of the batch norm that follows: its own, or that of the map that an octave product adds to."""
+        layer, is_product, target = self.name.rpartition("_to_")
+        return f"{layer.rpartition('/')[0]}/{target}_norm" if is_product else f"{self.name}_norm"
+
     def input_counts(self, counts: Counts) -> np.ndarray:
         """Kept counts [C]: those of its mask, or N."""
         return counts[self.input_mask] if self.input_mask else np.full(self.in_channels, self.num_coefs)
@@ -215,11 +221,11 @@ class NetworkMacs:
 
 
 def blocks(spec: NetworkSpec) -> dict[str, dict[str, LayerSpec]]:
-    """The blocks of any kind: name -> layers by role, the last part of their names."""
+    """The blocks of any kind: name -> layers by role, which is their name within the block."""
     found: dict[str, dict[str, LayerSpec]] = {}
     for layer in spec.layers:
         if layer.unit:
-            found.setdefault(layer.unit, {})[layer.name.rsplit("/", 1)[-1]] = layer
+            found.setdefault(layer.unit, {})[layer.name.removeprefix(f"{layer.unit}/")] = layer
     return found
 
 

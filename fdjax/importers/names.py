@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from fdjax.errors import UserError
-from fdjax.nn import RESNETS, FrequencyNetwork, MobileNet, ResNet
+from fdjax.nn import RESNETS, FrequencyNetwork, MobileNet, OctaveMobileNet, ResNet
 
 
 class Layer(NamedTuple):
@@ -35,6 +35,8 @@ def layers_of(network: FrequencyNetwork, source: str) -> list[Layer]:
     Raises:
       UserError: the source has no such network.
     """
+    if isinstance(network, OctaveMobileNet):
+        raise UserError("no source has weights of a network with model.octave; leave it out (--model.octave 0)")
     names = _sources(network)
     if source not in names:
         raise UserError(f"--format {source} has no {network.variant}; its formats are {', '.join(names)}")

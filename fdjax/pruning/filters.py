@@ -127,9 +127,8 @@ def prunable(spec: NetworkSpec) -> dict[str, tuple[LayerSpec, ...]]:
             inner = ("conv1", "conv2") if "conv3" in roles else ("conv1",)
             found[name] = tuple(roles[role] for role in inner)
     if not found:
-        raise ValueError(
-            f"filter pruning is for ResNets, which {spec.name} is not: prune its channels (method channel)"
-        )
+        instead = ": prune its channels (method channel)" if spec.mask_sizes else ""
+        raise ValueError(f"filter pruning is for ResNets, which {spec.name} is not{instead}")
     if any(layer.groups > 1 for layers in found.values() for layer in layers):
         raise ValueError(f"filter pruning is for convolutions without groups, and {spec.name} has groups")
     return found

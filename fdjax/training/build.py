@@ -15,7 +15,7 @@ from fdjax.config import Config, LearnConfig
 from fdjax.errors import UserError
 from fdjax.frozen.bench import seeded_variables
 from fdjax.frozen.choice import Stopwatch, release_slower
-from fdjax.nn import MOBILENETS, RESNETS, FrequencyNetwork, MobileNet, ResNet, WideGroups
+from fdjax.nn import MOBILENETS, RESNETS, FrequencyNetwork, MobileNet, OctaveMobileNet, ResNet, WideGroups
 from fdjax.ops.fcmask import counts_to_fcmask, kept_counts
 from fdjax.pruning import HardMasks, harden, harden_to_target
 from fdjax.spec import Counts, NetworkSpec, tied_mask, units
@@ -32,7 +32,8 @@ def build_network(
       num_classes: outputs.
 
     Raises:
-      UserError: a block larger than its map, or a setting for a layer that does not exist.
+      UserError: a block larger than its map, a setting for a layer that does not exist, or an octave share that splits
+        no map.
     """
     model = config.model
     common: dict[str, Any] = {
@@ -41,14 +42,16 @@ def build_network(
         "width": model.width,
         "padding": model.padding,
         "batch_norm_epsilon": model.batch_norm_epsilon,
-        "levels": config.learn.counts_below_whole,
-        **mask_fields(config.learn, model.name),
     }
-    if model.name in MOBILENETS:
-        network = MobileNet(**common)
+    if model.octave:
+        network = OctaveMobileNet(**common, octave=model.octave, octave_maps=model.octave_maps)
     else:
-        fields = ("cardinality", "group_width", "inner_channels")
-        network = ResNet(**common, **{field: getattr(model, field) for field in fields})
+        common |= {"levels": config.learn.counts_below_whole, **mask_fields(config.learn, model.name)}
+        if model.name in MOBILENETS:
+            network = MobileNet(**common)
+        else:
+            fields = ("cardinality", "group_width", "inner_channels")
+            network = ResNet(**common, **{field: getattr(model, field) for field in fields})
     try:
         return network, network.spec(input_shape, config.model.count_classifier)
     except ValueError as error:
@@ -75,6 +78,16 @@ def mask_fields(learn: LearnConfig, variant: str) -> dict[str, Any]:
     if variant in MOBILENETS:
         fields |= {"tied": learn.tied, "stage_masks": learn.stage_masks}
     return fields
+
+
+def check_maskable(spec: NetworkSpec) -> None:
+    """Raises `UserError` if a network has no layer that is wrapped, and so none that could have masks."""
+    if not any(layer.block for layer in spec.layers):
+        raise UserError(
+            f"{spec.name} has no wrapped layers, so there are no masks to learn, set or choose blocks for (a ResNet of "
+            "3x3 convolutions has no pointwise layers, and with model.octave none is wrapped): train it with --phases "
+            "pretrain, or take another network"
+        )
 
 
 def flat_masks(fcmask) -> dict[str, np.ndarray]:

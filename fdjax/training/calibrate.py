@@ -30,7 +30,7 @@ from fdjax.pruning.block_choice import (
 )
 from fdjax.pruning.least_loss import level_losses
 from fdjax.spec import NetworkSpec
-from fdjax.training.build import flat_masks, mask_fields
+from fdjax.training.build import check_maskable, flat_masks, mask_fields
 from fdjax.training.restore import Restored, load_restored_data
 from fdjax.training.state import TrainState
 
@@ -124,8 +124,9 @@ def masked_spec(restored: Restored, learn: LearnConfig) -> NetworkSpec:
     """The spec of a restored network, with the blocks, sides and tying of `learn` in place of its own.
 
     Raises:
-      UserError: settings that do not fit the network.
+      UserError: settings that do not fit the network, or one without wrapped layers.
     """
+    check_maskable(restored.spec)
     asked = dataclasses.replace(restored.network, **mask_fields(learn, restored.network.variant))
     own = restored.spec
     try:

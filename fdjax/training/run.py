@@ -33,6 +33,7 @@ from fdjax.pruning.expected import expected_ratio
 from fdjax.spec import NetworkMacs, network_macs
 from fdjax.training.build import (
     build_network,
+    check_maskable,
     collection_of,
     counts_of,
     flat_masks,
@@ -140,7 +141,7 @@ class _Run:
         """Compares the run with what it goes on from, and leaves out the phases that the run given by --init has done.
 
         Raises:
-          UserError: they do not fit, or the target cannot be met.
+          UserError: they do not fit, there is nothing to mask, or the target cannot be met.
         """
         self._check_target()
         if self.config.learn.gate == "time" and jax.process_count() > 1:
@@ -207,7 +208,10 @@ class _Run:
 
     def _check_target(self) -> None:
         learn = self.config.learn
-        if learn.target_macs is None or not any(phase.learns_masks for phase in self.phases):
+        if not any(phase.learns_masks for phase in self.phases):
+            return
+        check_maskable(self.spec)
+        if learn.target_macs is None:
             return
         nothing = {path: np.zeros_like(count) for path, count in self.spec.full_counts().items()}
         floor = mac_ratio(network_macs(self.spec, nothing), learn.target_convention)
