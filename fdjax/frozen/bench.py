@@ -33,10 +33,10 @@ def seeded_variables(spec: NetworkSpec, seed: int = 0) -> dict[str, Any]:
 
     for layer in spec.layers:
         window = (layer.window, layer.window)
-        role = layer.name.rsplit("/", 1)[-1]
+        *path, role = layer.name.split("/")
         tree, averages = params, stats
-        if layer.unit:
-            tree, averages = params.setdefault(layer.unit, {}), stats.setdefault(layer.unit, {})
+        for name in path:
+            tree, averages = tree.setdefault(name, {}), averages.setdefault(name, {})
         shape = {
             "conv": (*window, layer.in_channels // layer.groups, layer.out_channels),
             "depthwise": (*window, layer.in_channels),
@@ -46,7 +46,8 @@ def seeded_variables(spec: NetworkSpec, seed: int = 0) -> dict[str, Any]:
             tree[role] = {"kernel": kernel, "bias": np.zeros(layer.out_channels)}
             continue
         tree[role] = kernel if layer.kind == "depthwise" else {"kernel": kernel}
-        norm(tree, averages, f"{role}_norm", layer.out_channels)
+        # Those of octave products lie beside them, too, one for all that make a map.
+        norm(tree, averages, layer.norm.split("/")[-1], layer.out_channels)
     return {"params": params, "batch_stats": stats}
 
 

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from fdjax import provenance
 from fdjax.frozen import kernels
 from fdjax.frozen.fold import Candidates, Frozen, HostArrays, Variables, fewest_macs, freeze
 from fdjax.frozen.network import compiler_options
+from fdjax.frozen.octave import OctavePlan
 from fdjax.frozen.plan import BlockPlan, HeadPlan
 from fdjax.spec import Counts, NetworkSpec, blocks
 
@@ -82,10 +83,13 @@ def interleaved(functions: Mapping[str, Callable[[], object]], rounds: int | Non
     return {name: Times(*np.asarray(found).T) for name, found in times.items()}
 
 
-def _layer_function(plan: BlockPlan | HeadPlan, arrays: HostArrays, batch: int) -> Callable[[], jax.Array]:
-    size = plan.size if isinstance(plan, HeadPlan) else plan.in_size
-    evaluate = kernels.head if isinstance(plan, HeadPlan) else kernels.block
-    x = jax.random.uniform(jax.random.key(0), (batch, *size, plan.inputs), jnp.float32, 0, 6)
+def _layer_function(plan: BlockPlan | HeadPlan, arrays: HostArrays, batch: int) -> Callable[[], Any]:
+    evaluate, key = kernels.head if isinstance(plan, HeadPlan) else kernels.block, jax.random.key(0)
+    if isinstance(plan, OctavePlan):
+        x = plan.random_maps(key, batch)
+    else:
+        size = plan.size if isinstance(plan, HeadPlan) else plan.in_size
+        x = jax.random.uniform(key, (batch, *size, plan.inputs), jnp.float32, 0, 6)
     on_device = {name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()}
     function = jax.jit(functools.partial(evaluate, plan=plan), compiler_options=compiler_options())
     return functools.partial(function, x, on_device)

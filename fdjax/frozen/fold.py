@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from fdjax.frozen.kernels import pack
+from fdjax.frozen.octave import fold_octave, is_octave
 from fdjax.frozen.parameters import Parameters, Variables
 from fdjax.frozen.plan import (
     BlockPlan,
@@ -185,7 +186,7 @@ class _Network:
     def _follow_streams(self) -> list[_Stream]:
         """The streams of the network, in order; a block with a residual goes on with its own.
 
-        In a ResNet there is one, of which all remains.
+        In a ResNet and in an octave network there is one, of which all remains.
         """
         width = self._layers["stem"].out_channels
         if not units(self.spec):
@@ -214,7 +215,8 @@ class _Network:
         if self.spec.stem_pool:
             pool = [conv_pads(length, 2, 3, self.spec.padding) for length in layer.out_size]
             pool_pads = (pool[0], pool[1])
-        relu6 = bool(units(self.spec))
+        # MobileNets have depthwise layers and ReLU6, ResNets have neither.
+        relu6 = any(layer.kind == "depthwise" for layer in self.spec.layers)
         return StemPlan(layer.window, layer.stride, (pads[0], pads[1]), layer.out_size, relu6, pool_pads)
 
     def stem_arrays(self) -> HostArrays:
@@ -233,7 +235,10 @@ class _Network:
             return
         sides = effective_counts(self.spec, self._counts)
         for name, roles in blocks(self.spec).items():
-            plan, arrays = fold_residual(name, roles, self._parameters, sides, self.spec.padding)
+            if is_octave(roles):
+                plan, arrays = fold_octave(name, roles, self._parameters, self.spec.padding)
+            else:
+                plan, arrays = fold_residual(name, roles, self._parameters, sides, self.spec.padding)
             yield {plan.form: (plan, arrays)}
 
     def units(self) -> Iterator[UnitParts]:
@@ -307,9 +312,14 @@ class _Network:
             removed = np.setdiff1d(np.arange(len(classifier)), order)
             bias = classifier_bias + self._constant[removed] @ classifier[removed] if len(removed) else classifier_bias
             return None, {"classifier/kernel": classifier[order], "classifier/bias": bias}
-        assert layer.block is not None
         slope, shift = self._parameters.batch_norm("head_norm")
         kernel = self._parameters.at("head/kernel") * slope
+        if layer.block is None:
+            # Not wrapped: as one of 1x1 blocks that keep everything.
+            product = plan_product(*(np.ones(length, np.int64) for length in kernel.shape), block=1)
+            arrays = {**pack("head", kernel, product), "head/bias": shift}
+            arrays |= {"classifier/kernel": classifier, "classifier/bias": classifier_bias}
+            return HeadPlan("dense", layer.in_channels, layer.in_size, 1, product), arrays
         inputs, outputs = self._in(layer), self._out(layer)
         constant_inputs = np.where(stream.varies, 0.0, self._constant) * (inputs > 0)
         bias = shift + (constant_inputs @ kernel) * (outputs > 0)

@@ -1,8 +1,8 @@
 """Evaluating the layers of a frozen network: the one file that another backend would replace.
 
-Each function takes maps, the layer's arrays, and its static plan. The boundary is `stem`, `block` (`unit` or
-`residual`), `head` and `pointwise`, with `pack` that lays out a product's weights for them; the rest is this backend's
-own.
+Each function takes maps, the layer's arrays, and its static plan. The boundary is `stem`, `block` (`unit`,
+`residual` or `octave`), `head` and `pointwise`, with `pack` that lays out a product's weights for them; the rest is
+this backend's own.
 
 Shape letters: `fdjax.ops.blocks`. Coefficients come first, [n, B, R, S, C], and are scaled so that the first one is the
 block's mean.
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from fdjax.frozen.octave import Maps, OctavePlan, octave
 from fdjax.frozen.plan import (
     BlockPlan,
     ChainPlan,
@@ -299,8 +300,11 @@ def stem(x: jax.Array, arrays: Arrays, plan: StemPlan) -> jax.Array:
     return y if plan.pool_pads is None else max_pool(y, plan.pool_pads)
 
 
-def block(x: jax.Array, arrays: Arrays, plan: BlockPlan) -> jax.Array:
-    """A block of either kind: [B, H, W, C] -> [B, H', W', D]."""
+def block(x: Maps, arrays: Arrays, plan: BlockPlan) -> Maps:
+    """A block of any kind: [B, H, W, C] -> [B, H', W', D], or such maps in two frequencies."""
+    if isinstance(plan, OctavePlan):
+        return octave(x, arrays, plan)
+    assert not isinstance(x, dict)
     return unit(x, arrays, plan) if isinstance(plan, UnitPlan) else residual(x, arrays, plan)
 
 

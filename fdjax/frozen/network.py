@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fdjax.frozen import kernels
+from fdjax.frozen.octave import Maps
 from fdjax.frozen.plan import BlockPlan, NetworkPlan
 
 Arrays = Mapping[str, jax.Array]
@@ -44,11 +45,12 @@ def _stages(plan: NetworkPlan, batch: int) -> list[tuple[int, list[BlockPlan]]]:
     return stages
 
 
-def _in_chunks(function: Callable[[jax.Array], jax.Array], x: jax.Array, images: int) -> jax.Array:
-    if images >= x.shape[0]:
+def _in_chunks(function: Callable[[Maps], Maps], x: Maps, images: int) -> Maps:
+    batch = jax.tree.leaves(x)[0].shape[0]
+    if images >= batch:
         return function(x)
-    y = lax.map(function, x.reshape(-1, images, *x.shape[1:]))
-    return y.reshape(x.shape[0], *y.shape[2:])
+    y = lax.map(function, jax.tree.map(lambda part: part.reshape(-1, images, *part.shape[1:]), x))
+    return jax.tree.map(lambda part: part.reshape(batch, *part.shape[2:]), y)
 
 
 def apply(plan: NetworkPlan, arrays: Arrays, images: jax.Array, *, in_chunks: bool = False) -> jax.Array:
@@ -64,16 +66,17 @@ def apply(plan: NetworkPlan, arrays: Arrays, images: jax.Array, *, in_chunks: bo
     def start(x: jax.Array) -> jax.Array:
         return kernels.stem(x.astype(arrays["stem/kernel"].dtype) - arrays["stem/mean"], arrays, plan.stem)
 
-    x = images
+    x: Maps = images
     stages = _stages(plan, images.shape[0]) if in_chunks else [(1, list(plan.units))]
     for index, (count, units) in enumerate(stages):
 
-        def stage(x: jax.Array, first: bool = index == 0, units: list[BlockPlan] = units) -> jax.Array:
-            x = start(x) if first else x
+        def stage(x: Maps, first: bool = index == 0, units: list[BlockPlan] = units) -> Maps:
+            x = start(jnp.asarray(x)) if first else x
             for unit in units:
                 x = kernels.block(x, arrays, unit)
             return x
 
         x = _in_chunks(stage, x, count) if in_chunks else stage(x)
+    assert not isinstance(x, dict), "the last map is in two frequencies"
     features = x.mean(axis=(1, 2)) if plan.head is None else kernels.head(x, arrays, plan.head)
     return jnp.asarray(features @ arrays["classifier/kernel"] + arrays["classifier/bias"])

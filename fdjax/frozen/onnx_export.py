@@ -18,7 +18,9 @@ import numpy as np
 from fdjax.errors import UserError
 from fdjax.frozen.bench import Peer
 from fdjax.frozen.fold import Frozen, HostArrays
+from fdjax.frozen.octave import OctavePlan
 from fdjax.frozen.plan import (
+    BlockPlan,
     ChainPlan,
     ConvPlan,
     HeadPlan,
@@ -36,9 +38,12 @@ from fdjax.frozen.plan import (
     scaled_basis,
 )
 from fdjax.ops.blocks import num_blocks
+from fdjax.ops.octave import FREQUENCIES, product_name
 
 INPUT, OUTPUT = "images", "logits"
 _OPSET, _IR_VERSION = 17, 9
+# Between the blocks of an octave network a map may be in two frequencies.
+Maps = str | dict[str, str]
 
 
 def _onnx_pads(pads: Pads) -> list[int]:
@@ -131,11 +136,12 @@ class _Exporter:
         kernel = arrays["stem/kernel"].transpose(3, 2, 0, 1)
         strides, pads = [stem.stride] * 2, _onnx_pads(stem.pads)
         x = graph.conv(x, kernel, arrays["stem/bias"], strides=strides, pads=pads)
-        x = graph.relu6(x) if stem.relu6 else graph.op("Relu", x)
+        x: Maps = graph.relu6(x) if stem.relu6 else graph.op("Relu", x)
         if stem.pool_pads is not None:
             x = graph.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=_onnx_pads(stem.pool_pads))
         for unit in self.plan.units:
-            x = self._unit(x, unit) if isinstance(unit, UnitPlan) else self._residual(x, unit)
+            x = self._block(x, unit)
+        assert isinstance(x, str), "the last map is in two frequencies"
         if self.plan.head is None:
             features = graph.op("Flatten", graph.op("GlobalAveragePool", x))
         else:
@@ -247,6 +253,55 @@ class _Exporter:
         return pieces
 
     # Layers
+
+    def _block(self, x: Maps, plan: BlockPlan) -> Maps:
+        if isinstance(plan, OctavePlan):
+            made = self._octave({"high": x} if isinstance(x, str) else x, plan)
+            return made if "low" in made else made["high"]
+        assert isinstance(x, str)
+        return self._unit(x, plan) if isinstance(plan, UnitPlan) else self._residual(x, plan)
+
+    def _octave(self, maps: dict[str, str], plan: OctavePlan) -> dict[str, str]:
+        graph, arrays = self.graph, self.arrays
+        y = self._octave_pointwise(maps, f"{plan.name}/expand") if plan.has_expand else maps
+        wide = {}
+        for frequency, channels in zip(FREQUENCIES, plan.wide, strict=True):
+            if channels:
+                name = f"{plan.name}/depthwise/{frequency}"
+                sides = (length if frequency == "high" else length // 2 for length in plan.in_size)
+                rows, columns = (conv_pads(length, plan.stride, plan.window, plan.padding) for length in sides)
+                made = graph.conv(
+                    graph.relu6(y[frequency]),
+                    arrays[name].transpose(2, 0, 1)[:, None],
+                    arrays[f"{name}_bias"],
+                    strides=[plan.stride] * 2,
+                    pads=_onnx_pads((rows, columns)),
+                    group=channels,
+                )
+                wide[frequency] = graph.relu6(made)
+        y = self._octave_pointwise(wide, f"{plan.name}/project")
+        return {name: graph.op("Add", maps[name], z) for name, z in y.items()} if plan.residual else y
+
+    def _octave_pointwise(self, maps: dict[str, str], name: str) -> dict[str, str]:
+        graph, made = self.graph, {}
+        for target in FREQUENCIES:
+            parts = []
+            for source in FREQUENCIES:
+                kernel = self.arrays.get(f"{name}/{product_name(source, target)}")
+                if kernel is None:
+                    continue
+                y = maps[source]
+                if (source, target) == ("high", "low"):
+                    y = graph.op("AveragePool", y, kernel_shape=[2, 2], strides=[2, 2])
+                y = graph.product(y, kernel)
+                if (source, target) == ("low", "high"):
+                    # Each pixel at twice the sides; no region of interest.
+                    how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+                    y = graph.op("Resize", y, "", graph.constant([1, 1, 2, 2]), **how)
+                parts.append(y)
+            if parts:
+                made[target] = graph.bias(graph.add(parts), self.arrays[f"{name}/{target}_bias"])
+        return made
 
     def _unit(self, x: str, plan: UnitPlan) -> str:
         graph = self.graph

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from fdjax.frozen.octave import OctavePlan
 from fdjax.ops.blocks import num_blocks
 from fdjax.ops.dct import dct_basis
 from fdjax.ops.depthwise import conv_pads
@@ -424,7 +425,7 @@ class HeadPlan:
         return self.product.macs(self.size, self.block) + segment_macs(segments, self.size, self.block)
 
 
-BlockPlan = UnitPlan | ResidualPlan
+BlockPlan = UnitPlan | ResidualPlan | OctavePlan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -471,6 +472,8 @@ class NetworkPlan:
         def unit(fields: Mapping[str, Any]) -> BlockPlan:
             if "chains" in fields:
                 return UnitPlan(**{**fields, "chains": tuple(map(chain, fields["chains"]))})
+            if "wide" in fields:
+                return OctavePlan(**fields)
             projection = ConvPlan(**fields["projection"]) if fields["projection"] else None
             return ResidualPlan(**{**fields, "layers": tuple(map(layer, fields["layers"])), "projection": projection})
 
