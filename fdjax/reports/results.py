@@ -23,7 +23,7 @@ _SHOWN = {
     "model.name", "model.width", "data.name", "data.path", "data.train_limit", "learn.sides", "learn.tied",
     "learn.stage_masks",
     "learn.levels", "learn.penalty", "learn.block", "learn.block_by_map", "learn.block_by_layer", "learn.target_macs",
-    "learn.target_convention", "distill.weight",
+    "learn.target_convention", "distill.weight", "model.octave", "model.octave_maps",
 }  # fmt: skip
 _NONE = "–"
 
@@ -129,8 +129,11 @@ class Result:
 
     @property
     def network_words(self) -> str:
-        """The network and its width."""
-        return f"{self.network} at width {self.width:g}"
+        """The network, its width, and its share of low channels if there are any."""
+        words, model = f"{self.network} at width {self.width:g}", self.config.model
+        if not model.octave:
+            return words
+        return f"{words}, octave {model.octave:g}{' in wide maps' if model.octave_maps == 'wide' else ''}"
 
     @property
     def data_words(self) -> str:
