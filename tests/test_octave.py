@@ -485,9 +485,9 @@ def test_a_run_from_training_to_a_frozen_network(tmp_path, quick_runs) -> None:
     assert found["top1"] == summary["top1"] and found["masked"]["relative_error"] < 1e-4
     table, page = str(tmp_path / "table"), str(tmp_path / "page.html")
     assert fdjax_command(["bench", "--frozen", frozen, "--layers", "--json", report]) == 0
-    layers = json.loads(Path(report).read_text())["layers"]
+    layers = json.loads(Path(report).read_text())["layers"]["1"]
     assert [layer["name"] for layer in layers] == [*(f"block{index:02d}" for index in range(4)), "head"]
     assert all(layer["frozen_ms"] > 0 and layer["macs"] == layer["dense_macs"] for layer in layers)
     assert fdjax_command(["results", "--workdir", run, "--out", table]) == 0
-    assert "model.octave 0.25" in (Path(table) / "table.md").read_text()
+    assert "mobilenetv2_small at width 0.5, octave 0.25" in (Path(table) / "table.md").read_text()
     assert fdjax_command(["report", "--workdir", run, "--out", page]) == 0
