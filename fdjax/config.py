@@ -172,9 +172,8 @@ class ModelConfig(_Checked):
     octave: float = 0.0
     """MobileNetV2, EfficientNet-Lite0: share, 0 to below 1, of each map's channels that run at half resolution (octave
     convolution: a baseline, of which nothing has masks); 0: off."""
-    octave_maps: Literal["all", "wide"] = "all"
-    """With octave: all maps have such channels, or only the wide ones inside of blocks, as Oct-MobileNetV2 is
-    published."""
+    octave_maps: Literal["wide", "all"] = "wide"
+    """With octave: only the wide maps inside of blocks have such channels, as Oct-MobileNetV2 is published, or all."""
     batch_norm_epsilon: float = 1e-5
     """Added to the variance in every batch norm (PyTorch's custom; TensorFlow's is 1e-3)."""
     padding: Literal["same", "torch"] = "same"

@@ -145,7 +145,7 @@ class OctaveMobileNet(MobileNet):
     """
 
     octave: float = 0.5
-    octave_maps: str = "all"
+    octave_maps: str = "wide"
 
     def octave_blocks(self, size: Size) -> Iterator[OctaveBlockPlan]:
         """The blocks, in order, for maps of `size` after the stem."""
@@ -191,8 +191,8 @@ class OctaveMobileNet(MobileNet):
         assert self.head_channels is not None
         layers.append(LayerSpec("head", "pointwise", size, size, channels, self.head_channels))
         spec = self.network_spec(input_shape, count_classifier, layers)
-        wide = "_wide" if self.octave_maps == "wide" else ""
-        return dataclasses.replace(spec, name=f"{self.variant}_octave{self.octave:g}{wide}")
+        everywhere = "_all" if self.octave_maps == "all" else ""
+        return dataclasses.replace(spec, name=f"{self.variant}_octave{self.octave:g}{everywhere}")
 
     def _block_layers(self, plan: OctaveBlockPlan) -> Iterator[LayerSpec]:
         block = plan.block

@@ -133,7 +133,7 @@ class Result:
         words, model = f"{self.network} at width {self.width:g}", self.config.model
         if not model.octave:
             return words
-        return f"{words}, octave {model.octave:g}{' in wide maps' if model.octave_maps == 'wide' else ''}"
+        return f"{words}, octave {model.octave:g}{' in all maps' if model.octave_maps == 'all' else ''}"
 
     @property
     def data_words(self) -> str:

@@ -128,6 +128,7 @@ def runs() -> list[Run]:
     found.append(Run("resolution/size24_half", f"--seed 0 {flags}", "resolution/size24"))
     flags = "--seed 0 --phases pretrain refine --refine.epochs 7"
     found.extend(Run(f"width/width{width}", f"{flags} --model.width {width}") for width in (0.2, 0.1))
+    found.append(Run("octave/octave0.5", f"{flags} --model.octave 0.5"))
     # Filters of ResNet-20.
     resnet = "configs/cifar10_resnet110.py"
     pretrain = "--pretrain.epochs 4 --pretrain.schedule cosine"
