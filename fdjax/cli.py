@@ -14,13 +14,13 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from fdjax import runtime
-from fdjax.cli_arguments import flag_value
+from fdjax.cli_arguments import config_given, flag_value
 from fdjax.cli_data import data_command
 from fdjax.cli_import import import_command
 from fdjax.cli_profile import profile_command, prune_command
 from fdjax.cli_report import report_command
 from fdjax.cli_sweep import sweep_command
-from fdjax.config import Config, load_config
+from fdjax.config import Config
 from fdjax.errors import UserError, reports_user_errors, suggestion
 from fdjax.output_files import check_file_target, check_json_target, write_report
 
@@ -58,17 +58,15 @@ class TrainArguments:
 def train_command(arguments: Sequence[str] | None = None) -> int:
     """`train.py`."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    path = flag_value(given, "train.py")
     asks_for_help = bool({"-h", "--help"} & set(given))
-    if path is None and not asks_for_help:
+    if flag_value(given, "train.py") is None and not asks_for_help:
         raise UserError("--config FILE is missing: python train.py --config configs/quickstart.py --workdir DIR")
-    defaults = load_config(path) if path is not None else Config()
     required: Any = tyro.MISSING
     parsed = tyro.cli(
         TrainArguments,
         prog="train.py",
         args=given,
-        default=TrainArguments(config=path or required, workdir=required, settings=defaults),
+        default=TrainArguments(config=required, workdir=required, settings=config_given(given, "train.py")),
     )
     check_json_target(parsed.json)
     for name, value in (("profile", parsed.profile), ("connect-timeout", parsed.connect_timeout)):
@@ -165,12 +163,11 @@ class MacsArguments:
 
 def macs_command(arguments: Sequence[str]) -> int:
     """`fdjax macs`."""
-    path = flag_value(arguments, "fdjax macs")
     parsed = tyro.cli(
         MacsArguments,
         prog="fdjax macs",
         args=arguments,
-        default=MacsArguments(settings=load_config(path) if path else Config()),
+        default=MacsArguments(settings=config_given(arguments, "fdjax macs")),
     )
     check_json_target(parsed.json)
     if (parsed.config is None) == (parsed.checkpoint is None):

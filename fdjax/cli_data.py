@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from fdjax.config import Config, load_config
+from fdjax.cli_arguments import config_given
+from fdjax.config import Config
 from fdjax.errors import UserError, suggestion
 from fdjax.output_files import check_json_target, write_report
 
@@ -135,12 +135,11 @@ class SheetArguments:
 def sheet_command(arguments: Sequence[str]) -> int:
     """`fdjax data sheet`."""
     given: Any = tyro.MISSING
-    path = next((value for flag, value in pairwise(arguments) if flag == "--config"), None)
     parsed = tyro.cli(
         SheetArguments,
         prog="fdjax data sheet",
         args=arguments,
-        default=SheetArguments(config=given, out=given, settings=load_config(path) if path else Config()),
+        default=SheetArguments(config=given, out=given, settings=config_given(arguments, "fdjax data sheet")),
     )
     for flag, number in (("images", parsed.images), ("times", parsed.times)):
         if number < 1:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from fdjax.cli_arguments import flag_value
-from fdjax.config import Config, load_config
+from fdjax.cli_arguments import config_given
+from fdjax.config import Config
 from fdjax.errors import UserError
 from fdjax.output_files import check_json_target, write_report
 
@@ -52,18 +52,17 @@ class ImportArguments:
 
 def import_command(arguments: Sequence[str]) -> int:
     """`fdjax import`."""
-    path = flag_value(arguments, "fdjax import")
     required: Any = tyro.MISSING
     parsed = tyro.cli(
         ImportArguments,
         prog="fdjax import",
         args=arguments,
         default=ImportArguments(
-            config=path or required,
+            config=required,
             format=required,
             weights=required,
             out=required,
-            settings=load_config(path) if path else Config(),
+            settings=config_given(arguments, "fdjax import"),
         ),
     )
     check_json_target(parsed.json)

@@ -140,6 +140,35 @@ def test_a_workdir_that_is_not_this_runs_is_left_alone(tmp_path, capsys):
     assert (tmp_path / "other" / "config.json").read_text() == "{}"
 
 
+@pytest.mark.parametrize("flag", ["--config={file}", "--config {file}"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train"],
+        ["macs"],
+        ["import", "--format", "timm", "--weights", "w.pth"],
+        ["data", "sheet"],
+    ],
+    ids=" ".join,
+)
+def test_every_command_reads_its_config_in_both_spellings(tmp_path, capsys, command, flag):
+    (tmp_path / "config.py").write_text("raise ValueError('this very file')")
+    given = [*command[1:], *flag.format(file=tmp_path / "config.py").split(), "--out", str(tmp_path / "out.png")]
+    with pytest.raises(SystemExit) as stop:
+        train_command(given) if command == ["train"] else fdjax_command([command[0], *given])
+    assert stop.value.code == 2
+    assert "ValueError: this very file" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["config.py"]
+
+
+@pytest.mark.parametrize("flags", [["--config="], ["--config", ""]])
+def test_an_empty_config_path_is_not_the_default_config(capsys, flags):
+    with pytest.raises(SystemExit) as stop:
+        fdjax_command(["macs", *flags])
+    assert stop.value.code == 2
+    assert "no config file ''" in capsys.readouterr().err
+
+
 def test_blocks_are_given_as_pairs_of_flags(capsys):
     pairs = ["--learn.block-by-map", "14", "7", "7", "1", "--learn.block-by-layer", "head", "7"]
     assert fdjax_command(["macs", "--config", QUICKSTART, *pairs]) == 0
