@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from fdjax.checkpoint import CHECKPOINT_FOLDER, Checkpoints
@@ -27,13 +28,19 @@ CONFIG = Config(
 
 
 def write_checkpoint(workdir: Path, phase_name: str, phase_step: int | None = None, released=()) -> Path:
-    """Writes the checkpoint of a run that is in the named phase: at `phase_step` of it, or at its end."""
+    """Writes the checkpoint of a run that is in the named phase: at `phase_step` of it, or at its end.
+
+    Masks are random from the phase on that learns them: soft in it, rounded afterwards.
+    """
     shape, classes = describe_source(CONFIG.data.name)
     network, spec = build_network(CONFIG, shape, len(classes))
     spec = dataclasses.replace(spec, input_mean=(73.0,), input_std=(90.0,), class_names=classes)
     phase = next(phase for phase in plan_phases(CONFIG, STEPS_PER_EPOCH) if phase.name == phase_name)
     counts = random_counts(spec, 1, (1,)) if phase.hard else spec.full_counts()
     fcmask = {path: counts_to_fcmask(count, spec.mask_sizes[path][1]) for path, count in counts.items()}
+    if phase.learns_masks:
+        rng = np.random.default_rng(1)
+        fcmask = {path: rng.uniform(0, 1, len(mask)).astype(np.float32) for path, mask in fcmask.items()}
     variables = {**random_variables(network, spec, 0), "fcmask": unflatten_dict(fcmask, sep="/")}
     done = Past(released=list(released), masks_learned=phase.hard, dense_top1=0.5)
     step = phase.steps if phase_step is None else phase_step

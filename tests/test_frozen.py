@@ -6,7 +6,7 @@ import itertools
 import json
 
 import hypothesis.strategies as st
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 from flax.core import FrozenDict
@@ -17,9 +17,9 @@ from fdjax.frozen.kernels import pack, pointwise
 from fdjax.frozen.plan import plan_product
 from fdjax.nn import MobileNet
 from fdjax.ops.macs import depthwise_macs
-from fdjax.ops.pointwise import masked_pointwise
 from fdjax.spec import network_macs
 from tests.frozen_networks import (
+    HASTE,
     frozen_logits,
     masked_logits,
     random_counts,
@@ -28,6 +28,7 @@ from tests.frozen_networks import (
     relative_error,
     with_preprocessing,
 )
+from tests.scipy_pointwise import prefix_mask, scipy_masked
 
 MEANS = (1,)
 
@@ -212,14 +213,15 @@ def test_large_batches_a_few_images_at_a_time(monkeypatch) -> None:
 def test_one_layer_equals_the_masked_one(block, input_counts, output_counts, size) -> None:
     num_coefs, rng = block**2, np.random.default_rng(len(input_counts))
     inputs, outputs = (np.minimum(counts, num_coefs) for counts in (input_counts, output_counts))
-    x = jnp.asarray(rng.normal(size=(2, *size, len(inputs))), jnp.float32)
+    x = rng.normal(size=(2, *size, len(inputs))).astype(np.float32)
     kernel = rng.normal(size=(len(inputs), len(outputs))).astype(np.float32)
-    masks = [jnp.asarray(np.arange(num_coefs)[:, None] < counts, jnp.float32) for counts in (inputs, outputs)]
-    expected = masked_pointwise(x, jnp.asarray(kernel), block, *masks)
+    masks = [prefix_mask(counts, block) for counts in (inputs, outputs)]
+    expected = np.stack([scipy_masked(image, kernel, block, *masks) for image in x])
     orders = [np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)] for counts in (inputs, outputs)]
     plan = plan_product(inputs[orders[0]], outputs[orders[1]], block, tuple(map(int, orders[0])))
-    found = pointwise(x, pack("layer", kernel[np.ix_(*orders)], plan), "layer", plan, block)
-    np.testing.assert_allclose(found, np.asarray(expected)[..., orders[1]], atol=2e-5)
+    packed = pack("layer", kernel[np.ix_(*orders)], plan)
+    found = jax.jit(lambda x: pointwise(x, packed, "layer", plan, block), compiler_options=HASTE)(x)
+    np.testing.assert_allclose(found, expected[..., orders[1]], atol=2e-5)
 
 
 def test_bands_that_are_many_become_few_products() -> None:

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.fft
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
 from fdjax.ops import BandPlan, banded_pointwise, dense_pointwise, masked_pointwise, plan_bands
+from tests.scipy_pointwise import prefix_mask, scipy_masked
 
 # (H, W), K, C, D: maps that the block divides and others; layers that widen and that narrow; one block a map.
 CASES = (
@@ -26,39 +26,6 @@ CASES = (
     ((3, 3), 1, 4, 5),
     ((5, 5), 5, 3, 2),
 )
-
-
-def frequencies(block: int) -> list[tuple[int, int]]:
-    """The zigzag order: by anti-diagonal, odd ones downwards."""
-    cells = [(i, j) for i in range(block) for j in range(block)]
-    return sorted(cells, key=lambda ij: (ij[0] + ij[1], ij[0] if (ij[0] + ij[1]) % 2 else -ij[0]))
-
-
-def scipy_masked(x, kernel, block: int, input_mask=None, output_mask=None) -> np.ndarray:
-    """x [H, W, C] -> [H, W, D] with masks [N, C] and [N, D], by scipy, in float64, one block at a time."""
-
-    def grid(mask, channels: int) -> np.ndarray:
-        weights = np.ones((block, block, channels))
-        if mask is not None:
-            for n, frequency in enumerate(frequencies(block)):
-                weights[frequency] = mask[n]
-        return weights
-
-    height, width, channels = x.shape
-    kernel = np.asarray(kernel, np.float64)
-    x = np.pad(np.asarray(x, np.float64), ((0, -height % block), (0, -width % block), (0, 0)), mode="edge")
-    out = np.zeros((*x.shape[:2], kernel.shape[1]))
-    for i in range(0, x.shape[0], block):
-        for j in range(0, x.shape[1], block):
-            here = np.s_[i : i + block, j : j + block]
-            coefs = scipy.fft.dctn(x[here], axes=(0, 1), norm="ortho") * grid(input_mask, channels)
-            coefs = coefs @ kernel * grid(output_mask, kernel.shape[1])
-            out[here] = scipy.fft.idctn(coefs, axes=(0, 1), norm="ortho")
-    return out[:height, :width]
-
-
-def prefix_mask(counts, block: int) -> np.ndarray:
-    return (np.arange(block**2)[:, None] < np.asarray(counts)).astype(np.float32)
 
 
 def layer(size, channels: int, features: int, leading=(), seed: int = 0):
