@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from fdjax.config import ComputeConfig
+from fdjax.data import TrainingOrder
 from fdjax.training.devices import Devices
 from fdjax.training.feed import Feed
+from fdjax.training.phases import plan_phases
+from fdjax.training.programs import chunks_of
 from fdjax.training.run import train
 from tests.tiny_run import PHASES, get_config
 
@@ -52,24 +55,23 @@ def test_figures_do_not_depend_on_how_steps_are_fed(plain, tmp_path, compute):
             assert record.get(name) == (pytest.approx(other[name], rel=1e-3) if name in other else None)
 
 
-def chunks_of(steps_per_dispatch: int, phase: str, begin: int, tmp_path) -> list[tuple]:
+def chunks(steps_per_dispatch: int, phase: str, begin: int) -> list[tuple]:
     """The chunks of a phase of a run that alternates, as (first step, steps, program, examples)."""
-    from fdjax.data import load_dataset
-    from fdjax.training.run import _Run
-
     config = dataclasses.replace(get_config(), phases=PHASES)
-    run = _Run(config, tmp_path / "none", load_dataset(config.data.name), Devices(local=1), None, None)
-    plan = next(p for p in run.phases if p.name == phase)
+    order = TrainingOrder(config.seed, np.arange(9000), config.data.batch_size)
+    plan = next(p for p in plan_phases(config, order.per_epoch) if p.name == phase)
     # A stop every three steps, such as a record or a checkpoint.
-    made = run._chunks(plan, begin, lambda step: step % 3 == 0 or step == plan.steps, steps_per_dispatch)
+    made = chunks_of(
+        config, plan, begin, lambda step: step % 3 == 0 or step == plan.steps, steps_per_dispatch, order.rows
+    )
     return [(chunk.first, chunk.steps, chunk.key, rows) for chunk, rows in made]
 
 
 @pytest.mark.parametrize("begin", [0, 2])
 @pytest.mark.parametrize("phase", ["pretrain", "alternate"])
-def test_chunks_cover_a_phase_and_end_at_stops_and_changes_of_program(tmp_path, phase, begin):
-    single = chunks_of(1, phase, begin, tmp_path)
-    several = chunks_of(4, phase, begin, tmp_path)
+def test_chunks_cover_a_phase_and_end_at_stops_and_changes_of_program(phase, begin):
+    single = chunks(1, phase, begin)
+    several = chunks(4, phase, begin)
     assert [first for first, *_ in single] == list(range(begin, get_config().pretrain.steps or 0))
     assert all(steps == 1 == len(rows) for _, steps, _, rows in single)
     at = begin

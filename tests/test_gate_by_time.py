@@ -11,7 +11,7 @@ from flax.traverse_util import unflatten_dict
 from fdjax.config import LearnConfig
 from fdjax.errors import UserError
 from fdjax.frozen.choice import Stopwatch
-from fdjax.training import run
+from fdjax.training import checks, rounding
 from fdjax.training.build import hard_masks, hard_masks_by_time
 from fdjax.training.run import train
 from tests.frozen_checkpoints import CONFIG, write_checkpoint
@@ -66,7 +66,7 @@ def test_where_nothing_is_slower_it_is_the_gate_by_macs():
 
 def test_a_run_refines_what_the_gate_by_time_left(tmp_path, monkeypatch, capsys, quick_runs):
     monkeypatch.setattr(FakeStopwatch, "slower", frozenset({"block01"}))
-    monkeypatch.setattr(run, "Stopwatch", FakeStopwatch)
+    monkeypatch.setattr(rounding, "Stopwatch", FakeStopwatch)
     learned = write_checkpoint(tmp_path / "learned", "learn")
     config = dataclasses.replace(
         CONFIG,
@@ -87,7 +87,7 @@ def test_a_run_refines_what_the_gate_by_time_left(tmp_path, monkeypatch, capsys,
 
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(run.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(checks.jax, "process_count", lambda: 2)
     base = get_config()
     config = dataclasses.replace(base, learn=dataclasses.replace(base.learn, gate="time"))
     with pytest.raises(UserError, match="several processes would measure different times"):

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fdjax import runtime
 from fdjax.checkpoint import CHECKPOINT_FOLDER, Checkpoints, find_checkpoint
-from fdjax.config import MASK_PHASES, Config, WeightPhaseConfig, continuation_problem
+from fdjax.config import Config, continuation_problem
 from fdjax.data import (
     Dataset,
     RandomResizedCrop,
@@ -26,35 +24,35 @@ from fdjax.data import (
     training_statistics,
 )
 from fdjax.errors import UserError
-from fdjax.frozen.choice import Stopwatch
-from fdjax.nn import FCMASK, FrequencyNetwork
-from fdjax.pruning import HardMasks, mac_ratio
-from fdjax.pruning.expected import expected_ratio
+from fdjax.nn import FCMASK
+from fdjax.pruning import mac_ratio
 from fdjax.spec import NetworkMacs, network_macs
-from fdjax.training.build import (
-    build_network,
-    check_maskable,
-    collection_of,
-    counts_of,
-    flat_masks,
-    hard_masks,
-    hard_masks_by_time,
-    hard_network,
+from fdjax.training.build import build_network, collection_of
+from fdjax.training.checks import (
+    check_beginning,
+    check_gate,
+    check_init,
+    check_same_data,
+    check_steps_done,
+    check_target,
+    check_teacher,
+    phases_done,
 )
-from fdjax.training.calibrate import calibration_sample, measure_level_losses
 from fdjax.training.compilation import tidy_after_compilations
-from fdjax.training.controller import first_lambda, next_lambda
+from fdjax.training.controller import first_lambda
 from fdjax.training.datasets import open_data
 from fdjax.training.devices import Devices, to_host
-from fdjax.training.feed import Dispatch, Feed, Waiting
+from fdjax.training.feed import Feed, Waiting
+from fdjax.training.mask_control import MaskControl
 from fdjax.training.measure import Measurements
 from fdjax.training.optimizers import optimizers_for
-from fdjax.training.phases import Phase, has_teacher, phase_settings, plan_phases
+from fdjax.training.phases import Phase, has_teacher, plan_phases
 from fdjax.training.profile import Trace
+from fdjax.training.programs import chunks_of, make_programs
 from fdjax.training.progress import Progress
 from fdjax.training.restore import Past, Restored, restore
+from fdjax.training.rounding import Rounding
 from fdjax.training.state import TrainState, create_state, init_variables, new_controller
-from fdjax.training.steps import labels_alone, make_distillation, make_mask_step, make_prepare, make_weight_step
 from fdjax.training.summary import describe, evaluation_summary, versions
 from fdjax.training.workdir import (
     CONFIG_FILE,
@@ -70,18 +68,8 @@ from fdjax.training.workdir import (
 _CONTROL_TICKS = 50
 _RECORD_EVERY = 20
 _PROFILE_FOLDER = "profile"
-# Offsets from targets above are told as from this one.
-_HIGHEST_TARGET = 0.95
 # How far from the target, relatively, a network may land without a warning.
 _TOLERANCE = 0.02
-
-
-class _Chunk(NamedTuple):
-    """Steps that one dispatch does: from step `first` of the phase on, all by the program `key`."""
-
-    first: int
-    steps: int
-    key: Hashable
 
 
 class _Run:
@@ -126,10 +114,8 @@ class _Run:
             validation=(take_rows(dataset.train_images, validation), dataset.train_labels[validation]),
             devices=devices,
         )
-        learn = config.learn
-        self._expected_ratio = jax.jit(
-            lambda masks: expected_ratio(self.spec, masks, learn.counts_below_whole, learn.target_convention)
-        )
+        self.rounding = Rounding(config, self.network, self.spec, self.train_images, self.train_indices, devices)
+        self.control = MaskControl(config.learn, self.spec, devices)
         self.done = Past(num_train=len(dataset.train_labels))
         # Once, at the beginning: the checkout may change while the run goes on.
         self.versions = versions()
@@ -143,101 +129,24 @@ class _Run:
         Raises:
           UserError: they do not fit, there is nothing to mask, or the target cannot be met.
         """
-        self._check_target()
-        if self.config.learn.gate == "time" and jax.process_count() > 1:
-            raise UserError(
-                "learn.gate is 'time', and several processes would measure different times; give --learn.gate macs, or "
-                "learn in one process"
-            )
+        check_target(self.config.learn, self.spec, self.phases)
+        check_gate(self.config.learn)
         if self.resumed is not None:
-            self._check_resumed(self.resumed)
-            return
-        if self.init is None:
-            if self.config.data.unlabelled is not None:
-                raise UserError("data.unlabelled has no labels to pretrain with: give --init DIR, a trained network")
-            if self.config.phases[0] != "pretrain":
-                raise UserError(
-                    f"phases begin with {self.config.phases[0]!r}, which needs trained weights: begin with 'pretrain', "
-                    "or give --init DIR, a run or imported checkpoint to start from"
-                )
-            return
-        finished = self.init.finished_phases()
-        shapes = [[(layer.name, layer.kind, layer.in_channels, layer.out_channels, layer.window, layer.stride)
-                   for layer in spec.layers] for spec in (self.spec, self.init.spec)]  # fmt: skip
-        if shapes[0] != shapes[1]:
-            other = next((pair for pair in zip(*shapes, strict=False) if pair[0] != pair[1]), None)
-            detail = f": layer {other[1][0]} there, {other[0][0]} here differ" if other else ""
-            raise UserError(
-                f"--init holds {self.init.spec.name} for {self.init.spec.num_classes} classes, which does not fit "
-                f"{self.spec.name} for {self.spec.num_classes} classes{detail}"
-            )
-        own, theirs = ((spec.padding, spec.batch_norm_epsilon) for spec in (self.spec, self.init.spec))
-        if own != theirs:
-            raise UserError(
-                f"--init was trained with padding {theirs[0]!r} and batch norm epsilon {theirs[1]}, and the config has "
-                f"{own[0]!r} and {own[1]}: add --model.padding {theirs[0]} --model.batch-norm-epsilon {theirs[1]}"
-            )
-        masked = any(name in MASK_PHASES for name in [*finished, self.init.phase.name])
-        if (masked or self.init.done.masks_learned) and self.spec.mask_sizes != self.init.spec.mask_sizes:
-            raise UserError(
-                "--init has masks of other settings (sides, tied, stage_masks or block); give it the same "
-                "ones, or start from a run that has only pretrained"
-            )
-        self.done.inherited = finished
-        same = [mine == theirs for mine, theirs in zip(self.config.phases, finished, strict=False)]
-        skipped = same.index(False) if False in same else len(same)
-        if skipped == len(self.phases):
-            raise UserError(
-                f"--init has already done {', '.join(self.config.phases)}; ask for a further phase, or name only the "
-                "phases to do again (--phases learn refine)"
-            )
-        self._skip(skipped)
-        first = self.phases[0]
-        if has_teacher(self.config, first) and not self.init.state.teacher and self.init.weights_adapted:
-            raise UserError(
-                f"distill.weight is {self.config.distill.weight:g}, but --init, a run that ends in "
-                f"{self.init.phase.name}, has trained its weights under masks and holds no unpruned network to learn "
-                "from; start from a run that has done no more than pretrain and learn, or from one that was itself run "
-                "with distill.weight above 0, or give --distill.weight 0"
-            )
+            check_same_data(self.workdir, self.spec, self.done.num_train, self.resumed)
+            self._skip(self.resumed.done.skipped)
+            check_steps_done(self.workdir, self.phases, self.resumed)
+        elif self.init is None:
+            check_beginning(self.config)
+        else:
+            check_init(self.spec, self.init)
+            self.done.inherited = self.init.finished_phases()
+            self._skip(phases_done(self.config, self.done.inherited))
+            check_teacher(self.config, self.phases[0], self.init)
 
     def _skip(self, count: int) -> None:
         first = self.phases[count].start
         self.phases = tuple(dataclasses.replace(phase, start=phase.start - first) for phase in self.phases[count:])
         self.done.skipped = count
-
-    def _check_target(self) -> None:
-        learn = self.config.learn
-        if not any(phase.learns_masks for phase in self.phases):
-            return
-        check_maskable(self.spec)
-        if learn.target_macs is None:
-            return
-        nothing = {path: np.zeros_like(count) for path, count in self.spec.full_counts().items()}
-        floor = mac_ratio(network_macs(self.spec, nothing), learn.target_convention)
-        if learn.target_macs <= floor:
-            raise UserError(
-                f"learn.target_macs is {learn.target_macs:g}, but with every masked channel removed {floor:.3f}x of "
-                "the MACs remain; ask for more, or mask more (learn.sides both)"
-            )
-
-    def _check_resumed(self, resumed: Restored) -> None:
-        spec, done = resumed.spec, resumed.done
-        if (self.spec.input_shape, self.spec.class_names, self.done.num_train) != (
-            spec.input_shape, spec.class_names, done.num_train,
-        ):  # fmt: skip
-            raise UserError(
-                f"the run in {self.workdir} was begun on {done.num_train:,} training images of {spec.input_shape} and "
-                f"{spec.num_classes} classes; the data now hold {self.done.num_train:,} of {self.spec.input_shape} and "
-                f"{self.spec.num_classes} classes, or classes of other names"
-            )
-        self._skip(done.skipped)
-        asked = next(phase for phase in self.phases if phase.name == resumed.phase.name)
-        if asked.steps < resumed.phase_step:
-            raise UserError(
-                f"the run in {self.workdir} has done {resumed.phase_step:,} steps of {asked.name}, more than the "
-                f"{asked.steps:,} asked for; give it as many or more"
-            )
 
     def announce(self) -> None:
         """Says what the run will do."""
@@ -310,7 +219,7 @@ class _Run:
     def _enter(self, state: TrainState, phase: Phase, *, soft_before: bool) -> TrainState:
         """What happens between phases; a pure function of the state before, so that a resumed run repeats it."""
         if phase.hard and soft_before:
-            hard = self._round(state)
+            hard = self.rounding.round(state, self.done)
             self.done.released, self.done.level_losses = list(hard.released), {}
             state = state.replace(fcmask=jax.tree.map(jnp.asarray, collection_of(self.spec, hard.counts)))
         if has_teacher(self.config, phase):
@@ -330,28 +239,6 @@ class _Run:
             lambda_=jnp.asarray(lambda_, jnp.float32),
             controller=new_controller(),
         )
-
-    def _measure_level_losses(self, state: TrainState) -> dict[str, list[list[float]]]:
-        learn = self.config.learn
-        if learn.rounding == "nearest":
-            return {}
-        images = self.train_images[calibration_sample(self.train_indices, self.config.seed)]
-        return measure_level_losses(self.network, self.spec, to_host(state), learn.counts_below_whole, images)
-
-    def _round(self, state: TrainState) -> HardMasks:
-        learn, to_target, fcmask = self.config.learn, self.done.masks_learned, state.fcmask
-        # Masks that have not been learned are all 1; those of a run given by --init come without losses.
-        losses = (self.done.level_losses or self._measure_level_losses(state)) if to_target else None
-        if learn.gate != "time" or not to_target:
-            return hard_masks(learn, self.spec, fcmask, to_target=to_target, losses=losses)
-        # Times are kept on disk: a run that is resumed from before this point comes to the same.
-        stopwatch = Stopwatch(learn.gate_batch, runtime.times_cache_dir())
-        hard = hard_masks_by_time(learn, self.spec, fcmask, stopwatch, to_target=to_target, losses=losses)
-        by_macs = hard_masks(learn, self.spec, fcmask, to_target=to_target, losses=losses).released
-        slower = ", ".join(name for name in hard.released if name not in by_macs) or "nothing"
-        if self.devices.is_writer:
-            print(f"gate: {slower} released for being slower pruned; {hard.macs.ratio:.3f}x MACs", flush=True)
-        return hard
 
     def run_phases(self, state: TrainState, index: int, phase_step: int) -> TrainState:
         """Runs from there to the end."""
@@ -392,71 +279,8 @@ class _Run:
             part=self.devices.local_part(data.batch_size),
         )
 
-    def _network_for(self, phase: Phase, state: TrainState) -> FrequencyNetwork:
-        if phase.learns_masks:
-            return dataclasses.replace(self.network, mode="soft")
-        if phase.hard:
-            return hard_network(self.network, self.spec, counts_of(self.spec, state.fcmask))
-        return dataclasses.replace(self.network, mode="off")
-
-    def _make_programs(self, phase: Phase, state: TrainState, feed: Feed) -> dict[Hashable, Dispatch]:
-        network = self._network_for(phase, state)
-        data, settings = self.config.data, phase_settings(self.config, phase.name)
-        prepare = make_prepare(
-            self.spec,
-            data.crop_padding,
-            data.flip,
-            self.config.model.precision,
-            jitter=data.jitter,
-            cutout=data.cutout,
-            erase=data.erase,
-        )
-        weight_opt, mask_opt = optimizers_for(self.config, phase)
-        objective = labels_alone
-        if has_teacher(self.config, phase):
-            objective = make_distillation(dataclasses.replace(self.network, mode="off"), self.config.distill)
-        programs: dict[Hashable, Dispatch] = {}
-        if phase.learns_masks:
-            for mode in ("soft", "straight"):
-                moving = dataclasses.replace(network, mode=mode)
-                step = make_mask_step(
-                    moving, self.spec, mask_opt, prepare, self.config.learn, objective, mixup_alpha=data.mixup
-                )
-                programs["masks", mode == "straight"] = feed.compile(step)
-        if isinstance(settings, WeightPhaseConfig):
-            for train_batch_norm in (True, False):
-                step = make_weight_step(
-                    network,
-                    weight_opt,
-                    prepare,
-                    objective,
-                    train_batch_norm=train_batch_norm,
-                    label_smoothing=settings.label_smoothing,
-                    mixup_alpha=data.mixup,
-                )
-                programs["weights", train_batch_norm] = feed.compile(step)
-        return programs
-
-    def _chunks(
-        self, phase: Phase, phase_step: int, stops: Callable[[int], bool], longest: int
-    ) -> Iterator[tuple[_Chunk, np.ndarray]]:
-        """The rest of a phase as chunks, with their examples; no chunk goes on after a step at which it `stops`."""
-
-        def key_of(step: int) -> Hashable:
-            kind = phase.kind(self.config, step)
-            if kind == "masks":
-                return kind, phase.rounds_masks(self.config, step)
-            return kind, phase.trains_batch_norm(self.config, step)
-
-        while phase_step < phase.steps:
-            first, key, rows = phase_step, key_of(phase_step), []
-            while not rows or (len(rows) < longest and not stops(phase_step) and key_of(phase_step) == key):
-                rows.append(self.order.rows(phase.start + phase_step))
-                phase_step += 1
-            yield _Chunk(first, len(rows), key), np.stack(rows)
-
     def _run_phase(self, state: TrainState, phase: Phase, phase_step: int, feed: Feed) -> TrainState:
-        programs = self._make_programs(phase, state, feed)
+        programs = make_programs(self.config, self.network, self.spec, phase, state, feed)
         cadence = self.config.checkpoint
         save_every = max(1, round(cadence.every_epochs * self.per_epoch))
         evaluate_every = max(1, round(cadence.evaluate_every_epochs * self.per_epoch))
@@ -483,13 +307,13 @@ class _Run:
         state = self.devices.replicate(state)
         waiting = Waiting()
         try:
-            batches = feed.batches(
-                self._chunks(phase, phase_step, stops, feed.longest), (phase.start + phase_step, phase.end)
-            )
+            chunks = chunks_of(self.config, phase, phase_step, stops, feed.longest, self.order.rows)
+            batches = feed.batches(chunks, (phase.start + phase_step, phase.end))
             for chunk, batch in waiting.over(batches):
                 if controls(chunk.first):
                     at = (int(mask_steps[chunk.first]), int(mask_steps[-1]), control_every)
-                    state, figures = self._control(state, *at, figures)
+                    state, measured = self.control.look(state, *at)
+                    figures |= measured
                 state, sums = programs[chunk.key](state, *batch)
                 pending.append((chunk.steps, sums))
                 phase_step = chunk.first + chunk.steps
@@ -517,34 +341,6 @@ class _Run:
             progress.close()
         return state
 
-    def _control(
-        self, state: TrainState, mask_step: int, mask_steps: int, interval: int, figures: dict[str, float]
-    ) -> tuple[TrainState, dict[str, float]]:
-        """Measures the masks, and moves lambda if there is a target.
-
-        Turns of weight learning do not count: neither masks nor the line that they are to follow move in them.
-        """
-        learn = self.config.learn
-        hard = hard_masks(learn, self.spec, state.fcmask, to_target=False)
-        figures = {**figures, "macs_ratio": hard.macs.ratio, "macs_paper_ratio": hard.macs.paper_ratio}
-        if learn.target_macs is None:
-            return state, figures
-        figures["expected_ratio"] = float(self._expected_ratio(flat_masks(state.fcmask)))
-        on_the_way = mask_step < learn.ramp * mask_steps
-        ratio = figures["expected_ratio"] if on_the_way else mac_ratio(hard.macs, learn.target_convention)
-        offset = (learn.target_macs - ratio) / (1 - min(learn.target_macs, _HIGHEST_TARGET))
-        previous, start = (float(state.controller[name]) for name in ("offset", "start"))
-        lambda_ = float(state.lambda_)
-        if np.isnan(start):
-            start = offset
-        else:
-            progress, share = mask_step / mask_steps, interval / mask_steps
-            lambda_ = next_lambda(lambda_, offset, previous, start, progress, share, learn.ramp)
-        controller = {"offset": np.float32(offset), "start": np.float32(start)}
-        figures["offset"] = offset
-        moved = self.devices.replicate({"lambda_": np.float32(lambda_), "controller": controller})
-        return state.replace(**moved), figures
-
     def _tick_clock(self) -> None:
         now = time.monotonic()
         self.done.seconds += now - self._clock
@@ -569,7 +365,7 @@ class _Run:
 
     def _finish_phase(self, phase: Phase, state: TrainState, progress: Progress) -> float | None:
         if phase.learns_masks:
-            self.done.level_losses = self._measure_level_losses(state)
+            self.done.level_losses = self.rounding.level_losses(state)
         top1, soft_top1, macs, score = self.measure.finish_phase(phase, state, self.done)
         if phase.name == "pretrain":
             self.done.dense_top1, self.done.weights_adapted = top1, False

@@ -1,0 +1,126 @@
+"""Whether a run may begin, or go on: its config beside what it goes on from. Nothing has been written by then."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from fdjax.config import MASK_PHASES, Config, LearnConfig
+from fdjax.errors import UserError
+from fdjax.pruning import mac_ratio
+from fdjax.spec import NetworkSpec, network_macs
+from fdjax.training.build import check_maskable
+from fdjax.training.phases import Phase, has_teacher
+from fdjax.training.restore import Restored
+
+
+def check_target(learn: LearnConfig, spec: NetworkSpec, phases: Sequence[Phase]) -> None:
+    """Raises `UserError` if there is nothing to mask, or the target is less than removing every masked channel leaves."""
+    if not any(phase.learns_masks for phase in phases):
+        return
+    check_maskable(spec)
+    if learn.target_macs is None:
+        return
+    nothing = {path: np.zeros_like(count) for path, count in spec.full_counts().items()}
+    floor = mac_ratio(network_macs(spec, nothing), learn.target_convention)
+    if learn.target_macs <= floor:
+        raise UserError(
+            f"learn.target_macs is {learn.target_macs:g}, but with every masked channel removed {floor:.3f}x of "
+            "the MACs remain; ask for more, or mask more (learn.sides both)"
+        )
+
+
+def check_gate(learn: LearnConfig) -> None:
+    """Raises `UserError` if the gate is to measure times in several processes."""
+    if learn.gate == "time" and jax.process_count() > 1:
+        raise UserError(
+            "learn.gate is 'time', and several processes would measure different times; give --learn.gate macs, or "
+            "learn in one process"
+        )
+
+
+def check_same_data(workdir: Path, spec: NetworkSpec, num_train: int, resumed: Restored) -> None:
+    """Raises `UserError` if the run in `workdir` was begun on other data than there are now (`spec`, `num_train`)."""
+    before, trained_on = resumed.spec, resumed.done.num_train
+    if (spec.input_shape, spec.class_names, num_train) != (before.input_shape, before.class_names, trained_on):
+        raise UserError(
+            f"the run in {workdir} was begun on {trained_on:,} training images of {before.input_shape} and "
+            f"{before.num_classes} classes; the data now hold {num_train:,} of {spec.input_shape} and "
+            f"{spec.num_classes} classes, or classes of other names"
+        )
+
+
+def check_steps_done(workdir: Path, phases: Sequence[Phase], resumed: Restored) -> None:
+    """Raises `UserError` if the run in `workdir` has done more steps of its phase than `phases` ask for."""
+    asked = next(phase for phase in phases if phase.name == resumed.phase.name)
+    if asked.steps < resumed.phase_step:
+        raise UserError(
+            f"the run in {workdir} has done {resumed.phase_step:,} steps of {asked.name}, more than the "
+            f"{asked.steps:,} asked for; give it as many or more"
+        )
+
+
+def check_beginning(config: Config) -> None:
+    """Raises `UserError` if a run without --init asks for what needs trained weights."""
+    if config.data.unlabelled is not None:
+        raise UserError("data.unlabelled has no labels to pretrain with: give --init DIR, a trained network")
+    if config.phases[0] != "pretrain":
+        raise UserError(
+            f"phases begin with {config.phases[0]!r}, which needs trained weights: begin with 'pretrain', "
+            "or give --init DIR, a run or imported checkpoint to start from"
+        )
+
+
+def check_init(spec: NetworkSpec, init: Restored) -> None:
+    """Raises `UserError` if --init holds another network than `spec`, or masks of other settings."""
+    shapes = [[(layer.name, layer.kind, layer.in_channels, layer.out_channels, layer.window, layer.stride)
+               for layer in of.layers] for of in (spec, init.spec)]  # fmt: skip
+    if shapes[0] != shapes[1]:
+        other = next((pair for pair in zip(*shapes, strict=False) if pair[0] != pair[1]), None)
+        detail = f": layer {other[1][0]} there, {other[0][0]} here differ" if other else ""
+        raise UserError(
+            f"--init holds {init.spec.name} for {init.spec.num_classes} classes, which does not fit "
+            f"{spec.name} for {spec.num_classes} classes{detail}"
+        )
+    own, theirs = ((of.padding, of.batch_norm_epsilon) for of in (spec, init.spec))
+    if own != theirs:
+        raise UserError(
+            f"--init was trained with padding {theirs[0]!r} and batch norm epsilon {theirs[1]}, and the config has "
+            f"{own[0]!r} and {own[1]}: add --model.padding {theirs[0]} --model.batch-norm-epsilon {theirs[1]}"
+        )
+    masked = any(name in MASK_PHASES for name in [*init.finished_phases(), init.phase.name])
+    if (masked or init.done.masks_learned) and spec.mask_sizes != init.spec.mask_sizes:
+        raise UserError(
+            "--init has masks of other settings (sides, tied, stage_masks or block); give it the same "
+            "ones, or start from a run that has only pretrained"
+        )
+
+
+def phases_done(config: Config, finished: Sequence[str]) -> int:
+    """How many of the config's first phases are those that --init has done.
+
+    Raises:
+      UserError: all of them.
+    """
+    same = [mine == theirs for mine, theirs in zip(config.phases, finished, strict=False)]
+    done = same.index(False) if False in same else len(same)
+    if done == len(config.phases):
+        raise UserError(
+            f"--init has already done {', '.join(config.phases)}; ask for a further phase, or name only the "
+            "phases to do again (--phases learn refine)"
+        )
+    return done
+
+
+def check_teacher(config: Config, first: Phase, init: Restored) -> None:
+    """Raises `UserError` if the run, whose first phase is `first`, needs a teacher that --init does not have."""
+    if has_teacher(config, first) and not init.state.teacher and init.weights_adapted:
+        raise UserError(
+            f"distill.weight is {config.distill.weight:g}, but --init, a run that ends in "
+            f"{init.phase.name}, has trained its weights under masks and holds no unpruned network to learn "
+            "from; start from a run that has done no more than pretrain and learn, or from one that was itself run "
+            "with distill.weight above 0, or give --distill.weight 0"
+        )
