@@ -9,16 +9,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import runpy
 import typing
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typeguard
 import tyro
 
 from fdjax.errors import UserError, suggestion
+from fdjax.python_file import load_made
 
 PHASES = ("pretrain", "learn", "alternate", "refine", "scratch")
 MASK_PHASES = ("learn", "alternate")
@@ -497,22 +496,7 @@ def load_config(path: str) -> Config:
     Raises:
       UserError: no such file, an error in it, or no `get_config` that returns a `Config`.
     """
-    if not Path(path).is_file():
-        nearby = sorted(str(p) for p in Path(path).parent.glob("*.py")) if Path(path).parent.is_dir() else []
-        known = f"; there are {', '.join(nearby)}" if nearby else ""
-        raise UserError(f"no config file {path!r}{suggestion(path, nearby)}{known}")
-    try:
-        namespace = runpy.run_path(path, run_name="fdjax_config")
-        if "get_config" not in namespace:
-            raise UserError(f"{path} defines no get_config(); it must return an fdjax.config.Config")
-        config = namespace["get_config"]()
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except Exception as error:
-        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
-    if not isinstance(config, Config):
-        raise UserError(f"{path}: get_config() must return an fdjax.config.Config, got {type(config).__name__}")
-    return config
+    return load_made(path, "config", "get_config", Config)
 
 
 _FREE_TO_CHANGE = ("checkpoint", "compute")

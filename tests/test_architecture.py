@@ -26,6 +26,7 @@ FLOORS = {
     "fdjax.config": 0,
     "fdjax.errors": 0,
     "fdjax.provenance": 0,
+    "fdjax.python_file": 0,
     "fdjax.runtime": 0,
     "fdjax.ops": 1,
     "fdjax.spec": 1,
@@ -53,7 +54,7 @@ FLOORS = {
 # Files that belong to one room, earlier ones first in its table: the foundations, the spec beside ops (a network's
 # count is the sum of its layers'), and the entry points.
 SHARED_ROOMS = (
-    ("fdjax.errors", "fdjax.runtime", "fdjax.config"),
+    ("fdjax.errors", "fdjax.runtime", "fdjax.python_file", "fdjax.config"),
     ("fdjax.ops", "fdjax.spec"),
     (
         "fdjax.output_files",

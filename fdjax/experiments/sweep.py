@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-import runpy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 from fdjax.config import CheckpointConfig, ComputeConfig, Config, continuation_problem, load_config
 from fdjax.errors import UserError, suggestion
 from fdjax.experiments.settings import as_flags, with_settings
+from fdjax.python_file import load_made
 from fdjax.training.workdir import CONFIG_FILE, INIT_FILE, SUMMARY_FILE, check_folder, read_config, read_json
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]*")
@@ -119,22 +119,7 @@ def load_sweep(path: str) -> Sweep:
     Raises:
       UserError: no such file, an error in it, or no `get_sweep` that returns a `Sweep`.
     """
-    if not Path(path).is_file():
-        nearby = sorted(str(p) for p in Path(path).parent.glob("*.py")) if Path(path).parent.is_dir() else []
-        known = f"; there are {', '.join(nearby)}" if nearby else ""
-        raise UserError(f"no sweep file {path!r}{suggestion(path, nearby)}{known}")
-    try:
-        namespace = runpy.run_path(path, run_name="fdjax_sweep")
-        if "get_sweep" not in namespace:
-            raise UserError("it defines no get_sweep(); it must return an fdjax.experiments.sweep.Sweep")
-        sweep = namespace["get_sweep"]()
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except Exception as error:
-        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
-    if not isinstance(sweep, Sweep):
-        raise UserError(f"{path}: get_sweep() must return an fdjax.experiments.sweep.Sweep, got {type(sweep).__name__}")
-    return sweep
+    return load_made(path, "sweep", "get_sweep", Sweep)
 
 
 def plan_sweep(sweep: Sweep, workdir: str | Path, base: str | Path = ".") -> tuple[PlannedRun, ...]:
