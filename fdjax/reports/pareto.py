@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fdjax.reports.plots import NoDataError, new_figure, save_figure
+from fdjax.reports.panels import labelled, legend_below, top1_panels
+from fdjax.reports.plots import NoDataError, save_figure
 from fdjax.reports.references import references_for
 from fdjax.reports.results import Result
-from fdjax.reports.tradeoff import kinds_of_masks, labelled, mask_styles
+from fdjax.reports.tradeoff import kinds_of_masks, mask_styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,31 +48,13 @@ def pareto_figure(results: Sequence[Result]) -> Figure:
     sets = sorted({result.data_words for result in results})
     pruned = [result for result in results if result.pruned_top1 is not None]
     kinds = kinds_of_masks(pruned) if pruned else {}
-    columns = min(len(sets), 3)
-    rows = math.ceil(len(sets) / columns)
-    figure = new_figure(7.6 if columns == 1 else 4.9 * columns, 1.4 + 4.2 * rows)
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in panels[len(sets) :]:
-        axes.set_visible(False)
-    for axes, data in zip(panels, sets, strict=False):
+    figure, panels = top1_panels(sets, "MACs (millions), transforms included", 1.4)
+    for axes, data in zip(panels, sets, strict=True):
         mine = [result for result in results if result.data_words == data]
         _draw_references(axes, mine)
         _draw_runs(axes, mine, kinds)
-        axes.set_xlabel("MACs (millions), transforms included")
-        axes.set_title(data if len(sets) > 1 else f"Top-1 against MACs\n{data}", fontsize=9 if len(sets) > 1 else 11)
-        axes.grid(color="0.9", linewidth=0.7)
-        axes.set_axisbelow(True)
-    for row in range(rows):
-        figure.axes[row * columns].set_ylabel("Test top-1 (%)")
     handles = labelled(figure)
-    figure.legend(
-        list(handles.values()),
-        list(handles),
-        loc="outside lower center",
-        ncols=min(columns + 1, len(handles)),
-        fontsize=8.5,
-        frameon=False,
-    )
+    legend_below(figure, handles, min(len(sets) + 1, 4, len(handles)), 8.5)
     return figure
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -10,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fdjax.reports.plots import BLUE, GREEN, ORANGE, PURPLE, VERMILION, NoDataError, new_figure, save_figure
+from fdjax.reports.panels import labelled, legend_below, top1_panels
+from fdjax.reports.plots import BLUE, GREEN, ORANGE, PURPLE, VERMILION, NoDataError, save_figure
 from fdjax.reports.results import Result, mask_words, seed_groups, settings_key
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
 COLORS, MARKERS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE), "os^DvPX"
@@ -45,13 +44,8 @@ def tradeoff_figure(results: Sequence[Result]) -> Figure:
     baselines = {task: _dense_top1s([result for result in results if result.task == task]) for task in tasks}
     recipes = sorted({recipe for of_task in baselines.values() for recipe in of_task})
 
-    columns = min(len(tasks), 3)
-    rows = math.ceil(len(tasks) / columns)
-    figure = new_figure(7.6 if columns == 1 else 4.9 * columns, 0.9 + 4.2 * rows)
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in panels[len(tasks) :]:
-        axes.set_visible(False)
-    for axes, task in zip(panels, tasks, strict=False):
+    figure, panels = top1_panels(tasks, "MACs / dense MACs, transforms included (×)", 0.9)
+    for axes, task in zip(panels, tasks, strict=True):
         for recipe, values in baselines[task].items():
             line = _DENSE_LINES[recipes.index(recipe) % len(_DENSE_LINES)]
             axes.axhspan(100 * min(values), 100 * max(values), color="0.5", alpha=0.15, linewidth=0, zorder=0)
@@ -82,24 +76,11 @@ def tradeoff_figure(results: Sequence[Result]) -> Figure:
         axes.set_xlim(max(0.0, min(ratios) - margin), max(ratios) + margin)
         low, high = axes.get_ylim()  # Nor a tenth of a point.
         axes.set_ylim(min(low, (low + high - 1) / 2), max(high, (low + high + 1) / 2))
-        axes.set_xlabel("MACs / dense MACs, transforms included (×)")
-        axes.set_title(task if len(tasks) > 1 else f"Top-1 against MACs\n{task}", fontsize=9 if len(tasks) > 1 else 11)
-        axes.grid(color="0.9", linewidth=0.7)
-        axes.set_axisbelow(True)
-    for row in range(rows):
-        figure.axes[row * columns].set_ylabel("Test top-1 (%)")
     handles = labelled(figure)
     # Pruned first, then dense; as many beside each other as there is room for.
     names = [*styles, *(label for label in handles if label not in styles)]
     room = int(figure.get_figwidth() / (0.5 + 0.085 * max(len(name) for name in names)))
-    figure.legend(
-        [handles[name] for name in names],
-        names,
-        loc="outside lower center",
-        ncols=int(np.clip(room, 1, len(names))),
-        fontsize=9,
-        frameon=False,
-    )
+    legend_below(figure, {name: handles[name] for name in names}, int(np.clip(room, 1, len(names))), 9)
     return figure
 
 
@@ -109,15 +90,6 @@ def mask_styles(kinds: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     return {
         kind: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]) for i, kind in enumerate(sorted(set(kinds.values())))
     }
-
-
-def labelled(figure: Figure) -> dict[str, Artist]:
-    """What a figure's legend names: label -> the first thing of that label."""
-    handles: dict[str, Artist] = {}
-    for axes in figure.axes:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    return handles
 
 
 def kinds_of_masks(results: Sequence[Result]) -> dict[str, str]:

@@ -1,0 +1,62 @@
+"""Plots of top-1 against MACs: panels side by side, one legend below them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from fdjax.reports.plots import new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Panels beside each other.
+_MOST_COLUMNS = 3
+
+
+def top1_panels(names: Sequence[str], macs_label: str, legend_height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel for each name, in rows of up to three.
+
+    Args:
+      names: what the panels show: their titles.
+      macs_label: below each.
+      legend_height: room below all, in inches.
+    """
+    columns = min(len(names), _MOST_COLUMNS)
+    rows = math.ceil(len(names) / columns)
+    figure = new_figure(7.6 if columns == 1 else 4.9 * columns, legend_height + 4.2 * rows)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
+    for axes in panels[::columns]:
+        axes.set_ylabel("Test top-1 (%)")
+    for axes, name in zip(panels, names, strict=False):
+        axes.set_xlabel(macs_label)
+        axes.set_title(name if len(names) > 1 else f"Top-1 against MACs\n{name}", fontsize=9 if len(names) > 1 else 11)
+        axes.grid(color="0.9", linewidth=0.7)
+        axes.set_axisbelow(True)
+    return figure, panels[: len(names)]
+
+
+def labelled(figure: Figure) -> dict[str, Artist]:
+    """What a figure's legend names: label -> the first thing of that label."""
+    handles: dict[str, Artist] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    return handles
+
+
+def legend_below(figure: Figure, handles: Mapping[str, Artist], columns: int, font_size: float) -> None:
+    """Draws the legend, in the order of `handles`."""
+    figure.legend(
+        list(handles.values()),
+        list(handles),
+        loc="outside lower center",
+        ncols=columns,
+        fontsize=font_size,
+        frameon=False,
+    )
