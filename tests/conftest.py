@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,11 +38,31 @@ def test_data() -> Path:
 
 
 @pytest.fixture
-def quick_runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """For tests that look at what goes into a run and comes out: no optimisation of its programs, and no plots."""
+def few_test_images(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Runs in this process evaluate on one batch of the test set, whose program is the one for all; how many images."""
+    from fdjax.training import run
+    from fdjax.training.evaluate import EVAL_BATCH
+
+    open_data = run.open_data
+
+    def open_few(*arguments, **options):
+        dataset = open_data(*arguments, **options)
+        if len(dataset.test_labels) <= EVAL_BATCH:
+            return dataset
+        few = {"test_images": dataset.test_images[:EVAL_BATCH], "test_labels": dataset.test_labels[:EVAL_BATCH]}
+        return dataclasses.replace(dataset, **few)
+
+    monkeypatch.setattr(run, "open_data", open_few)
+    return EVAL_BATCH
+
+
+@pytest.fixture
+def quick_runs(monkeypatch: pytest.MonkeyPatch, few_test_images: int) -> Iterator[int]:
+    """For tests that look at what goes into a run and comes out: no optimisation of its programs, few test images (how
+    many is what it gives), and no plots."""
     import jax
 
     monkeypatch.setattr("fdjax.training.measure.plot_run", lambda *arguments, **options: [])
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
+    yield few_test_images
     jax.config.update("jax_disable_most_optimizations", False)

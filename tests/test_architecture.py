@@ -203,7 +203,10 @@ def test_parts_stay_with_their_own_trade() -> None:
         (("fdjax.nn",), {"optax", "orbax", "fdjax.config"}),  # modules take plain keyword arguments
         (("fdjax.spec", "fdjax.pruning", "fdjax.frozen", "fdjax.reports"), {"flax", "optax", "orbax"}),
         (("fdjax.reports",), {"jax"}),
-        (("fdjax.config", "fdjax.errors", "fdjax.provenance", "fdjax.runtime"), {"jax", "flax", "optax", "orbax"}),
+        (
+            ("fdjax.config", "fdjax.errors", "fdjax.provenance", "fdjax.python_file", "fdjax.runtime"),
+            {"jax", "flax", "optax", "orbax"},
+        ),
         (("fdjax.checkpoint",), {"flax", "optax"}),
     ):
         for module in modules_in(*rooms):

@@ -438,6 +438,7 @@ def test_a_layer_of_single_pixels_masks_channels(mode, levels):
         np.testing.assert_allclose(slopes, ((x.sum(axis=(0, 1, 2))[:, None] * kernel) @ kept[1]), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("few_test_images")
 @pytest.mark.parametrize("tied", [True, False])
 def test_blocks_of_single_pixels_learn_round_refine_and_count(pretrained, tmp_path, capsys, tied):
     """Plain channel pruning, in some of the layers or in all."""

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from fdjax.checkpoint import CHECKPOINT_FOLDER, MANIFEST, Checkpoints
+from fdjax.cli import train_command
 from fdjax.errors import UserError
 from fdjax.training.distributed import ADDRESS, PROCESS, PROCESSES, Membership, answer_roll, call_roll, membership
 from fdjax.training.restore import restore
@@ -258,24 +259,35 @@ def environment(fake_devices: int = 1) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("fake_devices", "arguments", "expected"),
+    ("arguments", "expected"),
     [
-        (4, ["--devices", "3"], ["data.batch_size is 16", "3 devices", "15 or 18"]),
-        (1, ["--devices", "2"], ["--devices 2", "this process has 1"]),
-        (1, ["--model.precision", "bfloat16"], ["bfloat16", "cpu", "float32"]),
-        (1, ["--process-id", "5", "--num-processes", "2", "--coordinator", "localhost:1"], ["--process-id is 5"]),
-        (1, ["--num-processes", "2", "--process-id", "0"], ["--coordinator HOST:PORT"]),
+        (["--devices", "2"], ["--devices 2", "this process has 1"]),
+        (["--model.precision", "bfloat16"], ["bfloat16", "cpu", "float32"]),
+        (["--process-id", "5", "--num-processes", "2", "--coordinator", "localhost:1"], ["--process-id is 5"]),
+        (["--num-processes", "2", "--process-id", "0"], ["--coordinator HOST:PORT"]),
     ],
 )
-def test_the_command_refuses_in_one_line_and_writes_nothing(tmp_path, fake_devices, arguments, expected):
+def test_the_command_refuses_in_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys, arguments, expected):
+    for name in (ADDRESS, PROCESSES, PROCESS):
+        monkeypatch.delenv(name, raising=False)
+    workdir = tmp_path / "run"
+    with pytest.raises(SystemExit) as stop:
+        train_command(["--config", str(ROOT / "tests" / "tiny_run.py"), "--workdir", str(workdir), *arguments])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and len(said.splitlines()) == 1
+    assert all(part in said for part in expected)
+    assert not workdir.exists()
+
+
+def test_a_batch_that_devices_do_not_divide_is_refused_in_one_line(tmp_path):
     workdir = tmp_path / "run"
     result = subprocess.run(
-        command("--workdir", str(workdir), *arguments),
-        cwd=ROOT, env=environment(fake_devices), capture_output=True, text=True, timeout=120,
+        command("--workdir", str(workdir), "--devices", "3"),
+        cwd=ROOT, env=environment(fake_devices=4), capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert result.returncode == 2, result.stderr
     assert len(result.stderr.splitlines()) == 1
-    assert all(part in result.stderr for part in expected)
+    assert all(part in result.stderr for part in ("data.batch_size is 16", "3 devices", "15 or 18"))
     assert not workdir.exists()
 
 

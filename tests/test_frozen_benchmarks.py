@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fdjax import runtime
 from fdjax.nn import MobileNet
 from fdjax.spec import network_macs
 
@@ -107,14 +108,23 @@ def test_the_benchmarks_of_layers_and_transforms(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("script", "flags", "says"),
     [
-        ("frozen_mobilenet_v2.py", ("--targets", "0"), "share"),
-        ("frozen_mobilenet_v2.py", ("--network", "vgg"), "mobilenet_v2_192"),
-        ("frozen_mobilenet_v2.py", ("--network", "mobilenet_v2_small", "--block", "16"), "16"),
-        ("banded_layer.py", ("--size", "2", "--block", "3"), "larger than the map"),
-        ("transforms.py", ("--keep", "2"), "share"),
-        ("grouped_conv.py", ("--groups", "5"), "does not divide"),
+        ("frozen_mobilenet_v2", ("--targets", "0"), "share"),
+        ("frozen_mobilenet_v2", ("--network", "vgg"), "mobilenet_v2_192"),
+        ("banded_layer", ("--size", "2", "--block", "3"), "larger than the map"),
+        ("transforms", ("--keep", "2"), "share"),
+        ("grouped_conv", ("--groups", "5"), "does not divide"),
     ],
 )
-def test_mistakes_are_one_line(script, flags, says) -> None:
-    done = run(script, *flags)
-    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and says in done.stderr
+def test_mistakes_are_one_line_before_anything_is_set_up(monkeypatch, capsys, script, flags, says) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    for name in ("limit_threads", "setup"):
+        monkeypatch.setattr(runtime, name, lambda *_, name=name: pytest.fail(f"it has called {name}"))
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(script).main(["--threads", "1", "--rounds", "2", *flags])
+    said = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and len(said.splitlines()) == 1 and says in said
+
+
+def test_a_mistake_that_shows_later_is_one_line_too() -> None:
+    done = run("frozen_mobilenet_v2.py", "--network", "mobilenet_v2_small", "--block", "16")
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and "16" in done.stderr

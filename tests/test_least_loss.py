@@ -103,6 +103,7 @@ def test_the_target_is_met(target: float):
     assert any((hard.counts[path] != nearest.counts[path]).any() for path in TIED)
 
 
+@pytest.mark.usefixtures("few_test_images")
 def test_a_run_measures_losses_and_its_checkpoints_round_alike(tmp_path):
     base = get_config()
     learn = dataclasses.replace(

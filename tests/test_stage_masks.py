@@ -620,6 +620,7 @@ def test_hard_counts_survive_the_trip_through_the_collection() -> None:
 # A run
 
 
+@pytest.mark.usefixtures("few_test_images")
 def test_a_run_learns_and_refines_with_stage_masks(tmp_path) -> None:
     config = get_config()
     # With adam all masks come down at one speed, however much of the network hangs on a stream.

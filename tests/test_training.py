@@ -197,6 +197,7 @@ def test_killed_in_every_phase_and_resumed_it_ends_bit_for_bit_the_same(finished
     assert same(at(workdir, end).state, at(finished, end).state)
 
 
+@pytest.mark.usefixtures("few_test_images")
 def test_a_run_goes_on_with_a_longer_or_a_further_phase(tmp_path):
     short = dataclasses.replace(CONFIG, phases=("pretrain", "learn"))
     train(short, str(tmp_path / "run"))
@@ -210,6 +211,7 @@ def test_a_run_goes_on_with_a_longer_or_a_further_phase(tmp_path):
         train(dataclasses.replace(further, seed=5), str(tmp_path / "run"))
 
 
+@pytest.mark.usefixtures("few_test_images")
 def test_init_takes_weights_and_skips_what_that_run_has_done(finished, tmp_path):
     pretrained = tmp_path / "pretrained"
     train(dataclasses.replace(CONFIG, phases=("pretrain",)), str(pretrained))
@@ -230,6 +232,7 @@ def test_init_takes_weights_and_skips_what_that_run_has_done(finished, tmp_path)
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.usefixtures("few_test_images")
 def test_refinement_can_start_from_a_run_that_ended_with_learn(tmp_path):
     learned = train(dataclasses.replace(CONFIG, phases=("pretrain", "learn")), str(tmp_path / "learned"))
     refined = train(
@@ -239,6 +242,7 @@ def test_refinement_can_start_from_a_run_that_ended_with_learn(tmp_path):
     assert refined["layers"] == learned["layers"]
 
 
+@pytest.mark.usefixtures("quick_runs")
 def test_settings_of_phases_that_have_not_begun_may_change(tmp_path):
     begun = dataclasses.replace(CONFIG, phases=("pretrain",))
     train(begun, str(tmp_path / "run"))
@@ -253,6 +257,7 @@ def test_settings_of_phases_that_have_not_begun_may_change(tmp_path):
         assert set(counts.tolist()) <= {0, 1, restored.spec.mask_sizes[path][1]}
 
 
+@pytest.mark.usefixtures("few_test_images")
 def test_tied_masks_with_expected_macs_as_penalty(tmp_path):
     learn = dataclasses.replace(CONFIG.learn, tied=True, penalty="macs", block_by_map=())
     config = dataclasses.replace(CONFIG, phases=("pretrain", "learn", "refine"), learn=learn)
@@ -263,6 +268,7 @@ def test_tied_masks_with_expected_macs_as_penalty(tmp_path):
     assert any(counts["output"] is not None for counts in kept)
 
 
+@pytest.mark.usefixtures("few_test_images")
 def test_a_target_by_the_papers_count(tmp_path):
     learn = dataclasses.replace(CONFIG.learn, target_convention="paper", target_macs=0.9)
     summary = train(dataclasses.replace(CONFIG, phases=("pretrain", "learn"), learn=learn), str(tmp_path / "run"))
@@ -270,6 +276,7 @@ def test_a_target_by_the_papers_count(tmp_path):
     assert summary["target_convention"] == "paper"
 
 
+@pytest.mark.usefixtures("few_test_images")
 def test_a_fixed_lambda_without_a_target(tmp_path):
     learn = dataclasses.replace(CONFIG.learn, target_macs=None, lambda_=0.5, gate="none")
     summary = train(dataclasses.replace(CONFIG, phases=("pretrain", "learn"), learn=learn), str(tmp_path / "run"))
@@ -278,6 +285,7 @@ def test_a_fixed_lambda_without_a_target(tmp_path):
     assert not any(layer["released"] for layer in summary["layers"])
 
 
+@pytest.mark.usefixtures("few_test_images")
 def test_a_damaged_checkpoint_is_passed_over_and_written_again(tmp_path, capsys):
     config = dataclasses.replace(CONFIG, phases=("pretrain",))
     first = train(config, str(tmp_path / "run"))
@@ -303,6 +311,7 @@ def test_a_target_below_what_remains_without_masked_channels_is_refused(tmp_path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("few_test_images")
 def test_fewer_steps_than_are_done_and_another_init_are_refused(finished, tmp_path):
     config = dataclasses.replace(CONFIG, phases=("pretrain",))
     train(config, str(tmp_path / "run"))
@@ -313,6 +322,7 @@ def test_fewer_steps_than_are_done_and_another_init_are_refused(finished, tmp_pa
         train(config, str(tmp_path / "run"), init=str(finished))
 
 
+@pytest.mark.usefixtures("few_test_images")
 def test_profile_traces_some_steps_and_changes_nothing_else(tmp_path, capsys):
     config = dataclasses.replace(CONFIG, phases=("pretrain",))
     traced = train(config, str(tmp_path / "traced"), profile=2)
@@ -415,6 +425,7 @@ def test_weights_that_were_trained_under_masks_are_no_teacher(finished, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("few_test_images")
 def test_weights_that_were_trained_under_masks_are_no_teacher_two_runs_later(finished, tmp_path):
     """Also if the first run was stopped in the midst of it, and the second one has only learned masks since."""
     alternating = finished / CHECKPOINT_FOLDER / str(start_of("alternate") + 4)
@@ -424,6 +435,7 @@ def test_weights_that_were_trained_under_masks_are_no_teacher_two_runs_later(fin
         train(dataclasses.replace(BRIEF, distill=TAUGHT.distill), str(tmp_path / "run"), init=str(tmp_path / "learned"))
 
 
+@pytest.mark.usefixtures("few_test_images")
 @pytest.mark.parametrize("phase", ["pretrain", "learn"])
 def test_init_from_unpruned_weights_makes_them_the_teacher(finished, tmp_path, phase):
     source = start_of(phase) + STEPS
@@ -437,6 +449,7 @@ def test_init_from_unpruned_weights_makes_them_the_teacher(finished, tmp_path, p
     assert not same(begun.params, unpruned.params)
 
 
+@pytest.mark.usefixtures("few_test_images")
 def test_init_from_a_taught_run_hands_its_teacher_on(taught, tmp_path):
     train(dataclasses.replace(BRIEF, distill=TAUGHT.distill), str(tmp_path / "run"), init=str(taught))
     begun = at(tmp_path / "run", 1).state
@@ -444,6 +457,7 @@ def test_init_from_a_taught_run_hands_its_teacher_on(taught, tmp_path):
     assert not same(begun.teacher["params"], begun.params)
 
 
+@pytest.mark.usefixtures("few_test_images")
 def test_init_from_a_taught_run_leaves_the_teacher_behind_where_none_is_asked_for(taught, tmp_path):
     train(BRIEF, str(tmp_path / "run"), init=str(taught))
     restored = restore(*find_checkpoint(str(tmp_path / "run")))
