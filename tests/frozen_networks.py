@@ -15,7 +15,7 @@ from fdjax.nn import MobileNet
 from fdjax.ops.fcmask import counts_to_fcmask, level_counts
 from fdjax.spec import NetworkSpec
 
-# Frozen networks are as many programs as there are masks: compiled in haste, each runs once; masked ones few times.
+# Frozen networks are as many programs as there are masks: compiled in haste, each runs once.
 HASTE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
@@ -62,7 +62,7 @@ def _masked(network: MobileNet, mean: tuple[float, ...], std: tuple[float, ...])
         x = (images.astype(jnp.float32) - jnp.asarray(mean)) / jnp.asarray(std)
         return network.apply(variables, x, train=False)
 
-    return jax.jit(logits, compiler_options=HASTE)
+    return jax.jit(logits)
 
 
 def masked_logits(network: MobileNet, spec: NetworkSpec, variables: dict, counts: dict, images) -> np.ndarray:

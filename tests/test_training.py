@@ -298,6 +298,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_written_again(tmp_path, capsys)
     assert find_checkpoint(str(tmp_path / "run"))[1] == STEPS
 
 
+@pytest.mark.usefixtures("quick_runs")
 def test_a_run_that_diverges_stops_and_says_so(tmp_path):
     wild = dataclasses.replace(CONFIG.pretrain, learning_rate=1e30)
     with pytest.raises(UserError, match=r"diverged; lower pretrain\.learning_rate"):
