@@ -356,7 +356,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "runs"), [("the group is killed", 6), ("as the terminal interrupts", 4), ("the command is terminated", 4)]
+    ("how", "runs"), [("the group is killed", 12), ("as the terminal interrupts", 4), ("the command is terminated", 4)]
 )
 def test_runs_ended_half_way_and_started_again_repeat_nothing(tmp_path, sweep_file, how, runs):
     file, out = (

@@ -18,7 +18,7 @@ from fdjax.training.restore import Restored
 
 
 def check_target(learn: LearnConfig, spec: NetworkSpec, phases: Sequence[Phase]) -> None:
-    """Raises `UserError` if there is nothing to mask, or the target is less than removing every masked channel leaves."""
+    """Raises `UserError` if there is nothing to mask, or even removing every masked channel misses the target."""
     if not any(phase.learns_masks for phase in phases):
         return
     check_maskable(spec)
