@@ -20,6 +20,7 @@ from fdjax.errors import UserError
 from fdjax.experiments import collect as collect_module
 from fdjax.experiments.collect import collect
 from fdjax.reports import NoDataError, markdown, read_result, seed_groups, tradeoff_figure
+from fdjax.reports.results import mask_words
 from tests.fake_runs import CONFIG, STEPS, changed, make_run, make_summary
 
 ROOT = Path(__file__).parents[1]
@@ -619,6 +620,14 @@ def test_kinds_have_colours_and_markers_of_their_own(study):
     (axes,) = tradeoff_figure(levels).axes
     styles = {(line.get_color(), line.get_marker()) for line in axes.get_lines() if line.get_marker() != "None"}
     assert len(styles) == 12
+
+
+def test_runs_of_another_length_are_another_kind(study):
+    longer = row_of(changed(CONFIG, learn={"target_macs": 0.3}, refine={"epochs": 30}), "longer", ratio=0.3, skipped=1)
+    drawn = points(tradeoff_figure([*study, longer]).axes[0])
+    sides = mask_words(CONFIG)[0]
+    np.testing.assert_allclose(drawn[f"{sides}, refine 30 epochs"], [[0.3, 100 * longer.pruned_top1]])
+    assert len(drawn[f"{sides}, refine {CONFIG.refine.epochs:g} epochs"]) == 4
 
 
 def test_each_length_of_dense_training_has_its_line(study):

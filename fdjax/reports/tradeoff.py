@@ -93,8 +93,11 @@ def mask_styles(kinds: Mapping[str, str]) -> dict[str, tuple[str, str]]:
 
 
 def kinds_of_masks(results: Sequence[Result]) -> dict[str, str]:
-    """Run -> its masks in words: the sides, and what else is not the same in all runs."""
-    words = {result.name: mask_words(result.config) for result in results}
+    """Run -> its masks in words: the sides, and what else is not the same in all runs, lengths of phases among it."""
+    words = {
+        result.name: [*mask_words(result.config), *_lengths(result, [p for p in result.own_phases if p != "pretrain"])]
+        for result in results
+    }
     common = set.intersection(*(set(of_run) for of_run in words.values()))
     return {
         name: ", ".join(w for i, w in enumerate(of_run) if i == 0 or w not in common) for name, of_run in words.items()
@@ -110,6 +113,16 @@ def _curves(results: Sequence[Result]) -> list[list[tuple[float, float]]]:
     return [sorted(points) for points in curves.values() if len(points) > 1]
 
 
+def _lengths(result: Result, phases: Sequence[str]) -> list[str]:
+    """Phases with how long they are, such as "refine 5 epochs"."""
+    words = []
+    for phase in phases:
+        settings = getattr(result.config, phase)
+        length = f"{settings.epochs:g} epochs" if settings.steps is None else f"{settings.steps:,} steps"
+        words.append(f"{phase} {length}")
+    return words
+
+
 def _dense_top1s(results: Sequence[Result]) -> dict[str, list[float]]:
     """How long a dense network was trained, in words -> its top-1 with each seed."""
     found: dict[str, dict[tuple[int, float], None]] = {}
@@ -123,11 +136,7 @@ def _dense_top1s(results: Sequence[Result]) -> dict[str, list[float]]:
         if not own:
             given.append(at)
             continue
-        lengths = ["by --init"] if len(own) < len(phases) else []
-        for phase in own:
-            settings = getattr(result.config, phase)
-            length = f"{settings.epochs:g} epochs" if settings.steps is None else f"{settings.steps:,} steps"
-            lengths.append(f"{phase} {length}")
+        lengths = [*(["by --init"] if len(own) < len(phases) else []), *_lengths(result, own)]
         # Runs that began from one pretrained network have one dense network.
         found.setdefault(", ".join(lengths), {})[at] = None
     known = {at for values in found.values() for at in values}
