@@ -433,6 +433,7 @@ def results_table(results: Sequence[Result]) -> ResultsTable:
     other = _other_settings(results)
     settings: tuple[tuple[str, Cell], ...] = (
         ("network", lambda r: r.network_words),
+        ("dense MACs", lambda r: f"{r.dense_macs / 1e6:,.2f} M"),
         ("data", lambda r: r.data_words),
         ("phases", lambda r: r.phases),
         ("block", lambda r: r.block),
