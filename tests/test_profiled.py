@@ -51,7 +51,7 @@ from fdjax.training.restore import evaluate_restored, restore
 from fdjax.training.run import train
 from tests.fake_runs import DENSE_MACS, make_run
 from tests.frozen_checkpoints import CONFIG, write_checkpoint
-from tests.frozen_networks import random_variables, raw_images, with_preprocessing
+from tests.frozen_networks import HASTE, random_variables, raw_images, with_preprocessing
 from tests.small_network import small
 
 SPECS = {
@@ -519,7 +519,8 @@ def test_profile_measures_smaller_input(report, pretrained):
     pictures = [Image.fromarray(dataset.test_images[row, ..., 0]) for row in rows]
     halves = np.stack([np.asarray(picture.resize((14, 14), Image.Resampling.BILINEAR)) for picture in pictures])
     x = normalize(jnp.asarray(halves[..., None]), restored.spec.input_mean, restored.spec.input_std)
-    logits = np.asarray(restored.network.without_masks().apply(restored.state.variables(), x))
+    plain = jax.jit(restored.network.without_masks().apply, compiler_options=HASTE)
+    logits = np.asarray(plain(restored.state.variables(), x))
     assert point["top1"] == pytest.approx(np.mean(logits.argmax(axis=1) == dataset.test_labels[rows]))
 
 
@@ -637,7 +638,8 @@ def test_without_a_data_set_masks_are_found_and_judged_by_pictures(pretrained, p
         restored = restore(*find_checkpoint(str(checkpoint)))
         network, variables = restored.evaluation()
         x = normalize(jnp.asarray(images), restored.spec.input_mean, restored.spec.input_std)
-        classes.append(np.asarray(network.apply(variables, x)).argmax(axis=1))
+        logits = jax.jit(network.apply, compiler_options=HASTE)(variables, x)
+        classes.append(np.asarray(logits).argmax(axis=1))
     assert found["top1"] is None and found["agreement"] == pytest.approx(np.mean(classes[0] == classes[1]))
     assert f"for {100 * found['agreement']:.2f}% of 30 pictures" in capsys.readouterr().out
 

