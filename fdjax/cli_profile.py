@@ -16,6 +16,7 @@ from fdjax.output_files import check_file_target, check_json_target, write_repor
 
 if TYPE_CHECKING:
     from fdjax.config import LearnConfig
+    from fdjax.training.given_masks import MeasuredOn
     from fdjax.training.restore import Restored
 
 # How far from the target, relatively, a network may land without a warning.
@@ -49,6 +50,18 @@ class _Masks:
     the test set: the share of them that it gives the same class."""
     json: str | None = None
     """Write the report to this file too."""
+
+    def measured_on(self) -> MeasuredOn:
+        """The images that the flags ask for."""
+        from fdjax.training.given_masks import MeasuredOn
+
+        return MeasuredOn(
+            num_images=self.images,
+            eval_limit=self.eval_limit,
+            data_path=self.data_path,
+            calibration=self.calibration,
+            agreement=self.agreement,
+        )
 
     def mask_settings(self, restored: Restored) -> LearnConfig:
         """The run's, with these in their place."""
@@ -151,11 +164,7 @@ def profile_command(arguments: Sequence[str]) -> int:
         parsed.ratios,
         scope=parsed.scope,
         convention=parsed.convention,
-        num_images=parsed.images,
-        eval_limit=parsed.eval_limit,
-        data_path=parsed.data_path,
-        calibration=parsed.calibration,
-        agreement=parsed.agreement,
+        on=parsed.measured_on(),
         runs=parsed.runs,
         resolutions=parsed.resolutions,
         contiguity=parsed.contiguity,
@@ -253,11 +262,7 @@ def prune_command(arguments: Sequence[str]) -> int:
         Path(parsed.out),
         share=None if parsed.percentile is None else parsed.percentile / 100,
         scope=parsed.scope,
-        num_images=parsed.images,
-        eval_limit=parsed.eval_limit,
-        data_path=parsed.data_path,
-        calibration=parsed.calibration,
-        agreement=parsed.agreement,
+        on=parsed.measured_on(),
     )
     print(describe({**report, "split": "test"}))
     reached = report["macs"]["paper_ratio" if parsed.convention == "paper" else "ratio"]

@@ -26,7 +26,7 @@ from fdjax.pruning.profiled import (
     whole_masks,
 )
 from fdjax.reports import read_result
-from fdjax.training.given_masks import Subject, open_subject
+from fdjax.training.given_masks import MeasuredOn, Subject, open_subject
 from fdjax.training.restore import Restored
 from fdjax.training.summary import versions
 from fdjax.training.workdir import CONFIG_FILE, SUMMARY_FILE, read_json
@@ -51,11 +51,7 @@ def profile(
     *,
     scope: Scope = "layer",
     convention: Convention = "bare",
-    num_images: int = 512,
-    eval_limit: int | None = None,
-    data_path: str | None = None,
-    calibration: str | None = None,
-    agreement: str | None = None,
+    on: MeasuredOn,
     runs: Sequence[str] = (),
     resolutions: Sequence[int] = (),
     contiguity: bool = False,
@@ -71,12 +67,7 @@ def profile(
       ratios: MAC ratios to prune to, above 0 to 1.
       scope: see `fdjax.pruning.profiled.prune_share`.
       convention: see `fdjax.pruning.profiled.prune_to_target`.
-      num_images: see `fdjax.training.given_masks.open_subject`; so are `eval_limit`, `data_path`, `calibration` and
-        `agreement`.
-      eval_limit: see `num_images`.
-      data_path: see `num_images`.
-      calibration: see `num_images`.
-      agreement: see `num_images`.
+      on: the images that coefficients and accuracy are measured on.
       runs: see `read_runs`.
       resolutions: sides in pixels, at most the images' own, to which test images are made smaller.
       contiguity: whether to measure it; so is `sensitivity`.
@@ -92,15 +83,7 @@ def profile(
     """
     check_request(methods, ratios)
     check_resolutions(resolutions, restored.spec.input_shape)
-    subject = open_subject(
-        restored,
-        learn,
-        num_images,
-        eval_limit=eval_limit,
-        data_path=data_path,
-        calibration=calibration,
-        agreement=agreement,
-    )
+    subject = open_subject(restored, learn, on)
     spec = subject.spec
     planned, missed = plan_curves(subject, methods, ratios, scope, convention)
     for row in missed:

@@ -67,6 +67,25 @@ class GivenMasks:
             return dataclasses.replace(self.network, mode="off").apply(collections, x, train=train)  # type: ignore[return-value]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeasuredOn:
+    """The images on which a network is measured.
+
+    Attributes:
+      num_images: of the run's training images (seeded, the validation share left out), as many as there are.
+      eval_limit: evaluate on this many test images (seeded) only.
+      data_path: in place of the run's own `data.path`.
+      calibration: a folder of pictures, at any depth, in place of the run's training images.
+      agreement: likewise in place of its test images; what the unpruned network says of them takes the place of labels.
+    """
+
+    num_images: int = 512
+    eval_limit: int | None = None
+    data_path: str | None = None
+    calibration: str | None = None
+    agreement: str | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Subject:
     """A trained network on which masks are tried.
@@ -93,26 +112,13 @@ class Subject:
     at_resolution: Callable[[int], tuple[float, int]]
 
 
-def open_subject(
-    restored: Restored,
-    learn: LearnConfig,
-    num_images: int,
-    *,
-    eval_limit: int | None = None,
-    data_path: str | None = None,
-    calibration: str | None = None,
-    agreement: str | None = None,
-) -> Subject:
+def open_subject(restored: Restored, learn: LearnConfig, on: MeasuredOn) -> Subject:
     """Measures a trained network's coefficients and makes it ready for masks.
 
     Args:
       restored: a checkpoint whose weights no phase has trained under masks.
       learn: block, sides and tying of the masks that will be tried.
-      num_images: of the run's training images (seeded, the validation share left out), as many as there are.
-      eval_limit: evaluate on this many test images (seeded) only.
-      data_path: in place of the run's own `data.path`.
-      calibration: a folder of pictures, at any depth, in place of the run's training images.
-      agreement: likewise in place of its test images; what the unpruned network says of them takes the place of labels.
+      on: the images.
 
     Raises:
       UserError: other weights, settings that do not fit the network, numbers below 1, or data that are not there.
@@ -122,28 +128,27 @@ def open_subject(
             f"the checkpoint is in {restored.phase.name}, its weights have been trained under masks; profiling looks "
             "at an unpruned network: give a checkpoint that has done no more than pretrain and learn"
         )
-    for flag, number in (("images", num_images), ("eval-limit", eval_limit)):
+    for flag, number in (("images", on.num_images), ("eval-limit", on.eval_limit)):
         if number is not None and number < 1:
             raise UserError(f"--{flag} must be at least 1, got {number}")
     spec, collections = masked_spec(restored, learn), restored.state.variables()
-    dataset = None if calibration and agreement else load_restored_data(restored, data_path)
+    dataset = None if on.calibration and on.agreement else load_restored_data(restored, on.data_path)
     share, seed = restored.config.data.eval_crop, restored.config.seed
-    if calibration:
-        images = read_pictures(calibration, spec.input_shape, share)
-        images = images[calibration_sample(np.arange(len(images)), seed, num_images)]
+    if on.calibration:
+        images = read_pictures(on.calibration, spec.input_shape, share)
+        images = images[calibration_sample(np.arange(len(images)), seed, on.num_images)]
     else:
         assert dataset is not None
-        images, _ = training_sample(restored.config, dataset, num_images)
+        images, _ = training_sample(restored.config, dataset, on.num_images)
     blocks = sorted({layer.block for layer in spec.layers if layer.block})
     energies = side_energies(restored.network, spec, collections, images, blocks, about_mean=False)
-    if agreement:
-        pictures = read_pictures(agreement, spec.input_shape, share)
-        test_images, test_labels = _sample(
-            pictures, _said(restored.network, spec, collections, pictures), seed, eval_limit
-        )
+    if on.agreement:
+        pictures = read_pictures(on.agreement, spec.input_shape, share)
+        said = _said(restored.network, spec, collections, pictures)
+        test_images, test_labels = _sample(pictures, said, seed, on.eval_limit)
     else:
         assert dataset is not None
-        test_images, test_labels = _sample(dataset.test_images, dataset.test_labels, seed, eval_limit)
+        test_images, test_labels = _sample(dataset.test_images, dataset.test_labels, seed, on.eval_limit)
     evaluate = make_evaluator(GivenMasks(restored.network, spec), spec, Devices())
 
     def top1(masks: Masks) -> float:
@@ -158,7 +163,7 @@ def open_subject(
         return found["top1"], sum(layer.dense_macs for layer in small.counted_layers)
 
     energies = mask_energies(spec, energies)
-    return Subject(spec, energies, len(images), len(test_labels), dataset, bool(agreement), top1, at_resolution)
+    return Subject(spec, energies, len(images), len(test_labels), dataset, bool(on.agreement), top1, at_resolution)
 
 
 def _sample(images: Images, labels: np.ndarray, seed: int, limit: int | None) -> tuple[Images, np.ndarray]:

@@ -30,7 +30,7 @@ from fdjax.pruning.profiled import (
 from fdjax.spec import Counts, network_macs
 from fdjax.training.build import collection_of
 from fdjax.training.devices import to_host
-from fdjax.training.given_masks import Subject, open_subject
+from fdjax.training.given_masks import MeasuredOn, Subject, open_subject
 from fdjax.training.optimizers import optimizers_for
 from fdjax.training.phases import has_teacher, plan_phases
 from fdjax.training.restore import Past, Restored
@@ -47,11 +47,7 @@ def prune_checkpoint(
     *,
     share: float | None = None,
     scope: Scope = "layer",
-    num_images: int = 512,
-    eval_limit: int | None = None,
-    data_path: str | None = None,
-    calibration: str | None = None,
-    agreement: str | None = None,
+    on: MeasuredOn,
 ) -> dict[str, Any]:
     """Prunes a trained network and writes it as a checkpoint at step 0 of a refinement.
 
@@ -64,11 +60,7 @@ def prune_checkpoint(
       out: the folder to write: new or empty.
       share: of the pieces, 0 to 1, to prune in place of meeting the target.
       scope: see `fdjax.pruning.profiled.prune_share`.
-      num_images: see `open_subject`; so are `eval_limit`, `data_path`, `calibration` and `agreement`.
-      eval_limit: see `num_images`.
-      data_path: see `num_images`.
-      calibration: see `num_images`.
-      agreement: see `num_images`.
+      on: the images that coefficients and accuracy are measured on.
 
     Returns:
       The report of `fdjax prune`, of JSON types.
@@ -88,19 +80,11 @@ def prune_checkpoint(
     learn = dataclasses.replace(learn, levels="all", rounding="nearest", group_multiple=1, gate="macs")
     if share is not None:
         learn = dataclasses.replace(learn, target_macs=None, lambda_=0.0)
-    subject = open_subject(
-        restored,
-        learn,
-        num_images,
-        eval_limit=eval_limit,
-        data_path=data_path,
-        calibration=calibration,
-        agreement=agreement,
-    )
+    subject = open_subject(restored, learn, on)
     pruned = _prune(subject, method, learn, share, scope)
     counts = prefix_counts(pruned.masks)
     assert counts is not None  # Else there is no total, and no gate.
-    config = _refining(restored.config, learn, data_path)
+    config = _refining(restored.config, learn, on.data_path)
     done = Past(
         dense_top1=restored.done.dense_top1,
         released=list(pruned.released),
@@ -118,7 +102,7 @@ def prune_checkpoint(
         "share": pruned.share,
         "num_images": subject.num_images,
         # That of pretraining is of all test images.
-        "dense_top1": restored.done.dense_top1 if eval_limit is None and not subject.agreement else None,
+        "dense_top1": restored.done.dense_top1 if on.eval_limit is None and not subject.agreement else None,
         "top1": None if subject.agreement else top1,
         "agreement": top1 if subject.agreement else None,
         "num_examples": subject.num_examples,
