@@ -86,6 +86,18 @@ def test_a_run_refines_what_the_gate_by_time_left(tmp_path, monkeypatch, capsys,
     assert refined["ratio"] == summary["macs"]["ratio"] == pytest.approx(0.7, rel=0.05)
 
 
+@pytest.mark.slow
+def test_a_run_that_learns_under_the_gate_by_time_refines_what_it_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(FakeStopwatch, "slower", frozenset({"block01"}))
+    monkeypatch.setattr(rounding, "Stopwatch", FakeStopwatch)
+    base = get_config()
+    learn = dataclasses.replace(base.learn, tied=True, penalty="macs", gate="time", block_by_map=())
+    config = dataclasses.replace(base, phases=("pretrain", "learn", "refine"), learn=learn)
+    summary = train(config, str(tmp_path / "run"))
+    assert {layer["name"] for layer in summary["layers"] if layer["released"]} >= {"block01/expand", "block01/project"}
+    assert summary["phases"][-1]["ratio"] == summary["macs"]["ratio"] == pytest.approx(0.7, rel=0.05)
+
+
 def test_several_processes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checks.jax, "process_count", lambda: 2)
     base = get_config()

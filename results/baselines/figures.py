@@ -57,7 +57,7 @@ def resolutions(file: Path) -> None:
                     axes.annotate(size, (x, y), xytext=(6, -11), textcoords="offset points", fontsize=8, color=color)
     axes.set_xlabel("MACs, transforms included (millions)")
     axes.set_ylabel("Test top-1 (%)")
-    axes.set_title("Pruning, smaller input and smaller width (the paper's Figure 7)\n"
+    axes.set_title("Pruning beside smaller input and smaller networks (the paper's Figure 7)\n"
                    "MobileNetV2 on the CIFAR-10 JPEG copy, one seed", fontsize=10)  # fmt: skip
     axes.grid(color="0.9", linewidth=0.7)
     axes.set_axisbelow(True)
