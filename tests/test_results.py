@@ -113,7 +113,7 @@ def test_real_runs_give_their_real_figures(tmp_path, capsys):
         learned = next(phase for phase in summary["phases"] if phase["name"] == "learn")
         assert row["name"] == folder.name and f"seed{row['seed']}" == folder.name
         assert (row["dense_top1"], row["pruned_top1"]) == (summary["dense_top1"], summary["top1"])
-        assert row["rounded_top1"] == learned["top1"] and row["soft_top1"] is None
+        assert (row["soft_top1"], row["rounded_top1"]) == (learned["soft_top1"], learned["top1"])
         assert row["macs_ratio"] == summary["macs"]["ratio"]
         assert row["bare_ratio"] == summary["macs"]["pruned"] / summary["macs"]["dense"]
         sides = [side for layer in summary["layers"] for side in layer["kept_counts"].values() if side]
