@@ -14,13 +14,14 @@ from fdjax.config import LearnConfig
 from fdjax.data import Dataset, Images, ResizedImages, normalize, read_pictures, take_rows
 from fdjax.data.batches import seeded_permutation
 from fdjax.errors import UserError
+from fdjax.frozen.score import all_logits
 from fdjax.nn import FrequencyNetwork, FrequencyPointwise
 from fdjax.ops.pointwise import masked_pointwise
 from fdjax.pruning.profiled import Masks, mask_energies
 from fdjax.spec import NetworkSpec
 from fdjax.training.calibrate import calibration_sample, masked_spec, side_energies, training_sample
 from fdjax.training.devices import Devices
-from fdjax.training.evaluate import EVAL_BATCH, make_evaluator
+from fdjax.training.evaluate import make_evaluator
 from fdjax.training.restore import Restored, load_restored_data
 
 COEF_MASKS = "coef_masks"
@@ -177,11 +178,10 @@ def _said(network: FrequencyNetwork, spec: NetworkSpec, variables: dict[str, Any
     """The classes that the unpruned network gives images: int32 [n]."""
 
     @jax.jit
-    def classes(batch: jax.Array) -> jax.Array:
+    def logits(batch: jax.Array) -> jax.Array:
         x = normalize(batch, spec.input_mean, spec.input_std)
-        logits = network.without_masks().apply(variables, x)
-        assert isinstance(logits, jax.Array)
-        return logits.argmax(axis=1)
+        found = network.without_masks().apply(variables, x)
+        assert isinstance(found, jax.Array)
+        return found
 
-    batches = (images[start : start + EVAL_BATCH] for start in range(0, len(images), EVAL_BATCH))
-    return np.concatenate([np.asarray(classes(batch), np.int32) for batch in batches])
+    return all_logits(logits, images).argmax(axis=1).astype(np.int32)
