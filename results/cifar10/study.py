@@ -118,6 +118,8 @@ def runs() -> list[Run]:
         form(name, 4, target, 0)
     for name, flags in OPTIONS.items():
         pruned(f"options/{name}", 0, f"--learn.target-macs 0.33 {flags} {SHORT}")
+    for name in ("straight_through", "noise", "distillation"):
+        pruned(f"options/{name}_seed1", 1, f"--learn.target-macs 0.33 {OPTIONS[name]} {SHORT}")
     for seed in (0, 1):
         pruned(f"main/nothing_pruned_seed{seed}", seed, "--phases refine")
     # The baselines of results/profiled. Smaller input: the dense network, trained on at that size for as many epochs
