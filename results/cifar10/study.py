@@ -121,6 +121,9 @@ def runs() -> list[Run]:
     for name in ("straight_through", "noise", "distillation"):
         pruned(f"options/{name}_seed1", 1, f"--learn.target-macs 0.33 {OPTIONS[name]} {SHORT}")
     for seed in (0, 1):
+        flags = f"{FORMS['paper']} --learn.precondition 1 --learn.block 2 --learn.target-macs 0.33 {SHORT}"
+        pruned(f"options/paper_precondition_seed{seed}", seed, flags)
+    for seed in (0, 1):
         pruned(f"main/nothing_pruned_seed{seed}", seed, "--phases refine")
     # The baselines of results/profiled. Smaller input: the dense network, trained on at that size for as many epochs
     # as main/half_seed0 learns and refines.
