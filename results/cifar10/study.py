@@ -123,6 +123,10 @@ def runs() -> list[Run]:
     for seed in (0, 1):
         flags = f"{FORMS['paper']} --learn.precondition 1 --learn.block 2 --learn.target-macs 0.33 {SHORT}"
         pruned(f"options/paper_precondition_seed{seed}", seed, flags)
+    # Masks of streams, on which much hangs, at one speed; and beside forms/paper_block2_0.33_seed0.
+    flags = f"--learn.stage-masks --learn.block 2 --learn.target-macs 0.33 {SHORT}"
+    pruned("options/stage_masks_adam", 0, f"--learn.optimizer adam --learn.learning-rate 0.005 {flags}")
+    pruned("options/paper_stage_masks", 0, f"{FORMS['paper']} {flags}")
     for seed in (0, 1):
         pruned(f"main/nothing_pruned_seed{seed}", seed, "--phases refine")
     # The baselines of results/profiled. Smaller input: the dense network, trained on at that size for as many epochs
