@@ -67,7 +67,7 @@ class _Masks:
         """The run's, with these in their place."""
         learn = dataclasses.replace(restored.config.learn, tied=self.tied, sides=self.sides)
         if not self.tied:
-            learn = dataclasses.replace(learn, group_multiple=1, rounding="nearest")
+            learn = dataclasses.replace(learn, group_multiple=1)
         if self.block is not None:
             learn = dataclasses.replace(learn, block=self.block, block_by_map=(), block_by_layer=())
         return learn

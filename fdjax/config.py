@@ -260,10 +260,6 @@ class LearnConfig(_Checked):
     """Of sgd."""
     precondition: float = 0.0
     """With sgd: divide a mask's gradient by this power, 0 to 1, of what it costs; with 1 all masks have one speed."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Of the masks' learning rate, after warm-up."""
-    warmup_epochs: float = 0.0
-    """Epochs of mask learning in which the masks' learning rate rises from zero."""
     noise: float = 0.0
     """Standard deviation of the noise that mask steps add to every FCMask, 0 to 1."""
     sides: Literal["both", "input", "output"] = "both"
@@ -274,9 +270,6 @@ class LearnConfig(_Checked):
     """One FCMask for the channels of a residual stream, shared by all layers that write or read it (sides both)."""
     levels: str = "all"
     """Kept counts that masks fade between and are rounded to: all, or a list such as 0,1,N."""
-    rounding: Literal["nearest", "least_loss"] = "nearest"
-    """nearest: masks, all shifted alike to meet the target, to the nearest level. least_loss: a tied mask to the level
-    that loses least of the energy of training images' maps for its MACs."""
     group_multiple: int = 1
     """Round tied masks so that the channels of a block that keep a count are a multiple of this many."""
     block: int = 4
@@ -321,14 +314,10 @@ class LearnConfig(_Checked):
             not self.precondition or self.optimizer == "sgd", "precondition", "0 with adam, which scales by itself"
         )
         self._require(0 <= self.noise <= 1, "noise", "from 0 to 1")
-        self._require(self.warmup_epochs >= 0, "warmup_epochs", "0 or more")
         self._require(self.gate_batch >= 1, "gate_batch", "at least 1")
         self._require(self.group_multiple >= 1, "group_multiple", "at least 1")
         self._require(
             self.group_multiple == 1 or self.tied, "group_multiple", "1 where masks are not tied (--learn.tied)"
-        )
-        self._require(
-            self.rounding == "nearest" or self.tied, "rounding", "'nearest' where masks are not tied (--learn.tied)"
         )
         self._require(0 < self.ramp <= 1, "ramp", "above 0 and at most 1")
         self._require(0 <= self.straight_through <= 1, "straight_through", "a share from 0 to 1")
@@ -467,9 +456,22 @@ class Config(_Checked):
         """The config that `to_dict` wrote.
 
         Raises:
-          UserError: fields or values that are no config's.
+          UserError: fields or values that are no config's, or an option that there is no longer.
         """
+        learn = fields.get("learn") if isinstance(fields, Mapping) else None
+        if isinstance(learn, Mapping):
+            for name, idle in _REMOVED_FROM_LEARN.items():
+                if learn.get(name, idle) != idle:
+                    raise UserError(
+                        f"config.learn.{name} is {learn[name]!r}, an option that has been removed because it did not "
+                        "help (docs/train.md); the commit in the run's summary.json has it"
+                    )
+            fields = {**fields, "learn": {k: v for k, v in learn.items() if k not in _REMOVED_FROM_LEARN}}
         return _from_dict(cls, fields, "config")
+
+
+# Options that were tried and did not help (docs/train.md), which saved configs may have, with what turned them off.
+_REMOVED_FROM_LEARN = {"schedule": "constant", "warmup_epochs": 0.0, "rounding": "nearest"}
 
 
 def _from_dict(cls: Any, fields: Mapping[str, Any], where: str) -> Any:

@@ -44,7 +44,7 @@ def partial(counts: np.ndarray, num_coefs: int) -> bool:
 
 def test_slower_layers_are_released_and_the_rest_meets_the_target():
     by_macs = hard_masks(LEARN, SPEC, masks(), to_target=True)
-    by_time = hard_masks_by_time(LEARN, SPEC, masks(), FakeStopwatch(), to_target=True)
+    by_time = hard_masks_by_time(LEARN, SPEC, masks(), FakeStopwatch())
     sizes = SPEC.mask_sizes
     assert partial(by_macs.counts["block01/wide"], sizes["block01/wide"][1])
     assert partial(by_time.counts["block02/wide"], sizes["block02/wide"][1])
@@ -57,7 +57,7 @@ def test_slower_layers_are_released_and_the_rest_meets_the_target():
 def test_where_nothing_is_slower_it_is_the_gate_by_macs():
     stopwatch = FakeStopwatch()
     stopwatch.slower = frozenset()
-    by_time = hard_masks_by_time(LEARN, SPEC, masks(), stopwatch, to_target=True)
+    by_time = hard_masks_by_time(LEARN, SPEC, masks(), stopwatch)
     # While masks are learned they are rounded by MACs, whatever the gate.
     for gate in ("macs", "time"):
         by_macs = hard_masks(dataclasses.replace(LEARN, gate=gate), SPEC, masks(), to_target=True)

@@ -113,7 +113,7 @@ def test_settings_are_checked_together():
         ({"target_macs": 0.5}, r"no field 'target_macs' \(did you mean 'learn.target_macs'\?\); a config has seed, "),
         ({"lern.epochs": 2}, r"no settings 'lern' .* \(did you mean 'learn'\?\); there are data, model, pretrain"),
         ({"learn": LearnConfig()}, "'learn' is a group of fields; name one, such as 'learn.epochs'"),
-        ({"learn.rounding": "least_los"}, r"did you mean 'least_loss'\?\); accepted are nearest, least_loss"),
+        ({"learn.penalty": "mac"}, r"did you mean 'macs'\?\); accepted are fcmask, macs"),
         (
             {"phases": ("pretrain", "lern")},
             r"phases is 'lern' \(did you mean 'learn'\?\); accepted are pretrain, learn",

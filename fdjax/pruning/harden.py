@@ -9,7 +9,6 @@ import numpy as np
 
 from fdjax.ops.fcmask import level_counts
 from fdjax.ops.macs import cheapest_pointwise, pointwise_macs
-from fdjax.pruning.least_loss import price_at, round_by_loss
 from fdjax.spec import (
     Counts,
     LayerSpec,
@@ -29,7 +28,6 @@ from fdjax.spec import (
 
 FcMasks = Mapping[str, np.ndarray]
 Levels = Sequence[int] | None
-Losses = Mapping[str, np.ndarray] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +37,7 @@ class HardMasks:
     Attributes:
       counts: path of every FCMask -> kept counts [channels].
       released: names of the layers that the gate released.
-      offset: what was added to every FCMask before rounding; of tied masks rounded by losses, it stands for the price.
+      offset: what was added to every FCMask before rounding.
       macs: of the network with these masks.
     """
 
@@ -246,7 +244,6 @@ def harden(
     offset: float = 0.0,
     group_multiple: int = 1,
     released: Collection[str] = (),
-    losses: Losses = None,
 ) -> HardMasks:
     """Rounds masks and gates the result.
 
@@ -259,13 +256,8 @@ def harden(
       offset: added to every FCMask before rounding.
       group_multiple: of which the sizes of tied groups are made multiples (`even_groups`).
       released: layers to release whatever they cost.
-      losses: tied masks are rounded by them (`fdjax.pruning.least_loss`), at the price that stands for `offset`; None:
-        every mask to the nearest level.
     """
-    counts = round_masks(spec, fcmasks, levels, offset)
-    if losses is not None:
-        counts = {**counts, **round_by_loss(spec, losses, levels, price_at(offset))}
-    counts = dict(even_groups(spec, fcmasks, counts, group_multiple))
+    counts = dict(even_groups(spec, fcmasks, round_masks(spec, fcmasks, levels, offset), group_multiple))
     for layer in spec.layers:
         for path in (layer.input_mask, layer.output_mask) if layer.name in released else ():
             if path:
@@ -291,7 +283,6 @@ def harden_to_target(
     convention: str = "total",
     group_multiple: int = 1,
     released: Collection[str] = (),
-    losses: Losses = None,
     iterations: int = 20,
 ) -> HardMasks:
     """Finds the offset, from -1 to 1, whose hard masks come nearest to `target`.
@@ -311,7 +302,6 @@ def harden_to_target(
             offset=offset,
             group_multiple=group_multiple,
             released=released,
-            losses=losses,
         )
         return abs(mac_ratio(hard.macs, convention) - target), hard
 

@@ -26,7 +26,7 @@ def asked_words(result: Result, phases: list[Mapping[str, Any]]) -> list[tuple[s
     ]
     if result.is_pruned:
         learn = config.learn
-        lines.append(("Masks", f"{', '.join(mask_words(config))}; blocks: {result.block}; rounding: {learn.rounding}"))
+        lines.append(("Masks", f"{', '.join(mask_words(config))}; blocks: {result.block}"))
         goal = (
             f"lambda {learn.lambda_:g}, no target"
             if learn.target_macs is None
@@ -91,7 +91,8 @@ def _phase_words(config: Config, phase: str, steps: int | None) -> str:
     epochs = f" ({settings.epochs:g} epochs)" if settings.steps is None else ""
     what = {"learn": "masks", "alternate": "masks and weights in turn", "scratch": "new weights under rounded masks"}
     under = "weights under rounded masks" if phase == "refine" else "weights"
-    rate = f"{settings.optimizer}, learning rate {settings.learning_rate:g}, {settings.schedule}"
+    schedule = "constant" if phase == "learn" else settings.schedule
+    rate = f"{settings.optimizer}, learning rate {settings.learning_rate:g}, {schedule}"
     taught = config.distill.weight and phase != "pretrain"
     teacher = f"; taught by the unpruned network, weight {config.distill.weight:g}" if taught else ""
     kind = what.get(phase, under)

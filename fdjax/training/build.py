@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 import jax.numpy as jnp
@@ -114,7 +114,6 @@ def hard_masks(
     *,
     to_target: bool,
     released: Collection[str] = (),
-    losses: Mapping[str, Any] | None = None,
 ) -> HardMasks:
     """Rounds and gates an `fcmask` collection by the mask settings.
 
@@ -124,7 +123,6 @@ def hard_masks(
       fcmask: the collection.
       to_target: shift the rounding so that the target is met; else the masks are rounded as they stand.
       released: layers to release whatever they cost.
-      losses: what tied masks lose at each level, where they are rounded by that.
     """
     masks = flat_masks(fcmask)
     rounding: Any = {
@@ -133,30 +131,21 @@ def hard_masks(
         "convention": learn.target_convention,
         "group_multiple": learn.group_multiple,
         "released": released,
-        "losses": {path: np.asarray(lost) for path, lost in losses.items()} if losses else None,
     }
     if to_target and learn.target_macs is not None:
         return harden_to_target(spec, masks, learn.target_macs, **rounding)
     return harden(spec, masks, **rounding)
 
 
-def hard_masks_by_time(
-    learn: LearnConfig,
-    spec: NetworkSpec,
-    fcmask,
-    stopwatch: Stopwatch,
-    *,
-    to_target: bool,
-    losses: Mapping[str, Any] | None = None,
-) -> HardMasks:
-    """As `hard_masks`, but also without what takes longer pruned than released, frozen, on this machine.
+def hard_masks_by_time(learn: LearnConfig, spec: NetworkSpec, fcmask, stopwatch: Stopwatch) -> HardMasks:
+    """As `hard_masks` to the target, but also without what takes longer pruned than released, frozen, on this machine.
 
     Each look releases what it finds slower, and the rest is rounded anew, so that the target is still met.
     """
     # Which weights they are makes no difference to the time.
     weights, released = seeded_variables(spec), set[str]()
     while True:
-        hard = hard_masks(learn, spec, fcmask, to_target=to_target, released=released, losses=losses)
+        hard = hard_masks(learn, spec, fcmask, to_target=True, released=released)
         _, slower = release_slower(spec, weights, hard.counts, stopwatch)
         if released.issuperset(slower):
             return hard

@@ -28,16 +28,12 @@ from fdjax.pruning.block_choice import (
     coefficient_energy,
     fitting_blocks,
 )
-from fdjax.pruning.least_loss import level_losses
 from fdjax.spec import NetworkSpec
-from fdjax.training.build import check_maskable, flat_masks, mask_fields
+from fdjax.training.build import check_maskable, mask_fields
 from fdjax.training.restore import Restored, load_restored_data
-from fdjax.training.state import TrainState
 
 _CALIBRATION_STREAM = 4
 _BATCH = 64
-# Images by which rounding measures losses.
-_ROUNDING_IMAGES = 512
 
 
 def side_energies(
@@ -107,7 +103,7 @@ def side_energies(
     return total
 
 
-def calibration_sample(train: np.ndarray, seed: int, num_images: int = _ROUNDING_IMAGES) -> np.ndarray:
+def calibration_sample(train: np.ndarray, seed: int, num_images: int) -> np.ndarray:
     """Of the indices `train`, `num_images` or as many as there are, shuffled by `seed`."""
     return train[seeded_permutation(len(train), seed, _CALIBRATION_STREAM)[:num_images]]
 
@@ -134,24 +130,6 @@ def masked_spec(restored: Restored, learn: LearnConfig) -> NetworkSpec:
     except ValueError as error:
         raise UserError(str(error)) from error
     return dataclasses.replace(spec, input_mean=own.input_mean, input_std=own.input_std, class_names=own.class_names)
-
-
-def measure_level_losses(
-    network: FrequencyNetwork, spec: NetworkSpec, state: TrainState, levels: Sequence[int] | None, images: np.ndarray
-) -> dict[str, list[list[float]]]:
-    """What tied masks would lose at each level: `fdjax.pruning.level_losses`, of JSON types.
-
-    Args:
-      network: of the state.
-      spec: of it.
-      state: weights, and soft masks.
-      levels: the accepted kept counts below N, or None for all.
-      images: see `side_energies`.
-    """
-    blocks = sorted({layer.block for layer in spec.layers if layer.block})
-    energies = side_energies(network, spec, state.variables(), images, blocks)
-    losses = level_losses(spec, flat_masks(state.fcmask), energies, levels)
-    return {path: lost.tolist() for path, lost in losses.items()}
 
 
 def choose_blocks_of(

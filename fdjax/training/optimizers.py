@@ -11,13 +11,13 @@ from fdjax.config import Config, LearnConfig, WeightPhaseConfig
 from fdjax.training.phases import Phase, phase_settings
 
 
-def learning_rate_schedule(phase: WeightPhaseConfig | LearnConfig, steps: int, steps_per_epoch: int) -> optax.Schedule:
-    """The learning rate of weights or masks over the `steps` updates that they get in a phase."""
+def learning_rate_schedule(phase: WeightPhaseConfig, steps: int, steps_per_epoch: int) -> optax.Schedule:
+    """The learning rate of weights over the `steps` updates that they get in a phase."""
     warmup = min(round(phase.warmup_epochs * steps_per_epoch), steps)
     after = max(1, steps - warmup)
     if phase.schedule == "cosine":
         schedule = optax.cosine_decay_schedule(phase.learning_rate, after)
-    elif isinstance(phase, WeightPhaseConfig) and phase.schedule == "step":
+    elif phase.schedule == "step":
         falls = {max(0, round(share * steps) - warmup): phase.step_factor for share in phase.step_at}
         schedule = optax.piecewise_constant_schedule(phase.learning_rate, falls)
     else:
@@ -42,11 +42,11 @@ def weight_optimizer(phase: WeightPhaseConfig, schedule: optax.Schedule) -> opta
     )
 
 
-def mask_optimizer(learn: LearnConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+def mask_optimizer(learn: LearnConfig) -> optax.GradientTransformation:
     """For masks; updates are projected to [0, 1] afterwards, by the step."""
     if learn.optimizer == "adam":
-        return optax.adam(schedule)
-    return optax.sgd(schedule, momentum=learn.momentum)
+        return optax.adam(learn.learning_rate)
+    return optax.sgd(learn.learning_rate, momentum=learn.momentum)
 
 
 def optimizers_for(config: Config, phase: Phase) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
@@ -57,6 +57,5 @@ def optimizers_for(config: Config, phase: Phase) -> tuple[optax.GradientTransfor
         schedule = learning_rate_schedule(settings, max(1, phase.weight_steps(config)), phase.steps_per_epoch)
         weights = weight_optimizer(settings, schedule)
     if phase.learns_masks:
-        steps = max(1, phase.steps - phase.weight_steps(config))
-        masks = mask_optimizer(config.learn, learning_rate_schedule(config.learn, steps, phase.steps_per_epoch))
+        masks = mask_optimizer(config.learn)
     return weights, masks

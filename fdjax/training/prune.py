@@ -77,7 +77,7 @@ def prune_checkpoint(
         )
     check_empty(out)
     # What rounding has to do with; here no mask is rounded.
-    learn = dataclasses.replace(learn, levels="all", rounding="nearest", group_multiple=1, gate="macs")
+    learn = dataclasses.replace(learn, levels="all", group_multiple=1, gate="macs")
     if share is not None:
         learn = dataclasses.replace(learn, target_macs=None, lambda_=0.0)
     subject = open_subject(restored, learn, on)

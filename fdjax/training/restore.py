@@ -36,8 +36,6 @@ class Past:
       skipped: how many of this run's own phases are left out because of that.
       num_train: examples of the training set, the validation share included.
       masks_learned: whether masks have been learned, here or in that run, or set by `fdjax prune`.
-      level_losses: what tied masks lose at each level (`fdjax.pruning.least_loss`), measured at the end of the phase
-        that learned them; empty where masks are rounded to the nearest level.
       weights_adapted: whether a phase has trained the weights under masks since pretraining, here or in that run.
       imported: of a checkpoint made by `fdjax import`, where its weights are from; else empty.
     """
@@ -50,7 +48,6 @@ class Past:
     skipped: int = 0
     num_train: int = 0
     masks_learned: bool = False
-    level_losses: dict[str, list[list[float]]] = dataclasses.field(default_factory=dict)
     weights_adapted: bool = False
     imported: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -109,7 +106,9 @@ def restore(checkpoints: Checkpoints, step: int) -> Restored:
     meta = checkpoints.meta(step)
     try:
         config, spec = Config.from_dict(meta["config"]), NetworkSpec.from_dict(meta["spec"])
-        phase, phase_step, done = Phase(**meta["phase"]), int(meta["phase_step"]), Past(**meta["done"])
+        # level_losses: of an option that has been removed; no config that is accepted used it.
+        past = {name: value for name, value in meta["done"].items() if name != "level_losses"}
+        phase, phase_step, done = Phase(**meta["phase"]), int(meta["phase_step"]), Past(**past)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"checkpoint {checkpoints.folder / str(step)} is not of an fdjax run: {error}") from error
     network, _ = build_network(config, spec.input_shape, spec.num_classes)
@@ -135,8 +134,7 @@ def masks_as_they_stand(
 ) -> HardMasks | None:
     """Masks as the network is evaluated with; None in pretraining, where they are all 1."""
     if phase.learns_masks:
-        losses = done.level_losses if finished else None
-        return hard_masks(config.learn, spec, fcmask, to_target=finished, losses=losses)
+        return hard_masks(config.learn, spec, fcmask, to_target=finished)
     if phase.hard:
         counts = counts_of(spec, fcmask)
         return HardMasks(counts, tuple(done.released), 0.0, network_macs(spec, counts, done.released))

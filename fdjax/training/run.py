@@ -51,7 +51,7 @@ from fdjax.training.profile import Trace
 from fdjax.training.programs import chunks_of, make_programs
 from fdjax.training.progress import Progress
 from fdjax.training.restore import Past, Restored, restore
-from fdjax.training.rounding import Rounding
+from fdjax.training.rounding import gated_masks
 from fdjax.training.state import TrainState, create_state, init_variables, new_controller
 from fdjax.training.summary import describe, evaluation_summary, versions
 from fdjax.training.workdir import (
@@ -114,7 +114,6 @@ class _Run:
             validation=(take_rows(dataset.train_images, validation), dataset.train_labels[validation]),
             devices=devices,
         )
-        self.rounding = Rounding(config, self.network, self.spec, self.train_images, self.train_indices, devices)
         self.control = MaskControl(config.learn, self.spec, devices)
         self.done = Past(num_train=len(dataset.train_labels))
         # Once, at the beginning: the checkout may change while the run goes on.
@@ -219,8 +218,8 @@ class _Run:
     def _enter(self, state: TrainState, phase: Phase, *, soft_before: bool) -> TrainState:
         """What happens between phases; a pure function of the state before, so that a resumed run repeats it."""
         if phase.hard and soft_before:
-            hard = self.rounding.round(state, self.done)
-            self.done.released, self.done.level_losses = list(hard.released), {}
+            hard = gated_masks(self.config.learn, self.spec, state.fcmask, learned=self.done.masks_learned)
+            self.done.released = list(hard.released)
             state = state.replace(fcmask=jax.tree.map(jnp.asarray, collection_of(self.spec, hard.counts)))
         if has_teacher(self.config, phase):
             state = state.with_teacher()
@@ -364,8 +363,6 @@ class _Run:
     # -- end
 
     def _finish_phase(self, phase: Phase, state: TrainState, progress: Progress) -> float | None:
-        if phase.learns_masks:
-            self.done.level_losses = self.rounding.level_losses(state)
         top1, soft_top1, macs, score = self.measure.finish_phase(phase, state, self.done)
         if phase.name == "pretrain":
             self.done.dense_top1, self.done.weights_adapted = top1, False
