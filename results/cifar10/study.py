@@ -118,6 +118,10 @@ def runs() -> list[Run]:
         form(name, 4, target, 0)
     for name, flags in OPTIONS.items():
         pruned(f"options/{name}", 0, f"--learn.target-macs 0.33 {flags} {SHORT}")
+    # Likewise for main/dense_seed1.
+    blocks = "block00/project 1 block01/expand 4 block01/project 4 block07/expand 1 block07/project 1 block08/expand 1"
+    flags = f"--learn.block-by-layer {blocks} block08/project 1 head 4 --learn.target-macs 0.33 {SHORT}"
+    pruned("options/chosen_blocks_seed1", 1, flags)
     for name in ("straight_through", "noise", "distillation"):
         pruned(f"options/{name}_seed1", 1, f"--learn.target-macs 0.33 {OPTIONS[name]} {SHORT}")
     for seed in (0, 1):
