@@ -266,8 +266,6 @@ class LearnConfig(_Checked):
     """Which sides of a pointwise layer have masks."""
     tied: bool = False
     """One FCMask for a wide channel of a residual block (expand output, project input), none on its narrow sides."""
-    stage_masks: bool = False
-    """One FCMask for the channels of a residual stream, shared by all layers that write or read it (sides both)."""
     levels: str = "all"
     """Kept counts that masks fade between and are rounded to: all, or a list such as 0,1,N."""
     group_multiple: int = 1
@@ -324,7 +322,6 @@ class LearnConfig(_Checked):
         self._require(
             self.target_macs is not None or self.lambda_ is not None, "lambda_", "a number when target_macs is None"
         )
-        self._require(not self.stage_masks or self.sides == "both", "sides", "both where stage_masks is on")
         for field, blocks in (
             ("block", [self.block]),
             ("block_by_map", [block for _, block in self.block_by_map]),
@@ -471,7 +468,7 @@ class Config(_Checked):
 
 
 # Options that were tried and did not help (docs/train.md), which saved configs may have, with what turned them off.
-_REMOVED_FROM_LEARN = {"schedule": "constant", "warmup_epochs": 0.0, "rounding": "nearest"}
+_REMOVED_FROM_LEARN = {"schedule": "constant", "warmup_epochs": 0.0, "rounding": "nearest", "stage_masks": False}
 
 
 def _from_dict(cls: Any, fields: Mapping[str, Any], where: str) -> Any:

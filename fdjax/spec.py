@@ -7,7 +7,7 @@ the network itself.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -246,21 +246,6 @@ def rooms(spec: NetworkSpec) -> list[Room]:
     return list(found.values())
 
 
-def stage_masks(spec: NetworkSpec) -> dict[str, bool]:
-    """Path of every FCMask of a residual stream -> whether the stream's map is one of whole blocks.
-
-    On such a map the stream may stay in the frequency domain from layer to layer. Where blocks are padded it may not:
-    what its writers crop away its readers pad anew.
-    """
-    tied = {tied_mask(roles) for roles in units(spec).values()}
-    written = {layer.output_mask for layer in spec.layers} - tied
-    return {
-        layer.input_mask: all(side % (layer.block or 1) == 0 for side in layer.in_size)
-        for layer in spec.layers
-        if layer.input_mask and layer.input_mask in written
-    }
-
-
 def effective_counts(spec: NetworkSpec, counts: Counts) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Layer name -> kept counts (input [C], output [D]) of every wrapped layer, with dead channels dead on both ends.
 
@@ -323,13 +308,8 @@ def unit_group_macs(
     counts: np.ndarray,
     *,
     narrow_transforms: bool = True,
-    narrow_counts: ops_macs.NarrowCounts = (None, None),
-    handovers: ops_macs.Handovers = ("pixels", "pixels"),
 ) -> Mapping[str, int]:
-    """MACs by role of a block whose wide channels have tied `counts` [E], run group by group (see `group_macs`).
-
-    `narrow_counts` and `handovers` are those of the narrow input and output.
-    """
+    """MACs by role of a block whose wide channels have tied `counts` [E], run group by group (see `group_macs`)."""
     expand, depthwise, project = roles.get("expand"), roles["depthwise"], roles["project"]
     assert project.block is not None
     before = [conv_pads(size, depthwise.stride, depthwise.window, spec.padding)[0] for size in depthwise.in_size]
@@ -345,8 +325,6 @@ def unit_group_macs(
         taps,
         depthwise.window,
         narrow_transforms,
-        narrow_counts,
-        handovers,
     )
 
 
@@ -357,32 +335,14 @@ def tied_mask(roles: Mapping[str, LayerSpec]) -> str | None:
     return project.input_mask if shared else None
 
 
-def room_macs(
-    spec: NetworkSpec, room: Room, counts: Counts, streams: Collection[str] = (), in_coefs: Collection[str] = ()
-) -> dict[str, tuple[int, str]]:
-    """Layer name -> (MACs, form) of a block or a layer, in its cheapest exact form.
-
-    Args:
-      spec: the network.
-      room: see `rooms`.
-      counts: path of every FCMask -> kept counts.
-      streams: the paths of stage masks on maps of whole blocks.
-      in_coefs: those of them whose streams are handed from layer to layer in the frequency domain.
-    """
-
-    def handover(path: str | None) -> ops_macs.Handover:
-        if path in in_coefs:
-            return "coefficients"
-        return "masked" if path in streams else "pixels"
-
+def _room_macs(spec: NetworkSpec, room: Room, counts: Counts) -> dict[str, tuple[int, str]]:
+    """Layer name -> (MACs, form) of a block or a layer (see `rooms`), in its cheapest exact form."""
     totals: dict[str, tuple[int, str]] = {}
     effective = _effective(room, counts)
     for layer in room.values():
         if layer.block:
             inputs, outputs = (np.asarray(_histogram(side, layer.num_coefs)) for side in effective[layer.name])
-            totals[layer.name] = ops_macs.cheapest_pointwise(
-                layer.in_size, layer.block, inputs, outputs, (handover(layer.input_mask), handover(layer.output_mask))
-            )
+            totals[layer.name] = ops_macs.cheapest_pointwise(layer.in_size, layer.block, inputs, outputs)
     conv2 = _bottleneck_conv(room)
     if conv2:
         macs = bottleneck_conv_macs(conv2, effective[room["conv1"].name][1], effective[room["conv3"].name][0])
@@ -399,50 +359,10 @@ def room_macs(
     )
     shared = tied_mask(room)
     if shared:
-        reads, writes = room["expand"].input_mask, project.output_mask
-        by_role = unit_group_macs(
-            spec,
-            room,
-            counts[shared],
-            narrow_counts=(counts[reads] if reads else None, counts[writes] if writes else None),
-            handovers=(handover(reads), handover(writes)),
-        )
+        by_role = unit_group_macs(spec, room, counts[shared])
         if sum(by_role.values()) < sum(macs for macs, _ in totals.values()):
             totals = {room[role].name: (macs, "groups") for role, macs in by_role.items()}
     return totals
-
-
-# The streams that a room touches, and what its layers cost (see `room_macs`) by those of them that stay in the
-# frequency domain.
-RoomOptions = tuple[frozenset[str], Mapping[frozenset[str], Mapping[str, tuple[int, str]]]]
-
-
-def room_options(spec: NetworkSpec, room: Room, counts: Counts, whole_blocks: Collection[str]) -> RoomOptions:
-    """What a room costs, whichever of its streams stay in the frequency domain; see `stage_masks`."""
-    touched = {path for layer in room.values() for path in (layer.input_mask, layer.output_mask) if path}
-    streams = frozenset(touched.intersection(whole_blocks))
-    choices = [frozenset[str]()]
-    for path in sorted(streams):
-        choices += [choice | {path} for choice in choices]
-    return streams, {choice: room_macs(spec, room, counts, streams, choice) for choice in choices}
-
-
-def cheapest_streams(options: Sequence[RoomOptions]) -> tuple[int, frozenset[str]]:
-    """The fewest MACs of all rooms together, and the streams that stay in the frequency domain for it.
-
-    Rooms come in the order of evaluation: those that touch a stream stand one after the other.
-    """
-    # By the streams of the latest room that stay: the best so far.
-    best: dict[frozenset[str], tuple[int, frozenset[str]]] = {frozenset(): (0, frozenset())}
-    seen: frozenset[str] = frozenset()
-    for streams, by_choice in options:
-        following: dict[frozenset[str], tuple[int, frozenset[str]]] = {}
-        for choice, layers in by_choice.items():
-            own = sum(macs for macs, _ in layers.values())
-            fitting = [(macs + own, kept | choice) for macs, kept in best.values() if kept & streams == choice & seen]
-            following[choice] = min(fitting, key=lambda found: found[0])
-        best, seen = following, seen | streams
-    return min(best.values(), key=lambda found: found[0])
 
 
 def network_macs(spec: NetworkSpec, counts: Counts, released: Collection[str] = ()) -> NetworkMacs:
@@ -456,12 +376,9 @@ def network_macs(spec: NetworkSpec, counts: Counts, released: Collection[str] = 
       counts: path of every FCMask -> kept counts; see `NetworkSpec.full_counts`.
       released: names of the layers that the gate has released.
     """
-    whole_blocks = [path for path, whole in stage_masks(spec).items() if whole]
-    options = [room_options(spec, room, counts, whole_blocks) for room in rooms(spec)]
-    _, in_coefs = cheapest_streams(options)
     totals: dict[str, tuple[int, str]] = {}
-    for streams, by_choice in options:
-        totals |= by_choice[streams & in_coefs]
+    for room in rooms(spec):
+        totals |= _room_macs(spec, room, counts)
 
     layers = []
     for layer in spec.counted_layers:

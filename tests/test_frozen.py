@@ -65,8 +65,6 @@ UNTIED = {"block": 2, "block_by_map": {7: 7}}
         (UNTIED, MEANS, {"bands", "groups"}),
         ({**UNTIED, "sides": "output", "padding": "torch"}, MEANS, {"bands"}),
         ({**UNTIED, "sides": "input"}, None, {"bands"}),
-        ({**TIED, "stage_masks": True}, MEANS, {"groups"}),
-        ({**UNTIED, "stage_masks": True}, None, {"bands"}),
         # Blocks that divide no map, and ones that differ within a block of the network.
         ({"block": 4, "tied": True, "shape": (22, 26, 3)}, MEANS, {"bands"}),
         ({"block": 4, "shape": (22, 26, 3), "padding": "torch"}, None, {"bands"}),

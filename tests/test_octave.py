@@ -406,7 +406,7 @@ def test_a_share_that_splits_no_map_is_refused(share: float, pixels: int) -> Non
 def test_mask_settings_bear_on_nothing() -> None:
     """Blocks that fit no map, and tying: a config made for masks is taken as it is."""
     model = ModelConfig(name="mobilenetv2_small", octave=0.25)
-    learn = LearnConfig(block=16, block_by_map=((3, 2),), tied=True, stage_masks=True)
+    learn = LearnConfig(block=16, block_by_map=((3, 2),), tied=True)
     _, spec = build_network(Config(model=model, learn=learn), (28, 28, 1), 10)
     assert spec == build_network(Config(model=model), (28, 28, 1), 10)[1]
     assert spec.name == "mobilenetv2_small_octave0.25"

@@ -57,7 +57,6 @@ from tests.small_network import small
 SPECS = {
     "both": small(width=0.3),
     "tied": small(width=0.3, tied=True),
-    "stages": small(width=0.3, tied=True, stage_masks=True),
 }
 SHARES = st.floats(0, 1)
 SEEDS = st.integers(0, 2**31)

@@ -403,7 +403,6 @@ def test_masks_from_another_run_make_it_a_pruned_one():
     [
         ({}, "tied, levels 0,1,N, penalty macs", "2", "cifar10"),
         ({"learn": {"tied": False, "levels": "all"}}, "both sides, all levels, penalty macs", "2", "cifar10"),
-        ({"learn": {"stage_masks": True}}, "tied, stage masks, levels 0,1,N, penalty macs", "2", "cifar10"),
         ({"learn": {"tied": False, "sides": "input"}}, "input side, levels 0,1,N, penalty macs", "2", "cifar10"),
         (
             {"learn": {"sides": "output"}, "distill": {"weight": 0.5}},

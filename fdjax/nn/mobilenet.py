@@ -146,16 +146,8 @@ class InvertedResidual(nn.Module):
     groups: WideGroups | None = None
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, input_fcmask: jax.Array | None = None, output_fcmask: jax.Array | None = None
-    ) -> jax.Array:
-        """x [B, H, W, C] -> [B, H', W', D].
-
-        Args:
-          x: the map.
-          input_fcmask: [C], the stage mask of the stream that is read.
-          output_fcmask: [D], that of the stream that is written.
-        """
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [B, H, W, C] -> [B, H', W', D]."""
         plan = self.plan
         wide = self.variable(FCMASK, "wide", jnp.ones, (plan.wide_channels,)).value if self.tied else None
         expand_norm = self.norm(name="expand_norm") if self.expand is not None else None
@@ -166,14 +158,14 @@ class InvertedResidual(nn.Module):
         def chain(channels: Channels | None, mask: jax.Array | None, norm: BatchNorm | None = None, means: int = 1):
             y = block_means(x, means)
             if self.expand is not None:
-                y = self.expand(y, input_fcmask, mask, norm=expand_norm, outputs=channels)
+                y = self.expand(y, None, mask, norm=expand_norm, outputs=channels)
             elif channels is not None:
                 y = channels.of(y)
             y = spread_blocks(y, means)
             taps = kernel if channels is None else channels.of(kernel)
             # The ReLU6 after the expand layer is the depthwise layer's first; without one x has been through it.
             y = depthwise_norm(y, Depthwise(taps, plan.stride, self.padding), channels)
-            y = self.project(block_means(y, means), mask, output_fcmask, norm=norm, inputs=channels)
+            y = self.project(block_means(y, means), mask, norm=norm, inputs=channels)
             return spread_blocks(y, means)
 
         if self.groups is None:
@@ -197,14 +189,11 @@ class MobileNet(FrequencyNetwork):
     Attributes (those of `FrequencyNetwork`, and):
       variant: a key of `VARIANTS`.
       tied: one FCMask for a block's wide channels, none on the narrow sides; the head keeps `sides`.
-      stage_masks: one FCMask for the channels of a residual stream, at all layers that write or read it (see
-        `stage_streams`), tied or not. Only with sides="both".
       wide_groups: with mode="hard", (block name, groups) of the blocks whose wide channels run group by group.
     """
 
     variant: str = "mobilenetv2"
     tied: bool = False
-    stage_masks: bool = False
     wide_groups: tuple[tuple[str, WideGroups], ...] = ()
 
     @property
@@ -214,7 +203,7 @@ class MobileNet(FrequencyNetwork):
 
     def without_masks(self) -> Self:
         """See `FrequencyNetwork.without_masks`."""
-        return dataclasses.replace(super().without_masks(), tied=False, stage_masks=False, wide_groups=())
+        return dataclasses.replace(super().without_masks(), tied=False, wide_groups=())
 
     @property
     def stem_channels(self) -> int:
@@ -260,36 +249,6 @@ class MobileNet(FrequencyNetwork):
             == self.layer_block(f"{plan.name}/project", plan.out_size)
         )
 
-    def stage_streams(self, size: Size) -> dict[str, str]:
-        """The residual streams with a stage mask, for maps of `size` after the stem.
-
-        A stream is written by the project layers of a stage's blocks and read by the expand layers of the blocks after
-        them, up to the first of the next stage, or by the head. Where two stages have one width and no stride between
-        them the residual runs through both, and they are one stream, named after the first. Two kinds of stream have no
-        stage mask, and their layers the masks that they would have without: one that the stem feeds (block00 has a
-        residual), because the stem has no mask; and one whose layers have different block sizes.
-
-        Returns:
-          Layer name -> path of the FCMask on its narrow side, the output of a project layer, the input of others.
-        """
-        if not self.stage_masks or self.sides != "both" or not VARIANTS[self.variant].linear:
-            return {}
-        # Path of the FCMask (None: fed by the stem), map size, layers.
-        streams: list[tuple[str | None, Size, list[str]]] = [(None, size, [])]
-        for plan in self.blocks(size):
-            if plan.has_expand:
-                streams[-1][2].append(f"{plan.name}/expand")
-            if not plan.residual:
-                streams.append((f"stage{plan.stage:02d}/stream", plan.out_size, []))
-            streams[-1][2].append(f"{plan.name}/project")
-        streams[-1][2].append("head")
-        return {
-            name: path
-            for path, map_size, names in streams
-            if path and len({self.layer_block(name, map_size) for name in names}) == 1
-            for name in names
-        }
-
     def spec(self, input_shape: tuple[int, int, int], count_classifier: bool = False) -> NetworkSpec:
         """The network as data, for inputs of `input_shape` (H, W, C).
 
@@ -299,7 +258,6 @@ class MobileNet(FrequencyNetwork):
         variant = VARIANTS[self.variant]
         stem = self.stem_spec(input_shape, variant.stem_window, variant.stem_stride)
         layers = [stem]
-        streams = self.stage_streams(stem.out_size)
         for plan in self.blocks(stem.out_size):
             expand, depthwise, project = (f"{plan.name}/{role}" for role in ("expand", "depthwise", "project"))
             tied = f"{plan.name}/wide" if self._is_tied(plan) else None
@@ -307,7 +265,7 @@ class MobileNet(FrequencyNetwork):
                 layers.append(
                     self.wrapped_spec(
                         expand, plan.in_size, plan.in_channels, plan.wide_channels,
-                        input_mask=streams.get(expand, None if tied else self.side(expand, "input")),
+                        input_mask=None if tied else self.side(expand, "input"),
                         output_mask=tied or self.side(expand, "output"),
                         unit=plan.name,
                     )
@@ -322,7 +280,7 @@ class MobileNet(FrequencyNetwork):
                 self.wrapped_spec(
                     project, plan.out_size, plan.wide_channels, plan.out_channels,
                     input_mask=tied or self.side(project, "input"),
-                    output_mask=streams.get(project, None if tied else self.side(project, "output")),
+                    output_mask=None if tied else self.side(project, "output"),
                     unit=plan.name,
                 )
             )  # fmt: skip
@@ -331,7 +289,7 @@ class MobileNet(FrequencyNetwork):
             layers.append(
                 self.wrapped_spec(
                     "head", last.out_size, last.out_channels, features,
-                    input_mask=streams.get("head", self.side("head", "input")), output_mask=self.side("head", "output"),
+                    input_mask=self.side("head", "input"), output_mask=self.side("head", "output"),
                 )
             )  # fmt: skip
         return self.network_spec(
@@ -363,25 +321,15 @@ class MobileNet(FrequencyNetwork):
         groups = dict(self.wide_groups)
         x = self.apply_stem(x, norm)
         size = (x.shape[1], x.shape[2])
-        streams = self.stage_streams(size)
-        fcmasks: dict[str | None, jax.Array | None] = {None: None}
         for plan in self.blocks(size):
-            names = (f"{plan.name}/expand", f"{plan.name}/project")
-            path, tied = streams.get(names[1]), self._is_tied(plan)
-            if path is not None and path not in fcmasks:
-                stage, name = path.split("/")
-                channels = plan.out_channels
-                fcmasks[path] = self.variable(FCMASK, stage, lambda n=name, c=channels: {n: jnp.ones(c)}).value[name]
-            reads, writes = (not tied and name not in streams for name in names)
-            expand = None
+            tied, expand = self._is_tied(plan), None
             if plan.has_expand:
-                expand = self.pointwise(names[0], plan.wide_channels, plan.in_size, reads, not tied)
-            project = self.pointwise(names[1], plan.out_channels, plan.out_size, not tied, writes)
-            block = InvertedResidual(
+                expand = self.pointwise(f"{plan.name}/expand", plan.wide_channels, plan.in_size, not tied)
+            project = self.pointwise(f"{plan.name}/project", plan.out_channels, plan.out_size, not tied)
+            x = InvertedResidual(
                 plan, expand, project, norm, tied, self.padding, groups.get(plan.name), name=plan.name
-            )
-            x = block(x, *(fcmasks[streams.get(name)] for name in names))
+            )(x)
         if self.head_channels is not None:
-            head = self.pointwise("head", self.head_channels, (x.shape[1], x.shape[2]), "head" not in streams)
-            x = head.copy(name="head")(x, fcmasks[streams.get("head")], norm=norm(relu6=True, name="head_norm"))
+            head = self.pointwise("head", self.head_channels, (x.shape[1], x.shape[2]))
+            x = head.copy(name="head")(x, norm=norm(relu6=True, name="head_norm"))
         return self.classify(x)

@@ -177,15 +177,13 @@ class FrequencyNetwork(nn.Module):
             **fields,
         )
 
-    def pointwise(
-        self, name: str, features: int, size: Size, own_input: bool = True, own_output: bool = True
-    ) -> FrequencyPointwise:
-        """The frequency layer `name`, unbound, on a map of `size`."""
+    def pointwise(self, name: str, features: int, size: Size, own_masks: bool = True) -> FrequencyPointwise:
+        """The frequency layer `name`, unbound, on a map of `size`; without `own_masks` it is given any it has."""
         return FrequencyPointwise(
             features=features,
             block=self.layer_block(name, size),
-            input_side=own_input and self.sides in ("both", "input"),
-            output_side=own_output and self.sides in ("both", "output"),
+            input_side=own_masks and self.sides in ("both", "input"),
+            output_side=own_masks and self.sides in ("both", "output"),
             mode=self.mode,
             levels=self.levels,
             whole_channels=name in self.whole_channels,

@@ -2,8 +2,7 @@
 
 Two conventions. The paper's (section 3.1): N multiply-accumulates for each coefficient computed, and every band's dense
 product. And the cheapest exact form: no transform where counts are only 0 and N, separable transforms where they are
-cheaper, nothing for coefficients that one of the two sides drops, for tied masks a chain for each group of channels,
-no transforms between layers that share the mask of a stream.
+cheaper, nothing for coefficients that one of the two sides drops, for tied masks a chain for each group of channels.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +19,6 @@ from fdjax.ops.blocks import num_blocks
 from fdjax.ops.dct import zigzag_order
 
 Size = tuple[int, int]
-# How the map on the narrow side of a layer is handed over: "pixels", to be masked by the layer; "masked" pixels of a
-# stream all of whose writers and readers mask it alike, so that a reader finds only coefficients that it keeps; or the
-# kept "coefficients" of such a stream themselves. The last two presuppose a map of whole blocks.
-Handover = Literal["pixels", "masked", "coefficients"]
-NarrowCounts = tuple[np.ndarray | None, np.ndarray | None]
-Handovers = tuple[Handover, Handover]  # of a layer's or a block's input and output
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,13 +148,7 @@ def explicit_mask_macs(
     return pruned, pruned if released and plain else _blocks(size, block) * (products + transforms)
 
 
-def cheapest_pointwise(
-    size: Size,
-    block: int,
-    inputs: np.ndarray,
-    outputs: np.ndarray,
-    handovers: Handovers = ("pixels", "pixels"),
-) -> tuple[int, str]:
+def cheapest_pointwise(size: Size, block: int, inputs: np.ndarray, outputs: np.ndarray) -> tuple[int, str]:
     """(MACs, form) of a pointwise layer in its cheapest exact form, from histograms [N+1] of kept counts."""
     input_widths, output_widths = _widths(inputs), _widths(outputs)
     # A coefficient that one side drops altogether is not needed on the other.
@@ -170,29 +156,13 @@ def cheapest_pointwise(
     if num_bands == 0:
         return 0, "channels"
     blocks = _blocks(size, block)
-    transforms = sum(
-        _transforms(_clip_counts(side, num_bands), block)
-        for side, handover in zip((inputs, outputs), handovers, strict=True)
-        if handover != "coefficients"
-    )
+    transforms = sum(_transforms(_clip_counts(side, num_bands), block) for side in (inputs, outputs))
     by_bands = blocks * (int(input_widths @ output_widths) + transforms)
-    before = _transforms_around_pixels(inputs, block, handovers[0], reads=True)
-    after = _transforms_around_pixels(outputs, block, handovers[1], reads=False)
-    if before is not None and after is not None:
-        in_pixels = size[0] * size[1] * int(input_widths[0] * output_widths[0]) + blocks * (before + after)
+    if whole_channels(inputs) and whole_channels(outputs):
+        in_pixels = size[0] * size[1] * int(input_widths[0] * output_widths[0])
         if in_pixels <= by_bands:
             return in_pixels, "channels" if inputs[0] or outputs[0] else "dense"
     return by_bands, "bands"
-
-
-def _transforms_around_pixels(histogram: np.ndarray, block: int, handover: Handover, *, reads: bool) -> int | None:
-    """One block's transforms on a side of a product in pixels; None where the product is not made so."""
-    if handover == "coefficients":
-        return _transforms(histogram, block)
-    if whole_channels(histogram) or (handover == "masked" and reads):
-        return 0
-    # What is written is masked after the product, by a transform and its inverse.
-    return 2 * _transforms(histogram, block) if handover == "masked" else None
 
 
 def _clip_counts(histogram: np.ndarray, highest: int) -> np.ndarray:
@@ -228,8 +198,6 @@ def group_macs(
     taps_of_mean: int,
     window: int = 3,
     narrow_transforms: bool = True,
-    narrow_counts: NarrowCounts = (None, None),
-    handovers: Handovers = ("pixels", "pixels"),
 ) -> Mapping[str, int]:
     """An inverted residual block with tied masks, run group by group.
 
@@ -237,9 +205,6 @@ def group_macs(
     in the spatial domain; g = 1 wholly at block resolution (a bias and an activation keep a block-constant map
     block-constant); other groups take g coefficients of the narrow input, return to pixels for the depthwise layer, and
     send g coefficients to the narrow output. The transforms of the narrow sides are shared by the groups.
-
-    A narrow channel that keeps m coefficients has min(g, m) products a block with a wide one. In the group g = N it has
-    one a pixel instead if it is alive at all, where that is cheaper.
 
     Args:
       counts: kept counts [E] of the wide channels.
@@ -251,8 +216,6 @@ def group_macs(
       taps_of_mean: `block_constant_taps` for this depthwise layer.
       window: of the depthwise layer.
       narrow_transforms: count the transforms that the groups share.
-      narrow_counts: kept counts [C] and [D] of the narrow input and output; None: all N.
-      handovers: of the narrow input and output.
 
     Returns:
       MACs by role: "expand", "depthwise", "project".
@@ -262,47 +225,22 @@ def group_macs(
     partial = [int(count) for count in np.flatnonzero(groups) if 0 < count < num_coefs]
     whole = int(groups[num_coefs])
     blocks_in, blocks_out = _blocks(in_size, block), _blocks(out_size, block)
-    pixels_out = out_size[0] * out_size[1]
-
-    def narrow_side(size: Size, channels: int, counts: np.ndarray | None, handover: Handover, *, reads: bool) -> int:
-        """Products with the narrow channels, and their transforms."""
-        counts = np.full(channels, num_coefs) if counts is None else counts
-        blocks, narrow = _blocks(size, block), _histogram(counts, num_coefs)
-
-        def kept(limit: int) -> int:
-            return int(narrow @ np.minimum(np.arange(num_coefs + 1), limit))
-
-        longest = some = 0
-        if narrow_transforms:
-            longest = _transforms(narrow, block)
-            some = _transforms(_clip_counts(narrow, max(partial, default=0)), block)
-        products = blocks * sum(int(groups[count]) * kept(count) for count in partial)
-        in_coefs = handover == "coefficients"
-        if not whole:
-            return products + (0 if in_coefs else blocks * some)
-        if in_coefs:
-            around = longest
-        elif whole_channels(narrow) or (handover == "masked" and reads):
-            around = some
-        else:
-            around = 2 * longest
-        by_coefs = whole * (kept(num_coefs) + block_transform_macs(block, num_coefs)) + (0 if in_coefs else longest)
-        in_pixels = size[0] * size[1] * whole * int(narrow[1:].sum()) + blocks * around
-        return products + min(blocks * by_coefs, in_pixels)
+    pixels_in, pixels_out = in_size[0] * in_size[1], out_size[0] * out_size[1]
+    narrow = block_transform_macs(block, max(partial)) if partial and narrow_transforms else 0
 
     expand = 0
     if in_channels is not None:
-        expand = narrow_side(in_size, in_channels, narrow_counts[0], handovers[0], reads=True)
+        expand = pixels_in * in_channels * whole + blocks_in * in_channels * narrow
     depthwise = pixels_out * window**2 * whole
-    project = narrow_side(out_size, out_channels, narrow_counts[1], handovers[1], reads=False)
+    project = pixels_out * out_channels * whole + blocks_out * out_channels * narrow
     for count in partial:
         width = int(groups[count])
         at_block_resolution = count == 1 and in_channels is not None
         wide = width * block_transform_macs(block, count)
-        if in_channels is not None and not at_block_resolution:
-            expand += blocks_in * wide
+        if in_channels is not None:
+            expand += blocks_in * (in_channels * width * count + (0 if at_block_resolution else wide))
         depthwise += width * (taps_of_mean if at_block_resolution else pixels_out * window**2)
-        project += blocks_out * wide
+        project += blocks_out * (wide + out_channels * width * count)
     return {"expand": expand, "depthwise": depthwise, "project": project}
 
 

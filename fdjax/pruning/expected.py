@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fdjax.ops.blocks import num_blocks
 from fdjax.ops.fcmask import coef_mask, level_counts
 from fdjax.ops.macs import block_transform_macs, depthwise_macs, expected_pointwise_macs
-from fdjax.spec import LayerSpec, NetworkSpec, blocks, stage_masks, tied_mask, unit_group_macs, units
+from fdjax.spec import LayerSpec, NetworkSpec, blocks, tied_mask, unit_group_macs, units
 
 
 def expected_macs(
@@ -26,12 +25,10 @@ def expected_macs(
     layer's too, tied blocks are counted group by group, and levels of 0 and N alone need no transform. For hard masks
     it is then what `network_macs` counts, but for
 
-    - what channels share: the narrow transforms of groups, and where a stream with a stage mask enters or leaves the
-      frequency domain (it is taken to stay there where its map is one of whole blocks);
+    - what channels share: the narrow transforms of groups;
     - what choosing the form of a layer as a whole gains: where groups or bands would cost more than the dense layer, or
       one side drops a coefficient of all its channels;
-    - levels that cost a tied channel more than a mixture of those around them: they count as that mixture. So does a
-      narrow channel with a stage mask beside whole wide ones: as its share of a whole channel.
+    - levels that cost a tied channel more than a mixture of those around them: they count as that mixture.
 
     In the convention "paper" it is the paper's count of the wrapped layers, none released: N for each kept coefficient
     of either side.
@@ -53,20 +50,19 @@ def expected_macs(
         wrapped = [layer for layer in spec.layers if layer.block]
         return sum((_layer(layer, *_sides(layer, masks)) for layer in wrapped), start=jnp.zeros(()))
 
-    in_coefs = [path for path, whole_blocks in stage_masks(spec).items() if whole_blocks]
     total = jnp.zeros(())
     in_unit = set()
     for roles in units(spec).values():
         in_unit |= {layer.name for layer in roles.values()}
         shared = tied_mask(roles)
-        total += _tied_unit(spec, roles, masks, shared, levels) if shared else _unit(roles, masks, levels, in_coefs)
+        total += _tied_unit(spec, roles, masks[shared], levels) if shared else _unit(roles, masks, levels)
     for roles in blocks(spec).values():
         if "conv3" in roles:
             in_unit |= {roles["conv1"].name, roles["conv3"].name}
-            total += _bottleneck(roles, masks, levels, in_coefs)
+            total += _bottleneck(roles, masks, levels)
     for layer in spec.layers:
         if layer.block and layer.name not in in_unit:
-            total += _cheapest(layer, *_sides(layer, masks), levels, in_coefs)
+            total += _cheapest(layer, *_sides(layer, masks), levels)
     return total
 
 
@@ -99,24 +95,14 @@ def _sides(layer: LayerSpec, masks: Mapping[str, jax.Array]) -> tuple[jax.Array,
     return inputs, outputs
 
 
-def _cheapest(
-    layer: LayerSpec,
-    inputs: jax.Array,
-    outputs: jax.Array,
-    levels: Sequence[int] | None,
-    in_coefs: Collection[str],
-) -> jax.Array:
+def _cheapest(layer: LayerSpec, inputs: jax.Array, outputs: jax.Array, levels: Sequence[int] | None) -> jax.Array:
     """By bands, with the cheapest transforms; by channels where there are no levels between 0 and N."""
     assert layer.block is not None
     if len(level_counts(layer.num_coefs, levels)) == 2:
         # All coefficients of a channel are the same, and a map that is not transformed is not padded to whole blocks.
         return layer.in_size[0] * layer.in_size[1] * inputs[0].sum() * outputs[0].sum()
     costs = np.diff([block_transform_macs(layer.block, count) for count in range(layer.num_coefs + 1)])
-    macs = _layer(layer, inputs, outputs, costs.tolist())
-    for side, path in ((inputs, layer.input_mask), (outputs, layer.output_mask)):
-        if path in in_coefs:
-            macs -= _blocks(layer) * (side.sum(axis=1) @ jnp.asarray(costs, jnp.float32))
-    return macs
+    return _layer(layer, inputs, outputs, costs.tolist())
 
 
 def _layer(
@@ -128,17 +114,7 @@ def _layer(
     )
 
 
-def _blocks(layer: LayerSpec) -> int:
-    assert layer.block is not None
-    return num_blocks(layer.in_size[0], layer.block) * num_blocks(layer.in_size[1], layer.block)
-
-
-def _unit(
-    roles: Mapping[str, LayerSpec],
-    masks: Mapping[str, jax.Array],
-    levels: Sequence[int] | None,
-    in_coefs: Collection[str],
-) -> jax.Array:
+def _unit(roles: Mapping[str, LayerSpec], masks: Mapping[str, jax.Array], levels: Sequence[int] | None) -> jax.Array:
     """An inverted residual block without tied masks: a wide channel lives if both of its layers keep its mean."""
     expand, depthwise, project = roles.get("expand"), roles["depthwise"], roles["project"]
     total, before = jnp.zeros(()), jnp.ones(project.in_channels)
@@ -147,17 +123,14 @@ def _unit(
     if expand is not None:
         expand_in, expand_out = _sides(expand, masks)
         before = expand_out[0]
-        total += _cheapest(expand, expand_in, expand_out * after, levels, in_coefs)
+        total += _cheapest(expand, expand_in, expand_out * after, levels)
     per_channel = depthwise_macs(depthwise.out_size, 1, depthwise.window)
     total += per_channel * (before @ after)
-    return total + _cheapest(project, project_in * before, project_out, levels, in_coefs)
+    return total + _cheapest(project, project_in * before, project_out, levels)
 
 
 def _bottleneck(
-    roles: Mapping[str, LayerSpec],
-    masks: Mapping[str, jax.Array],
-    levels: Sequence[int] | None,
-    in_coefs: Collection[str],
+    roles: Mapping[str, LayerSpec], masks: Mapping[str, jax.Array], levels: Sequence[int] | None
 ) -> jax.Array:
     """A bottleneck: a group of the 3x3 convolution lives as much as the most alive of what is read of it."""
     first, conv, last = roles["conv1"], roles["conv2"], roles["conv3"]
@@ -169,45 +142,31 @@ def _bottleneck(
     else:
         middle = conv.dense_macs / conv.groups * groups.sum()
     made = made * jnp.repeat(groups, conv.in_channels // conv.groups)
-    return middle + _cheapest(first, reads, made, levels, in_coefs) + _cheapest(last, read, writes, levels, in_coefs)
+    return middle + _cheapest(first, reads, made, levels) + _cheapest(last, read, writes, levels)
 
 
 def _tied_unit(
-    spec: NetworkSpec,
-    roles: Mapping[str, LayerSpec],
-    masks: Mapping[str, jax.Array],
-    tied: str,
-    levels: Sequence[int] | None,
+    spec: NetworkSpec, roles: Mapping[str, LayerSpec], mask: jax.Array, levels: Sequence[int] | None
 ) -> jax.Array:
     """A block with tied masks: each wide channel costs what its kept count costs, alone."""
-    wide, expand, project = masks[tied], roles["expand"], roles["project"]
-    accepted = np.array(level_counts(wide.shape[0], levels))
-    costs = jnp.asarray(
-        [sum(unit_group_macs(spec, roles, np.array([count]), narrow_transforms=False).values()) for count in accepted],
-        jnp.float32,
-    )
-    for layer, path, channels in (
-        (expand, expand.input_mask, expand.in_channels),
-        (project, project.output_mask, project.out_channels),
-    ):
-        if path:
-            # Products with what narrow channels drop are not made; those of whole channels are made pixel by pixel.
-            dropped = channels - masks[path].sum(axis=1)
-            blocks = np.full(len(accepted), float(_blocks(layer)))
-            blocks[-1] = layer.in_size[0] * layer.in_size[1] / layer.num_coefs
-            costs -= blocks * jnp.concatenate([jnp.zeros(1), jnp.cumsum(dropped)])[accepted]
+    accepted = level_counts(mask.shape[0], levels)
+    costs = [
+        sum(unit_group_macs(spec, roles, np.array([count]), narrow_transforms=False).values()) for count in accepted
+    ]
+    # Some levels cost about as much as N does, or more: a channel comes down past them, along the convex hull.
+    places = range(len(accepted))
+    steps = np.diff(np.interp(places, *_lower_hull(places, costs)))
     # The coefficients between two levels fade together: the first of them stands for all.
-    return _hull_steps(costs) @ wide[accepted[:-1]].sum(axis=1)
+    return jnp.asarray(steps, jnp.float32) @ mask[np.array(accepted[:-1])].sum(axis=1)
 
 
-def _hull_steps(costs: jax.Array) -> jax.Array:
-    """The steps [S] of the lower convex hull of costs [S+1].
-
-    Some levels cost about as much as N does, or more: a channel comes down past them, along the hull. Each of its steps
-    is the largest, over the places to the left, of the least mean step from there to a place to the right.
-    """
-    places = np.arange(len(costs))
-    starts, ends = places[:-1, None], places[None, 1:]
-    means = (costs[1:][None] - costs[:-1][:, None]) / np.maximum(ends - starts, 1)
-    least = jax.lax.cummin(jnp.where(ends > starts, means, jnp.inf), axis=1, reverse=True)
-    return jnp.where(ends > starts, least, -jnp.inf).max(axis=0)
+def _lower_hull(xs: Sequence[int], ys: Sequence[float]) -> tuple[list[float], list[float]]:
+    """The corners of the lower convex hull of points given from left to right."""
+    hull: list[tuple[float, float]] = []
+    for x, y in zip(xs, ys, strict=True):
+        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (x - hull[-2][0]) >= (y - hull[-2][1]) * (
+            hull[-1][0] - hull[-2][0]
+        ):
+            hull.pop()
+        hull.append((x, y))
+    return [x for x, _ in hull], [y for _, y in hull]

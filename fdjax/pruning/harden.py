@@ -14,14 +14,8 @@ from fdjax.spec import (
     LayerSpec,
     NetworkMacs,
     NetworkSpec,
-    Room,
-    RoomOptions,
-    cheapest_streams,
     effective_counts,
     network_macs,
-    room_options,
-    rooms,
-    stage_masks,
     tied_mask,
     units,
 )
@@ -97,9 +91,6 @@ def gate_counts(
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Releases what is no cheaper pruned than whole, by MACs: partial counts rise to N, dead channels stay dead.
 
-    Where streams have stage masks, a stream's mask rises for all of its layers or for none, and what is compared is the
-    network: see `_gate_with_streams`. A layer counts as released when neither of its sides keeps a part of a channel.
-
     Args:
       spec: the network.
       counts: path of every FCMask -> kept counts.
@@ -108,8 +99,6 @@ def gate_counts(
     Returns:
       The counts after release, and the names of the released layers, in order.
     """
-    if stage_masks(spec):
-        return _gate_with_streams(spec, counts, convention)
     gated = dict(counts)
     released: list[str] = []
     effective = effective_counts(spec, counts)
@@ -133,67 +122,6 @@ def gate_counts(
                     gated[path] = _whole(gated[path], layer)
     order = {layer.name: index for index, layer in enumerate(spec.layers)}
     return gated, tuple(sorted(released, key=order.__getitem__))
-
-
-def _gate_with_streams(
-    spec: NetworkSpec, counts: Counts, convention: str
-) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Makes masks whole as long as that makes the network no dearer.
-
-    What is tried, in turn, until nothing changes any more: each stream with all the other masks of its layers; the
-    masks that a layer has beside its stream's (when tied, those of a block); each stream alone.
-    """
-    wrapped = [layer for layer in spec.layers if layer.block]
-    all_rooms, sizes, streams = rooms(spec), spec.mask_sizes, stage_masks(spec)
-    whole_blocks = [path for path, whole in streams.items() if whole]
-    paths_of = {layer.name: {path for path in (layer.input_mask, layer.output_mask) if path} for layer in wrapped}
-    own = {name: paths - streams.keys() for name, paths in paths_of.items()}
-    with_layers = [
-        {stream}.union(*(own[name] for name, paths in paths_of.items() if stream in paths)) for stream in streams
-    ]
-    attempts = [*with_layers, *(paths for paths in own.values() if paths), *({stream} for stream in streams)]
-
-    def options(room: Room, counts: Counts) -> RoomOptions:
-        if convention == "total":
-            return room_options(spec, room, counts, whole_blocks)
-        layers = {
-            layer.name: (_papers_cost(layer, layer.input_counts(counts), layer.output_counts(counts)), "")
-            for layer in room.values()
-            if layer.block
-        }
-        return frozenset(), {frozenset(): layers}
-
-    gated = dict(counts)
-    by_room = [options(room, gated) for room in all_rooms]
-    cost, _ = cheapest_streams(by_room)
-    changed = True
-    while changed:
-        changed = False
-        for paths in attempts:
-            raised = {path: np.where(gated[path] > 0, sizes[path][1], 0) for path in paths}
-            if all((raised[path] == gated[path]).all() for path in paths):
-                continue
-            trial = [
-                options(room, gated | raised)
-                if any(paths & paths_of.get(layer.name, set()) for layer in room.values())
-                else before
-                for room, before in zip(all_rooms, by_room, strict=True)
-            ]
-            trial_cost, _ = cheapest_streams(trial)
-            if trial_cost <= cost:
-                gated, by_room, cost, changed = gated | raised, trial, trial_cost, True
-    released = (
-        layer.name
-        for layer in wrapped
-        if all(np.isin(gated[path], (0, layer.num_coefs)).all() for path in paths_of[layer.name])
-    )
-    return gated, tuple(released)
-
-
-def _papers_cost(layer: LayerSpec, inputs: np.ndarray, outputs: np.ndarray) -> int:
-    """With the layer released if its masks are whole."""
-    assert layer.block is not None
-    return pointwise_macs(layer.in_size, layer.block, inputs, outputs, released=True).paper_total
 
 
 def _whole(counts: np.ndarray, layer: LayerSpec) -> np.ndarray:

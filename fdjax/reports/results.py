@@ -21,7 +21,6 @@ _SIDES = {"both": "both sides", "input": "input side", "output": "output side"}
 # Settings that columns show, or that bear on no figure.
 _SHOWN = {
     "model.name", "model.width", "data.name", "data.path", "data.train_limit", "learn.sides", "learn.tied",
-    "learn.stage_masks",
     "learn.levels", "learn.penalty", "learn.block", "learn.block_by_map", "learn.block_by_layer", "learn.target_macs",
     "learn.target_convention", "distill.weight", "model.octave", "model.octave_maps",
 }  # fmt: skip
@@ -268,14 +267,13 @@ def _block_words(config: Config) -> str:
 
 
 def mask_words(config: Config) -> list[str]:
-    """The masks of a config: sides, stage masks, levels, penalty, and the weight of distillation if there is any."""
+    """The masks of a config: sides, levels, penalty, and the weight of distillation if there is any."""
     learn, distillation = config.learn, config.distill.weight
     sides = _SIDES[learn.sides]
     if learn.tied:  # The sides are then those of the head only.
         sides = "tied" if learn.sides == "both" else f"tied, head {sides}"
     levels = "all levels" if learn.levels == "all" else f"levels {learn.levels}"
-    stages = ["stage masks"] if learn.stage_masks else []
-    words = [sides, *stages, levels, f"penalty {learn.penalty}"]
+    words = [sides, levels, f"penalty {learn.penalty}"]
     return [*words, f"distillation {distillation:g}"] if distillation else words
 
 

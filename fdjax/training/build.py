@@ -64,11 +64,8 @@ def mask_fields(learn: LearnConfig, variant: str) -> dict[str, Any]:
     Raises:
       UserError: masks that such a network cannot have.
     """
-    if (learn.tied or learn.stage_masks) and (variant in RESNETS or not MOBILENETS[variant].linear):
-        asked = "tied" if learn.tied else "stage_masks"
-        raise UserError(
-            f"learn.{asked} is for networks of inverted residual blocks, which {variant} is not; turn it off"
-        )
+    if learn.tied and (variant in RESNETS or not MOBILENETS[variant].linear):
+        raise UserError(f"learn.tied is for networks of inverted residual blocks, which {variant} is not; turn it off")
     fields = {
         "block": learn.block,
         "block_by_map": dict(learn.block_by_map),
@@ -76,7 +73,7 @@ def mask_fields(learn: LearnConfig, variant: str) -> dict[str, Any]:
         "sides": learn.sides,
     }
     if variant in MOBILENETS:
-        fields |= {"tied": learn.tied, "stage_masks": learn.stage_masks}
+        fields["tied"] = learn.tied
     return fields
 
 

@@ -94,7 +94,7 @@ def check_init(spec: NetworkSpec, init: Restored) -> None:
     masked = any(name in MASK_PHASES for name in [*init.finished_phases(), init.phase.name])
     if (masked or init.done.masks_learned) and spec.mask_sizes != init.spec.mask_sizes:
         raise UserError(
-            "--init has masks of other settings (sides, tied, stage_masks or block); give it the same "
+            "--init has masks of other settings (sides, tied or block); give it the same "
             "ones, or start from a run that has only pretrained"
         )
 

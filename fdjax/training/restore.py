@@ -109,6 +109,8 @@ def restore(checkpoints: Checkpoints, step: int) -> Restored:
         # level_losses: of an option that has been removed; no config that is accepted used it.
         past = {name: value for name, value in meta["done"].items() if name != "level_losses"}
         phase, phase_step, done = Phase(**meta["phase"]), int(meta["phase_step"]), Past(**past)
+    except UserError as error:
+        raise UserError(f"checkpoint {checkpoints.folder / str(step)} cannot be read: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"checkpoint {checkpoints.folder / str(step)} is not of an fdjax run: {error}") from error
     network, _ = build_network(config, spec.input_shape, spec.num_classes)
