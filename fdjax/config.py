@@ -258,10 +258,6 @@ class LearnConfig(_Checked):
     """Of the masks (with adam, begin with 0.002)."""
     momentum: float = 0.9
     """Of sgd."""
-    precondition: float = 0.0
-    """With sgd: divide a mask's gradient by this power, 0 to 1, of what it costs; with 1 all masks have one speed."""
-    noise: float = 0.0
-    """Standard deviation of the noise that mask steps add to every FCMask, 0 to 1."""
     sides: Literal["both", "input", "output"] = "both"
     """Which sides of a pointwise layer have masks."""
     tied: bool = False
@@ -286,8 +282,6 @@ class LearnConfig(_Checked):
     """Share of the phase, above 0 to 1, by which the controller means to have reached the target."""
     lambda_: Annotated[float | None, tyro.conf.arg(name="lambda")] = None
     """Weight of the penalty. With a target it is only the start (None: chosen); without one it is needed."""
-    straight_through: float = 0.0
-    """Last share of the phase, 0 to 1, in which mask steps see rounded masks; gradients are those of the soft ones."""
     gate: Literal["macs", "time", "none"] = "macs"
     """Before refinement, layers that are no cheaper pruned than whole are released. time: also those that are slower
     pruned, frozen and timed on this machine. none: keep all pruned."""
@@ -307,18 +301,12 @@ class LearnConfig(_Checked):
             "lambda_",
             "above 0 (0 only without a target), or None",
         )
-        self._require(0 <= self.precondition <= 1, "precondition", "a power from 0 to 1")
-        self._require(
-            not self.precondition or self.optimizer == "sgd", "precondition", "0 with adam, which scales by itself"
-        )
-        self._require(0 <= self.noise <= 1, "noise", "from 0 to 1")
         self._require(self.gate_batch >= 1, "gate_batch", "at least 1")
         self._require(self.group_multiple >= 1, "group_multiple", "at least 1")
         self._require(
             self.group_multiple == 1 or self.tied, "group_multiple", "1 where masks are not tied (--learn.tied)"
         )
         self._require(0 < self.ramp <= 1, "ramp", "above 0 and at most 1")
-        self._require(0 <= self.straight_through <= 1, "straight_through", "a share from 0 to 1")
         self._require(
             self.target_macs is not None or self.lambda_ is not None, "lambda_", "a number when target_macs is None"
         )
@@ -468,7 +456,15 @@ class Config(_Checked):
 
 
 # Options that were tried and did not help (docs/train.md), which saved configs may have, with what turned them off.
-_REMOVED_FROM_LEARN = {"schedule": "constant", "warmup_epochs": 0.0, "rounding": "nearest", "stage_masks": False}
+_REMOVED_FROM_LEARN = {
+    "schedule": "constant",
+    "warmup_epochs": 0.0,
+    "noise": 0.0,
+    "precondition": 0.0,
+    "rounding": "nearest",
+    "stage_masks": False,
+    "straight_through": 0.0,
+}
 
 
 def _from_dict(cls: Any, fields: Mapping[str, Any], where: str) -> Any:

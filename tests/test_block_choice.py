@@ -419,7 +419,7 @@ def test_no_checkpoint_is_refused(tmp_path, capsys):
 # K = 1 in training
 
 
-@pytest.mark.parametrize("mode", ["soft", "straight", "hard"])
+@pytest.mark.parametrize("mode", ["soft", "hard"])
 @pytest.mark.parametrize("levels", [None, (0, 1)])
 def test_a_layer_of_single_pixels_masks_channels(mode, levels):
     layer = FrequencyPointwise(3, 1, mode=mode, levels=levels)

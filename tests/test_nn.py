@@ -18,8 +18,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from fdjax.nn import FCMASK, MOBILENETS, FrequencyPointwise, MobileNet, frequency, normalization
 from fdjax.nn.network import round_channels
 from fdjax.nn.normalization import BatchNorm, Depthwise, Pointwise
-from fdjax.ops import banded_pointwise, hard_coef_mask, masked_pointwise, plan_bands, pointwise
-from fdjax.ops.fcmask import coef_mask, counts_to_fcmask, kept_counts
+from fdjax.ops import banded_pointwise, plan_bands, pointwise
+from fdjax.ops.fcmask import counts_to_fcmask
 from fdjax.pruning import gate_counts
 from fdjax.spec import NetworkSpec, network_macs, units
 from fdjax.training.build import hard_network
@@ -174,7 +174,7 @@ def test_soft_masks_have_gradients_and_hard_ones_have_none() -> None:
 
 
 def test_an_unknown_mode_is_a_value_error() -> None:
-    with pytest.raises(ValueError, match=r"mode must be one of \('off', 'soft', 'straight', 'hard'\), got 'on'"):
+    with pytest.raises(ValueError, match=r"mode must be one of \('off', 'soft', 'hard'\), got 'on'"):
         FrequencyPointwise(5, 2, mode="on").init(jax.random.key(0), jnp.ones((1, 4, 4, 3)))  # type: ignore[arg-type]
 
 
@@ -565,33 +565,6 @@ def test_layers_at_0_1_and_n_need_block_means_only() -> None:
     variables = {**random_variables(TINY), FCMASK: masks_of(spec, counts)}
     plain = dataclasses.replace(network, block_means=frozenset(), whole_channels=frozenset())
     np.testing.assert_allclose(logits(network, variables), logits(plain, variables), atol=1e-4)
-
-
-@pytest.mark.parametrize("levels", [None, (0, 1), (0,)])
-def test_straight_through_masks_are_rounded_with_the_gradient_of_soft_ones(levels: tuple[int, ...] | None) -> None:
-    rng = np.random.default_rng(2)
-    x = rng.normal(size=(2, 6, 4, 3)).astype(np.float32)
-    fcmask = {"input": jnp.asarray([0.2, 0.55, 1.0]), "output": jnp.asarray([0.0, 0.3, 0.45, 0.8, 0.97])}
-
-    def apply(mode: str, fcmask):
-        layer = FrequencyPointwise(5, 2, mode=mode, levels=levels)  # type: ignore[arg-type]
-        params = {"kernel": jnp.asarray(np.random.default_rng(3).normal(size=(3, 5)), jnp.float32)}
-        return layer.apply({"params": params, FCMASK: fcmask}, x)
-
-    counts = {name: kept_counts(mask, 4, levels) for name, mask in fcmask.items()}
-    rounded = {name: jnp.asarray(counts_to_fcmask(np.asarray(count), 4)) for name, count in counts.items()}
-    np.testing.assert_allclose(apply("straight", fcmask), apply("hard", rounded), atol=1e-5)
-
-    # The gradient to the rounded coefficient masks, through the soft masks' own.
-    kernel = jnp.asarray(np.random.default_rng(3).normal(size=(3, 5)), jnp.float32)
-    hard = [hard_coef_mask(rounded[name], 4) for name in ("input", "output")]
-    loss = lambda *masks: jnp.sum(masked_pointwise(x, kernel, 2, *masks) ** 2)  # noqa: E731
-    to_masks = dict(zip(("input", "output"), jax.grad(loss, argnums=(0, 1))(*hard), strict=True))
-    gradient = jax.grad(lambda fcmask: jnp.sum(apply("straight", fcmask) ** 2))(fcmask)
-    for name, mask in fcmask.items():
-        (expected,) = jax.vjp(lambda m: coef_mask(m, 4, levels), mask)[1](to_masks[name])
-        assert np.abs(expected).max() > 1e-2
-        np.testing.assert_allclose(gradient[name], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_training_updates_every_running_average_and_nothing_else() -> None:

@@ -479,15 +479,15 @@ def test_what_is_the_same_stands_above_the_table_and_what_differs_in_it():
 def test_settings_without_a_column_are_named_where_they_differ():
     rows = [
         row_of(name="a"),
-        row_of(changed(CONFIG, refine={"epochs": 20}, learn={"straight_through": 0.25}), "b"),
+        row_of(changed(CONFIG, refine={"epochs": 20}, learn={"momentum": 0.5}), "b"),
         row_of(changed(CONFIG, scratch={"epochs": 3}), "c"),  # a phase that the run does not have
         row_of(DENSE, "dense"),
     ]
     by_name = {row["run"]: row["other settings"] for row in cells(markdown(rows)) if not row["run"].startswith("*")}
     assert by_name == {
-        "a": "learn.straight_through 0.0, refine.epochs 8",
-        "b": "learn.straight_through 0.25, refine.epochs 20",
-        "c": "learn.straight_through 0.0, refine.epochs 8",
+        "a": "learn.momentum 0.9, refine.epochs 8",
+        "b": "learn.momentum 0.5, refine.epochs 20",
+        "c": "learn.momentum 0.9, refine.epochs 8",
         "dense": "–",
     }
 

@@ -12,8 +12,8 @@ from fdjax.nn.normalization import BatchNorm, Channels, Pointwise
 from fdjax.ops.fcmask import coef_mask, hard_coef_mask, level_counts
 from fdjax.ops.pointwise import dense_pointwise, masked_pointwise
 
-MaskMode = Literal["off", "soft", "straight", "hard"]
-MASK_MODES = ("off", "soft", "straight", "hard")
+MaskMode = Literal["off", "soft", "hard"]
+MASK_MODES = ("off", "soft", "hard")
 FCMASK = "fcmask"
 
 
@@ -28,11 +28,11 @@ class FrequencyPointwise(nn.Module):
       input_side: whether the layer has a mask of its own on the input side.
       output_side: likewise on the output side.
       mode: "off" ignores the masks (a dense layer), "soft" multiplies the coefficients by the masks as learned, "hard"
-        by the rounded ones, "straight" by the rounded ones with the gradient of the soft ones.
+        by the rounded ones.
       levels: kept counts between which soft masks fade; None for all (`fdjax.ops.fcmask.level_counts`).
       whole_channels: with mode="hard", promises that all kept counts are 0 or N: no transform is needed then.
       block_means: likewise, that they are 0, 1 or N: the means of blocks take the place of the transform. With
-        mode "soft" or "straight" `levels` says so.
+        mode="soft" `levels` says so.
     """
 
     features: int
@@ -96,10 +96,7 @@ class FrequencyPointwise(nn.Module):
         def to_mask(fcmask: jax.Array) -> jax.Array:
             if self.mode == "hard":
                 return hard_coef_mask(fcmask, num_coefs).astype(x.dtype)
-            mask = coef_mask(fcmask, num_coefs, self.levels)
-            if self.mode == "straight":
-                mask += jax.lax.stop_gradient((mask >= 0.5) - mask)
-            return mask.astype(x.dtype)
+            return coef_mask(fcmask, num_coefs, self.levels).astype(x.dtype)
 
         masks = [None if fcmask is None else to_mask(fcmask) for fcmask in (input_fcmask, output_fcmask)]
         accepted = level_counts(num_coefs, self.levels)

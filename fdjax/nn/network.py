@@ -69,7 +69,7 @@ class FrequencyNetwork(nn.Module):
       block_by_layer: layer name -> K where it differs; goes before `block_by_map`.
       sides: "both", "input", "output" or "none": which sides of a wrapped layer have masks.
       levels: kept counts below N between which soft masks fade; None for all.
-      mode: of all masks, "off", "soft", "straight" or "hard" (see `FrequencyPointwise`).
+      mode: of all masks, "off", "soft" or "hard" (see `FrequencyPointwise`).
       whole_channels: with mode="hard", the wrapped layers whose kept counts are all 0 or N.
       block_means: likewise 0, 1 or N.
       padding: "same" or "torch".

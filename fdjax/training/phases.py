@@ -59,11 +59,6 @@ class Phase:
         turn = phase_step // unit % (alternate.mask_turn + alternate.weight_turn)
         return "masks" if turn < alternate.mask_turn else "weights"
 
-    def rounds_masks(self, config: Config, phase_step: int) -> bool:
-        """Whether a mask step sees rounded masks."""
-        share = config.learn.straight_through
-        return share > 0 and phase_step >= round((1 - share) * self.steps)
-
     def trains_batch_norm(self, config: Config, phase_step: int) -> bool:
         """Whether a weight step uses and updates batch statistics."""
         if self.name != "alternate":

@@ -57,9 +57,7 @@ def chunks_of(
 
 def _key_of(config: Config, phase: Phase, step: int) -> Hashable:
     kind = phase.kind(config, step)
-    if kind == "masks":
-        return kind, phase.rounds_masks(config, step)
-    return kind, phase.trains_batch_norm(config, step)
+    return kind, kind == "weights" and phase.trains_batch_norm(config, step)
 
 
 def make_programs(
@@ -92,10 +90,8 @@ def make_programs(
         objective = make_distillation(dataclasses.replace(network, mode="off"), config.distill)
     programs: dict[Hashable, Dispatch] = {}
     if phase.learns_masks:
-        for mode in ("soft", "straight"):
-            masked = dataclasses.replace(trained, mode=mode)
-            step = make_mask_step(masked, spec, mask_opt, prepare, config.learn, objective, mixup_alpha=data.mixup)
-            programs["masks", mode == "straight"] = feed.compile(step)
+        step = make_mask_step(trained, spec, mask_opt, prepare, config.learn, objective, mixup_alpha=data.mixup)
+        programs["masks", False] = feed.compile(step)
     if isinstance(settings, WeightPhaseConfig):
         for train_batch_norm in (True, False):
             step = make_weight_step(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from fdjax.config import DistillConfig, LearnConfig
 from fdjax.data import augment, mixup, normalize
@@ -160,41 +160,6 @@ def mask_penalty(spec: NetworkSpec, fcmask: Any, learn: LearnConfig) -> jax.Arra
     return expected / float(sum(layer.dense_macs for layer in spec.counted_layers))
 
 
-def mask_scales(spec: NetworkSpec, learn: LearnConfig) -> dict[str, Any]:
-    """What each FCMask's gradient is multiplied by: what the mask costs to the power of -`learn.precondition`.
-
-    A mask costs its slope of the penalty in the unpruned network, in units of the median channel's. With power 0 the
-    push of lambda moves a mask the faster the more it costs, and the dearest, those of narrow channels, are gone before
-    the others move; with 1 it moves all alike. Where push and task balance does not depend on it.
-
-    Returns:
-      A collection like `fcmask`, of scalars.
-    """
-    sizes = spec.mask_sizes
-    if not learn.precondition:
-        return unflatten_dict(dict.fromkeys(sizes, 1.0), sep="/")
-    ones = unflatten_dict({path: jnp.ones(channels) for path, (channels, _) in sizes.items()}, sep="/")
-    slopes = jax.grad(lambda fcmask: mask_penalty(spec, fcmask, learn))(ones)
-    flat = {path: float(slope[0]) for path, slope in flatten_dict(slopes, sep="/").items()}  # type: ignore[union-attr]
-    middling = np.median(np.concatenate([np.full(sizes[path][0], slope) for path, slope in flat.items()]))
-    return unflatten_dict(
-        {path: float((middling / slope) ** learn.precondition) for path, slope in flat.items()}, sep="/"
-    )
-
-
-def with_noise(key: jax.Array, fcmask: Any, deviation: float) -> Any:
-    """Gaussian noise of this standard deviation on every FCMask, and back to [0, 1]; gradients pass as they are.
-
-    What survives it does not depend on a mask's exact value, and neither then on rounding it.
-    """
-    if not deviation:
-        return fcmask
-    leaves, tree = jax.tree.flatten(fcmask)
-    keys = jax.random.split(key, len(leaves))
-    moved = [jnp.clip(m + deviation * jax.random.normal(k, m.shape), 0, 1) for m, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, [m + jax.lax.stop_gradient(to - m) for m, to in zip(leaves, moved, strict=True)])
-
-
 def make_mask_step(
     network: FrequencyNetwork,
     spec: NetworkSpec,
@@ -206,7 +171,6 @@ def make_mask_step(
     mixup_alpha: float = 0.0,
 ) -> Step:
     """A step on the masks (section 3.3's loss), projected to [0, 1]; weights and batch norm stay as they are."""
-    scales = mask_scales(spec, learn)
 
     def step(state: TrainState, images: jax.Array, labels: jax.Array):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -214,14 +178,12 @@ def make_mask_step(
         loss_from = objective(state, x)
 
         def loss_of(fcmask):
-            seen = with_noise(jax.random.fold_in(key, 1), fcmask, learn.noise)
-            logits = network.apply({**state.variables(), FCMASK: seen}, x, train=False)
+            logits = network.apply({**state.variables(), FCMASK: fcmask}, x, train=False)
             assert isinstance(logits, jax.Array)
             loss = loss_from(logits, targets)
             return loss + state.lambda_ * mask_penalty(spec, fcmask, learn), (loss, logits)
 
         (_, (loss, logits)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.fcmask)
-        grads = jax.tree.map(lambda gradient, scale: gradient * scale, grads, scales)
         updates, mask_opt = optimizer.update(grads, state.mask_opt, state.fcmask)
         # Outside [0, 1] the gradient of a mask is zero for ever.
         fcmask = jax.tree.map(lambda m: jnp.clip(m, 0, 1), optax.apply_updates(state.fcmask, updates))

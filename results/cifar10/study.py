@@ -49,17 +49,11 @@ FORMS = {
     "tied_01N": "--learn.tied --learn.levels 0,1,N",
     "tied_0N": "--learn.tied --learn.levels 0,N",
 }
-# What else was tried, each beside tied_01N with blocks of 2 at 0.33x.
+# What else was tried, each beside tied_01N with blocks of 2 at 0.33x. README.md has those that have been removed since.
 OPTIONS = {
     "distillation": "--distill.weight 0.5",
-    "straight_through": "--learn.straight-through 0.3",
-    "least_loss": "--learn.rounding least_loss",
-    "noise": "--learn.noise 0.1",
-    "cosine_warmup": "--learn.schedule cosine --learn.warmup-epochs 0.1",
     "multiples_of_8": "--learn.group-multiple 8",
     "papers_penalty": "--learn.penalty fcmask",
-    "precondition": "--learn.precondition 1",
-    "stage_masks": "--learn.stage-masks",
     # As `fdjax blocks --checkpoint main/dense_seed0 --tied --levels 0,1,N --target-macs 0.33` chose.
     "chosen_blocks": "--learn.block-by-layer block00/project 1 block09/expand 1 block09/project 1 head 4",
 }
@@ -122,15 +116,7 @@ def runs() -> list[Run]:
     blocks = "block00/project 1 block01/expand 4 block01/project 4 block07/expand 1 block07/project 1 block08/expand 1"
     flags = f"--learn.block-by-layer {blocks} block08/project 1 head 4 --learn.target-macs 0.33 {SHORT}"
     pruned("options/chosen_blocks_seed1", 1, flags)
-    for name in ("straight_through", "noise", "distillation"):
-        pruned(f"options/{name}_seed1", 1, f"--learn.target-macs 0.33 {OPTIONS[name]} {SHORT}")
-    for seed in (0, 1):
-        flags = f"{FORMS['paper']} --learn.precondition 1 --learn.block 2 --learn.target-macs 0.33 {SHORT}"
-        pruned(f"options/paper_precondition_seed{seed}", seed, flags)
-    # Masks of streams, on which much hangs, at one speed; and beside forms/paper_block2_0.33_seed0.
-    flags = f"--learn.stage-masks --learn.block 2 --learn.target-macs 0.33 {SHORT}"
-    pruned("options/stage_masks_adam", 0, f"--learn.optimizer adam --learn.learning-rate 0.005 {flags}")
-    pruned("options/paper_stage_masks", 0, f"{FORMS['paper']} {flags}")
+    pruned("options/distillation_seed1", 1, f"--learn.target-macs 0.33 {OPTIONS['distillation']} {SHORT}")
     for seed in (0, 1):
         pruned(f"main/nothing_pruned_seed{seed}", seed, "--phases refine")
     # The baselines of results/profiled. Smaller input: the dense network, trained on at that size for as many epochs
