@@ -19,6 +19,6 @@ def get_config() -> Config:
     return dataclasses.replace(
         base,
         phases=("pretrain", "alternate", "refine"),
-        alternate=AlternateConfig(epochs=100, learning_rate=0.05, schedule="cosine", free_batchnorm_fraction=0.2),
+        alternate=AlternateConfig(epochs=100, learning_rate=0.01, schedule="cosine", free_batchnorm_fraction=0.2),
         refine=dataclasses.replace(base.refine, epochs=50),
     )

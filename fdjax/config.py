@@ -337,6 +337,8 @@ class LearnConfig(_Checked):
 class AlternateConfig(WeightPhaseConfig):
     """The phase that learns masks and weights in turn (appendix A.1); mask settings are those of `learn`."""
 
+    learning_rate: float = 0.01
+    """Of the weights; lower than elsewhere: with batch norm frozen, 0.05 can undo a trained network in a few steps."""
     unit: Literal["epochs", "steps"] = "epochs"
     """What the two turns below are counted in."""
     mask_turn: int = 1

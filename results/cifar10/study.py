@@ -106,6 +106,8 @@ def runs() -> list[Run]:
         (("alternate", ALTERNATE), ("scratch", SCRATCH)), (0.8, 0.5, 0.33, 0.2)
     ):
         pruned(f"schemes/{name}_{target}", 0, f"{flags} --learn.target-macs {target}")
+    flags = ALTERNATE.replace("learning-rate 0.01", "learning-rate 0.05")
+    pruned("schemes/alternate_0.5_rate0.05", 0, f"{flags} --learn.target-macs 0.5")
     for rate in (0.01, 0.03, 0.3):
         pruned(f"rates/rate{rate}", 0, f"--learn.learning-rate {rate} --learn.target-macs 0.33 {SHORT}")
     # Levels 0 and N need no transform, so that the block means nothing to them.
