@@ -86,6 +86,9 @@ def runs() -> list[Run]:
 
     for seed, (name, target) in itertools.product((0, 1), (("half", 0.5), ("third", 0.33))):
         pruned(f"main/{name}_seed{seed}", seed, f"--learn.target-macs {target}")
+    # The best of the rates below.
+    for seed in (0, 1):
+        pruned(f"main/third_rate0.3_seed{seed}", seed, "--learn.learning-rate 0.3 --learn.target-macs 0.33")
     for seed in (0, 1):
         longer = "--learn.epochs 4 --refine.epochs 20 --learn.target-macs 0.33"
         pruned(f"main/third_longer_seed{seed}", seed, longer)
