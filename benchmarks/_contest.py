@@ -193,7 +193,7 @@ def measure_rows(
 ) -> None:
     """Measures every point in this process, printing each as it comes; the JSON file grows with them."""
     from fdjax import runtime
-    from fdjax.output_files import write_report
+    from fdjax.commands.output_files import write_report
 
     runtime.limit_threads(flags.threads)
     runtime.setup()

@@ -12,13 +12,13 @@ import numpy as np
 from _worker import Case, Facts, Run
 
 from fdjax.config import Config, LearnConfig
-from fdjax.nn import FCMASK
 from fdjax.training.build import build_network
 from fdjax.training.compilation import tidy_after_compilations
 from fdjax.training.optimizers import optimizers_for
 from fdjax.training.phases import plan_phases
 from fdjax.training.state import TrainState, create_state, init_variables
 from fdjax.training.steps import make_mask_step, make_prepare, make_weight_step
+from fdjax.zoo import FCMASK
 
 NUM_CLASSES = 10
 STEPS_PER_EPOCH = 100

@@ -12,7 +12,7 @@ STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3,
 
 
 def round_channels(channels: float) -> int:
-    """The rule of `fdjax.nn.network`, which cannot be imported without jax."""
+    """The rule of `fdjax.zoo.network`, which cannot be imported without jax."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 

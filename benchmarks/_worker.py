@@ -32,7 +32,7 @@ class Case:
 
     Attributes:
       engine: "fdjax" or "torch".
-      network: a variant of `fdjax.nn`.
+      network: a variant of `fdjax.zoo`.
       width: multiplier.
       batch: images a step.
       resolution: side of an image in pixels.

@@ -23,11 +23,11 @@ from PIL import Image
 
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
+from fdjax.commands.output_files import check_json_target, write_report
 from fdjax.data import RandomResizedCrop, TrainingOrder, TrainingStream, open_dataset
 from fdjax.data.decode import read_pixels
 from fdjax.data.prepare import prepare
 from fdjax.data.stream import crop_and_resize, cv2, position_uniforms, simplejpeg
-from fdjax.output_files import check_json_target, write_report
 
 SIZE, BATCH = 224, 32
 

@@ -17,7 +17,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 import _contest as contest
 
 from fdjax import runtime
-from fdjax.cli import write_report
+from fdjax.commands.main import write_report
 from fdjax.errors import UserError, reports_user_errors
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def build_spec(name: str, tied: bool, block: int | None) -> NetworkSpec:
     """The spec of a network at width 1.0."""
     from flax.core import FrozenDict
 
-    from fdjax.nn import MobileNet
+    from fdjax.zoo import MobileNet
 
     variant, side, channels, classes, own_block, by_map = NETWORKS[name]
     if block is None:

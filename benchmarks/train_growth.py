@@ -17,8 +17,8 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 import _contest as contest
 from _worker import Case
 
+from fdjax.commands.output_files import write_report
 from fdjax.errors import reports_user_errors
-from fdjax.output_files import write_report
 from fdjax.reports.plots import BLUE, GREEN, VERMILION
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """`python -m fdjax` is the `fdjax` command."""
 
-from fdjax.cli import main
+from fdjax.commands.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,6 +1,6 @@
 """NetworkSpec: the network as data, and its MAC count.
 
-`fdjax.nn` makes the spec, checkpoints keep it, and counting, pruning, freezing and reports read it: none of them needs
+`fdjax.zoo` makes the spec, checkpoints keep it, and counting, pruning, freezing and reports read it: none of them needs
 the network itself.
 """
 

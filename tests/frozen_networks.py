@@ -11,9 +11,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fdjax.frozen import Frozen, apply
-from fdjax.nn import MobileNet
 from fdjax.ops.fcmask import counts_to_fcmask, level_counts
 from fdjax.spec import NetworkSpec
+from fdjax.zoo import MobileNet
 
 # Frozen networks are as many programs as there are masks: compiled in haste, each runs once.
 HASTE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

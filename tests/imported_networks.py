@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from fdjax.importers import convert
-from fdjax.nn import FCMASK, FrequencyNetwork
 from fdjax.training.build import collection_of
+from fdjax.zoo import FCMASK, FrequencyNetwork
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 

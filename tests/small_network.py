@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fdjax.nn import MobileNet
 from fdjax.spec import NetworkSpec
+from fdjax.zoo import MobileNet
 
 
 def small(**settings) -> NetworkSpec:

@@ -30,7 +30,7 @@ FLOORS = {
     "fdjax.runtime": 0,
     "fdjax.ops": 1,
     "fdjax.spec": 1,
-    "fdjax.nn": 2,
+    "fdjax.zoo": 2,
     "fdjax.pruning": 2,
     "fdjax.frozen": 2,
     "fdjax.data": 2,
@@ -39,14 +39,8 @@ FLOORS = {
     "fdjax.training": 3,
     "fdjax.importers": 3,
     "fdjax.experiments": 4,
-    "fdjax.output_files": 5,
-    "fdjax.cli_arguments": 5,
-    "fdjax.cli_data": 5,
-    "fdjax.cli_import": 5,
-    "fdjax.cli_profile": 5,
-    "fdjax.cli_report": 5,
-    "fdjax.cli_sweep": 5,
-    "fdjax.cli": 5,
+    "fdjax.checkpoints": 4,
+    "fdjax.commands": 5,
     "fdjax.__main__": 5,
     "train": 5,
     "eval": 5,
@@ -57,14 +51,7 @@ SHARED_ROOMS = (
     ("fdjax.errors", "fdjax.runtime", "fdjax.python_file", "fdjax.config"),
     ("fdjax.ops", "fdjax.spec"),
     (
-        "fdjax.output_files",
-        "fdjax.cli_arguments",
-        "fdjax.cli_data",
-        "fdjax.cli_import",
-        "fdjax.cli_profile",
-        "fdjax.cli_report",
-        "fdjax.cli_sweep",
-        "fdjax.cli",
+        "fdjax.commands",
         "fdjax.__main__",
         "train",
         "eval",
@@ -167,17 +154,17 @@ def test_files_import_each_other_in_one_order() -> None:
         ("fdjax.ops.dct", "from fdjax.ops.blocks import check_block", True),
         ("fdjax.ops.dct", "from fdjax.spec import NetworkSpec", False),
         ("fdjax.spec", "from fdjax.ops import macs", True),
-        ("fdjax.nn.frequency", "from fdjax import ops", True),
-        ("fdjax.nn.frequency", "from fdjax import pruning", False),
-        ("fdjax.nn.frequency", "from ..pruning import harden", False),
-        ("fdjax.nn.frequency", "from . import mobilenetv2", True),
+        ("fdjax.zoo.frequency", "from fdjax import ops", True),
+        ("fdjax.zoo.frequency", "from fdjax import pruning", False),
+        ("fdjax.zoo.frequency", "from ..pruning import harden", False),
+        ("fdjax.zoo.frequency", "from . import mobilenetv2", True),
         ("fdjax.pruning.harden", "def late():\n    import fdjax.training.run", False),
         ("fdjax.reports.tables", "import fdjax.checkpoint", False),
-        ("fdjax.training.run", "from fdjax.cli import main", False),
+        ("fdjax.training.run", "from fdjax.commands.main import main", False),
         ("fdjax.errors", "import fdjax.config", False),
-        ("fdjax.cli", "from fdjax.training.run import train", True),
-        ("fdjax.cli", "import fdjax.__main__", False),
-        ("train", "from fdjax.cli import train_command", True),
+        ("fdjax.commands.main", "from fdjax.training.run import train", True),
+        ("fdjax.commands.main", "import fdjax.__main__", False),
+        ("train", "from fdjax.commands.main import train_command", True),
     ],
 )
 def test_the_rule_itself_tells_right_from_wrong(module: str, source: str, allowed: bool) -> None:
@@ -200,7 +187,7 @@ def test_nothing_imports_tensorflow() -> None:
 
 def test_parts_stay_with_their_own_trade() -> None:
     for rooms, foreign in (
-        (("fdjax.nn",), {"optax", "orbax", "fdjax.config"}),  # modules take plain keyword arguments
+        (("fdjax.zoo",), {"optax", "orbax", "fdjax.config"}),  # modules take plain keyword arguments
         (("fdjax.spec", "fdjax.pruning", "fdjax.frozen", "fdjax.reports"), {"flax", "optax", "orbax"}),
         (("fdjax.reports",), {"jax"}),
         (
@@ -227,7 +214,7 @@ def test_importing_fdjax_loads_neither_jax_nor_anything_heavy() -> None:
 
 def test_entry_points_can_set_the_process_up_before_jax_is_loaded() -> None:
     """`runtime.setup` refuses to run once jax is there, so importing an entry point must not load it."""
-    code = "import sys, train, eval, fdjax.cli, fdjax.__main__, fdjax.runtime; print('jax' in sys.modules)"
+    code = "import sys, train, eval, fdjax.commands.main, fdjax.__main__, fdjax.runtime; print('jax' in sys.modules)"
     assert run_python(code).strip() == "False"
     late = run_python(
         """

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from fdjax.checkpoint import find_checkpoint
-from fdjax.cli import fdjax_command
+from fdjax.checkpoints.calibrate import choose_blocks_of, side_energies
+from fdjax.commands.main import fdjax_command
 from fdjax.data import normalize
 from fdjax.errors import UserError
-from fdjax.nn import FCMASK, FrequencyPointwise
 from fdjax.ops.fcmask import level_counts
 from fdjax.ops.macs import cheapest_pointwise
 from fdjax.pruning import gate_counts
@@ -31,9 +31,9 @@ from fdjax.pruning.block_choice import (
     with_blocks,
 )
 from fdjax.spec import LayerSpec, NetworkSpec, network_macs, unit_group_macs, units
-from fdjax.training.calibrate import choose_blocks_of, side_energies
 from fdjax.training.restore import restore
 from fdjax.training.run import train
+from fdjax.zoo import FCMASK, FrequencyPointwise
 from tests.small_network import small
 from tests.tiny_run import get_config
 

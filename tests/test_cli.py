@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fdjax.cli import eval_command, fdjax_command, train_command
+from fdjax.commands.main import eval_command, fdjax_command, train_command
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "configs" / "quickstart.py")

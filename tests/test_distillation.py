@@ -17,10 +17,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fdjax.config import Config, DistillConfig, LearnConfig
-from fdjax.nn import FCMASK, MobileNet
 from fdjax.training.phases import has_teacher, plan_phases
 from fdjax.training.state import TrainState, create_state, init_variables
 from fdjax.training.steps import labels_alone, make_distillation, make_mask_step, make_prepare, make_weight_step
+from fdjax.zoo import FCMASK, MobileNet
 
 # A network that compiles in a few seconds: 8 to 24 channels, maps of 6x6 and (not divided by the block) 3x3.
 SHAPE, CLASSES, BATCH = (12, 12, 3), 5, 8

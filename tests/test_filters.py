@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fdjax.checkpoint import find_checkpoint
-from fdjax.cli import fdjax_command
+from fdjax.checkpoints.filter_pruning import block_losses, contributions, inner_maps
+from fdjax.checkpoints.imported import save_trained
+from fdjax.commands.main import fdjax_command
 from fdjax.config import Config, DataConfig, LearnConfig, ModelConfig, WeightPhaseConfig
 from fdjax.data import describe_source
-from fdjax.nn import FCMASK, MobileNet, ResNet, resnet
 from fdjax.ops.dct import dct_basis
 from fdjax.pruning.filters import (
     METHODS,
@@ -35,10 +36,9 @@ from fdjax.pruning.filters import (
 )
 from fdjax.spec import network_macs
 from fdjax.training.build import build_network, collection_of
-from fdjax.training.filter_pruning import block_losses, contributions, inner_maps
-from fdjax.training.imported import save_trained
 from fdjax.training.restore import Past, restore
 from fdjax.training.run import train
+from fdjax.zoo import FCMASK, MobileNet, ResNet, resnet
 from tests.frozen_networks import HASTE, random_variables, raw_images, with_preprocessing
 
 

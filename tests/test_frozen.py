@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from fdjax.frozen import NetworkPlan, freeze
 from fdjax.frozen.kernels import pack, pointwise
 from fdjax.frozen.plan import plan_product
-from fdjax.nn import MobileNet
 from fdjax.ops.macs import depthwise_macs
 from fdjax.spec import network_macs
+from fdjax.zoo import MobileNet
 from tests.frozen_networks import (
     HASTE,
     frozen_logits,

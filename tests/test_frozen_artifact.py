@@ -14,14 +14,14 @@ import pytest
 from PIL import Image
 
 from fdjax.checkpoint import find_checkpoint
-from fdjax.cli import eval_command, fdjax_command
+from fdjax.checkpoints.freeze import masked_logits
+from fdjax.commands.main import eval_command, fdjax_command
 from fdjax.data import load_dataset, load_image
 from fdjax.errors import UserError
 from fdjax.frozen import Stopwatch, choice, load, release_slower, save
 from fdjax.frozen.artifact import ARRAYS, CHECKSUM, FORMAT_VERSION, MANIFEST, file_sha256
 from fdjax.frozen.choice import Times, interleaved
 from fdjax.frozen.score import agreement, figures
-from fdjax.training.freeze import masked_logits
 from fdjax.training.restore import restore
 from tests.frozen_checkpoints import write_checkpoint
 
@@ -108,7 +108,7 @@ from fdjax.frozen import load
 network = load({str(artifact)!r})
 logits = network.predict(np.zeros((2, *network.input_shape), np.uint8))
 assert logits.shape == (2, len(network.class_names)) and np.isfinite(logits).all()
-heavy = ("flax", "optax", "orbax", "tensorflow_datasets", "tyro", "fdjax.nn", "fdjax.training", "fdjax.checkpoint")
+heavy = ("flax", "optax", "orbax", "tensorflow_datasets", "tyro", "fdjax.zoo", "fdjax.training", "fdjax.checkpoint")
 print([name for name in heavy if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fdjax import runtime
-from fdjax.cli import fdjax_command
+from fdjax.commands.main import fdjax_command
 from fdjax.errors import UserError
 from fdjax.frozen import freeze, save
 from fdjax.frozen.bench import bench, bench_layers, compile_network, dense_network, describe_masks, seeded_variables

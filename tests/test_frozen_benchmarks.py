@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from fdjax import runtime
-from fdjax.nn import MobileNet
 from fdjax.spec import network_macs
+from fdjax.zoo import MobileNet
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"

@@ -6,7 +6,7 @@ import jax.export
 import numpy as np
 import pytest
 
-from fdjax.cli import fdjax_command
+from fdjax.commands.main import fdjax_command
 from fdjax.errors import UserError
 from fdjax.frozen import freeze, save
 from fdjax.frozen.export import PLATFORMS, export, read_stablehlo

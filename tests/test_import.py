@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: its network
 import jax  # noqa: E402
 
 from fdjax.importers import FORMATS, count_classes, read_weights  # noqa: E402
-from fdjax.nn import MobileNet, ResNet  # noqa: E402
+from fdjax.zoo import MobileNet, ResNet  # noqa: E402
 from tests.imported_networks import imported_logits, relative_error, torch_logits  # noqa: E402
 from tests.torch_networks import (  # noqa: E402
     ORIGINAL_ROWS,

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: it computes
 
 from fdjax.errors import UserError  # noqa: E402
 from fdjax.importers import FORMATS, convert, count_classes, read_weights  # noqa: E402
-from fdjax.nn import MobileNet  # noqa: E402
+from fdjax.zoo import MobileNet  # noqa: E402
 from tests.imported_networks import imported_logits, relative_error, torch_logits  # noqa: E402
 from tests.torch_networks import TimmMobileNet, randomise  # noqa: E402
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from fdjax.checkpoint import find_checkpoint
-from fdjax.cli import fdjax_command
+from fdjax.commands.main import fdjax_command
 from fdjax.data import normalize
 from fdjax.frozen import load
 from fdjax.training.restore import Restored, restore

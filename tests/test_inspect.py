@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fdjax.cli import fdjax_command
+from fdjax.commands.main import fdjax_command
 from fdjax.data.inspection import inspect_set
 from tests.original_layouts import jpeg, random_pixels, write_folder
 

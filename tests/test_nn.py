@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from fdjax.nn import FCMASK, MOBILENETS, FrequencyPointwise, MobileNet, frequency, normalization
-from fdjax.nn.network import round_channels
-from fdjax.nn.normalization import BatchNorm, Depthwise, Pointwise
 from fdjax.ops import banded_pointwise, plan_bands, pointwise
 from fdjax.ops.fcmask import counts_to_fcmask
 from fdjax.pruning import gate_counts
 from fdjax.spec import NetworkSpec, network_macs, units
 from fdjax.training.build import hard_network
+from fdjax.zoo import FCMASK, MOBILENETS, FrequencyPointwise, MobileNet, frequency, normalization
+from fdjax.zoo.network import round_channels
+from fdjax.zoo.normalization import BatchNorm, Depthwise, Pointwise
 
 # A network that compiles in a few seconds: 8 to 24 channels, maps of 6x6 and (not divided by the block) 3x3.
 SHAPE = (12, 12, 3)

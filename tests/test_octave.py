@@ -13,21 +13,21 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from fdjax.cli import fdjax_command
+from fdjax.checkpoints.imported import save_trained
+from fdjax.commands.main import fdjax_command
 from fdjax.config import Config, DataConfig, LearnConfig, ModelConfig, WeightPhaseConfig
 from fdjax.data import describe_source
 from fdjax.errors import UserError
 from fdjax.frozen import Frozen, NetworkPlan, freeze
 from fdjax.frozen.bench import seeded_variables
 from fdjax.importers.names import layers_of
-from fdjax.nn import FCMASK, OctaveMobileNet, mobilenet
-from fdjax.nn.octave import OctaveResidual
 from fdjax.ops.octave import FREQUENCIES, Split, octave_pointwise, split_channels
 from fdjax.spec import NetworkSpec, network_macs
 from fdjax.training.build import build_network
-from fdjax.training.imported import save_trained
 from fdjax.training.restore import Past
 from fdjax.training.run import train
+from fdjax.zoo import FCMASK, OctaveMobileNet, mobilenet
+from fdjax.zoo.octave import OctaveResidual
 from tests.frozen_networks import (
     HASTE,
     frozen_logits,

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fdjax.cli import fdjax_command
+from fdjax.commands.main import fdjax_command
 from fdjax.data import load_dataset
 from fdjax.data.prepare import prepare, writer
 from fdjax.errors import UserError

@@ -16,13 +16,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fdjax.checkpoint import find_checkpoint
-from fdjax.cli import fdjax_command
+from fdjax.checkpoints import given_masks
+from fdjax.checkpoints.calibrate import side_energies
+from fdjax.checkpoints.freeze import hard_masks_of
+from fdjax.checkpoints.given_masks import COEF_MASKS, GivenMasks
+from fdjax.checkpoints.profiling import sensitivity_counts
+from fdjax.commands.main import fdjax_command
 from fdjax.config import WeightPhaseConfig
 from fdjax.data import load_dataset, normalize
 from fdjax.data.batches import seeded_permutation
 from fdjax.errors import UserError
-from fdjax.experiments.profiling import sensitivity_counts
-from fdjax.nn import FCMASK
 from fdjax.ops.fcmask import coef_mask
 from fdjax.ops.macs import explicit_mask_macs, pointwise_macs
 from fdjax.pruning.block_choice import coefficient_energy
@@ -42,13 +45,10 @@ from fdjax.pruning.profiled import (
     whole_masks,
 )
 from fdjax.spec import network_macs
-from fdjax.training import given_masks
 from fdjax.training.build import build_network, collection_of, hard_network
-from fdjax.training.calibrate import side_energies
-from fdjax.training.freeze import hard_masks_of
-from fdjax.training.given_masks import COEF_MASKS, GivenMasks
 from fdjax.training.restore import evaluate_restored, restore
 from fdjax.training.run import train
+from fdjax.zoo import FCMASK
 from tests.fake_runs import DENSE_MACS, make_run
 from tests.frozen_checkpoints import CONFIG, write_checkpoint
 from tests.frozen_networks import HASTE, random_variables, raw_images, with_preprocessing

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fdjax.cli import fdjax_command
+from fdjax.commands.main import fdjax_command
 from fdjax.errors import UserError
 from fdjax.experiments.report import write_report_page
 from fdjax.reports import progression_figure, read_result

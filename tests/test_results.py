@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fdjax.cli import fdjax_command
+from fdjax.commands.main import fdjax_command
 from fdjax.config import Config
 from fdjax.errors import UserError
 from fdjax.experiments import collect as collect_module

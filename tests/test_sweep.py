@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import tyro
 
-from fdjax.cli import TrainArguments, fdjax_command
-from fdjax.cli_sweep import sweep_command
+from fdjax.commands.main import TrainArguments, fdjax_command
+from fdjax.commands.sweep import sweep_command
 from fdjax.config import Config, LearnConfig, load_config
 from fdjax.errors import UserError
 from fdjax.experiments.launch import core_shares
@@ -338,7 +338,7 @@ def start_sweep(file: str, out: Path, *more: str) -> subprocess.Popen[str]:
     code = (
         # A shell's background would have it ignored.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        f"import sys; from fdjax.cli_sweep import sweep_command; sys.exit(sweep_command(sys.argv[1:], {FAKE!r}))"
+        f"import sys; from fdjax.commands.sweep import sweep_command; sys.exit(sweep_command(sys.argv[1:], {FAKE!r}))"
     )
     return subprocess.Popen(
         [sys.executable, "-c", code, "--config", file, "--workdir", str(out), "--jobs", "3", *more],

@@ -16,13 +16,13 @@ from fdjax.config import Config, LearnConfig, ModelConfig
 from fdjax.errors import UserError
 from fdjax.frozen import NetworkPlan, freeze
 from fdjax.frozen.bench import seeded_variables
-from fdjax.nn import FCMASK, MOBILENETS, RESNETS, FrequencyNetwork, MobileNet, ResNet, mobilenet, resnet
 from fdjax.ops.fcmask import level_counts
 from fdjax.pruning import harden
 from fdjax.pruning.expected import expected_macs, expected_ratio
 from fdjax.spec import NetworkSpec, network_macs
 from fdjax.training.build import build_network, hard_network
 from fdjax.training.steps import mask_penalty
+from fdjax.zoo import FCMASK, MOBILENETS, RESNETS, FrequencyNetwork, MobileNet, ResNet, mobilenet, resnet
 from tests.frozen_networks import (
     HASTE,
     frozen_logits,

@@ -1,4 +1,4 @@
-"""Blocks of octave networks (`fdjax.nn.octave`), frozen: batch norms go into kernels and biases; nothing is pruned.
+"""Blocks of octave networks (`fdjax.zoo.octave`), frozen: batch norms go into kernels and biases; nothing is pruned.
 
 Plan, folding and evaluation together: they share nothing with the products of masked layers. Between blocks a map with
 low channels is a dict of its two parts (`fdjax.ops.octave`), one without is an array as elsewhere.

@@ -12,8 +12,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from fdjax.errors import UserError
 from fdjax.importers.formats import FORMATS, Format, Framework
 from fdjax.importers.names import Layer, layers_of
-from fdjax.nn import FrequencyNetwork
 from fdjax.spec import NetworkSpec
+from fdjax.zoo import FrequencyNetwork
 
 Shape = tuple[int, ...]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from fdjax.errors import UserError
-from fdjax.nn import RESNETS, FrequencyNetwork, MobileNet, OctaveMobileNet, ResNet
+from fdjax.zoo import RESNETS, FrequencyNetwork, MobileNet, OctaveMobileNet, ResNet
 
 
 class Layer(NamedTuple):

@@ -15,10 +15,10 @@ from fdjax.config import Config, LearnConfig
 from fdjax.errors import UserError
 from fdjax.frozen.bench import seeded_variables
 from fdjax.frozen.choice import Stopwatch, release_slower
-from fdjax.nn import MOBILENETS, RESNETS, FrequencyNetwork, MobileNet, OctaveMobileNet, ResNet, WideGroups
 from fdjax.ops.fcmask import counts_to_fcmask, kept_counts
 from fdjax.pruning import HardMasks, harden, harden_to_target
 from fdjax.spec import Counts, NetworkSpec, tied_mask, units
+from fdjax.zoo import MOBILENETS, RESNETS, FrequencyNetwork, MobileNet, OctaveMobileNet, ResNet, WideGroups
 
 
 def build_network(

@@ -14,7 +14,6 @@ import numpy as np
 from fdjax.config import Config
 from fdjax.data import Images
 from fdjax.errors import UserError
-from fdjax.nn import FCMASK, FrequencyNetwork
 from fdjax.reports import plot_run
 from fdjax.spec import NetworkMacs, NetworkSpec, network_macs
 from fdjax.training.build import collection_of, flat_masks, hard_network
@@ -25,6 +24,7 @@ from fdjax.training.phases import Phase
 from fdjax.training.restore import Past, masks_as_they_stand
 from fdjax.training.state import TrainState
 from fdjax.training.workdir import METRICS_FILE, MetricsLog
+from fdjax.zoo import FCMASK, FrequencyNetwork
 
 SOFT_MASKS_FILE = "soft_masks.npz"
 Split = tuple[Images, np.ndarray]

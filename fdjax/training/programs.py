@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 
 from fdjax.config import Config, WeightPhaseConfig
-from fdjax.nn import FrequencyNetwork
 from fdjax.spec import NetworkSpec
 from fdjax.training.build import counts_of, hard_network
 from fdjax.training.feed import Dispatch, Feed
@@ -17,6 +16,7 @@ from fdjax.training.optimizers import optimizers_for
 from fdjax.training.phases import Phase, has_teacher, phase_settings
 from fdjax.training.state import TrainState
 from fdjax.training.steps import labels_alone, make_distillation, make_mask_step, make_prepare, make_weight_step
+from fdjax.zoo import FrequencyNetwork
 
 
 class Chunk(NamedTuple):

@@ -11,7 +11,6 @@ from fdjax.checkpoint import Checkpoints
 from fdjax.config import Config
 from fdjax.data import Dataset, limit_training, open_dataset, split_validation, take_rows
 from fdjax.errors import UserError
-from fdjax.nn import FCMASK, FrequencyNetwork
 from fdjax.pruning import HardMasks
 from fdjax.spec import NetworkMacs, NetworkSpec, network_macs
 from fdjax.training.build import build_network, collection_of, counts_of, hard_masks, hard_network
@@ -21,6 +20,7 @@ from fdjax.training.optimizers import optimizers_for
 from fdjax.training.phases import Phase, has_teacher
 from fdjax.training.state import TrainState, create_state, init_variables
 from fdjax.training.summary import evaluation_summary
+from fdjax.zoo import FCMASK, FrequencyNetwork
 
 
 @dataclasses.dataclass

@@ -24,7 +24,6 @@ from fdjax.data import (
     training_statistics,
 )
 from fdjax.errors import UserError
-from fdjax.nn import FCMASK
 from fdjax.pruning import mac_ratio
 from fdjax.spec import NetworkMacs, network_macs
 from fdjax.training.build import build_network, collection_of
@@ -63,6 +62,7 @@ from fdjax.training.workdir import (
     read_json,
     write_json,
 )
+from fdjax.zoo import FCMASK
 
 # How many times in a phase the controller looks at the masks, and how many steps lie between records.
 _CONTROL_TICKS = 50

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from flax import struct
 
-from fdjax.nn import FCMASK, FrequencyNetwork
+from fdjax.zoo import FCMASK, FrequencyNetwork
 
 
 class TrainState(struct.PyTreeNode):

@@ -13,11 +13,11 @@ from flax.traverse_util import flatten_dict
 
 from fdjax.config import DistillConfig, LearnConfig
 from fdjax.data import augment, mixup, normalize
-from fdjax.nn import FCMASK, FrequencyNetwork
 from fdjax.ops.fcmask import fcmask_penalty
 from fdjax.pruning import expected_macs
 from fdjax.spec import NetworkSpec
 from fdjax.training.state import TrainState
+from fdjax.zoo import FCMASK, FrequencyNetwork
 
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]

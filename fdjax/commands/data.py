@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from fdjax.cli_arguments import config_given
+from fdjax.commands.arguments import config_given
+from fdjax.commands.output_files import check_json_target, write_report
 from fdjax.config import Config
 from fdjax.errors import UserError, suggestion
-from fdjax.output_files import check_json_target, write_report
 
 
 @dataclasses.dataclass(kw_only=True)

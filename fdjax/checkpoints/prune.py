@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from fdjax.checkpoint import CHECKPOINT_FOLDER, Checkpoints
+from fdjax.checkpoints.given_masks import MeasuredOn, Subject, open_subject
 from fdjax.config import Config, LearnConfig
 from fdjax.data import limit_training, split_validation
 from fdjax.data.batches import steps_per_epoch
 from fdjax.errors import UserError
-from fdjax.nn import FCMASK
 from fdjax.pruning.profiled import (
     DENSE_METHODS,
     Pruned,
@@ -30,13 +30,13 @@ from fdjax.pruning.profiled import (
 from fdjax.spec import Counts, network_macs
 from fdjax.training.build import collection_of
 from fdjax.training.devices import to_host
-from fdjax.training.given_masks import MeasuredOn, Subject, open_subject
 from fdjax.training.optimizers import optimizers_for
 from fdjax.training.phases import has_teacher, plan_phases
 from fdjax.training.restore import Past, Restored
 from fdjax.training.state import create_state
 from fdjax.training.summary import versions
 from fdjax.training.workdir import check_folder
+from fdjax.zoo import FCMASK
 
 
 def prune_checkpoint(

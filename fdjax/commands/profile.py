@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from fdjax.commands.output_files import check_file_target, check_json_target, write_report
 from fdjax.errors import UserError, suggestion
-from fdjax.output_files import check_file_target, check_json_target, write_report
 
 if TYPE_CHECKING:
+    from fdjax.checkpoints.given_masks import MeasuredOn
     from fdjax.config import LearnConfig
-    from fdjax.training.given_masks import MeasuredOn
     from fdjax.training.restore import Restored
 
 # How far from the target, relatively, a network may land without a warning.
@@ -53,7 +53,7 @@ class _Masks:
 
     def measured_on(self) -> MeasuredOn:
         """The images that the flags ask for."""
-        from fdjax.training.given_masks import MeasuredOn
+        from fdjax.checkpoints.given_masks import MeasuredOn
 
         return MeasuredOn(
             num_images=self.images,
@@ -150,7 +150,7 @@ def profile_command(arguments: Sequence[str]) -> int:
     check_file_target("--sensitivity-plot", parsed.sensitivity_plot, (".png",))
     if parsed.sensitivity_plot is not None and not parsed.sensitivity:
         raise UserError("--sensitivity-plot draws what --sensitivity measures: give both")
-    from fdjax.experiments.profiling import profile
+    from fdjax.checkpoints.profiling import profile
     from fdjax.pruning.profiled import METHODS
     from fdjax.reports import plot_profile, plot_sensitivity, profile_table
 
@@ -197,8 +197,8 @@ def _prune_filters(restored: Restored, parsed: PruneArguments) -> int:
         raise UserError("--calibration and --agreement are for masks; filters are pruned by the run's own data set")
     if parsed.target_macs is None:
         raise UserError("filters are pruned to a target: give --target-macs RATIO, such as 0.5")
-    from fdjax.training.filter_pruning import prune_filters
-    from fdjax.training.imported import check_import_target, save_trained
+    from fdjax.checkpoints.filter_pruning import prune_filters
+    from fdjax.checkpoints.imported import check_import_target, save_trained
     from fdjax.training.restore import Past
 
     out = Path(parsed.out).expanduser().resolve()
@@ -244,8 +244,8 @@ def prune_command(arguments: Sequence[str]) -> int:
         learn = dataclasses.replace(learn, target_macs=parsed.target_macs, lambda_=None)
     if parsed.percentile is not None and not 0 <= parsed.percentile <= 100:
         raise UserError(f"--percentile must be from 0 to 100, got {parsed.percentile:g}")
+    from fdjax.checkpoints.prune import prune_checkpoint
     from fdjax.pruning import filters, profiled
-    from fdjax.training.prune import prune_checkpoint
     from fdjax.training.summary import describe
 
     known = (*profiled.METHODS, *filters.METHODS)

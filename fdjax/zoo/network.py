@@ -11,10 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fdjax.nn.frequency import FrequencyPointwise, MaskMode
-from fdjax.nn.normalization import BatchNorm
 from fdjax.ops.conv import grouped_conv
 from fdjax.spec import LayerSpec, NetworkSpec
+from fdjax.zoo.frequency import FrequencyPointwise, MaskMode
+from fdjax.zoo.normalization import BatchNorm
 
 Size = tuple[int, int]
 

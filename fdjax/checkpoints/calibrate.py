@@ -16,7 +16,6 @@ from fdjax.config import Config, LearnConfig
 from fdjax.data import Dataset, limit_training, normalize, split_validation
 from fdjax.data.batches import seeded_permutation
 from fdjax.errors import UserError
-from fdjax.nn import FrequencyNetwork, FrequencyPointwise
 from fdjax.ops.pointwise import dense_pointwise
 from fdjax.pruning.block_choice import (
     BlockChoice,
@@ -31,6 +30,7 @@ from fdjax.pruning.block_choice import (
 from fdjax.spec import NetworkSpec
 from fdjax.training.build import check_maskable, mask_fields
 from fdjax.training.restore import Restored, load_restored_data
+from fdjax.zoo import FrequencyNetwork, FrequencyPointwise
 
 _CALIBRATION_STREAM = 4
 _BATCH = 64

@@ -12,19 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fdjax.checkpoints.calibrate import training_sample
 from fdjax.config import Config
 from fdjax.data import normalize
 from fdjax.errors import UserError, suggestion
-from fdjax.nn import FCMASK, FrequencyNetwork
-from fdjax.nn.normalization import BatchNorm
 from fdjax.ops.depthwise import conv_pads
 from fdjax.pruning.filters import METHODS, Measured, choose_rates, keep_filters, one_share, prunable, rates, strongest
 from fdjax.spec import LayerSpec, NetworkSpec, blocks, network_macs
 from fdjax.training.build import build_network, collection_of
-from fdjax.training.calibrate import training_sample
 from fdjax.training.devices import Devices
 from fdjax.training.evaluate import make_evaluator
 from fdjax.training.restore import Restored, load_restored_data
+from fdjax.zoo import FCMASK, FrequencyNetwork
+from fdjax.zoo.normalization import BatchNorm
 
 Rates = Literal["one", "search"]
 

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from fdjax.checkpoint import CHECKPOINT_FOLDER, Checkpoints
 from fdjax.config import Config
 from fdjax.errors import UserError
-from fdjax.nn import FCMASK
 from fdjax.spec import NetworkSpec
 from fdjax.training.build import collection_of
 from fdjax.training.optimizers import optimizers_for
@@ -21,6 +20,7 @@ from fdjax.training.restore import Past
 from fdjax.training.state import create_state
 from fdjax.training.summary import versions
 from fdjax.training.workdir import check_folder, write_json
+from fdjax.zoo import FCMASK
 
 IMPORT_FILE = "import.json"
 

@@ -14,15 +14,15 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from fdjax import runtime
-from fdjax.cli_arguments import config_given, flag_value
-from fdjax.cli_data import data_command
-from fdjax.cli_import import import_command
-from fdjax.cli_profile import profile_command, prune_command
-from fdjax.cli_report import report_command
-from fdjax.cli_sweep import sweep_command
+from fdjax.commands.arguments import config_given, flag_value
+from fdjax.commands.data import data_command
+from fdjax.commands.import_weights import import_command
+from fdjax.commands.output_files import check_file_target, check_json_target, write_report
+from fdjax.commands.profile import profile_command, prune_command
+from fdjax.commands.report import report_command
+from fdjax.commands.sweep import sweep_command
 from fdjax.config import Config
 from fdjax.errors import UserError, reports_user_errors, suggestion
-from fdjax.output_files import check_file_target, check_json_target, write_report
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -128,8 +128,8 @@ def eval_command(arguments: Sequence[str] | None = None) -> int:
     if parsed.frozen is not None:
         if parsed.which != "latest" or parsed.split != "test":
             raise UserError("a frozen network is evaluated on the test set: give no --which or --split beside --frozen")
+        from fdjax.checkpoints.freeze import evaluate_frozen
         from fdjax.frozen import load
-        from fdjax.training.freeze import evaluate_frozen
 
         summary = evaluate_frozen(load(parsed.frozen), parsed.data_path)
         print(describe(summary))
@@ -240,8 +240,8 @@ def blocks_command(arguments: Sequence[str]) -> int:
     learn = dataclasses.replace(restored.config.learn, tied=parsed.tied, levels=parsed.levels, sides=parsed.sides)
     if parsed.target_macs is not None:
         learn = dataclasses.replace(learn, target_macs=parsed.target_macs, lambda_=None)
+    from fdjax.checkpoints.calibrate import choose_blocks_of
     from fdjax.reports import blocks_table
-    from fdjax.training.calibrate import choose_blocks_of
 
     report = choose_blocks_of(restored, learn, parsed.candidates, parsed.images, parsed.data_path)
     print(blocks_table(report))
@@ -282,9 +282,9 @@ def freeze_command(arguments: Sequence[str]) -> int:
     if parsed.release and parsed.choose != "time":
         raise UserError("--release compares times: give --choose time with it")
     from fdjax.checkpoint import find_checkpoint
+    from fdjax.checkpoints.freeze import freeze_checkpoint
     from fdjax.frozen import Stopwatch
     from fdjax.reports import frozen_table
-    from fdjax.training.freeze import freeze_checkpoint
     from fdjax.training.restore import restore
 
     manifest = freeze_checkpoint(

@@ -10,19 +10,19 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from fdjax.checkpoints.calibrate import calibration_sample, masked_spec, side_energies, training_sample
 from fdjax.config import LearnConfig
 from fdjax.data import Dataset, Images, ResizedImages, normalize, read_pictures, take_rows
 from fdjax.data.batches import seeded_permutation
 from fdjax.errors import UserError
 from fdjax.frozen.score import all_logits
-from fdjax.nn import FrequencyNetwork, FrequencyPointwise
 from fdjax.ops.pointwise import masked_pointwise
 from fdjax.pruning.profiled import Masks, mask_energies
 from fdjax.spec import NetworkSpec
-from fdjax.training.calibrate import calibration_sample, masked_spec, side_energies, training_sample
 from fdjax.training.devices import Devices
 from fdjax.training.evaluate import make_evaluator
 from fdjax.training.restore import Restored, load_restored_data
+from fdjax.zoo import FrequencyNetwork, FrequencyPointwise
 
 COEF_MASKS = "coef_masks"
 _EVALUATION_STREAM = 7

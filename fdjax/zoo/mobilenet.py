@@ -14,11 +14,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fdjax.nn.frequency import FCMASK, FrequencyPointwise
-from fdjax.nn.network import FAN_OUT, FrequencyNetwork, Size, round_channels, strided
-from fdjax.nn.normalization import BatchNorm, Channels, Depthwise
 from fdjax.ops.block_means import block_means, spread_blocks
 from fdjax.spec import LayerSpec, NetworkSpec
+from fdjax.zoo.frequency import FCMASK, FrequencyPointwise
+from fdjax.zoo.network import FAN_OUT, FrequencyNetwork, Size, round_channels, strided
+from fdjax.zoo.normalization import BatchNorm, Channels, Depthwise
 
 
 class Stage(NamedTuple):

@@ -14,12 +14,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fdjax.nn.frequency import FrequencyPointwise
-from fdjax.nn.network import Conv, FrequencyNetwork, Size, round_channels, strided
-from fdjax.nn.normalization import BatchNorm
 from fdjax.ops.conv import max_pool
 from fdjax.ops.depthwise import conv_pads
 from fdjax.spec import LayerSpec, NetworkSpec
+from fdjax.zoo.frequency import FrequencyPointwise
+from fdjax.zoo.network import Conv, FrequencyNetwork, Size, round_channels, strided
+from fdjax.zoo.normalization import BatchNorm
 
 
 @dataclasses.dataclass(frozen=True)

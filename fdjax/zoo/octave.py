@@ -13,11 +13,11 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 
-from fdjax.nn.mobilenet import DEPTHWISE_FAN_OUT, VARIANTS, BlockPlan, MobileNet
-from fdjax.nn.network import FAN_OUT, Size
-from fdjax.nn.normalization import BatchNorm, Depthwise, Pointwise
 from fdjax.ops.octave import FREQUENCIES, Split, octave_pointwise, product_name, split_channels
 from fdjax.spec import LayerSpec, NetworkSpec
+from fdjax.zoo.mobilenet import DEPTHWISE_FAN_OUT, VARIANTS, BlockPlan, MobileNet
+from fdjax.zoo.network import FAN_OUT, Size
+from fdjax.zoo.normalization import BatchNorm, Depthwise, Pointwise
 
 Maps = dict[str, jax.Array]
 Norms = Callable[..., BatchNorm]

@@ -8,9 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fdjax.nn.normalization import BatchNorm, Channels, Pointwise
 from fdjax.ops.fcmask import coef_mask, hard_coef_mask, level_counts
 from fdjax.ops.pointwise import dense_pointwise, masked_pointwise
+from fdjax.zoo.normalization import BatchNorm, Channels, Pointwise
 
 MaskMode = Literal["off", "soft", "hard"]
 MASK_MODES = ("off", "soft", "hard")

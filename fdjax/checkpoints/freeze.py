@@ -17,12 +17,12 @@ from fdjax.frozen import Frozen, FrozenNetwork, Stopwatch, check_target, fewest_
 from fdjax.frozen.choice import layers_of
 from fdjax.frozen.plan import BlockPlan, HeadPlan
 from fdjax.frozen.score import agreement, all_logits, figures
-from fdjax.nn import FCMASK
 from fdjax.pruning import HardMasks
 from fdjax.spec import Counts, NetworkSpec, network_macs
 from fdjax.training.build import collection_of, hard_network
 from fdjax.training.restore import Restored, check_data
 from fdjax.training.summary import versions
+from fdjax.zoo import FCMASK
 
 # What of a run's data settings a frozen network keeps: where its images come from, and what it is shown of them.
 DATA_FIELDS = ("name", "path", "image_size", "grayscale", "loading", "eval_crop")

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from fdjax.cli_arguments import config_given
+from fdjax.commands.arguments import config_given
+from fdjax.commands.output_files import check_json_target, write_report
 from fdjax.config import Config
 from fdjax.errors import UserError
-from fdjax.output_files import check_json_target, write_report
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,9 +66,9 @@ def import_command(arguments: Sequence[str]) -> int:
         ),
     )
     check_json_target(parsed.json)
+    from fdjax.checkpoints.imported import check_import_target, save_imported
     from fdjax.importers import convert, read_weights
     from fdjax.training.build import build_network
-    from fdjax.training.imported import check_import_target, save_imported
 
     out = Path(parsed.out).expanduser().resolve()
     check_import_target(out)

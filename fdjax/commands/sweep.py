@@ -15,7 +15,7 @@ from fdjax.errors import UserError
 # A run's process is train.py's command in the package that this process runs, wherever that lies.
 _TRAIN = (
     "import sys; sys.path.insert(0, {package!r}); from fdjax import runtime; runtime.setup(); "
-    "from fdjax.cli import train_command; sys.exit(train_command())"
+    "from fdjax.commands.main import train_command; sys.exit(train_command())"
 )
 
 
@@ -38,7 +38,7 @@ class SweepArguments:
 
 def train_process() -> list[str]:
     """The command that trains; the arguments of train.py follow."""
-    return [sys.executable, "-c", _TRAIN.format(package=str(Path(__file__).resolve().parents[1]))]
+    return [sys.executable, "-c", _TRAIN.format(package=str(Path(__file__).resolve().parents[2]))]
 
 
 def sweep_command(arguments: Sequence[str], command: Sequence[str] | None = None) -> int:

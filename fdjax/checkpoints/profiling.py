@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fdjax.checkpoints.given_masks import MeasuredOn, Subject, open_subject
 from fdjax.config import Config, LearnConfig
 from fdjax.errors import UserError
 from fdjax.ops.dct import zigzag_order
@@ -26,7 +27,6 @@ from fdjax.pruning.profiled import (
     whole_masks,
 )
 from fdjax.reports import read_result
-from fdjax.training.given_masks import MeasuredOn, Subject, open_subject
 from fdjax.training.restore import Restored
 from fdjax.training.summary import versions
 from fdjax.training.workdir import CONFIG_FILE, SUMMARY_FILE, read_json

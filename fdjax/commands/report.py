@@ -9,8 +9,8 @@ from pathlib import Path
 
 import tyro
 
+from fdjax.commands.output_files import check_file_target
 from fdjax.errors import UserError
-from fdjax.output_files import check_file_target
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -1,0 +1,1 @@
+"""What starts from a checkpoint: freeze, prune, calibrate, profile, import."""

@@ -1,0 +1,1 @@
+"""The commands of `fdjax`, one file each: arguments, messages, and one call."""
