@@ -1,7 +1,7 @@
 """Evaluates a saved checkpoint: python eval.py --checkpoint DIR [--json FILE]"""
 
 from fdjax import runtime
-from fdjax.commands.main import eval_command
+from fdjax.commands.evaluate import eval_command
 
 if __name__ == "__main__":
     runtime.setup()

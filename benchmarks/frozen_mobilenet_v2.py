@@ -17,7 +17,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 import _contest as contest
 
 from fdjax import runtime
-from fdjax.commands.main import write_report
+from fdjax.commands.output_files import write_report
 from fdjax.errors import UserError, reports_user_errors
 
 if TYPE_CHECKING:

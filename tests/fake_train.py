@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import tyro
 
-from fdjax.commands.main import TrainArguments
+from fdjax.commands.train import TrainArguments
 from fdjax.config import load_config
 from fdjax.training.workdir import write_json
 from tests.fake_runs import make_run

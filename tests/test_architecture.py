@@ -164,7 +164,7 @@ def test_files_import_each_other_in_one_order() -> None:
         ("fdjax.errors", "import fdjax.config", False),
         ("fdjax.commands.main", "from fdjax.training.run import train", True),
         ("fdjax.commands.main", "import fdjax.__main__", False),
-        ("train", "from fdjax.commands.main import train_command", True),
+        ("train", "from fdjax.commands.train import train_command", True),
     ],
 )
 def test_the_rule_itself_tells_right_from_wrong(module: str, source: str, allowed: bool) -> None:

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fdjax.commands.main import eval_command, fdjax_command, train_command
+from fdjax.commands.evaluate import eval_command
+from fdjax.commands.main import fdjax_command
+from fdjax.commands.train import train_command
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "configs" / "quickstart.py")

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from fdjax.checkpoint import CHECKPOINT_FOLDER, MANIFEST, Checkpoints
-from fdjax.commands.main import train_command
+from fdjax.commands.train import train_command
 from fdjax.errors import UserError
 from fdjax.training.distributed import ADDRESS, PROCESS, PROCESSES, Membership, answer_roll, call_roll, membership
 from fdjax.training.restore import restore

@@ -15,7 +15,8 @@ from PIL import Image
 
 from fdjax.checkpoint import find_checkpoint
 from fdjax.checkpoints.freeze import masked_logits
-from fdjax.commands.main import eval_command, fdjax_command
+from fdjax.commands.evaluate import eval_command
+from fdjax.commands.main import fdjax_command
 from fdjax.data import load_dataset, load_image
 from fdjax.errors import UserError
 from fdjax.frozen import Stopwatch, choice, load, release_slower, save

@@ -13,8 +13,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: it writes the files that are read here")
 
 from fdjax.checkpoint import find_checkpoint  # noqa: E402
+from fdjax.commands.evaluate import eval_command  # noqa: E402
 from fdjax.commands.import_weights import ImportArguments  # noqa: E402
-from fdjax.commands.main import eval_command, fdjax_command, train_command  # noqa: E402
+from fdjax.commands.main import fdjax_command  # noqa: E402
+from fdjax.commands.train import train_command  # noqa: E402
 from fdjax.data import Dataset, load_dataset  # noqa: E402
 from fdjax.errors import UserError  # noqa: E402
 from fdjax.frozen import load  # noqa: E402

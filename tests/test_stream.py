@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fdjax import data
-from fdjax.commands.main import train_command
+from fdjax.commands.train import train_command
 from fdjax.config import CheckpointConfig, Config, DataConfig, ModelConfig, WeightPhaseConfig
 from fdjax.data.decode import read_pixels
 from fdjax.data.prepare import prepare

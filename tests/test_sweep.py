@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import tyro
 
-from fdjax.commands.main import TrainArguments, fdjax_command
+from fdjax.commands.main import fdjax_command
 from fdjax.commands.sweep import sweep_command
+from fdjax.commands.train import TrainArguments
 from fdjax.config import Config, LearnConfig, load_config
 from fdjax.errors import UserError
 from fdjax.experiments.launch import core_shares

@@ -15,7 +15,7 @@ from fdjax.errors import UserError
 # A run's process is train.py's command in the package that this process runs, wherever that lies.
 _TRAIN = (
     "import sys; sys.path.insert(0, {package!r}); from fdjax import runtime; runtime.setup(); "
-    "from fdjax.commands.main import train_command; sys.exit(train_command())"
+    "from fdjax.commands.train import train_command; sys.exit(train_command())"
 )
 
 

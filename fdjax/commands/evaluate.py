@@ -1,0 +1,62 @@
+"""`eval.py`: the accuracy of a checkpoint or of a frozen network."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import tyro
+
+from fdjax.commands.output_files import check_json_target, write_report
+from fdjax.errors import UserError, reports_user_errors
+
+
+@dataclasses.dataclass(kw_only=True)
+class EvalArguments:
+    """Evaluates a saved checkpoint, or a frozen network, on the test set of its run."""
+
+    checkpoint: str | None = None
+    """A workdir, its checkpoints folder, or one step's folder."""
+    frozen: str | None = None
+    """A frozen network, as fdjax freeze writes it, in place of a checkpoint."""
+    which: str = "latest"
+    """latest, best (on the validation share) or a step number."""
+    split: Literal["test", "validation"] = "test"
+    """The test set, or the validation share that the run held out."""
+    data_path: str | None = None
+    """Where the run's data set lies now, if it has moved."""
+    json: str | None = None
+    """Write the figures to this file too."""
+
+
+@reports_user_errors
+def eval_command(arguments: Sequence[str] | None = None) -> int:
+    """`eval.py`."""
+    parsed = tyro.cli(EvalArguments, prog="eval.py", args=arguments)
+    check_json_target(parsed.json)
+    if (parsed.checkpoint is None) == (parsed.frozen is None):
+        raise UserError("give either --checkpoint DIR or --frozen DIR")
+    from fdjax.training.summary import describe
+
+    if parsed.frozen is not None:
+        if parsed.which != "latest" or parsed.split != "test":
+            raise UserError("a frozen network is evaluated on the test set: give no --which or --split beside --frozen")
+        from fdjax.checkpoints.freeze import evaluate_frozen
+        from fdjax.frozen import load
+
+        summary = evaluate_frozen(load(parsed.frozen), parsed.data_path)
+        print(describe(summary))
+        write_report(parsed.json, summary)
+        return 0
+    assert parsed.checkpoint is not None
+    from fdjax.checkpoint import find_checkpoint
+    from fdjax.training.restore import evaluate_restored, restore
+
+    checkpoints, step = find_checkpoint(parsed.checkpoint, parsed.which)
+    restored = restore(checkpoints, step)
+    print(f"step {step:,} of {checkpoints.folder.parent}: {restored.phase.name}, step {restored.phase_step:,}")
+    summary = evaluate_restored(restored, parsed.split, parsed.data_path)
+    print(describe(summary))
+    write_report(parsed.json, summary)
+    return 0

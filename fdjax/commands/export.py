@@ -1,0 +1,34 @@
+"""`fdjax export`: a frozen network for other programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from fdjax.commands.output_files import check_file_target
+
+
+@dataclasses.dataclass(kw_only=True)
+class ExportArguments:
+    """Writes a frozen network for other programs: StableHLO (cpu, cuda and tpu, any batch size) or ONNX."""
+
+    frozen: str
+    """A frozen network, as fdjax freeze writes it."""
+    out: str
+    """File to write; its suffix says the format: .stablehlo or .onnx."""
+
+
+def export_command(arguments: Sequence[str]) -> int:
+    """`fdjax export`."""
+    parsed = tyro.cli(ExportArguments, prog="fdjax export", args=arguments)
+    out = Path(parsed.out)
+    check_file_target("--out", parsed.out, (".stablehlo", ".onnx"))
+    from fdjax.frozen import load
+    from fdjax.frozen.export import export
+
+    export(load(parsed.frozen).frozen, out)
+    print(f"{out}: {out.stat().st_size:,} bytes")
+    return 0

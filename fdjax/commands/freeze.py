@@ -1,0 +1,62 @@
+"""`fdjax freeze`: a checkpoint as a dense network."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from fdjax import runtime
+from fdjax.commands.output_files import check_json_target, write_report
+from fdjax.errors import UserError
+
+
+@dataclasses.dataclass(kw_only=True)
+class FreezeArguments:
+    """Compiles a checkpoint's network, as it stands, into a dense one that needs no training code."""
+
+    checkpoint: str
+    """A workdir, its checkpoints folder, or one step's folder."""
+    out: str
+    """Directory to write: new, empty, or a frozen network to replace."""
+    which: str = "latest"
+    """latest, best (on the validation share) or a step number."""
+    choose: Literal["macs", "time"] = "macs"
+    """How to choose among a layer's exact forms: by MACs, or by time measured on this machine."""
+    batch: int = 1
+    """Images at once, for measuring times."""
+    release: bool = False
+    """With --choose time: let go of the masks of layers that take longer pruned than released. Changes the accuracy."""
+    data_path: str | None = None
+    """Where the run's data set lies now, if it has moved."""
+    json: str | None = None
+    """Write the manifest to this file too."""
+
+
+def freeze_command(arguments: Sequence[str]) -> int:
+    """`fdjax freeze`."""
+    parsed = tyro.cli(FreezeArguments, prog="fdjax freeze", args=arguments)
+    check_json_target(parsed.json)
+    if parsed.batch < 1:
+        raise UserError(f"--batch must be at least 1, got {parsed.batch}")
+    if parsed.release and parsed.choose != "time":
+        raise UserError("--release compares times: give --choose time with it")
+    from fdjax.checkpoint import find_checkpoint
+    from fdjax.checkpoints.freeze import freeze_checkpoint
+    from fdjax.frozen import Stopwatch
+    from fdjax.reports import frozen_table
+    from fdjax.training.restore import restore
+
+    manifest = freeze_checkpoint(
+        restore(*find_checkpoint(parsed.checkpoint, parsed.which)),
+        Path(parsed.out),
+        stopwatch=Stopwatch(parsed.batch, runtime.times_cache_dir()) if parsed.choose == "time" else None,
+        release=parsed.release,
+        data_path=parsed.data_path,
+    )
+    print(frozen_table(manifest))
+    write_report(parsed.json, manifest)
+    return 0

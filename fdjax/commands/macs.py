@@ -1,0 +1,64 @@
+"""`fdjax macs`: the MACs of a network, layer by layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from fdjax.commands.arguments import config_given
+from fdjax.commands.output_files import check_json_target, write_report
+from fdjax.config import Config
+from fdjax.errors import UserError
+
+
+@dataclasses.dataclass(kw_only=True)
+class MacsArguments:
+    """Counts the MACs of a network, layer by layer: of a config (nothing pruned), or of a checkpoint as it stands."""
+
+    config: str | None = None
+    """Config file; every field of it can be set by a flag."""
+    checkpoint: str | None = None
+    """A workdir, its checkpoints folder, or one step's folder."""
+    json: str | None = None
+    """Write the counts to this file too."""
+    settings: Annotated[Config, tyro.conf.arg(name="")]
+
+
+def macs_command(arguments: Sequence[str]) -> int:
+    """`fdjax macs`."""
+    parsed = tyro.cli(
+        MacsArguments,
+        prog="fdjax macs",
+        args=arguments,
+        default=MacsArguments(settings=config_given(arguments, "fdjax macs")),
+    )
+    check_json_target(parsed.json)
+    if (parsed.config is None) == (parsed.checkpoint is None):
+        raise UserError("give either --config FILE or --checkpoint DIR")
+    if parsed.checkpoint is not None:
+        if parsed.settings != Config():
+            raise UserError("a checkpoint has its own config: give no settings beside --checkpoint")
+        from fdjax.checkpoint import find_checkpoint
+        from fdjax.training.restore import restore
+
+        restored = restore(*find_checkpoint(parsed.checkpoint))
+        spec, macs = restored.spec, restored.macs()
+    else:
+        from fdjax.data import describe_source
+        from fdjax.spec import network_macs
+        from fdjax.training.build import build_network
+
+        data = parsed.settings.data
+        shape, classes = describe_source(data.name, data.path, data.image_size, data.grayscale)
+        _, spec = build_network(parsed.settings, shape, len(classes))
+        macs = network_macs(spec, spec.full_counts())
+    from fdjax.reports import macs_table
+
+    layers = [layer.to_dict() for layer in macs.layers]
+    print(f"{spec.name}, input {'x'.join(map(str, spec.input_shape))}, {spec.num_classes} classes")
+    print(macs_table(macs.to_dict(), layers))
+    write_report(parsed.json, {"macs": macs.to_dict(), "layers": layers})
+    return 0

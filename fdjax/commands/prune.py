@@ -1,0 +1,122 @@
+"""`fdjax prune`: a trained network pruned, for refinement."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from fdjax.commands.mask_arguments import MaskArguments, mask_defaults, restored_checkpoint
+from fdjax.commands.output_files import check_json_target, write_report
+from fdjax.errors import UserError, suggestion
+
+if TYPE_CHECKING:
+    from fdjax.training.restore import Restored
+
+# How far from the target, relatively, a network may land without a warning.
+_TOLERANCE = 0.02
+
+
+@dataclasses.dataclass(kw_only=True)
+class PruneArguments(MaskArguments):
+    """Prunes a trained network by what was measured of it; train.py --init OUT --phases refine goes on from there."""
+
+    method: str
+    """Masks: channel or band; coefficient where they turn out to be prefixes. Filters of a ResNet: l1, dct, fpwt or
+    thinet."""
+    out: str
+    """Directory to write the checkpoint into: new or empty."""
+    target_macs: float | None = None
+    """The MAC ratio to reach after the gate, transforms in it, above 0 to 1."""
+    convention: Literal["total", "paper"] = "total"
+    """As learn.target_convention: what the target and the gate speak of, macs.ratio or macs.paper_ratio."""
+    percentile: float | None = None
+    """Prune this share of every side's pieces, 0 to 100, in place of meeting a target (masks)."""
+    rates: Literal["one", "search"] = "one"
+    """Filters: the same share in every block, or a search by what blocks lose when pruned alone."""
+
+
+def _prune_filters(restored: Restored, parsed: PruneArguments) -> int:
+    if parsed.calibration or parsed.agreement:
+        raise UserError("--calibration and --agreement are for masks; filters are pruned by the run's own data set")
+    if parsed.target_macs is None:
+        raise UserError("filters are pruned to a target: give --target-macs RATIO, such as 0.5")
+    from fdjax.checkpoints.filter_pruning import prune_filters
+    from fdjax.checkpoints.imported import check_import_target, save_trained
+    from fdjax.training.restore import Past
+
+    out = Path(parsed.out).expanduser().resolve()
+    check_import_target(out)
+    pruned = prune_filters(
+        restored,
+        parsed.method,
+        parsed.target_macs,
+        per_block=parsed.rates,
+        num_images=parsed.images,
+        eval_limit=parsed.eval_limit,
+        data_path=parsed.data_path,
+    )
+    save_trained(out, pruned.config, pruned.spec, pruned.variables, Past(dense_top1=restored.done.dense_top1))
+    report = pruned.report
+    dense = "" if report["dense_top1"] is None else f" (dense {100 * report['dense_top1']:.2f}%)"
+    print(
+        f"{report['method']}: {100 * report['top1']:.2f}% top-1{dense} of {report['num_examples']:,} images at "
+        f"{report['macs']['after'] / 1e6:,.2f} M MACs, {report['ratio']:.3f}x"
+    )
+    if abs(report["ratio"] / parsed.target_macs - 1) > _TOLERANCE:
+        print(f"warning: filters go whole, and {report['ratio']:.3f}x MACs is the nearest to {parsed.target_macs:g}x")
+    print(f"{parsed.out}: to refine it, train.py --config CONFIG --init {parsed.out} --phases refine with the flags")
+    print(shlex.join(report["flags"]))
+    write_report(parsed.json, report)
+    return 0
+
+
+def prune_command(arguments: Sequence[str]) -> int:
+    """`fdjax prune`."""
+    restored = restored_checkpoint(arguments)
+    required: Any = tyro.MISSING
+    defaults = PruneArguments(**mask_defaults(restored), method=required, out=required)
+    parsed = tyro.cli(PruneArguments, prog="fdjax prune", args=arguments, default=defaults)
+    assert restored is not None  # without --checkpoint parsing has failed
+    check_json_target(parsed.json)
+    learn = dataclasses.replace(parsed.mask_settings(restored), target_convention=parsed.convention)
+    if (parsed.target_macs is None) == (parsed.percentile is None):
+        raise UserError("give either --target-macs RATIO, such as 0.5, or --percentile P, such as 30")
+    if parsed.target_macs is not None:
+        if not 0 < parsed.target_macs <= 1:
+            raise UserError(f"--target-macs must be above 0 and at most 1, got {parsed.target_macs:g}")
+        learn = dataclasses.replace(learn, target_macs=parsed.target_macs, lambda_=None)
+    if parsed.percentile is not None and not 0 <= parsed.percentile <= 100:
+        raise UserError(f"--percentile must be from 0 to 100, got {parsed.percentile:g}")
+    from fdjax.checkpoints.prune import prune_checkpoint
+    from fdjax.pruning import filters, profiled
+    from fdjax.training.summary import describe
+
+    known = (*profiled.METHODS, *filters.METHODS)
+    if parsed.method not in known:
+        raise UserError(
+            f"no pruning method {parsed.method!r}{suggestion(parsed.method, known)}; accepted are {', '.join(known)}"
+        )
+    if parsed.method in filters.METHODS:
+        return _prune_filters(restored, parsed)
+    report = prune_checkpoint(
+        restored,
+        learn,
+        parsed.method,
+        Path(parsed.out),
+        share=None if parsed.percentile is None else parsed.percentile / 100,
+        scope=parsed.scope,
+        on=parsed.measured_on(),
+    )
+    print(describe({**report, "split": "test"}))
+    reached = report["macs"]["paper_ratio" if parsed.convention == "paper" else "ratio"]
+    if parsed.target_macs is not None and abs(reached / parsed.target_macs - 1) > _TOLERANCE:
+        print(f"warning: pieces go whole, and {reached:.3f}x MACs is the nearest to {parsed.target_macs:g}x")
+    print(f"{parsed.out}: to refine it, train.py --config CONFIG --init {parsed.out} --phases refine with the flags")
+    print(shlex.join(report["flags"]))
+    write_report(parsed.json, report)
+    return 0

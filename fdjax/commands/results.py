@@ -1,0 +1,31 @@
+"""`fdjax results`: finished runs in one folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import tyro
+
+
+@dataclasses.dataclass(kw_only=True)
+class ResultsArguments:
+    """Records finished runs in one folder, with a table and a plot of all runs recorded there, now and before."""
+
+    workdir: tuple[str, ...]
+    """Workdirs of finished runs; each is recorded under its folder's name."""
+    out: str
+    """Directory to record them in: runs/NAME/ for each, table.md, table.csv, table.json and tradeoff.png."""
+
+
+def results_command(arguments: Sequence[str]) -> int:
+    """`fdjax results`."""
+    parsed = tyro.cli(ResultsArguments, prog="fdjax results", args=arguments)
+    from fdjax.experiments.collect import collect
+
+    done = collect(parsed.workdir, parsed.out)
+    for word, names in (("new", done.added), ("replaced", done.replaced)):
+        if names:
+            print(f"{word}: {', '.join(names)}")
+    print(f"{len(done.results)} runs in {', '.join(str(path) for path in done.written)}")
+    return 0

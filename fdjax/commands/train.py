@@ -1,0 +1,90 @@
+"""`train.py`: a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from fdjax.commands.arguments import config_given, flag_value
+from fdjax.commands.output_files import check_json_target, write_report
+from fdjax.config import Config
+from fdjax.errors import UserError, reports_user_errors
+
+
+@dataclasses.dataclass(kw_only=True)
+class TrainArguments:
+    """Trains and prunes a network as a config file says; every field of the config can be set by a flag."""
+
+    config: str
+    """Config file, such as configs/quickstart.py."""
+    workdir: str
+    """Directory of the run: new or empty, or the run to go on with."""
+    init: str | None = None
+    """Start from this checkpoint of another run (weights, and masks if it learned any); skips what that run did."""
+    json: str | None = None
+    """Write the summary to this file too."""
+    devices: int | None = None
+    """How many of this machine's devices to use (default: all); each batch is split evenly among them."""
+    coordinator: str | None = None
+    """Several processes: HOST:PORT of process 0 (or JAX_COORDINATOR_ADDRESS); auto: as Slurm, MPI or a TPU pod say."""
+    num_processes: int | None = None
+    """How many processes the run has (or JAX_NUM_PROCESSES)."""
+    process_id: int | None = None
+    """Which of them this is, from 0 (or JAX_PROCESS_ID)."""
+    connect_timeout: float = 120.0
+    """Seconds to wait for the other processes."""
+    profile: int = 0
+    """Trace this many steps of each phase with jax.profiler, into WORKDIR/profile."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache directory (FDJAX_CACHE_DIR; elsewhere or, if empty, nowhere)."""
+    settings: Annotated[Config, tyro.conf.arg(name="")]
+
+
+@reports_user_errors
+def train_command(arguments: Sequence[str] | None = None) -> int:
+    """`train.py`."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    asks_for_help = bool({"-h", "--help"} & set(given))
+    if flag_value(given, "train.py") is None and not asks_for_help:
+        raise UserError("--config FILE is missing: python train.py --config configs/quickstart.py --workdir DIR")
+    required: Any = tyro.MISSING
+    parsed = tyro.cli(
+        TrainArguments,
+        prog="train.py",
+        args=given,
+        default=TrainArguments(config=required, workdir=required, settings=config_given(given, "train.py")),
+    )
+    check_json_target(parsed.json)
+    for name, value in (("profile", parsed.profile), ("connect-timeout", parsed.connect_timeout)):
+        if value < 0:
+            raise UserError(f"--{name} must be 0 or more, got {value:g}")
+    if not parsed.compilation_cache:
+        from fdjax.training.compilation import disable_compilation_cache
+
+        disable_compilation_cache()
+    from fdjax.training.distributed import join
+    from fdjax.training.run import train
+
+    run = json.dumps([parsed.settings.to_dict(), parsed.workdir, parsed.init], sort_keys=True)
+    join(
+        parsed.coordinator,
+        parsed.num_processes,
+        parsed.process_id,
+        parsed.connect_timeout,
+        hashlib.sha256(run.encode()).hexdigest(),
+    )
+    try:
+        summary = train(
+            parsed.settings, parsed.workdir, parsed.init, local_devices=parsed.devices, profile=parsed.profile
+        )
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    write_report(parsed.json, summary)
+    return 0
