@@ -1,0 +1,303 @@
+"""A frozen network as data: what it computes, operation by operation, static and hashable; JSON in both directions.
+
+A program is a list of operations over numbered values, with arrays by name beside it. Its emitters (`fdjax.frozen.xla`,
+`fdjax.frozen.onnx_export`, `fdjax.frozen.native`) walk the list; each has one function for a kind of operation.
+
+Maps are NHWC. Channels lie in the order of the frozen network. Shape letters: `fdjax.ops.blocks`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from fdjax.frozen.products import Indices, ProductPlan, Segment, Size, Window, mean_phases, segment_macs
+from fdjax.ops.macs import conv_macs, depthwise_macs
+
+Activation = Literal["none", "relu", "relu6"]
+# What is added after a layer: nothing, one number a channel [D], or a map [H', W', D].
+Bias = Literal["none", "channel", "map"]
+
+FORMS = ("dense", "channels", "groups", "bands")
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv:
+    """A convolution with its bias and activation: [B, H, W, C] -> [B, H', W', D].
+
+    Arrays: "NAME/kernel" [rows, columns, C / groups, D], "NAME/bias" [D] or [H', W', D]. Depthwise where groups = C = D.
+    """
+
+    name: str
+    x: int
+    y: int
+    window: Window
+    inputs: int
+    outputs: int
+    groups: int
+    bias: Bias
+    activation: Activation
+
+    @property
+    def form(self) -> str:
+        return "dense"
+
+    def macs(self) -> int:
+        """Multiply-accumulates."""
+        rows, columns = self.window.window
+        return conv_macs(self.window.out_size, self.inputs // self.groups, self.outputs, 1) * rows * columns
+
+
+@dataclasses.dataclass(frozen=True)
+class Pointwise:
+    """A pointwise layer with its bias and activation: [B, H, W, C] -> [B, H, W, D], or with `pooled` -> [B, D].
+
+    Arrays: "NAME/..." as `fdjax.frozen.products.pack` lays out the product, "NAME/bias" [D] or [H, W, D].
+
+    Attributes:
+      product: what is multiplied, on pixels and by bands.
+      size: (H, W); () for a layer on vectors [B, C], (tokens,) for one on [B, tokens, C]: these have no bands.
+      block: K.
+      placement: for each channel of the output which output of the product it is, -1 for zero; None: as they are. The
+        bias has the channels of the output.
+      pooled: the mean over the map follows.
+    """
+
+    name: str
+    x: int
+    y: int
+    form: str
+    product: ProductPlan
+    size: tuple[int, ...]
+    block: int
+    placement: Indices | None
+    bias: Bias
+    activation: Activation
+    pooled: bool = False
+
+    @property
+    def outputs(self) -> int:
+        """Channels of what it makes."""
+        return self.product.outputs if self.placement is None else len(self.placement)
+
+    def macs(self) -> int:
+        """Multiply-accumulates, transforms included; pooled channels that keep the mean stay at block resolution."""
+        pixels = (1, 1, *self.size)[-2:] if len(self.size) < 2 else self.size
+        size = (pixels[0], pixels[1])
+        segments = self.product.output_segments
+        if self.pooled:
+            segments = tuple(s for s in segments if not (s[2] == 1 and s[0] >= self.product.whole[1]))
+        return self.product.macs(size, self.block) + segment_macs(segments, size, self.block)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A channelwise operation between the writer and the reader of a run.
+
+    Attributes:
+      kind: "shift": a bias [E] and an activation; "depthwise": a window, kernel [rows, columns, E].
+      activation: of a shift.
+      window: of a depthwise step.
+    """
+
+    kind: Literal["shift", "depthwise"]
+    activation: Activation = "none"
+    window: Window | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """Channels of a run's space that go through it together, from the writer to the reader.
+
+    Attributes:
+      name: of its arrays: "whole", "means", "bands" or "coefsN".
+      channels: E, how many.
+      means: they keep only the mean, and everything runs at block resolution.
+      writer: the product that makes them.
+      reader: the product that reads them.
+    """
+
+    name: str
+    channels: int
+    means: bool
+    writer: ProductPlan
+    reader: ProductPlan
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run: pointwise writer, channelwise steps, pointwise reader; [B, H, W, C] -> [B, H', W', D].
+
+    The space between them (the wide side of an inverted residual) exists only inside, chain by chain; the chains'
+    results are summed. Arrays, under "NAME/CHAIN": "writer/..." and "reader/..." as `pack` lays them out, "stepI" for
+    the I-th step: a bias [E], or a kernel [rows, columns, E] (for a chain of means [T, E]: the summed taps of each
+    phase of `products.mean_phases`, in turn). "NAME/bias" [D] or [H', W', D].
+
+    Attributes:
+      form: one of `FORMS`.
+      inputs: C.
+      in_size: (H, W).
+      out_size: (H', W').
+      blocks: K of the writer and of the reader.
+      steps: in order; at most one is a depthwise step.
+      chains: at least one, unless nothing of the space is left.
+      segments: (start, stop, coefficients) of what the readers make, to transform back.
+      output_counts: kept counts of what they make.
+      outputs: channels of the run's output.
+      placement: for each of those which output of the readers it is, -1 for zero; None: as they are.
+      bias: after the placement.
+      activation: last.
+    """
+
+    name: str
+    x: int
+    y: int
+    form: str
+    inputs: int
+    in_size: Size
+    out_size: Size
+    blocks: tuple[int, int]
+    steps: tuple[Step, ...]
+    chains: tuple[Chain, ...]
+    segments: tuple[Segment, ...]
+    output_counts: Indices
+    outputs: int
+    placement: Indices | None
+    bias: Bias
+    activation: Activation
+
+    @property
+    def depthwise(self) -> Window | None:
+        """The window of the depthwise step, if there is one."""
+        return next((step.window for step in self.steps if step.window is not None), None)
+
+    def macs(self) -> int:
+        """Multiply-accumulates, transforms included; a mean or a broadcast costs 1 an element."""
+        total = segment_macs(self.segments, self.out_size, self.blocks[1])
+        shared: dict[tuple[int, int], int] = {}
+        window = self.depthwise
+        for chain in self.chains:
+            if chain.means:
+                total += self._means_macs(chain)
+                shared[0, chain.writer.inputs] = max(1, shared.get((0, chain.writer.inputs), 0))
+                continue
+            total += chain.writer.macs(self.in_size, self.blocks[0])
+            total += segment_macs(chain.writer.output_segments, self.in_size, self.blocks[0])
+            # Chains share the transforms of their input.
+            total -= segment_macs(chain.writer.input_segments, self.in_size, self.blocks[0])
+            for start, stop, count in chain.writer.input_segments:
+                shared[start, stop] = max(count, shared.get((start, stop), 0))
+            if window is not None:
+                total += depthwise_macs(self.out_size, chain.channels, 1) * window.window[0] * window.window[1]
+            total += chain.reader.macs(self.out_size, self.blocks[1])
+        return total + segment_macs([(*edge, n) for edge, n in shared.items()], self.in_size, self.blocks[0])
+
+    def _means_macs(self, chain: Chain) -> int:
+        block, window = self.blocks[0], self.depthwise
+        blocks_in, blocks_out = ((size[0] // block) * (size[1] // block) for size in (self.in_size, self.out_size))
+        taps = sum(len(phase.taps) for phase in mean_phases(window, block)) if window is not None else 0
+        reader = chain.reader.inputs * chain.reader.outputs
+        return blocks_in * chain.writer.inputs * chain.channels + blocks_out * (chain.channels * taps + reader)
+
+
+@dataclasses.dataclass(frozen=True)
+class Apply:
+    """Any other operation: a JAX primitive, on values and arrays.
+
+    Attributes:
+      name: of its arrays.
+      kind: the primitive's name.
+      inputs: values; a negative number -1 - i is the array "NAME/argI".
+      outputs: values.
+      params: the primitive's parameters, in the JSON form of `fdjax.graph.primitives`, as a string. Shapes in them have
+        the batch size 1.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    params: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Take:
+    """Channels of a value (its last axis), in another order: -1 for zero."""
+
+    name: str
+    x: int
+    y: int
+    indices: Indices
+
+
+Operation = Conv | Pointwise | Run | Apply | Take
+_KINDS: Mapping[str, Any] = {"conv": Conv, "pointwise": Pointwise, "run": Run, "apply": Apply, "take": Take}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A frozen network.
+
+    Attributes:
+      shapes: of every value, without the batch (their first axis).
+      inputs: the values that images go into, raw.
+      outputs: the values that come out.
+      operations: in order of evaluation.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    operations: tuple[Operation, ...]
+
+    def macs(self) -> int:
+        """Multiply-accumulates of its layers."""
+        return sum(operation.macs() for operation in self.operations if not isinstance(operation, (Apply, Take)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `from_dict` reads it back."""
+        fields = dataclasses.asdict(self)
+        names = {kind: name for name, kind in _KINDS.items()}
+        for operation, written in zip(self.operations, fields["operations"], strict=True):
+            written["operation"] = names[type(operation)]
+        return fields
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Program:
+        """The program that `to_dict` wrote, also after a trip through JSON.
+
+        Raises:
+          ValueError: fields that are no program's.
+        """
+        try:
+            plain = _tuples(fields)
+            operations = tuple(map(_operation, plain["operations"]))
+            return cls(**{**plain, "operations": operations})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"no program of a frozen network: {error!r}") from error
+
+
+def _operation(fields: Mapping[str, Any]) -> Operation:
+    made = dict(fields)
+    kind = _KINDS[made.pop("operation")]
+    if kind is Conv:
+        made["window"] = Window(**made["window"])
+    if kind is Pointwise:
+        made["product"] = ProductPlan(**made["product"])
+    if kind is Run:
+        made["steps"] = tuple(
+            Step(**{**step, "window": Window(**step["window"]) if step["window"] else None}) for step in made["steps"]
+        )
+        made["chains"] = tuple(
+            Chain(**{**chain, **{side: ProductPlan(**chain[side]) for side in ("writer", "reader")}})
+            for chain in made["chains"]
+        )
+    return kind(**made)
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as tuples, all the way down."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value

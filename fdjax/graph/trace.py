@@ -1,0 +1,142 @@
+"""From a function of variables and images to its operations: one trace, calls inlined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+from fdjax.graph.operations import Operation, Operations
+from fdjax.graph.primitives import register
+
+# Where these keep the jaxpr that they call.
+_CALLED = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+_CALLS = {
+    "jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr",
+    "checkpoint", "remat", "remat2", "custom_lin",
+}  # fmt: skip
+
+
+def trace(apply: Callable[..., Any], variables: Any, *images: Any) -> Operations:
+    """Traces `apply(variables, *images)` at inference.
+
+    Args:
+      apply: any function of the two, of JAX operations.
+      variables: a tree of arrays, or of `jax.ShapeDtypeStruct`.
+      images: arrays or `jax.ShapeDtypeStruct`, the batch first.
+
+    Returns:
+      Its operations. Where the code has forms for several platforms, the default one is taken.
+
+    Raises:
+      ValueError: images that the function does not take.
+    """
+    try:
+        closed = jax.make_jaxpr(apply)(variables, *images)
+    except (TypeError, ValueError) as error:
+        shapes = ", ".join(str(list(np.shape(image))) for image in images)
+        raise ValueError(f"the function cannot be traced with images of shape {shapes}: {error}") from error
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+    return _Recorder().record(closed, names)
+
+
+class _Recorder:
+    """Numbers the values of a jaxpr and lists its equations."""
+
+    def __init__(self) -> None:
+        self._shapes: list[tuple[int, ...]] = []
+        self._dtypes: list[str] = []
+        self._constants: dict[int, np.ndarray] = {}
+        self._known_constants: dict[Any, int] = {}
+        self._operations: list[Operation] = []
+        # Values that hold the index of the platform the code runs on.
+        self._platforms: set[int] = set()
+
+    def record(self, closed: Any, names: list[str]) -> Operations:
+        environment = {}
+        inputs = [self._new(variable.aval) for variable in closed.jaxpr.invars]
+        environment.update(zip(closed.jaxpr.invars, inputs, strict=True))
+        environment.update(self._constant_values(closed.jaxpr.constvars, closed.consts))
+        self._equations(closed.jaxpr, environment)
+        outputs = tuple(self._read(atom, environment) for atom in closed.jaxpr.outvars)
+        return Operations(
+            tuple(self._shapes),
+            tuple(self._dtypes),
+            tuple(self._operations),
+            self._constants,
+            dict(zip(inputs, names, strict=False)),
+            tuple(inputs[len(names) :]),
+            outputs,
+        )
+
+    def _new(self, aval: Any) -> int:
+        self._shapes.append(tuple(int(side) for side in aval.shape))
+        self._dtypes.append(str(aval.dtype))
+        return len(self._shapes) - 1
+
+    def _constant(self, value: Any, aval: Any) -> int:
+        array = np.asarray(value, aval.dtype)
+        key = (str(array.dtype), array.shape, array.tobytes()) if array.size <= 64 else id(value)
+        if key not in self._known_constants:
+            number = self._known_constants[key] = self._new(aval)
+            self._constants[number] = array
+        return self._known_constants[key]
+
+    def _constant_values(self, variables: Any, constants: Any) -> dict[Any, int]:
+        pairs = zip(variables, constants, strict=True)
+        return {variable: self._constant(constant, variable.aval) for variable, constant in pairs}
+
+    def _read(self, atom: Any, environment: dict[Any, int]) -> int:
+        return self._constant(atom.val, atom.aval) if isinstance(atom, core.Literal) else environment[atom]
+
+    def _equations(self, jaxpr: Any, environment: dict[Any, int]) -> None:
+        for equation in jaxpr.eqns:
+            inputs = [self._read(atom, environment) for atom in equation.invars]
+            called = self._called(equation, inputs)
+            if called is not None:
+                body, arguments = called
+                inner: dict[Any, int] = dict(zip(body.jaxpr.invars, arguments, strict=True))
+                inner.update(self._constant_values(body.jaxpr.constvars, body.consts))
+                self._equations(body.jaxpr, inner)
+                made = [self._read(atom, inner) for atom in body.jaxpr.outvars]
+            else:
+                register(equation.primitive)
+                made = [self._new(variable.aval) for variable in equation.outvars]
+                if equation.primitive.name == "platform_index":
+                    self._platforms.update(made)
+                    continue_with = dict(zip(equation.outvars, made, strict=True))
+                    environment.update(continue_with)
+                    continue
+                self._operations.append(
+                    Operation(
+                        equation.primitive.name, tuple(inputs), tuple(made), dict(equation.params), _source(equation)
+                    )
+                )
+            environment.update(zip(equation.outvars, made, strict=True))
+
+    def _called(self, equation: Any, inputs: list[int]) -> tuple[Any, list[int]] | None:
+        """What an equation calls, as a closed jaxpr with its arguments; None if it is an operation of its own."""
+        name, params = equation.primitive.name, equation.params
+        if name == "cond" and inputs[0] in self._platforms:
+            platforms = params["branches_platforms"]
+            default = next(index for index, names in enumerate(platforms) if names is None)
+            return params["branches"][default], inputs[1:]
+        if name in _CALLS:
+            body = next(params[key] for key in _CALLED if key in params)
+            return (body if hasattr(body, "consts") else core.ClosedJaxpr(body, ())), inputs
+        return None
+
+
+def _source(equation: Any) -> str:
+    """The file and line, outside of JAX, that an equation comes from."""
+    traceback = getattr(equation.source_info, "traceback", None)
+    frames = traceback.frames if traceback is not None else ()
+    for frame in frames:
+        name = frame.file_name.replace("\\", "/")
+        if not any(part in name for part in ("/jax/", "/flax/", "/keras/", "fdjax/ops/", "<string>")):
+            return f"{name.rpartition('/')[2]}:{frame.line_num}"
+    return ""
