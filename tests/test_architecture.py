@@ -30,6 +30,7 @@ FLOORS = {
     "fdjax.runtime": 0,
     "fdjax.ops": 1,
     "fdjax.spec": 1,
+    "fdjax.graph": 1,
     "fdjax.zoo": 2,
     "fdjax.pruning": 2,
     "fdjax.frozen": 2,
@@ -49,7 +50,7 @@ FLOORS = {
 # count is the sum of its layers'), and the entry points.
 SHARED_ROOMS = (
     ("fdjax.errors", "fdjax.runtime", "fdjax.python_file", "fdjax.config"),
-    ("fdjax.ops", "fdjax.spec"),
+    ("fdjax.ops", "fdjax.spec", "fdjax.graph"),
     (
         "fdjax.commands",
         "fdjax.__main__",

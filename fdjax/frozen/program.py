@@ -26,7 +26,8 @@ FORMS = ("dense", "channels", "groups", "bands")
 class Conv:
     """A convolution with its bias and activation: [B, H, W, C] -> [B, H', W', D].
 
-    Arrays: "NAME/kernel" [rows, columns, C / groups, D], "NAME/bias" [D] or [H', W', D]. Depthwise where groups = C = D.
+    Arrays: "NAME/kernel" [rows, columns, C / groups, D], "NAME/bias" [D] or [H', W', D].
+    It is depthwise where groups = C = D.
     """
 
     name: str

@@ -1,7 +1,8 @@
 """A traced network as data: values, and the operations between them. JSON in both directions.
 
-An operation is an equation of a jaxpr: a JAX primitive with its parameters. Calls are inlined, so that there is one flat
-list in order of evaluation. Values are numbered; each is an image, a variable, a constant, or what an operation makes.
+An operation is an equation of a jaxpr: a JAX primitive with its parameters. Calls are inlined, so that there is one
+flat list in order of evaluation. Values are numbered; each is an image, a variable, a constant, or what an operation
+makes.
 """
 
 from __future__ import annotations
