@@ -56,7 +56,9 @@ def params_to_json(kind: str, params: Mapping[str, Any]) -> dict[str, Any]:
 def _to_json(kind: str, value: Any) -> Any:
     if value is None or isinstance(value, (bool, str)):
         return value
-    if isinstance(value, enum.Enum) and type(value).__name__ in _ENUMS:
+    if isinstance(value, enum.Enum):
+        if type(value).__name__ not in _ENUMS:
+            raise ValueError(f"the operation {kind} has a parameter without a JSON form: {value!r}")
         return {"enum": [type(value).__name__, value.name]}
     if isinstance(value, (int, np.integer)):
         return int(value)

@@ -1,0 +1,216 @@
+"""Where masks sit on a channel graph: on one side of a layer (the paper's), or on a space (tied)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Collection, Mapping
+from typing import Literal
+
+import numpy as np
+
+from fdjax.graph.network import Graph, Layer, Space
+
+Side = Literal["input", "output"]
+# Path of every FCMask -> kept counts [channels].
+Counts = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """One FCMask.
+
+    Attributes:
+      path: in the collection `fcmask`.
+      channels: how many it has.
+      block: K.
+      sides: the layers whose coefficients it masks, and on which side.
+    """
+
+    path: str
+    channels: int
+    block: int
+    sides: tuple[tuple[str, Side], ...]
+
+    @property
+    def num_coefs(self) -> int:
+        """N = K*K."""
+        return self.block**2
+
+    @property
+    def tied(self) -> bool:
+        """Whether it sits on a space rather than on one side of a layer."""
+        return len(self.sides) > 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A channel graph with its masks, and what else is known of the network.
+
+    Attributes:
+      name: of the architecture.
+      graph: of raw images 0..255 to logits, at inference, without masks.
+      masks: path -> mask, in the order of the layers.
+      blocks: layer name -> K, for every layer that is wrapped in a DCT and its inverse.
+      uncounted: names of the layers that are in no total.
+      num_classes: outputs.
+      input_mean: per input channel, in raw 0..255 units; the graph subtracts it first.
+      input_std: likewise; the graph divides by it then.
+      class_names: of the outputs, in order.
+    """
+
+    name: str
+    graph: Graph
+    masks: Mapping[str, Mask]
+    blocks: Mapping[str, int]
+    num_classes: int
+    uncounted: frozenset[str] = frozenset()
+    input_mean: tuple[float, ...] = ()
+    input_std: tuple[float, ...] = ()
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of an image."""
+        height, width, channels = self.graph.input_shape
+        return height, width, channels
+
+    @property
+    def layers(self) -> dict[str, Layer]:
+        """Name -> layer, in the order of evaluation."""
+        return self.graph.layers
+
+    @property
+    def counted_layers(self) -> dict[str, Layer]:
+        """The layers that are in the totals."""
+        return {name: layer for name, layer in self.layers.items() if name not in self.uncounted}
+
+    @property
+    def wrapped_layers(self) -> dict[str, Layer]:
+        """The layers that are wrapped in a DCT and its inverse."""
+        return {name: layer for name, layer in self.layers.items() if name in self.blocks}
+
+    @functools.cached_property
+    def _mask_of_side(self) -> dict[tuple[str, Side], str]:
+        return {side: mask.path for mask in self.masks.values() for side in mask.sides}
+
+    def mask_of(self, layer: str, side: Side) -> str | None:
+        """The path of the FCMask on a side of a layer, or None."""
+        return self._mask_of_side.get((layer, side))
+
+    def side_counts(self, counts: Counts, layer: str, side: Side) -> np.ndarray:
+        """Kept counts of a wrapped layer's side: those of its mask, or N for each channel."""
+        path = self.mask_of(layer, side)
+        if path is not None:
+            return np.asarray(counts[path])
+        found = self.layers[layer]
+        channels = found.in_channels if side == "input" else found.out_channels
+        return np.full(channels, self.blocks[layer] ** 2)
+
+    @property
+    def mask_sizes(self) -> dict[str, tuple[int, int]]:
+        """Path of every FCMask -> (channels, N)."""
+        return {path: (mask.channels, mask.num_coefs) for path, mask in self.masks.items()}
+
+    def full_counts(self) -> dict[str, np.ndarray]:
+        """The counts of a network in which nothing is pruned."""
+        return {path: np.full(mask.channels, mask.num_coefs) for path, mask in self.masks.items()}
+
+    def tied_runs(self) -> dict[str, Mask]:
+        """Name of every space whose one writer and one reader share a mask -> that mask."""
+        found = {}
+        for space in self.graph.spaces.values():
+            mask = self.tied_mask(space)
+            if mask is not None:
+                found[space.name] = mask
+        return found
+
+    def tied_mask(self, space: Space) -> Mask | None:
+        """The mask that the writer and the reader of a run share, or None."""
+        if not space.is_run:
+            return None
+        path = self.mask_of(space.writers[0], "output")
+        return self.masks[path] if path is not None and path == self.mask_of(space.readers[0], "input") else None
+
+
+def layer_blocks(
+    graph: Graph,
+    wrapped: Collection[str],
+    block: int,
+    by_map: Mapping[int, int] | None = None,
+    by_layer: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """K of every wrapped layer.
+
+    Args:
+      graph: of the network.
+      wrapped: names of the layers to wrap.
+      block: K where nothing else is said.
+      by_map: map side -> K where it differs.
+      by_layer: layer name -> K where it differs; goes before `by_map`.
+
+    Raises:
+      ValueError: a block larger than its map, or a setting for a map or a layer that does not exist.
+    """
+    by_map, by_layer = dict(by_map or {}), dict(by_layer or {})
+    layers = {name: layer for name, layer in graph.layers.items() if name in wrapped}
+    maps = sorted({layer.in_size[0] for layer in layers.values()})
+    for side in by_map:
+        if side not in maps:
+            raise ValueError(f"block_by_map names maps of side {side}; wrapped layers have {', '.join(map(str, maps))}")
+    for name in by_layer:
+        if name not in layers:
+            raise ValueError(f"block_by_layer names {name!r}; wrapped layers are {', '.join(sorted(layers))}")
+    found = {}
+    for name, layer in layers.items():
+        found[name] = by_layer.get(name, by_map.get(layer.in_size[0], block))
+        if found[name] > min(layer.in_size):
+            raise ValueError(
+                f"block {found[name]} is larger than the {layer.in_size[0]}x{layer.in_size[1]} map of layer {name}; "
+                "give that map a smaller one (block_by_map or block_by_layer)"
+            )
+    return found
+
+
+def place_masks(graph: Graph, blocks: Mapping[str, int], sides: str = "both", tied: bool = False) -> dict[str, Mask]:
+    """Masks for the wrapped layers.
+
+    Args:
+      graph: of the network.
+      blocks: wrapped layer -> K (`layer_blocks`).
+      sides: "both", "input", "output" or "none": which sides of a wrapped layer have masks of their own.
+      tied: where a run lies between two wrapped layers with one K, and its map is worked on in between, the two share
+        one mask, and have none on sides that are not shared.
+
+    Returns:
+      Path -> mask, in the order of the layers. A layer's own masks are named "LAYER/input" and "LAYER/output", a run's
+      "MODULE/wide" after the module that holds both of its layers.
+    """
+    shared: dict[tuple[str, Side], Mask] = {}
+    for space in graph.spaces.values() if tied else ():
+        ends = (*space.writers, *space.readers)
+        run = space.is_run and space.depthwise and all(end in blocks for end in ends)
+        if run and blocks[ends[0]] == blocks[ends[1]]:
+            path = f"{_common_module(*ends) or ends[0]}/wide"
+            mask = Mask(path, len(space.channels), blocks[ends[0]], ((ends[0], "output"), (ends[1], "input")))
+            shared.update(dict.fromkeys(mask.sides, mask))
+    found: dict[str, Mask] = {}
+    for name, block in blocks.items():
+        layer = graph.layers[name]
+        own: tuple[tuple[Side, int], ...] = (("input", layer.in_channels), ("output", layer.out_channels))
+        common = [shared[name, side] for side, _ in own if (name, side) in shared]
+        found.update({mask.path: mask for mask in common})
+        for side, channels in own:
+            if not common and sides in ("both", side):
+                found[f"{name}/{side}"] = Mask(f"{name}/{side}", channels, block, ((name, side),))
+    return found
+
+
+def _common_module(writer: str, reader: str) -> str:
+    """The path of the module that holds two layers, or ""."""
+    parts = []
+    for a, b in zip(writer.split("/")[:-1], reader.split("/")[:-1], strict=False):
+        if a != b:
+            break
+        parts.append(a)
+    return "/".join(parts)
