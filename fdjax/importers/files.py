@@ -9,48 +9,71 @@ import numpy as np
 
 from fdjax.errors import UserError
 from fdjax.importers.keras_file import KERAS_ARCHIVE_MEMBER, read_keras
+from fdjax.importers.state_dicts import Weights, unwrapped
 from fdjax.importers.torch_pickle import read_torch
 
 _HDF5_START = b"\x89HDF\r\n\x1a\n"
 _START_BYTES = 16
-# What wrappers (DataParallel, torch.compile, Lightning) put before every name.
-_WRAPPERS = ("module.", "_orig_mod.", "model.")
 
 
 def read_weights(path: str) -> dict[str, np.ndarray]:
+    """The tensors of a weights file, as `open_weights` finds them."""
+    return open_weights(path).tensors
+
+
+def open_weights(path: str, averaged: bool = False) -> Weights:
     """The tensors of a weights file; its content says what it is, not its name.
 
     Args:
-      path: a state dict of `torch.save` (.pth, .pt, .bin), a .safetensors file, or Keras weights (.h5, .keras).
+      path: what `torch.save` wrote (.pth, .pt, .bin, .th, ...), a .safetensors file, or Keras weights (.h5, .keras).
+      averaged: take the averaged weights (EMA) of a file that has both.
 
     Returns:
       Name -> array as it lies in the file; prefixes that all names share because of a wrapper ("module.") are gone.
+      And what there is to say about how they were found.
 
     Raises:
-      UserError: no such file, or none of these, or damaged.
+      UserError: no such file, or none of these, or damaged, or far larger in memory than on disk.
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise UserError(f"no weights file {path!r}; give a .pth, .pt, .bin, .safetensors, .h5 or .keras file")
+        what = "is no file" if file.exists() else "is not there"
+        raise UserError(
+            f"no weights file {path!r}: it {what}; give a .pth, .pt, .bin, .safetensors, .h5 or .keras file"
+        )
     try:
-        with file.open("rb") as stream:
-            start = stream.read(_START_BYTES)
+        return _open(file, averaged)
+    except UserError:
+        raise
     except OSError as error:
-        raise UserError(f"the weights file {path} cannot be read: {error.strerror}") from error
-    if start.startswith(_HDF5_START):
-        return read_keras(file)
-    if zipfile.is_zipfile(file):
+        raise UserError(f"the weights file {path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # a damaged file raises nearly anything, wherever it is looked into
+        raise UserError(
+            f"the weights file {path} is damaged: {type(error).__name__}: {error}; save or copy it again"
+        ) from error
+
+
+def _open(file: Path, averaged: bool) -> Weights:
+    with file.open("rb") as stream:
+        start = stream.read(_START_BYTES)
+    zipped = not start.startswith(_HDF5_START) and zipfile.is_zipfile(file)
+    if zipped:
         with zipfile.ZipFile(file) as archive:
             is_keras = KERAS_ARCHIVE_MEMBER in archive.namelist()
-        return read_keras(file) if is_keras else _unwrapped(read_torch(file))
-    if start[8:9] == b"{":  # after the length of the header
-        return _unwrapped(_read_safetensors(file))
-    if start[:1] == b"\x80":  # a pickle: a legacy file, or refused with the reason
-        return _unwrapped(read_torch(file))
-    raise UserError(
-        f"{path} is no weights file: accepted are state dicts of torch.save (.pth, .pt, .bin), .safetensors files and "
-        "Keras weights (.h5, .keras)"
-    )
+        if not is_keras:
+            return read_torch(file, averaged)
+    elif start.startswith(b"\x80") and start[8:9] != b"{":  # a pickle: a legacy file, or refused with the reason
+        return read_torch(file, averaged)
+    elif not start.startswith(_HDF5_START) and start[8:9] != b"{":  # a safetensors file has its header's length first
+        raise UserError(
+            f"{file} is no weights file: accepted are state dicts of torch.save (.pth, .pt, .bin), .safetensors files "
+            "and Keras weights (.h5, .keras)"
+        )
+    if averaged:
+        raise UserError(f"{file} is no file of torch.save, and no other holds averaged weights; leave --ema out")
+    if not zipped and start[8:9] == b"{":
+        return Weights(unwrapped(_read_safetensors(file)), [], averaged=False)
+    return Weights(read_keras(file, zipped), [], averaged=False)
 
 
 def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
@@ -64,10 +87,3 @@ def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
         return safetensors.load_file(file)
     except Exception as error:  # the library has an exception of its own, and raises others too
         raise UserError(f"{file} cannot be read as a safetensors file: {error}") from error
-
-
-def _unwrapped(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    for prefix in _WRAPPERS:
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            return _unwrapped({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
-    return tensors

@@ -2,84 +2,73 @@
 
 from __future__ import annotations
 
-import io
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fdjax.errors import UserError
+from fdjax.importers.archives import check_archive, most_bytes
 
-# What Keras 3 numbers: the variables of a batch norm, and of a convolution or dense layer.
-_NORM = ("gamma", "beta", "moving_mean", "moving_variance")
-_KERNEL = ("kernel", "bias")
 KERAS_ARCHIVE_MEMBER = "model.weights.h5"
+# A damaged file can keep the HDF5 library busy for ever; a sound one of 100 MB takes a second.
+_SECONDS, _BYTES_A_SECOND = 20.0, 5e6
+_WORKER = Path(__file__).with_name("keras_worker.py")
 
 
-def read_keras(file: Path) -> dict[str, np.ndarray]:
+def read_keras(file: Path, zipped: bool = False) -> dict[str, np.ndarray]:
     """The weights of a Keras model, by layer.
 
     Args:
-      file: HDF5, as `model.save` and `model.save_weights` of Keras 2 and 3 write it, or an archive `.keras`.
+      file: HDF5, as `model.save` and `model.save_weights` of Keras 2 and 3 write it.
+      zipped: the file is an archive (`.keras`) with that in it.
 
     Returns:
       "LAYER/kernel", "LAYER/bias", "LAYER/gamma", ... -> array; the kernel of a depthwise layer is "kernel" too.
 
     Raises:
-      UserError: h5py is not installed, the file is damaged, or it names no layers.
+      UserError: h5py is not installed, the file is damaged, names no layers, refers to other files, holds far more than
+        its size, or takes longer than any sound file of its size.
     """
-    try:
-        import h5py  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise UserError(f"{file} is an HDF5 file: pip install h5py, then give the command again") from error
-    try:
-        source: Any = file
-        if zipfile.is_zipfile(file):
+    if importlib.util.find_spec("h5py") is None:
+        raise UserError(f"{file} is an HDF5 file: pip install h5py, then give the command again")
+    with tempfile.TemporaryDirectory() as folder:
+        source = file
+        if zipped:
+            source = Path(folder) / KERAS_ARCHIVE_MEMBER
             with zipfile.ZipFile(file) as archive:
-                source = io.BytesIO(archive.read(KERAS_ARCHIVE_MEMBER))
-        with h5py.File(source, "r") as content:
-            root: Any = content.get("model_weights", content)
-            if "layer_names" in root.attrs or "layer_names0" in root.attrs:
-                return _by_layer_names(root)
-            if "layers" in root:
-                return _numbered(root["layers"], file)
-    except UserError:
-        raise
-    except Exception as error:  # h5py raises nearly anything on a damaged file.
-        raise UserError(f"{file} cannot be read as Keras weights: {type(error).__name__}: {error}") from error
-    raise UserError(f"{file} holds no Keras weights; save them with model.save_weights('NAME.weights.h5')")
+                check_archive(archive, file)
+                with archive.open(KERAS_ARCHIVE_MEMBER) as member, source.open("wb") as unpacked:
+                    shutil.copyfileobj(member, unpacked)
+        return _read_apart(file, source, Path(folder) / "weights.npz")
 
 
-def _strings(group: Any, name: str) -> list[str]:
-    """A list attribute; Keras cuts one that is too long for HDF5 into NAME0, NAME1, ..."""
-    found = [group.attrs[name]] if name in group.attrs else []
-    while f"{name}{len(found)}" in group.attrs:
-        found.append(group.attrs[f"{name}{len(found)}"])
-    return [text.decode() if isinstance(text, bytes) else str(text) for part in found for text in part]
-
-
-def _by_layer_names(root: Any) -> dict[str, np.ndarray]:
-    weights = {}
-    for layer in _strings(root, "layer_names"):
-        for name in _strings(root[layer], "weight_names"):
-            leaf = name.rpartition("/")[2].partition(":")[0]
-            weights[f"{layer}/{'kernel' if leaf == 'depthwise_kernel' else leaf}"] = np.asarray(root[layer][name])
-    return weights
-
-
-def _numbered(layers: Any, file: Path) -> dict[str, np.ndarray]:
-    weights = {}
-    for group in layers.values():
-        variables = group.get("vars", {})
-        if not variables:
-            continue
-        if "name" not in variables.attrs:
-            raise UserError(
-                f"{file} numbers its layers and does not name them, as early versions of Keras 3 did; load it there "
-                "and save the model with model.save('NAME.h5')"
-            )
-        names = _NORM if len(variables) == len(_NORM) else _KERNEL
-        for number, name in enumerate(names[: len(variables)]):
-            weights[f"{variables.attrs['name']}/{name}"] = np.asarray(variables[str(number)])
-    return weights
+def _read_apart(file: Path, source: Path, out: Path) -> dict[str, np.ndarray]:
+    """Has a process of its own read `source`; messages call it `file`."""
+    size = source.stat().st_size
+    seconds = _SECONDS + size / _BYTES_A_SECOND
+    command = [sys.executable, "-P", str(_WORKER), str(source), str(out), str(most_bytes(size))]
+    # Threads of a BLAS that is not used would count as memory.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=seconds, env=environment, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UserError(
+            f"{file} cannot be read as Keras weights: it took more than {seconds:.0f} seconds, so it is probably "
+            "damaged; save the weights again"
+        ) from error
+    if done.returncode:
+        last = (done.stdout if done.returncode == 3 else done.stderr).strip().splitlines()[-1:]
+        reason = last[0] if last else f"the HDF5 library stopped with status {done.returncode}"
+        raise UserError(f"{file} cannot be read as Keras weights: {reason}")
+    names = [name.encode().decode("unicode_escape") for name in done.stdout.splitlines()]
+    with np.load(out, allow_pickle=False) as arrays:
+        return {name: arrays[str(number)] for number, name in enumerate(names)}

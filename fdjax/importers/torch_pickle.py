@@ -6,19 +6,22 @@ pickles and the raw storages in one file.
 
 from __future__ import annotations
 
-import collections
+import io
 import math
-import pickle
+import mmap
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax import dtypes
 
 from fdjax.errors import UserError
+from fdjax.importers.archives import check_archive
+from fdjax.importers.inert_pickle import Inert, InertPickle
+from fdjax.importers.state_dicts import Weights, choose
 
 # What a legacy file begins with, pickled.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -34,12 +37,17 @@ _STORAGES = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
+_MOST_DIMENSIONS = 32
 
 
 class _Storage(NamedTuple):
+    """Numbers in the file: `size` of them from `start` on, of the storage with this key, which has `whole`."""
+
     key: str
     dtype: np.dtype
+    start: int
     size: int
+    whole: int
 
 
 class _Tensor(NamedTuple):
@@ -51,89 +59,116 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-class _Refused(UserError):
-    """The pickle asks for something that is not a tensor."""
+class _Unread(NamedTuple):
+    """A storage of a type that is not known; nobody may need it."""
+
+    kind: str
 
 
-class _TensorsOnly(pickle.Unpickler):
-    """Rebuilds plain containers and tensors; the only names that it resolves are those below."""
-
-    def __init__(self, stream: IO[bytes], file: Path):
-        super().__init__(stream)
-        self._file = file
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        if module == "torch" and name in _STORAGES:
-            return name
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return self._rebuild_tensor
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return self._rebuild_parameter
-        module = module.replace("__builtin__", "builtins")  # its name in old pickles
-        raise _Refused(
-            f"{self._file} is a pickle that wants to execute code when it is read ({module}.{name}), which fdjax never "
-            "does: only tensors are read; save the state dict alone (torch.save(model.state_dict(), FILE)), or use a "
-            ".safetensors file"
-        )
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, storage, key, _, size, *view = pid
-        if kind != "storage" or any(part is not None for part in view):
-            raise ValueError(f"it refers to {pid!r}")
-        return _Storage(str(key), _STORAGES[storage], int(size))
-
-    def _rebuild_tensor(
-        self,
-        storage: _Storage,
-        offset: int,
-        shape: tuple[int, ...],
-        strides: tuple[int, ...],
-        requires_grad: bool = False,
-        backward_hooks: Any = None,
-        metadata: Any = None,
-    ) -> _Tensor:
-        tensor = _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
-        last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True))
-        sizes = (*tensor.shape, *tensor.strides, tensor.offset)
-        elements = math.prod(tensor.shape)
-        if min(sizes) < 0 or elements > storage.size or (elements and last >= storage.size):
-            raise ValueError(f"a tensor of shape {tensor.shape} does not fit its storage of {storage.size} elements")
-        return tensor
-
-    def _rebuild_parameter(self, data: _Tensor, requires_grad: bool = True, backward_hooks: Any = None) -> _Tensor:
-        return data
+# -- what a pickle calls and refers to
 
 
-def read_torch(file: Path) -> dict[str, np.ndarray]:
+def _persistent(pid: Any) -> _Storage | _Unread:
+    if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
+        raise ValueError("it refers to something that is no storage")
+    _, kind, key, _, size, *view = pid
+    name = kind.name.rpartition(".")[2] if isinstance(kind, Inert) else ""
+    if name not in _STORAGES:
+        return _Unread(name or "a nameless type")
+    whole = _whole(size)
+    start, count = 0, whole
+    if view and view[0] is not None:  # a part of a storage, as torch wrote it before 0.4
+        _, start, count = view[0][0], _whole(view[0][1]), _whole(view[0][2])
+        if start + count > whole:
+            raise ValueError(f"a part of storage {key} lies beyond its end")
+    return _Storage(str(key), _STORAGES[name], start, count, whole)
+
+
+def _whole(number: Any) -> int:
+    if not isinstance(number, int) or number < 0:
+        raise ValueError("a size that is no whole number of 0 or more")
+    return number
+
+
+def _called(name: str, arguments: tuple[Any, ...]) -> Any:
+    """The tensor that a call rebuilds; None where it rebuilds none."""
+    if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
+        return _tensor(*arguments[:4])
+    wrapped = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
+    if name in (*wrapped, "torch.nn.parameter.Parameter", "torch.autograd.variable.Variable"):
+        return arguments[0] if arguments and isinstance(arguments[0], _Tensor) else None
+    if name == "copyreg.__newobj__" and arguments and isinstance(arguments[0], Inert):
+        return _called(arguments[0].name, arguments[1:])
+    if name == "torch._tensor._rebuild_from_type_v2" and isinstance(arguments[0], Inert):
+        return _called(arguments[0].name, arguments[2])
+    return None
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> _Tensor | None:
+    if isinstance(storage, _Unread):
+        return None
+    if isinstance(shape, Inert):  # torch.Size
+        shape = (shape.arguments or ((),))[0]
+    if not isinstance(storage, _Storage) or not isinstance(shape, tuple | list) or len(shape) > _MOST_DIMENSIONS:
+        raise ValueError("a tensor without a storage, or of too many dimensions")
+    tensor = _Tensor(storage, _size(offset), tuple(map(_size, shape)), tuple(map(_size, strides)))
+    last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True))
+    elements = math.prod(tensor.shape)
+    if elements > storage.size or (elements and last >= storage.size):
+        raise ValueError(f"a tensor of shape {tensor.shape} does not fit its storage of {storage.size} elements")
+    return tensor
+
+
+def _size(number: Any) -> int:
+    if not isinstance(number, int) or number < 0:
+        raise ValueError(f"a tensor with the size {number} does not fit its storage")
+    return number
+
+
+# -- files
+
+
+class _Content(NamedTuple):
+    """What the pickle describes, the names in it, and how a storage's bytes are read."""
+
+    described: Any
+    names: set[str]
+    read: Callable[[_Storage], Any]
+
+
+def read_torch(file: Path, averaged: bool = False) -> Weights:
     """The tensors of a state dict that `torch.save` wrote.
 
-    A state dict under "state_dict", "model" or "model_state_dict" of a larger object is found; what else lies beside
-    tensors (an epoch, a learning rate) is left out.
+    A state dict in a larger object is found (`fdjax.importers.state_dicts`); what else lies beside tensors (an epoch,
+    an optimizer's state, arguments of a program) is passed over, without being made or read.
 
     Args:
       file: a zip archive or a legacy file.
+      averaged: take the averaged weights (EMA) of a file that has both.
 
     Returns:
-      Name -> array, of the type it has in the file.
+      Arrays of the type that they have in the file, read-only where they can be views of it.
 
     Raises:
-      UserError: the pickle asks for anything but tensors, the numbers are big-endian, the file is damaged, or there is
-        no state dict in it.
+      UserError: the pickle was made to execute code, the numbers are big-endian, the file is damaged, there is no state
+        dict in it, or a tensor in that is of a kind that is not read.
     """
     try:
-        if zipfile.is_zipfile(file):
-            content, storages = _read_zip(file)
-        else:
-            content, storages = _read_legacy(file)
-        described = _state_dict(content)
-        if described is None:
-            raise UserError(
-                f"{file} holds no state dict (names with tensors) but a {type(content).__name__}; save one with "
-                "torch.save(model.state_dict(), FILE)"
-            )
-        return {name: _materialise(tensor, storages) for name, tensor in described.items()}
+        content = _read_zip(file) if zipfile.is_zipfile(file) else _read_legacy(file)
+        chosen = choose(content.described, _Tensor, str(file), averaged)
+        arrays: dict[str, np.ndarray] = {}
+        storages: dict[str, np.ndarray] = {}
+        for name, tensor in chosen.tensors.items():
+            if isinstance(tensor, Inert):
+                raise UserError(
+                    f"{file}: {name} is no plain tensor of numbers ({tensor.name}); quantised and sparse weights are "
+                    "not read: save the weights of the float network"
+                )
+            if tensor.storage.key not in storages:
+                storages[tensor.storage.key] = _numbers(tensor.storage, content.read)
+            arrays[name] = _view(tensor, storages[tensor.storage.key])
+        notes = [*chosen.notes, *_passed_over(content.names)]
+        return Weights(arrays, notes, chosen.averaged)
     except UserError:
         raise
     except Exception as error:  # A damaged pickle or archive raises nearly anything.
@@ -143,67 +178,93 @@ def read_torch(file: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
+def _passed_over(names: set[str]) -> list[str]:
+    foreign = sorted(name for name in names if not name.startswith(("torch.", "collections.", "builtins.", "copyreg.")))
+    if not foreign:
+        return []
+    more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
+    return [f"objects beside the tensors were passed over unread: {', '.join(foreign[:5])}{more}"]
+
+
 def _big_endian(file: Path) -> UserError:
     return UserError(f"{file} was written on a big-endian machine; only little-endian files are read: save it again")
 
 
-def _read_zip(file: Path) -> tuple[Any, dict[str, bytes]]:
-    """What the pickle describes, and the storages by key."""
+def _read_zip(file: Path) -> _Content:
     with zipfile.ZipFile(file) as archive:
-        names = archive.namelist()
-        pickles = [name for name in names if name.rpartition("/")[2] == "data.pkl"]
+        check_archive(archive, file)
+        members = {member.filename: member for member in archive.infolist()}
+        pickles = [name for name in members if name.rpartition("/")[2] == "data.pkl"]
         if len(pickles) != 1:
             raise ValueError("the archive holds no data.pkl, or several")
         root = pickles[0].removesuffix("data.pkl")
-        if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
+        if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
             raise _big_endian(file)
-        with archive.open(pickles[0]) as stream:
-            content = _TensorsOnly(stream, file).load()
-        data = f"{root}data/"
-        return content, {name.removeprefix(data): archive.read(name) for name in names if name.startswith(data)}
+        names: set[str] = set()
+        stream = io.BytesIO(archive.read(pickles[0]))
+    described = InertPickle(str(file), _called, _persistent, names.add).load(stream)
+
+    def read(storage: _Storage) -> bytes:
+        member = members[f"{root}data/{storage.key}"]
+        if member.file_size != storage.whole * storage.dtype.itemsize:
+            raise ValueError(f"storage {storage.key} has {member.file_size} bytes and should have "
+                             f"{storage.whole * storage.dtype.itemsize}")  # fmt: skip
+        with zipfile.ZipFile(file) as archive:
+            return archive.read(member)
+
+    return _Content(described, names, read)
 
 
-def _read_legacy(file: Path) -> tuple[Any, dict[str, bytes]]:
-    """As `_read_zip`."""
+def _read_legacy(file: Path) -> _Content:
+    names: set[str] = set()
+    wanted: dict[str, _Storage] = {}
+
+    def persistent(pid: Any) -> _Storage | _Unread:
+        storage = _persistent(pid)
+        if isinstance(storage, _Unread):
+            raise UserError(f"{file} has numbers of a type that is not read: {storage.kind}")
+        return wanted.setdefault(storage.key, storage) if storage.size == storage.whole else storage
+
+    def load() -> Any:
+        return InertPickle(str(file), _called, persistent, names.add).load(content)
+
     with file.open("rb") as stream:
-        first = _TensorsOnly(stream, file).load()
-        if first != _LEGACY_MAGIC:  # a pickle by somebody else
-            return first, {}
-        _TensorsOnly(stream, file).load()  # the protocol's version
-        system = _TensorsOnly(stream, file).load()
-        if not system["little_endian"]:
-            raise _big_endian(file)
-        sizes: dict[str, int] = {}
+        # A map of the file takes no memory of its own, however much a pickle asks to read.
+        content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    first = load()
+    if first != _LEGACY_MAGIC:  # a pickle by somebody else
+        return _Content(first, names, lambda storage: b"")
+    load()  # the protocol's version
+    if not load()["little_endian"]:
+        raise _big_endian(file)
+    described = load()
+    places: dict[str, tuple[int, int]] = {}
+    for key in map(str, load()):
+        count = int.from_bytes(content.read(8), "little", signed=True)
+        start, size = content.tell(), count * wanted[key].dtype.itemsize
+        if count != wanted[key].whole or start + size > len(content):
+            raise ValueError(f"storage {key} is cut off")
+        places[key] = (start, size)
+        content.seek(start + size)
 
-        class Legacy(_TensorsOnly):
-            def persistent_load(self, pid: Any) -> _Storage:
-                storage = super().persistent_load(pid)
-                sizes[storage.key] = storage.size * storage.dtype.itemsize
-                return storage
+    def read(storage: _Storage) -> memoryview:
+        start, size = places[storage.key]
+        return memoryview(content)[start : start + size]
 
-        content = Legacy(stream, file).load()
-        storages = {}
-        for key in _TensorsOnly(stream, file).load():
-            stream.read(8)  # the number of elements
-            storages[key] = stream.read(sizes[key])
-    return content, storages
-
-
-def _state_dict(content: Any) -> dict[str, _Tensor] | None:
-    if not isinstance(content, Mapping):
-        return None
-    for key in ("state_dict", "model", "model_state_dict"):
-        inner = _state_dict(content.get(key))
-        if inner:
-            return inner
-    return {str(name): value for name, value in content.items() if isinstance(value, _Tensor)} or None
+    return _Content(described, names, read)
 
 
-def _materialise(tensor: _Tensor, storages: Mapping[str, bytes]) -> np.ndarray:
-    storage = np.frombuffer(storages[tensor.storage.key], tensor.storage.dtype)
-    if len(storage) < tensor.storage.size:
-        raise ValueError(f"storage {tensor.storage.key} is cut off")
+def _numbers(storage: _Storage, read: Callable[[_Storage], Any]) -> np.ndarray:
+    numbers = np.frombuffer(read(storage), storage.dtype)
+    if len(numbers) != storage.whole:
+        raise ValueError(f"storage {storage.key} is cut off")
     if sys.byteorder != "little":
-        storage = storage.byteswap().view(storage.dtype.newbyteorder("="))
-    strides = [step * storage.itemsize for step in tensor.strides]
-    return np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, strides).copy()
+        numbers = numbers.byteswap().view(numbers.dtype.newbyteorder("="))
+    return numbers
+
+
+def _view(tensor: _Tensor, numbers: np.ndarray) -> np.ndarray:
+    # No copy: many tensors may share one storage.
+    strides = [step * numbers.itemsize for step in tensor.strides]
+    first = tensor.storage.start + tensor.offset
+    return np.lib.stride_tricks.as_strided(numbers[first:], tensor.shape, strides, writeable=False)
