@@ -18,8 +18,8 @@ _MOST_OPERATIONS = 2_000_000
 _PLAIN_KEYS = (str, bytes, int, float, type(None))
 # Nothing of a file is called, whatever its name; a file with one of these was made to attack, and is refused for that.
 _ATTACKERS = frozenset((
-    "os", "posix", "nt", "subprocess", "sys", "runpy", "importlib", "socket", "shutil", "pty", "code", "codeop", "ctypes",
-    "pickle", "marshal", "webbrowser", "pip", "pdb",
+    "os", "posix", "nt", "subprocess", "sys", "runpy", "importlib", "socket", "shutil", "pty", "code", "codeop",
+    "ctypes", "pickle", "marshal", "webbrowser", "pip", "pdb",
 ))  # fmt: skip
 _BUILTIN_TYPES = frozenset((
     "bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object", "range", "set",
