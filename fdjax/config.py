@@ -379,6 +379,9 @@ class CheckpointConfig(_Checked):
     """Latest checkpoints that are kept, at least 2, beside the best on the validation share."""
     evaluate_every_epochs: float = 1.0
     """Epochs between evaluations (validation share if there is one, else the test set, for the curves only)."""
+    time: bool = True
+    """At the end of a run that has pruned, time its network, frozen, beside the dense one on this machine
+    (learn.gate_batch images at once)."""
 
     def _check(self) -> None:
         self._require(self.every_epochs > 0, "every_epochs", "above 0")

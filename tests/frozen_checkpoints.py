@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from fdjax.checkpoint import CHECKPOINT_FOLDER, Checkpoints
-from fdjax.config import Config, LearnConfig, ModelConfig
+from fdjax.config import CheckpointConfig, Config, LearnConfig, ModelConfig
 from fdjax.data import describe_source
 from fdjax.ops.fcmask import counts_to_fcmask
 from fdjax.training.build import build_network
@@ -24,6 +24,7 @@ CONFIG = Config(
     phases=("pretrain", "learn", "refine"),
     model=ModelConfig(name="mobilenetv2_small", width=0.3),
     learn=LearnConfig(block=2, block_by_map=((7, 7),), tied=True, levels="0,1,N", target_macs=0.7),
+    checkpoint=CheckpointConfig(time=False),
 )
 
 

@@ -37,7 +37,8 @@ def shortened(config: Config, root: Path) -> Config:
         size = data.image_size or 32
         data = dataclasses.replace(data, name="folder", path=str(root), image_size=size, batch_size=8)
     phases = {name: dataclasses.replace(getattr(config, name), steps=STEPS) for name in PHASES}
-    return dataclasses.replace(config, data=data, **phases)
+    untimed = dataclasses.replace(config.checkpoint, time=False)
+    return dataclasses.replace(config, data=data, checkpoint=untimed, **phases)
 
 
 @pytest.mark.slow

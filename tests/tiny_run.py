@@ -28,5 +28,5 @@ def get_config() -> Config:
         alternate=AlternateConfig(steps=STEPS, unit="steps", learning_rate=0.02, free_batchnorm_fraction=0.5),
         refine=weights,
         scratch=weights,
-        checkpoint=CheckpointConfig(every_epochs=every_two_steps, evaluate_every_epochs=1.0, keep=100),
+        checkpoint=CheckpointConfig(every_epochs=every_two_steps, evaluate_every_epochs=1.0, keep=100, time=False),
     )

@@ -22,6 +22,7 @@ from fdjax.training.evaluate import Evaluator, make_evaluator
 from fdjax.training.feed import Waiting
 from fdjax.training.phases import Phase
 from fdjax.training.restore import Past, masks_as_they_stand
+from fdjax.training.speed import frozen_speed
 from fdjax.training.state import TrainState
 from fdjax.training.workdir import METRICS_FILE, MetricsLog
 from fdjax.zoo import FCMASK, FrequencyNetwork
@@ -171,6 +172,14 @@ class Measurements:
         }
         ratios = {"macs_ratio": macs.ratio, "macs_paper_ratio": macs.paper_ratio}
         self.log.write({"step": step, "phase": phase.name, **figures, **ratios, "kept_counts": histograms})
+
+    def time(self, phase: Phase, state: TrainState, done: Past) -> dict[str, Any] | None:
+        """The time of the network at the end of the run, frozen, as `frozen_speed` has it; None where it is no other
+        than the dense network's, or is not asked for."""
+        hard = masks_as_they_stand(self.config, self.spec, phase, True, state.fcmask, done)
+        if hard is None or not self.config.checkpoint.time:
+            return None
+        return frozen_speed(self.config.learn, self.spec, state, hard.counts)
 
     def plot(self, phases: Sequence[Phase], state: TrainState, done: Past, layers: list[dict[str, Any]]) -> None:
         """Draws the run at its end."""

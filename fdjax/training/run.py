@@ -385,7 +385,7 @@ class _Run:
             progress.say(f"warning: the target of {target:g}x MACs is out of reach here; the nearest is {reached:.3f}x")
 
     def finish(self, state: TrainState) -> dict[str, Any]:
-        """Evaluates the network as it stands, writes plots and, as the last thing, the summary."""
+        """Evaluates the network as it stands, writes plots and the summary, and adds the time of the frozen network."""
         test, macs = self.measure.evaluate(self.phases[-1], state, self.done, finished=True, split=self.measure.test)
         learn = self.config.learn
         summary = {
@@ -402,6 +402,9 @@ class _Run:
         }
         if self.devices.is_writer:
             self.measure.plot(self.phases, state, self.done, summary["layers"])
+            write_json(self.workdir / SUMMARY_FILE, summary)
+            # After the summary is safe: freezing compiles the network anew, and an interruption there costs no result.
+            summary["time"] = self.measure.time(self.phases[-1], state, self.done)
             write_json(self.workdir / SUMMARY_FILE, summary)
         return summary
 

@@ -11,6 +11,7 @@ from fdjax import __version__
 from fdjax.provenance import commit, processor
 from fdjax.spec import NetworkMacs
 from fdjax.training.progress import duration
+from fdjax.training.speed import speed_words
 
 
 def versions() -> dict[str, str | None]:
@@ -46,6 +47,8 @@ def describe(summary: dict[str, Any]) -> str:
     else:
         images = f"{summary['num_examples']:,} {summary['split']} images"
         lines.append(f"{name}: {100 * summary['top1']:.2f}% top-1 at {costs} ({images})")
+    if summary.get("time") is not None:
+        lines.append(f"time:   {speed_words(summary['time'])}")
     if "seconds" in summary:
-        lines.append(f"time:   {duration(summary['seconds'])}")
+        lines.append(f"run:    {duration(summary['seconds'])}")
     return "\n".join(lines)

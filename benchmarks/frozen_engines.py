@@ -1,0 +1,86 @@
+"""Time of frozen networks beside their dense selves, in XLA and in ONNX Runtime (docs/benchmarks.md).
+
+python benchmarks/frozen_engines.py --frozen DIR [DIR ...] --batch 1 8 --threads 1 --json FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+
+import _contest as contest
+
+from fdjax import runtime
+from fdjax.commands.output_files import write_report
+from fdjax.errors import reports_user_errors
+
+if TYPE_CHECKING:
+    from fdjax.frozen import FrozenNetwork
+    from fdjax.frozen.bench import Peer
+
+COLUMNS = ("network", "mac_ratio", "batch", "engine", "dense_ms", "frozen_ms", "time_ratio")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The flags."""
+    parser = contest.Parser("Time of frozen networks beside their dense selves, in XLA and in ONNX Runtime.")
+    parser.add_argument("--frozen", nargs="+", required=True, metavar="DIR", help="folders that fdjax freeze has made")
+    parser.add_argument("--batch", nargs="+", type=contest.integer(1), default=[1, 8], help="images at once")
+    parser.add_argument("--repeats", type=contest.integer(1), default=3, help="how often all is timed; medians count")
+    contest.add_shared_flags(parser)
+    return parser.parse_args(arguments)
+
+
+def measure(name: str, network: FrozenNetwork, batch: int, flags: argparse.Namespace, peer: Peer | None) -> list[dict]:
+    """A row for each engine: all contestants take turns in one run."""
+    import numpy as np
+
+    from fdjax.frozen.bench import compile_network, dense_network
+    from fdjax.frozen.choice import has_one_core, interleaved
+
+    forms = {"dense": dense_network(network.spec, flags.seed), "frozen": network.frozen}
+    run: dict[str, Callable[[], object]] = {f"xla {form}": compile_network(f, batch).run for form, f in forms.items()}
+    if peer is not None:
+        run |= {f"onnxruntime {form}": peer(f, batch) for form, f in forms.items()}
+    found = [interleaved(run, flags.rounds) for _ in range(flags.repeats)]
+    rows = []
+    for engine in ("xla", "onnxruntime") if peer is not None else ("xla",):
+        dense, frozen = ([float(np.median(times[f"{engine} {form}"].own)) for times in found] for form in forms)
+        ratios = sorted(pruned / whole for pruned, whole in zip(frozen, dense, strict=True))
+        row: dict[str, Any] = {"network": name, "mac_ratio": network.manifest["macs"]["ratio"], "batch": batch}
+        row |= {"engine": engine, "threads": flags.threads, "clock": "processor" if has_one_core() else "wall"}
+        row |= {"dense_ms": float(np.median(dense)), "frozen_ms": float(np.median(frozen))}
+        rows.append({**row, "time_ratio": float(np.median(ratios)), "time_ratio_range": [ratios[0], ratios[-1]]})
+    return rows
+
+
+@reports_user_errors
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures every network at every batch size, printing each row as it comes; the JSON file grows with them."""
+    flags = parse(arguments)
+    runtime.limit_threads(flags.threads)
+    runtime.setup()
+    from fdjax.frozen import load
+    from fdjax.frozen.onnx_export import onnxruntime_peer
+
+    networks = {Path(folder).name: load(folder) for folder in flags.frozen}
+    peer, report = onnxruntime_peer(flags.threads), contest.new_report(flags)
+    report["settings"]["frozen"] = list(networks)
+    print("  ".join(f"{column:>12}" for column in COLUMNS))
+    for name, network in networks.items():
+        for batch in flags.batch:
+            for row in measure(name, network, batch, flags, peer):
+                cells = [f"{row[key]:.3f}" if isinstance(row[key], float) else str(row[key]) for key in COLUMNS]
+                print("  ".join(f"{cell:>12}" for cell in cells), flush=True)
+                report["rows"].append(row)
+            write_report(flags.json, report)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
