@@ -159,7 +159,9 @@ class _Run:
             f"{self.spec.num_classes} classes"
         )
         transforms = (dense["full_transforms"] - dense["dense"]) / dense["dense"]
-        print(f"{dense['dense'] / 1e6:,.2f} M MACs dense; full transforms would add {transforms:.0%}")
+        # Whole channels are never transformed.
+        costs = "" if self.config.learn.counts_below_whole == (0,) else f"; full transforms would add {transforms:.0%}"
+        print(f"{dense['dense'] / 1e6:,.2f} M MACs dense{costs}")
         for phase in self.phases:
             share = phase.steps / self.per_epoch
             goal = ""
