@@ -415,7 +415,8 @@ def test_a_real_sweep_of_two_runs(tmp_path):
         "    return Config(data=DataConfig(batch_size=16, train_limit=200),\n"
         "                  model=ModelConfig(name='mobilenetv2_small', width=0.3),\n"
         "                  pretrain=WeightPhaseConfig(steps=2, learning_rate=0.02),\n"
-        "                  learn=LearnConfig(steps=2, block=2, target_macs=0.7, gate='none'))\n"
+        "                  learn=LearnConfig(steps=2, block=2, target_macs=0.7, gate='none'),\n"
+        "                  checkpoint=CheckpointConfig(time=False))\n"
     )
     rest = f"{DENSE}, grid={{'phases': (('pretrain', 'learn'),)}}, init='dense'"
     (tmp_path / "sweep.py").write_text(SWEEP.format(config="base.py", rest=rest))
