@@ -11,7 +11,7 @@ from fdjax.errors import UserError, suggestion
 Made = TypeVar("Made")
 
 
-def load_made(path: str, what: str, function: str, kind: type[Made]) -> Made:
+def load_made(path: str, what: str, function: str, kind: type[Made], name: str) -> Made:
     """Runs a Python file and returns what its function makes.
 
     Args:
@@ -19,6 +19,7 @@ def load_made(path: str, what: str, function: str, kind: type[Made]) -> Made:
       what: the file is, in a word: "config".
       function: its name: "get_config"; it takes no arguments.
       kind: what it must return.
+      name: of `kind`, as a user imports it.
 
     Raises:
       UserError: no such file, an error in it, no such function, or one that returns something else.
@@ -27,7 +28,7 @@ def load_made(path: str, what: str, function: str, kind: type[Made]) -> Made:
         nearby = sorted(str(p) for p in Path(path).parent.glob("*.py")) if Path(path).parent.is_dir() else []
         known = f"; there are {', '.join(nearby)}" if nearby else ""
         raise UserError(f"no {what} file {path!r}{suggestion(path, nearby)}{known}")
-    must = f"must return an {kind.__module__}.{kind.__qualname__}"
+    must = f"must return an {name}"
     try:
         namespace = runpy.run_path(path, run_name=f"fdjax_{what}")
         if function not in namespace:

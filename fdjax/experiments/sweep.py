@@ -119,7 +119,7 @@ def load_sweep(path: str) -> Sweep:
     Raises:
       UserError: no such file, an error in it, or no `get_sweep` that returns a `Sweep`.
     """
-    return load_made(path, "sweep", "get_sweep", Sweep)
+    return load_made(path, "sweep", "get_sweep", Sweep, "fdjax.experiments.sweep.Sweep")
 
 
 def plan_sweep(sweep: Sweep, workdir: str | Path, base: str | Path = ".") -> tuple[PlannedRun, ...]:

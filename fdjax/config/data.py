@@ -1,0 +1,91 @@
+"""Which images a run sees."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from fdjax.config.checked import Checked
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(Checked):
+    """Which images, and how they are batched and augmented."""
+
+    name: str = "fashion_mnist_subset"
+    """fashion_mnist_subset (embedded), folder or prepared (need path), or the name of a TFDS set (cifar10, ...)."""
+    path: str | None = None
+    """folder: the directory with train/<class>/* and test/<class>/*. prepared: the directory of one TFDS set. A TFDS
+    name: TFDS's data directory (default: TFDS's own)."""
+    image_size: int | None = None
+    """Pixels: images are resized and cropped to this square (folder and TFDS; default: as they are)."""
+    validation: float = 0.0
+    """Share of the training set, 0 to below 1, held out (seeded, class by class) to choose the best checkpoint."""
+    train_limit: int | None = None
+    """Use only this many training images (seeded, the same share of each class); None: all."""
+    loading: Literal["memory", "stream"] = "memory"
+    """memory: all images are decoded once and held in memory. stream: they stay on disk and are decoded as needed, for
+    sets that are larger (folder, prepared, TFDS; needs image_size)."""
+    workers: int | None = None
+    """Threads that decode a streamed set (None: one a processor); figures do not depend on it."""
+    random_resized_crop: bool = False
+    """Train on a random part of each image, 8 to 100% of its area, resized, as is the custom for ImageNet (stream)."""
+    eval_crop: float = 1.0
+    """Side of the square cut from the middle of a test image, as a share of its shorter side; 0.875 is the custom for
+    ImageNet (stream)."""
+    unlabelled: str | None = None
+    """A folder of pictures, at any depth, to train on in place of the set's own training images: they need no labels if
+    distill.weight is 1, and the network comes from --init."""
+    grayscale: bool = False
+    """Make the images of a folder or TFDS set grey (one channel)."""
+    batch_size: int = 128
+    """Images a step."""
+    crop_padding: int = 4
+    """Pixels of zero padding before the random crop back to size (0: no random crop)."""
+    flip: bool = True
+    """Random horizontal flips."""
+    jitter: float = 0.0
+    """Colour jitter: brightness, contrast and saturation times factors in 1 - jitter to 1 + jitter, 0 to 1."""
+    cutout: int = 0
+    """Side in pixels of a square that is cut out of each image at random (0: none)."""
+    erase: float = 0.0
+    """Probability, 0 to 1, that a random rectangle of 2 to 33% of an image is erased."""
+    mixup: float = 0.0
+    """Mix pairs of images and labels by a share from Beta(mixup, mixup); 0: off, 0.2 is common."""
+
+    def _check(self) -> None:
+        self._require(0 <= self.validation < 1, "validation", "a share from 0 to below 1")
+        self._require(
+            self.unlabelled is None or not self.validation,
+            "validation",
+            "0 with data.unlabelled, which has no labels to validate by",
+        )
+        self._require(self.train_limit is None or self.train_limit >= 1, "train_limit", "at least 1, or None")
+        self._require(self.batch_size >= 1, "batch_size", "at least 1")
+        self._require(self.crop_padding >= 0, "crop_padding", "0 or more pixels")
+        streamed = self.loading == "stream"
+        self._require(
+            not streamed or self.image_size is not None, "image_size", "a number of pixels when loading is 'stream'"
+        )
+        self._require(
+            not streamed or self.name != "fashion_mnist_subset", "loading", "'memory' for the embedded subset"
+        )
+        self._require(self.workers is None or self.workers >= 1, "workers", "at least 1, or None")
+        self._require(streamed or not self.random_resized_crop, "random_resized_crop", "off unless loading is 'stream'")
+        self._require(
+            not (self.random_resized_crop and self.crop_padding),
+            "crop_padding",
+            "0 with random_resized_crop, which is the random crop then",
+        )
+        self._require(0 < self.eval_crop <= 1, "eval_crop", "a share above 0 and at most 1")
+        self._require(streamed or self.eval_crop == 1, "eval_crop", "1 unless loading is 'stream'")
+        self._require(0 <= self.jitter <= 1, "jitter", "from 0 to 1")
+        self._require(self.cutout >= 0, "cutout", "0 or more pixels")
+        self._require(0 <= self.erase <= 1, "erase", "a probability from 0 to 1")
+        self._require(self.mixup >= 0, "mixup", "0 or more")
+        self._require(self.image_size is None or self.image_size >= 1, "image_size", "at least 1 pixel, or None")
+        self._require(
+            self.name not in ("folder", "prepared") or self.path is not None,
+            "path",
+            f"a directory when name is {self.name!r}",
+        )

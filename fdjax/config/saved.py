@@ -1,0 +1,53 @@
+"""Saved dictionaries read back as the dataclasses that wrote them, also those of earlier versions."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from fdjax.errors import UserError, suggestion
+
+# Options that were tried and did not help (docs/train.md), which saved configs may have, with what turned them off.
+_REMOVED_FROM_LEARN = {
+    "schedule": "constant",
+    "warmup_epochs": 0.0,
+    "noise": 0.0,
+    "precondition": 0.0,
+    "rounding": "nearest",
+    "stage_masks": False,
+    "straight_through": 0.0,
+}
+
+
+def config_of_fields(cls: Any, fields: Mapping[str, Any]) -> Any:
+    """`Config.from_dict` for the class `cls`."""
+    learn = fields.get("learn") if isinstance(fields, Mapping) else None
+    if isinstance(learn, Mapping):
+        for name, idle in _REMOVED_FROM_LEARN.items():
+            if learn.get(name, idle) != idle:
+                raise UserError(
+                    f"config.learn.{name} is {learn[name]!r}, an option that has been removed because it did not "
+                    "help (docs/train.md); the commit in the run's summary.json has it"
+                )
+        fields = {**fields, "learn": {k: v for k, v in learn.items() if k not in _REMOVED_FROM_LEARN}}
+    return _from_dict(cls, fields, "config")
+
+
+def _from_dict(cls: Any, fields: Mapping[str, Any], where: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    if not isinstance(fields, Mapping):
+        raise UserError(f"{where} must be an object with fields, got {fields!r}")
+    for name in fields:
+        if name not in hints:
+            raise UserError(f"{where} has no field {name!r}{suggestion(name, hints)}; it has {', '.join(hints)}")
+    values = {}
+    for name, value in fields.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            value = _from_dict(hint, value, f"{where}.{name}")
+        elif isinstance(value, list):
+            value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
+        values[name] = value
+    return cls(**values)
