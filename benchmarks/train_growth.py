@@ -19,7 +19,7 @@ from _worker import Case
 
 from fdjax.commands.output_files import write_report
 from fdjax.errors import reports_user_errors
-from fdjax.reports.plots import BLUE, GREEN, VERMILION
+from fdjax.reports.figures import BLUE, GREEN, VERMILION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

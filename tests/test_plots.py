@@ -20,13 +20,10 @@ from fdjax.reports import (
     history_figure,
     kept_counts_figure,
     layer_macs_figure,
-    plot_fcmask,
-    plot_history,
-    plot_kept_counts,
-    plot_layer_macs,
     plot_run,
 )
-from fdjax.reports.plots import COUNT_COLORS, _diagonal_starts
+from fdjax.reports.fcmask_plot import _diagonal_starts
+from fdjax.reports.figures import COUNT_COLORS, save_figure
 
 
 def layer(name, kind="pointwise", block: int | None = 2, dense=1000, pruned=1000, total=1000, **rest):
@@ -166,7 +163,11 @@ def test_kept_counts_of_different_blocks_are_coloured_by_share():
 @pytest.mark.parametrize("num_coefs", [1, 9, 49, 256])
 def test_kept_counts_take_any_number_of_coefficients(num_coefs, tmp_path):
     counts = [1] * (num_coefs + 1)
-    assert_png(plot_kept_counts([layer("a", kept_counts={"input": counts, "output": counts})], tmp_path / "a.png"))
+    assert_png(
+        save_figure(
+            kept_counts_figure([layer("a", kept_counts={"input": counts, "output": counts})]), tmp_path / "a.png"
+        )
+    )
 
 
 def region_lines(axes):
@@ -285,16 +286,15 @@ def test_history_skips_axes_without_values_and_needs_no_phases():
     assert "MACs" in axes.get_ylabel()
 
 
-def test_no_data_is_said(tmp_path):
+def test_no_data_is_said():
     with pytest.raises(NoDataError, match="wrapped"):
-        plot_layer_macs([layer("stem", "conv", None)], tmp_path / "a.png")
+        layer_macs_figure([layer("stem", "conv", None)])
     with pytest.raises(NoDataError, match="kept counts"):
-        plot_kept_counts([layer("a"), layer("b", kept_counts=None)], tmp_path / "a.png")
+        kept_counts_figure([layer("a"), layer("b", kept_counts=None)])
     with pytest.raises(NoDataError, match="channels"):
-        plot_fcmask("a", [], 4, tmp_path / "a.png")
+        fcmask_figure("a", [], 4)
     with pytest.raises(NoDataError, match="records"):
-        plot_history([{"step": 1, "phase": "learn", "lambda": 0.1}], PHASES, tmp_path / "a.png")
-    assert not list(tmp_path.iterdir())
+        history_figure([{"step": 1, "phase": "learn", "lambda": 0.1}], PHASES)
 
 
 def test_plot_run_writes_all_plots(layers, records, tmp_path, monkeypatch):
@@ -334,16 +334,16 @@ def test_a_full_size_network_fits(tmp_path):
         for i in range(1, 18)
         for part in ("expand", "project")
     ]
-    assert_png(plot_layer_macs(network, tmp_path / "macs.png"))
-    assert_png(plot_kept_counts(network, str(tmp_path / "kept.png")))
+    assert_png(save_figure(layer_macs_figure(network), tmp_path / "macs.png"))
+    assert_png(save_figure(kept_counts_figure(network), str(tmp_path / "kept.png")))
     (axes, _) = kept_counts_figure(network).axes
     assert len(axes.get_xticks()) == 68
 
 
 def test_matplotlib_is_imported_late_and_pyplot_never(tmp_path):
     code = (
-        "import sys; from fdjax.reports import plot_fcmask; assert 'matplotlib' not in sys.modules; "
-        f"plot_fcmask('a', [0.1, 0.5], 4, {str(tmp_path / 'a.png')!r}); "
+        "import sys; from fdjax.reports import plot_run; assert 'matplotlib' not in sys.modules; "
+        f"assert plot_run([], [], [], [('a', [0.1, 0.5], None, 4)], {str(tmp_path)!r}); "
         "assert 'matplotlib.figure' in sys.modules; assert 'matplotlib.pyplot' not in sys.modules; "
         "assert not {'jax', 'flax'} & set(sys.modules)"
     )

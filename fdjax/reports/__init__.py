@@ -4,20 +4,12 @@ What draws from `fdjax.ops` and so loads jax is imported from its own file: `fdj
 """
 
 from fdjax.reports.bench import bench_figure, bench_table, plot_bench
+from fdjax.reports.fcmask_plot import fcmask_figure
+from fdjax.reports.figures import NoDataError
+from fdjax.reports.history_plot import history_figure
+from fdjax.reports.layer_plots import kept_counts_figure, layer_macs_figure, progression_figure
 from fdjax.reports.pareto import pareto_figure, pareto_front, plot_pareto
-from fdjax.reports.plots import (
-    NoDataError,
-    fcmask_figure,
-    history_figure,
-    kept_counts_figure,
-    layer_macs_figure,
-    plot_fcmask,
-    plot_history,
-    plot_kept_counts,
-    plot_layer_macs,
-    plot_run,
-    progression_figure,
-)
+from fdjax.reports.plots import plot_run
 from fdjax.reports.profiled import (
     plot_profile,
     plot_sensitivity,
@@ -26,15 +18,9 @@ from fdjax.reports.profiled import (
     sensitivity_figure,
 )
 from fdjax.reports.references import MOBILENET_V2_IMAGENET, Reference, references_for
-from fdjax.reports.results import (
-    Result,
-    csv_text,
-    flat_settings,
-    markdown,
-    read_result,
-    results_table,
-    seed_groups,
-)
+from fdjax.reports.results import Result, read_result
+from fdjax.reports.results_text import csv_text, markdown, results_table
+from fdjax.reports.seeds import flat_settings, seed_groups
 from fdjax.reports.tables import blocks_table, frozen_table, macs_table
 from fdjax.reports.tradeoff import plot_tradeoff, tradeoff_figure
 
@@ -58,10 +44,6 @@ __all__ = [
     "pareto_figure",
     "pareto_front",
     "plot_bench",
-    "plot_fcmask",
-    "plot_history",
-    "plot_kept_counts",
-    "plot_layer_macs",
     "plot_pareto",
     "plot_profile",
     "plot_run",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fdjax.reports.plots import BLUE, GREEN, ORANGE, PURPLE, VERMILION, new_figure, save_figure
+from fdjax.reports.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILION, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -23,7 +23,7 @@ from fdjax.ops import (
 )
 from fdjax.ops.blocks import num_blocks
 from fdjax.ops.fcmask import counts_to_fcmask, hard_coef_mask
-from fdjax.reports.plots import BLUE, COUNT_COLORS, GREEN, ORANGE, PURPLE, VERMILION, NoDataError, new_figure
+from fdjax.reports.figures import BLUE, COUNT_COLORS, GREEN, ORANGE, PURPLE, VERMILION, NoDataError, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from fdjax.reports.plots import new_figure
+from fdjax.reports.figures import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fdjax.reports.figures import NoDataError, save_figure
 from fdjax.reports.panels import labelled, legend_below, top1_panels
-from fdjax.reports.plots import NoDataError, save_figure
 from fdjax.reports.references import references_for
 from fdjax.reports.results import Result
 from fdjax.reports.tradeoff import kinds_of_masks, mask_styles

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fdjax.reports.plots import BLUE, GREEN, ORANGE, PURPLE, VERMILION, NoDataError, new_figure, save_figure
+from fdjax.reports.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILION, NoDataError, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

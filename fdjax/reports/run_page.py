@@ -12,24 +12,16 @@ import numpy as np
 
 from fdjax.reports import html
 from fdjax.reports.bench import bench_figure
-from fdjax.reports.frequency import (
-    coef_mask_figure,
-    equivalence,
-    image_frequencies_figure,
-    strategies_figure,
-)
+from fdjax.reports.fcmask_plot import fcmask_figure
+from fdjax.reports.figures import NoDataError
+from fdjax.reports.frequency import coef_mask_figure, equivalence, image_frequencies_figure, strategies_figure
+from fdjax.reports.history_plot import history_figure
+from fdjax.reports.layer_plots import kept_counts_figure, layer_macs_figure, progression_figure
 from fdjax.reports.pareto import pareto_figure
-from fdjax.reports.plots import (
-    FCMaskEntry,
-    NoDataError,
-    fcmask_figure,
-    history_figure,
-    kept_counts_figure,
-    layer_macs_figure,
-    progression_figure,
-)
+from fdjax.reports.plots import FCMaskEntry
 from fdjax.reports.references import references_for
-from fdjax.reports.results import Result, results_table
+from fdjax.reports.results import Result
+from fdjax.reports.results_text import results_table
 from fdjax.reports.tradeoff import tradeoff_figure
 from fdjax.reports.words import asked_words, count_words, outcome_words
 

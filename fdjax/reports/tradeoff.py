@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fdjax.reports.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILION, NoDataError, save_figure
 from fdjax.reports.panels import labelled, legend_below, top1_panels
-from fdjax.reports.plots import BLUE, GREEN, ORANGE, PURPLE, VERMILION, NoDataError, save_figure
-from fdjax.reports.results import Result, mask_words, seed_groups, settings_key
+from fdjax.reports.results import Result, mask_words
+from fdjax.reports.seeds import seed_groups, settings_key
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 
-from fdjax.reports.plots import BLUE, GREEN, ORANGE, VERMILION, new_figure, save_figure
+from fdjax.reports.figures import BLUE, GREEN, ORANGE, VERMILION, new_figure, save_figure
 
 HERE = Path(__file__).resolve().parent
 CIFAR10 = HERE.parent / "cifar10" / "main" / "runs"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 
-from fdjax.reports.plots import BLUE, GREEN, VERMILION, new_figure, save_figure
+from fdjax.reports.figures import BLUE, GREEN, VERMILION, new_figure, save_figure
 
 HERE = Path(__file__).resolve().parent
 

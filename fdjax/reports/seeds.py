@@ -1,0 +1,52 @@
+"""Runs that differ only by their seed make a group."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from statistics import mean
+from typing import Any
+
+from fdjax.config import Config
+from fdjax.reports.results import Result
+
+
+def flat_settings(config: Config) -> dict[str, Any]:
+    """Every setting of a config by the name that its flag has: "learn.block"."""
+    flat = {}
+    for field, value in config.to_dict().items():
+        flat |= {f"{field}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {field: value}
+    return flat
+
+
+def run_settings(result: Result) -> dict[str, Any]:
+    """The settings that bear on the figures of a run, but for its seed."""
+    config, masked = result.config, result.is_pruned
+    fields = {"data", "model", *result.own_phases} | ({"learn", "distill"} if masked else set())
+    unused = {"data.path"}
+    if "learn" not in result.own_phases:
+        unused |= {"learn.epochs", "learn.steps"}
+    if not config.distill.weight:
+        unused.add("distill.temperature")
+    settings = {name: value for name, value in flat_settings(config).items() if name.partition(".")[0] in fields}
+    return {"phases": result.phases, "data": result.data} | {k: v for k, v in settings.items() if k not in unused}
+
+
+def settings_key(result: Result, *left_out: str) -> str:
+    """Equal for two runs if they differ in nothing that bears on their figures but the seed and what is left out."""
+    return json.dumps({name: value for name, value in run_settings(result).items() if name not in left_out})
+
+
+def seed_groups(results: Sequence[Result]) -> list[list[Result]]:
+    """The runs in the order of the table, those that differ only by their seed together."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(settings_key(result), []).append(result)
+    ordered = [sorted(group, key=lambda result: (result.seed, result.name)) for group in groups.values()]
+
+    def place(group: list[Result]) -> tuple:
+        first = group[0]
+        share = mean(result.macs_ratio for result in group)
+        return first.task, first.is_pruned, first.masks or "", -round(share, 3), first.name
+
+    return sorted(ordered, key=place)
