@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from fdjax.commands.arguments import config_given
+from fdjax.commands.class_list import read_class_list
 from fdjax.commands.output_files import check_json_target, write_report
 from fdjax.config import Config
 from fdjax.errors import UserError
@@ -36,7 +37,15 @@ class ImportArguments:
     out: str
     """Directory to write the checkpoint into: new or empty."""
     classes: str | None = None
-    """Class names, one a line, in the order of the outputs; for when the data set is not there to name them."""
+    """Class names, one a line, in the order of the weights' outputs: where the data set has another order, the
+    classifier is brought to it; where it is not there, they name the classes."""
+    new_classifier: bool = False
+    """Begin with a new classifier for the config's classes: for weights of other classes, or without a classifier. It
+    has to be trained: train.py --phases pretrain ... --init OUT."""
+    ema: bool = False
+    """Take the averaged weights (EMA) of a file that has both."""
+    by_order: bool = False
+    """Match tensors by their order and shapes, whatever their names; the mapping is printed."""
     padding: Literal["same", "torch"] | None = None
     """Convolution padding that the weights were trained with (default: the format's); model.padding is set to it."""
     epsilon: float | None = None
@@ -67,28 +76,44 @@ def import_command(arguments: Sequence[str]) -> int:
     )
     check_json_target(parsed.json)
     from fdjax.checkpoints.imported import check_import_target, save_imported
-    from fdjax.importers import convert, read_weights
+    from fdjax.importers import fit, open_weights
     from fdjax.training.build import build_network
 
     out = Path(parsed.out).expanduser().resolve()
     check_import_target(out)
     conventions = _conventions(parsed)
     config = _with_conventions(parsed.settings, conventions)
-    tensors = read_weights(parsed.weights)
-    shape, names, num_classes = _inputs_and_outputs(config, parsed, tensors)
+    found = open_weights(parsed.weights, parsed.ema)
+    shape, names, num_classes, order = _inputs_and_outputs(config, parsed, found.tensors)
     _check_channels(conventions, shape[2])
     network, spec = build_network(config, shape, num_classes)
     spec = dataclasses.replace(
         spec, input_mean=conventions.input_mean, input_std=conventions.input_std, class_names=names
     )
-    variables = convert(tensors, parsed.format, network, spec, config.model.width)
+    fitted = fit(
+        found.tensors,
+        parsed.format,
+        network,
+        spec,
+        config.model.width,
+        by_order=parsed.by_order,
+        new_classifier=config.seed if parsed.new_classifier else None,
+        averaged=parsed.ema,
+    )
+    notes = [*found.notes, *fitted.notes]
+    if order is not None and not parsed.new_classifier:
+        _reorder(fitted.variables, order)
+        notes.append("the classifier's outputs were brought from the order of --classes to that of the data set")
     origin = {
         "format": parsed.format,
         "weights": Path(parsed.weights).name,
         "sha256": _sha256(parsed.weights),
         **dataclasses.asdict(conventions),
+        "new_classifier": parsed.new_classifier,
+        "averaged": found.averaged,
+        "by_order": parsed.by_order,
     }
-    save_imported(out, config, spec, variables, origin)
+    save_imported(out, config, spec, fitted.variables, origin)
     report = {
         **origin,
         "checkpoint": str(out),
@@ -97,11 +122,20 @@ def import_command(arguments: Sequence[str]) -> int:
         "input_shape": list(shape),
         "num_classes": num_classes,
         "class_names": list(names) or None,
-        "num_parameters": _size(variables["params"]),
+        "num_parameters": _size(fitted.variables["params"]),
+        "notes": notes,
+        "mapping": [list(pair) for pair in fitted.mapping],
     }
     print(_describe(report, parsed, config))
     write_report(parsed.json, report)
     return 0
+
+
+def _reorder(variables: dict[str, Any], order: list[int]) -> None:
+    """Gives the classifier's output i the place that class i of the data has: `order[i]` is its place in the file."""
+    classifier = variables["params"]["classifier"]
+    for name in classifier:
+        classifier[name] = classifier[name][..., order].copy()
 
 
 def _conventions(parsed: ImportArguments) -> Conventions:
@@ -147,22 +181,26 @@ def _check_channels(conventions: Conventions, channels: int) -> None:
 
 def _inputs_and_outputs(
     config: Config, parsed: ImportArguments, tensors: dict[str, np.ndarray]
-) -> tuple[tuple[int, int, int], tuple[str, ...], int]:
-    """(H, W, C) of an image; the class names, none where they are not known; the number of classes."""
+) -> tuple[tuple[int, int, int], tuple[str, ...], int, list[int] | None]:
+    """Of images and classes: what the network is for.
+
+    Returns:
+      (H, W, C) of an image; the class names, none where they are not known; the number of classes; and for each class
+      its place in the file's classifier, None where that is its own.
+    """
     from fdjax.data import FOLDER, PREPARED, describe_source
     from fdjax.importers import count_classes
     from fdjax.training.build import build_network
 
     data = config.data
-    named = None if parsed.classes is None else _read_classes(parsed.classes)
+    named = None if parsed.classes is None else read_class_list(parsed.classes)
     if data.name not in (FOLDER, PREPARED) or Path(data.path or "").exists():
         shape, names = describe_source(data.name, data.path, data.image_size, data.grayscale)
-        if named is not None and named != names:
-            raise UserError(
-                f"--classes {parsed.classes} names {len(named)} classes ({named[0]}, ...), and the config's data set "
-                f"has {len(names)} names of its own ({names[0]}, ...): leave --classes out"
-            )
-        return shape, names, len(names)
+        if named is None or named == names:
+            return shape, names, len(names), None
+        if sorted(named) != sorted(names):
+            raise UserError(_other_classes(parsed.classes, named, names))
+        return shape, names, len(names), [named.index(name) for name in names]
     if data.image_size is None:
         raise UserError(
             f"the config's data set is not there ({data.path}), so the size of its images is not known: give "
@@ -170,19 +208,24 @@ def _inputs_and_outputs(
         )
     shape = (data.image_size, data.image_size, 1 if data.grayscale else 3)
     if named is not None:
-        return shape, named, len(named)
+        return shape, named, len(named), None
+    if parsed.new_classifier:
+        raise UserError(
+            f"the config's data set is not there ({data.path}), so the classes of the new classifier are not known: "
+            "give --classes FILE, or --data.path"
+        )
     network, _ = build_network(config, shape, 1)
-    return shape, (), count_classes(tensors, parsed.format, network)
+    return shape, (), count_classes(tensors, parsed.format, network), None
 
 
-def _read_classes(path: str) -> tuple[str, ...]:
-    try:
-        names = tuple(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--classes {path} cannot be read as text: {error}") from error
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise UserError(f"--classes {path} must hold two or more different names, one a line")
-    return names
+def _other_classes(file: str | None, named: tuple[str, ...], names: tuple[str, ...]) -> str:
+    own, foreign = sorted(set(names) - set(named)), sorted(set(named) - set(names))
+    parts = [f"{what} {', '.join(some[:5])}" + (f" and {len(some) - 5} more" if len(some) > 5 else "")
+             for what, some in (("the data set alone has", own), ("the file alone has", foreign)) if some]  # fmt: skip
+    return (
+        f"--classes {file} names {len(named)} classes, and the config's data set has {len(names)} of its own: "
+        f"{'; '.join(parts)}. Correct the file, or leave --classes out if the outputs have the data set's order"
+    )
 
 
 def _sha256(path: str) -> str:
@@ -201,17 +244,22 @@ def _describe(report: dict[str, Any], parsed: ImportArguments, config: Config) -
     padding, epsilon = report["padding"], report["batch_norm_epsilon"]
     command = [
         "python", "train.py", "--config", parsed.config, "--workdir", "RUN", "--init", str(report["checkpoint"]),
-        "--phases", "learn", "refine", "--model.padding", padding, "--model.batch-norm-epsilon", str(epsilon),
+        "--phases", *(["pretrain"] if parsed.new_classifier else []), "learn", "refine",
+        "--model.padding", padding, "--model.batch-norm-epsilon", str(epsilon),
     ]  # fmt: skip
+    how = "by order and shape" if parsed.by_order else f"by the names of {report['format']}"
     names = "names not known (0, 1, ...)" if report["class_names"] is None else f"named {report['class_names'][0]}, ..."
     return "\n".join(
         [
             f"{report['network']}, width {report['width']:g}: {report['num_parameters']:,} parameters from "
-            f"{report['weights']}, by the names of {report['format']}; {report['num_classes']} classes, {names}",
+            f"{report['weights']}, {how}; {report['num_classes']} classes, {names}",
+            *(f"{theirs} -> {ours}" for theirs, ours in report["mapping"]),
+            *(f"note: {note}" for note in report["notes"]),
             f"conventions: padding {padding}, batch norm epsilon {epsilon}, input mean {mean}, std {std} (of 0..255)",
             f"its test images: the middle {report['eval_crop']:g} of the shorter side, {report['interpolation']}; "
             f"here: {config.data.eval_crop:g} (data.eval_crop), bilinear",
-            f"checkpoint: {report['checkpoint']}; to prune it, with any other flags that were given here:",
+            f"checkpoint: {report['checkpoint']}; to {'train' if parsed.new_classifier else 'prune'} it, with any "
+            "other flags that were given here:",
             f"  {shlex.join(command)}",
         ]
     )

@@ -1,7 +1,18 @@
 """Weights trained elsewhere: files read without their frameworks, names mapped, layouts turned."""
 
-from fdjax.importers.convert import convert, count_classes
-from fdjax.importers.files import read_weights
+from fdjax.importers.convert import Fitted, convert, count_classes, fit
+from fdjax.importers.files import open_weights, read_weights
 from fdjax.importers.formats import FORMATS, Conventions
+from fdjax.importers.state_dicts import Weights
 
-__all__ = ["FORMATS", "Conventions", "convert", "count_classes", "read_weights"]
+__all__ = [
+    "FORMATS",
+    "Conventions",
+    "Fitted",
+    "Weights",
+    "convert",
+    "count_classes",
+    "fit",
+    "open_weights",
+    "read_weights",
+]

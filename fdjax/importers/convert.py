@@ -2,72 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fdjax.errors import UserError
-from fdjax.importers.formats import FORMATS, Format, Framework
-from fdjax.importers.names import Layer, layers_of
+from fdjax.importers.by_order import Match, Wanted, match
+from fdjax.importers.formats import FORMATS, Framework
+from fdjax.importers.layouts import CLASSIFIER, KERNELS, SUFFIXES, VECTOR, Shape, Variable
+from fdjax.importers.misfits import CLASSIFIERS, message_of, order_message, problems_of
+from fdjax.importers.names import Layer, layers_of, schemes_of
+from fdjax.importers.state_dicts import without_prefix
 from fdjax.spec import NetworkSpec
 from fdjax.zoo import FrequencyNetwork
 
-Shape = tuple[int, ...]
-
-
-class _Layout(NamedTuple):
-    """How a framework stores a variable: the shape that it has there, and the way from there to ours."""
-
-    shape: Callable[[Shape], Shape]
-    to_ours: Callable[[np.ndarray], np.ndarray]
-
-
-# By kind of layer (`LayerSpec.kind`). Ours: conv [h, w, C, D], pointwise and dense [C, D], depthwise [h, w, C].
-_KERNELS: Mapping[Framework, Mapping[str, _Layout]] = {
-    "torch": {
-        "conv": _Layout(lambda s: (s[3], s[2], s[0], s[1]), lambda k: k.transpose(2, 3, 1, 0)),
-        "pointwise": _Layout(lambda s: (s[1], s[0], 1, 1), lambda k: k[:, :, 0, 0].T),
-        "depthwise": _Layout(lambda s: (s[2], 1, s[0], s[1]), lambda k: k[:, 0].transpose(1, 2, 0)),
-        "dense": _Layout(lambda s: (s[1], s[0]), lambda k: k.T),
-    },
-    "keras": {
-        "conv": _Layout(lambda s: s, lambda k: k),
-        "pointwise": _Layout(lambda s: (1, 1, *s), lambda k: k[0, 0]),
-        "depthwise": _Layout(lambda s: (*s, 1), lambda k: k[..., 0]),
-        "dense": _Layout(lambda s: s, lambda k: k),
-    },
-}
-_VECTOR = _Layout(lambda s: s, lambda v: v)
-_SUFFIXES: Mapping[Framework, Mapping[str, str]] = {
-    "torch": {
-        "kernel": ".weight", "bias": ".bias",
-        "norm scale": ".weight", "norm bias": ".bias", "norm mean": ".running_mean", "norm var": ".running_var",
-    },
-    "keras": {
-        "kernel": "/kernel", "bias": "/bias",
-        "norm scale": "/gamma", "norm bias": "/beta", "norm mean": "/moving_mean", "norm var": "/moving_variance",
-    },
-}  # fmt: skip
-# Counters that have no part in what a network computes.
-_IGNORED = ("num_batches_tracked",)
 _NORM_COLLECTIONS = {"scale": "params", "bias": "params", "mean": "batch_stats", "var": "batch_stats"}
 
 
-class _Variable(NamedTuple):
-    """One of our variables: where it goes, its shape here, and what it is called and looks like in the file."""
+class Fitted(NamedTuple):
+    """A network's variables with the weights of a file.
 
-    path: str
-    shape: Shape
-    name: str
-    layout: _Layout
+    Attributes:
+      variables: the collections params and batch_stats, float32.
+      notes: what a user should know of how they were found, in whole sentences.
+      mapping: with `by_order`, pairs of a name in the file and our path; else empty.
+    """
+
+    variables: dict[str, Any]
+    notes: list[str]
+    mapping: list[tuple[str, str]]
+
+
+_NEW_CLASSIFIER_STD = 0.01
 
 
 def convert(
     tensors: Mapping[str, np.ndarray], source: str, network: FrequencyNetwork, spec: NetworkSpec, width: float
 ) -> dict[str, Any]:
+    """The variables of `network` with the weights of a file, by names; see `fit`."""
+    return fit(tensors, source, network, spec, width).variables
+
+
+def fit(
+    tensors: Mapping[str, np.ndarray],
+    source: str,
+    network: FrequencyNetwork,
+    spec: NetworkSpec,
+    width: float,
+    *,
+    by_order: bool = False,
+    new_classifier: int | None = None,
+    averaged: bool = False,
+) -> Fitted:
     """The variables of `network` with the weights of a file.
 
     Args:
@@ -76,24 +66,43 @@ def convert(
       network: to fill.
       spec: of the network.
       width: the config's width multiplier, for messages.
-
-    Returns:
-      The collections params and batch_stats, float32.
+      by_order: match by order and shape, whatever the names.
+      new_classifier: the seed of a classifier to begin with, in place of the file's if it has one; None: the file's.
+      averaged: where names come twice behind different prefixes, prefer those of averaged weights.
 
     Raises:
       UserError: the source has no such network; or tensors are missing, left over, of other shapes or types, or not
-        finite: one message names them all.
+        finite: one message says which.
     """
-    known = FORMATS[source]
-    variables = list(_variables(tensors, network, spec, known))
-    problems = _problems(tensors, variables)
+    shapes, framework = _shapes(network, spec.input_shape), FORMATS[source].framework
+    schemes = schemes_of(network, source)
+    if new_classifier is not None:
+        schemes = {name: layers[:-1] for name, layers in schemes.items()}
+    if by_order:
+        found = _match(tensors, schemes[source], shapes, framework)
+        foreign = [name for name in found.left if new_classifier is None or not CLASSIFIERS.search(name)]
+        if found.problems or foreign:
+            raise UserError(order_message(found, tensors, spec, width, foreign))
+        chosen, variables = tensors, list(_ordered(found, schemes[source], shapes, framework, tensors))
+        notes = [] if found.in_order else ["some layers lie elsewhere in the file than in the network: see the mapping"]
+    else:
+        chosen, variables, notes = _by_names(tensors, schemes, shapes, framework, averaged)
+    if new_classifier is not None:
+        wanted = {variable.name for variable in variables}
+        dropped = [name for name in chosen if name not in wanted and CLASSIFIERS.search(name)]
+        chosen = {name: tensor for name, tensor in chosen.items() if name not in dropped}
+        notes.append("the classifier is new" + (f"; the file's is left out ({', '.join(dropped)})" if dropped else ""))
+    problems = problems_of(chosen, variables, ignore_others=by_order)
     if problems:
-        raise UserError(_message(problems, tensors, variables, source, network, spec, width))
+        raise UserError(message_of(problems, chosen, variables, source, network, spec, width))
     flat = {
-        variable.path: np.ascontiguousarray(variable.layout.to_ours(tensors[variable.name]), np.float32)
+        variable.path: np.ascontiguousarray(variable.layout.to_ours(chosen[variable.name]), np.float32)
         for variable in variables
     }
-    return unflatten_dict(flat, sep="/")
+    if new_classifier is not None:
+        flat |= _new_classifier(shapes, new_classifier)
+    mapping = [(variable.name, variable.path) for variable in variables] if by_order else []
+    return Fitted(unflatten_dict(flat, sep="/"), notes, mapping)
 
 
 def count_classes(tensors: Mapping[str, np.ndarray], source: str, network: FrequencyNetwork) -> int:
@@ -108,115 +117,133 @@ def count_classes(tensors: Mapping[str, np.ndarray], source: str, network: Frequ
       UserError: the source has no such network, or the file no classifier.
     """
     framework = FORMATS[source].framework
-    suffix = _SUFFIXES[framework]["kernel"]
-    name = _name_of(layers_of(network, source)[-1], suffix, tensors) + suffix
-    if name not in tensors or tensors[name].ndim == 0:
-        raise UserError(
-            f"the file has no classifier {name}, as weights of {source} have, so the number of classes is not known; "
-            "give weights with a classifier, and the --format that they have"
-        )
-    return tensors[name].shape[0 if framework == "torch" else -1]
+    suffix = SUFFIXES[framework]["kernel"]
+    for layers in schemes_of(network, source).values():
+        inside, _ = without_prefix(tensors, {layer.theirs + suffix for layer in layers})
+        name = _name_of(layers[-1], suffix, inside) + suffix
+        if name in inside and inside[name].ndim:
+            return inside[name].shape[0 if framework == "torch" else -1]
+    name = layers_of(network, source)[-1].theirs + suffix
+    raise UserError(
+        f"the file has no classifier {name}, as weights of {source} have, so the number of classes is not known; "
+        "give weights with a classifier and the --format that they have, or --new-classifier with --classes or "
+        "data.path"
+    )
 
 
 def _name_of(layer: Layer, suffix: str, tensors: Mapping[str, np.ndarray]) -> str:
     return layer.alias if layer.alias is not None and layer.alias + suffix in tensors else layer.theirs
 
 
+# -- our variables
+
+
+def _shapes(network: FrequencyNetwork, input_shape: Shape) -> dict[str, Shape]:
+    """Path -> shape."""
+    images = np.zeros((1, *input_shape), np.float32)
+    leaves: Any = flatten_dict(jax.eval_shape(lambda: network.init(jax.random.key(0), images)), sep="/")
+    return {path: leaf.shape for path, leaf in leaves.items()}
+
+
+def _kernel(layer: Layer, shapes: Mapping[str, Shape]) -> tuple[str, str]:
+    """The path and the kind of a layer's kernel."""
+    path = f"params/{layer.ours}/kernel"
+    if path not in shapes:
+        return f"params/{layer.ours}", "depthwise"
+    if layer.ours == CLASSIFIER:
+        return path, "dense"
+    return path, "conv" if len(shapes[path]) == 4 else "pointwise"
+
+
+def _new_classifier(shapes: Mapping[str, Shape], seed: int) -> dict[str, np.ndarray]:
+    # Small weights: at first all classes are about as likely, and the body's gradients small.
+    shape = shapes[f"params/{CLASSIFIER}/kernel"]
+    kernel = _NEW_CLASSIFIER_STD * jax.random.normal(jax.random.key(seed % 2**32), shape, jnp.float32)
+    return {
+        f"params/{CLASSIFIER}/kernel": np.asarray(kernel),
+        f"params/{CLASSIFIER}/bias": np.zeros(shape[1:], np.float32),
+    }
+
+
+# -- by names
+
+
+def _by_names(
+    tensors: Mapping[str, np.ndarray],
+    schemes: Mapping[str, Sequence[Layer]],
+    shapes: Mapping[str, Shape],
+    framework: Framework,
+    averaged: bool,
+) -> tuple[Mapping[str, np.ndarray], list[Variable], list[str]]:
+    """The tensors without a prefix, the variables by the scheme that finds most of them, and notes."""
+    best: tuple[int, Mapping[str, np.ndarray], list[Variable], list[str]] | None = None
+    for scheme, layers in schemes.items():
+        wanted = {variable.name for variable in _variables(tensors, layers, shapes, framework)}
+        inside, prefix = without_prefix(tensors, wanted, averaged)
+        variables = list(_variables(inside, layers, shapes, framework))
+        found = sum(variable.name in inside for variable in variables)
+        if best is None or (found > best[0] and 2 * found > len(variables)):
+            notes = [f"all names begin with {prefix!r}, which was taken off"] if prefix else []
+            if scheme not in FORMATS:
+                notes.append(f"names are those of {scheme}")
+            best = found, inside, variables, notes
+    assert best is not None
+    return best[1:]
+
+
 def _variables(
-    tensors: Mapping[str, np.ndarray], network: FrequencyNetwork, spec: NetworkSpec, source: Format
-) -> Iterator[_Variable]:
-    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), np.zeros((1, *spec.input_shape), np.float32)))
-    leaves: Any = flatten_dict(shapes, sep="/")
-    flat = {path: leaf.shape for path, leaf in leaves.items()}
-    kinds = {layer.name: layer.kind for layer in spec.layers}
-    suffixes = _SUFFIXES[source.framework]
-    for layer in layers_of(network, source.name):
-        kind, theirs = kinds[layer.ours], _name_of(layer, suffixes["kernel"], tensors)
-        path = f"params/{layer.ours}" if kind == "depthwise" else f"params/{layer.ours}/kernel"
+    tensors: Mapping[str, np.ndarray], layers: Sequence[Layer], shapes: Mapping[str, Shape], framework: Framework
+) -> Iterator[Variable]:
+    suffixes = SUFFIXES[framework]
+    for layer in layers:
+        path, kind = _kernel(layer, shapes)
+        theirs = _name_of(layer, suffixes["kernel"], tensors)
         name = theirs + suffixes["kernel"]
         if kind == "dense" and name in tensors and tensors[name].ndim == 4:  # a classifier that is a 1x1 convolution
             kind = "pointwise"
-        yield _Variable(path, flat[path], name, _KERNELS[source.framework][kind])
+        yield Variable(path, shapes[path], name, KERNELS[framework][kind])
         path = f"params/{layer.ours}/bias"
-        if path in flat:
-            yield _Variable(path, flat[path], theirs + suffixes["bias"], _VECTOR)
-        yield from _norm_variables(layer, flat, suffixes)
-
-
-def _norm_variables(layer: Layer, flat: Mapping[str, Shape], suffixes: Mapping[str, str]) -> Iterator[_Variable]:
-    if layer.norm is None:
-        return
-    for leaf, collection in _NORM_COLLECTIONS.items():
-        path = f"{collection}/{layer.ours}_norm/{leaf}"
-        yield _Variable(path, flat[path], layer.norm + suffixes[f"norm {leaf}"], _VECTOR)
-
-
-def _problems(tensors: Mapping[str, np.ndarray], variables: list[_Variable]) -> dict[str, list[str]]:
-    """What does not fit, by kind of misfit; empty when all is well."""
-    wanted = {variable.name: variable for variable in variables}
-    found: dict[str, list[str]] = {"missing": [], "unmapped": [], "misshapen": [], "no finite floats": []}
-    found["missing"] = [name for name in wanted if name not in tensors]
-    for name, tensor in tensors.items():
-        if name.endswith(_IGNORED):
+        if path in shapes:
+            yield Variable(path, shapes[path], theirs + suffixes["bias"], VECTOR)
+        if layer.norm is None:
             continue
-        if name not in wanted:
-            found["unmapped"].append(f"{name} {list(tensor.shape)}")
-            continue
-        shape = wanted[name].layout.shape(wanted[name].shape)
-        if tensor.shape != shape:
-            found["misshapen"].append(f"{name} is {list(tensor.shape)}, wanted {list(shape)}")
-        elif tensor.dtype.kind in "iub" or not np.isfinite(tensor.astype(np.float32)).all():
-            found["no finite floats"].append(f"{name} ({tensor.dtype})")
-    return {kind: names for kind, names in found.items() if names}
+        for leaf, collection in _NORM_COLLECTIONS.items():
+            path = f"{collection}/{layer.ours}_norm/{leaf}"
+            yield Variable(path, shapes[path], layer.norm + suffixes[f"norm {leaf}"], VECTOR)
 
 
-def _message(
-    problems: Mapping[str, list[str]],
+# -- by order
+
+
+def _match(
+    tensors: Mapping[str, np.ndarray], layers: Sequence[Layer], shapes: Mapping[str, Shape], framework: Framework
+) -> Match:
+    wanted = []
+    for layer in layers:
+        path, kind = _kernel(layer, shapes)
+        kinds = ("dense", "pointwise") if kind == "dense" else (kind,)
+        kernels = tuple(KERNELS[framework][one].shape(shapes[path]) for one in kinds)
+        channels = 0 if layer.norm is None else shapes[f"params/{layer.ours}_norm/scale"][0]
+        wanted.append(Wanted(layer.ours, kernels, f"params/{layer.ours}/bias" in shapes, channels))
+    return match(tensors, wanted)
+
+
+def _ordered(
+    found: Match,
+    layers: Sequence[Layer],
+    shapes: Mapping[str, Shape],
+    framework: Framework,
     tensors: Mapping[str, np.ndarray],
-    variables: list[_Variable],
-    source: str,
-    network: FrequencyNetwork,
-    spec: NetworkSpec,
-    width: float,
-) -> str:
-    counts = ", ".join(f"{len(names)} {kind}" for kind, names in problems.items())
-    head = (
-        f"the weights do not fit {spec.name} (width {width:g}, {spec.num_classes} classes, "
-        f"{spec.input_shape[2]} input channels) by the names of {source}: of {len(variables)} tensors wanted and "
-        f"{len(tensors)} in the file, {counts}"
-    )
-    hint = _hint(problems, tensors, variables, source, network, width)
-    return "\n".join([head + hint, *(f"  {kind}: {', '.join(names)}" for kind, names in problems.items())])
-
-
-def _hint(
-    problems: Mapping[str, list[str]],
-    tensors: Mapping[str, np.ndarray],
-    variables: list[_Variable],
-    source: str,
-    network: FrequencyNetwork,
-    width: float,
-) -> str:
-    """What is probably wrong, if that can be told."""
-    if "missing" in problems:
-        fits = {other: _named_alike(tensors, network, other) for other in FORMATS}
-        best = max(fits, key=lambda other: fits[other])
-        if fits[best] > fits[source]:
-            return f". The names are those of --format {best}"
-        return ""
-    misshapen = {text.partition(" ")[0] for text in problems.get("misshapen", ())}
-    classifier = {variable.name for variable in variables if variable.path.startswith("params/classifier/")}
-    if misshapen and misshapen <= classifier:
-        return ". Only the classifier differs: the config's data have another number of classes than the weights"
-    if len(misshapen) > len(variables) // 2:
-        return f". They are probably of another width: the config's model.width is {width:g}"
-    return ""
-
-
-def _named_alike(tensors: Mapping[str, np.ndarray], network: FrequencyNetwork, source: str) -> int:
-    """How many layers of the network the file has under a source's names."""
-    suffix = _SUFFIXES[FORMATS[source].framework]["kernel"]
-    try:
-        return sum(layer.theirs + suffix in tensors for layer in layers_of(network, source))
-    except UserError:
-        return 0
+) -> Iterator[Variable]:
+    for layer in layers:
+        theirs = found.layers[layer.ours]
+        path, kind = _kernel(layer, shapes)
+        if kind == "dense" and tensors[theirs.kernel].ndim == 4:
+            kind = "pointwise"
+        yield Variable(path, shapes[path], theirs.kernel, KERNELS[framework][kind])
+        if theirs.bias is not None:
+            path = f"params/{layer.ours}/bias"
+            yield Variable(path, shapes[path], theirs.bias, VECTOR)
+        for leaf, name in theirs.norm.items():
+            path = f"{_NORM_COLLECTIONS[leaf]}/{layer.ours}_norm/{leaf}"
+            yield Variable(path, shapes[path], name, VECTOR)

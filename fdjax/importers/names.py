@@ -26,11 +26,23 @@ class Layer(NamedTuple):
 
 
 def layers_of(network: FrequencyNetwork, source: str) -> list[Layer]:
-    """The layers of `network` under the names of a source; the classifier is the last.
+    """The layers of `network` under the names that a source gives them today; the classifier is the last.
 
     Args:
       network: whose layers they are.
       source: a key of `FORMATS`.
+
+    Raises:
+      UserError: the source has no such network.
+    """
+    return next(iter(schemes_of(network, source).values()))
+
+
+def schemes_of(network: FrequencyNetwork, source: str) -> dict[str, list[Layer]]:
+    """As `layers_of`, by every scheme of names that files of the source's conventions are known to have.
+
+    Returns:
+      Whose names -> the layers; the source's own come first.
 
     Raises:
       UserError: the source has no such network.
@@ -40,10 +52,16 @@ def layers_of(network: FrequencyNetwork, source: str) -> list[Layer]:
     names = _sources(network)
     if source not in names:
         raise UserError(f"--format {source} has no {network.variant}; its formats are {', '.join(names)}")
-    return list(names[source](network))
+    schemes = {source: list(names[source](network))}
+    if source == "torchvision":  # whose conventions they have too
+        schemes |= {name: list(make(network)) for name, make in _others(network).items()}
+    return schemes
 
 
-def _sources(network: FrequencyNetwork) -> dict[str, Callable[[Any], Iterator[Layer]]]:
+Names = Callable[[Any], Iterator[Layer]]
+
+
+def _sources(network: FrequencyNetwork) -> dict[str, Names]:
     if isinstance(network, ResNet):
         return {"torchvision": _torchvision_resnet, "timm": _torchvision_resnet}
     if network.variant == "mobilenetv1":
@@ -57,6 +75,18 @@ def _sources(network: FrequencyNetwork) -> dict[str, Callable[[Any], Iterator[La
     return {"torchvision": _torchvision_mobilenet, "timm": _timm_mobilenet, "keras": _keras_mobilenetv2}
 
 
+def _others(network: FrequencyNetwork) -> dict[str, Names]:
+    """Names of well-known repositories and older versions, of networks in PyTorch."""
+    if isinstance(network, ResNet):
+        return {"kuangliu/pytorch-cifar": _kuangliu_resnet}
+    if network.variant == "efficientnet_lite0":
+        return {}
+    return {
+        "tonylins/pytorch-mobilenet-v2, first version": _flat_mobilenet,
+        "tonylins/pytorch-mobilenet-v2": _tonylins_mobilenet,
+    }
+
+
 def _torchvision_mobilenet(network: MobileNet) -> Iterator[Layer]:
     yield Layer("stem", "features.0.0", "features.0.1")
     number = 0
@@ -68,6 +98,27 @@ def _torchvision_mobilenet(network: MobileNet) -> Iterator[Layer]:
         yield Layer(f"{plan.name}/project", f"{conv}.{len(wide)}", f"{conv}.{len(wide) + 1}")
     yield Layer("head", f"features.{number + 1}.0", f"features.{number + 1}.1")
     yield Layer("classifier", "classifier.1")
+
+
+def _flat_mobilenet(network: MobileNet) -> Iterator[Layer]:
+    """As torchvision and tonylins had it first: convolution, batch norm and activation in one row in each unit."""
+    for layer in _torchvision_mobilenet(network):
+        unit, _, rest = layer.theirs.partition(".conv.")
+        if not rest:
+            yield layer._replace(alias="classifier") if layer.ours == "classifier" else layer
+            continue
+        at = 3 * int(rest.partition(".")[0])
+        yield layer._replace(theirs=f"{unit}.conv.{at}", norm=f"{unit}.conv.{at + 1}")
+
+
+def _tonylins_mobilenet(network: MobileNet) -> Iterator[Layer]:
+    for layer in _flat_mobilenet(network):
+        if layer.ours == "head":
+            yield layer._replace(theirs="conv.0", norm="conv.1")
+        elif layer.ours == "classifier":
+            yield layer._replace(theirs="classifier", alias="classifier.1")
+        else:
+            yield layer
 
 
 def _timm_mobilenet(network: MobileNet) -> Iterator[Layer]:
@@ -126,3 +177,12 @@ def _torchvision_resnet(network: ResNet) -> Iterator[Layer]:
                 yield Layer(f"{plan.name}/shortcut", f"{block}.downsample.0", f"{block}.downsample.1")
     # The CIFAR ResNets with parameter-free shortcuts that are in use say "linear".
     yield Layer("classifier", "fc", alias="linear")
+
+
+def _kuangliu_resnet(network: ResNet) -> Iterator[Layer]:
+    for layer in _torchvision_resnet(network):
+        if layer.norm is not None:
+            theirs, norm = (name.replace(".downsample.", ".shortcut.") for name in (layer.theirs, layer.norm))
+            yield layer._replace(theirs=theirs, norm=norm)
+        else:
+            yield layer

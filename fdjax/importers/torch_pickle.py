@@ -223,7 +223,8 @@ def _read_legacy(file: Path) -> _Content:
         storage = _persistent(pid)
         if isinstance(storage, _Unread):
             raise UserError(f"{file} has numbers of a type that is not read: {storage.kind}")
-        return wanted.setdefault(storage.key, storage) if storage.size == storage.whole else storage
+        wanted.setdefault(storage.key, storage)
+        return storage
 
     def load() -> Any:
         return InertPickle(str(file), _called, persistent, names.add).load(content)

@@ -1,0 +1,120 @@
+"""What is said where weights do not fit a network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fdjax.errors import UserError
+from fdjax.importers.best_fit import best_fit
+from fdjax.importers.by_order import Match
+from fdjax.importers.formats import FORMATS
+from fdjax.importers.layouts import CLASSIFIER, SUFFIXES, Variable
+from fdjax.importers.names import layers_of
+from fdjax.spec import NetworkSpec
+from fdjax.zoo import FrequencyNetwork
+
+# Counters that have no part in what a network computes.
+_IGNORED = ("num_batches_tracked",)
+# What sources call classifiers, for weights whose classifier nobody wants.
+CLASSIFIERS = re.compile(
+    r"(^|[./])(classifier|fc|_fc|linear|head|last_linear|logits|predictions|conv_preds|output)([./]|$)", re.IGNORECASE
+)
+
+
+def order_message(
+    found: Match, tensors: Mapping[str, np.ndarray], spec: NetworkSpec, width: float, left: Sequence[str]
+) -> str:
+    parts = {"not found": found.problems, "left over": [f"{name} {list(tensors[name].shape)}" for name in left]}
+    head = (
+        f"the weights do not fit {spec.name} (width {width:g}, {spec.num_classes} classes) by order and shape: "
+        f"{len(found.problems)} layers are not found and {len(left)} tensors are left over"
+    )
+    hint = best_fit(tensors, width)
+    if all(CLASSIFIERS.search(text.split()[0]) for text in (*found.problems, *left)):
+        hint = "Only the classifier differs: give --new-classifier to begin with one of the config's classes"
+    return "\n".join([f"{head}. {hint}", *(f"  {kind}: {', '.join(names)}" for kind, names in parts.items() if names)])
+
+
+def problems_of(
+    tensors: Mapping[str, np.ndarray], variables: list[Variable], ignore_others: bool = False
+) -> dict[str, list[str]]:
+    """What does not fit, by kind of misfit; empty when all is well."""
+    wanted = {variable.name: variable for variable in variables}
+    found: dict[str, list[str]] = {"missing": [], "unmapped": [], "misshapen": [], "no finite floats": []}
+    found["missing"] = [name for name in wanted if name not in tensors]
+    for name, tensor in tensors.items():
+        if name.endswith(_IGNORED):
+            continue
+        if name not in wanted:
+            if not ignore_others:
+                found["unmapped"].append(f"{name} {list(tensor.shape)}")
+            continue
+        shape = wanted[name].layout.shape(wanted[name].shape)
+        if tensor.shape != shape:
+            found["misshapen"].append(f"{name} is {list(tensor.shape)}, wanted {list(shape)}")
+        elif tensor.dtype.kind in "iub" or not np.isfinite(tensor.astype(np.float32)).all():
+            found["no finite floats"].append(f"{name} ({tensor.dtype})")
+    return {kind: names for kind, names in found.items() if names}
+
+
+def message_of(
+    problems: Mapping[str, list[str]],
+    tensors: Mapping[str, np.ndarray],
+    variables: list[Variable],
+    source: str,
+    network: FrequencyNetwork,
+    spec: NetworkSpec,
+    width: float,
+) -> str:
+    counts = ", ".join(f"{len(names)} {kind}" for kind, names in problems.items())
+    head = (
+        f"the weights do not fit {spec.name} (width {width:g}, {spec.num_classes} classes, "
+        f"{spec.input_shape[2]} input channels) by the names of {source}: of {len(variables)} tensors wanted and "
+        f"{len(tensors)} in the file, {counts}"
+    )
+    hint = _hint(problems, tensors, variables, source, network, width)
+    return "\n".join([head + hint, *(f"  {kind}: {', '.join(names)}" for kind, names in problems.items())])
+
+
+def _hint(
+    problems: Mapping[str, list[str]],
+    tensors: Mapping[str, np.ndarray],
+    variables: list[Variable],
+    source: str,
+    network: FrequencyNetwork,
+    width: float,
+) -> str:
+    """What is probably wrong, if that can be told."""
+    names = {kind: {text.partition(" ")[0] for text in found} for kind, found in problems.items()}
+    classifier = {variable.name for variable in variables if variable.path.startswith(f"params/{CLASSIFIER}/")}
+    if set().union(*names.values()) <= classifier and "no finite floats" not in names:
+        what = "the weights have no classifier" if "missing" in names else (
+            "Only the classifier differs: the config's data have another number of classes than the weights"
+        )  # fmt: skip
+        return f". {what[0].upper()}{what[1:]}; --new-classifier begins with one for the config's classes"
+    if "missing" in problems:
+        fits = {other: _named_alike(tensors, network, other) for other in FORMATS}
+        best = max(fits, key=lambda other: fits[other])
+        if fits[best] > fits[source]:
+            return f". The names are those of --format {best}"
+    misshapen = names.get("misshapen", set())
+    if "missing" not in problems and len(misshapen) > len(variables) // 2:
+        return (
+            f". They are probably of another width: the config's model.width is {width:g}. {best_fit(tensors, width)}"
+        )
+    if len(misshapen) + len(names.get("missing", ())) > len(variables) // 10:
+        only_names = f"--model.name {network.variant} --model.width {width:g}:" in (best := best_fit(tensors, width))
+        return f". {best}" + (". If only names differ, give --by-order" if only_names else "")
+    return ""
+
+
+def _named_alike(tensors: Mapping[str, np.ndarray], network: FrequencyNetwork, source: str) -> int:
+    """How many layers of the network the file has under a source's names."""
+    suffix = SUFFIXES[FORMATS[source].framework]["kernel"]
+    try:
+        return sum(layer.theirs + suffix in tensors for layer in layers_of(network, source))
+    except UserError:
+        return 0
