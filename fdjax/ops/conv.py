@@ -20,37 +20,44 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 _JOINED_CHANNELS = 32
 
 
-def _library(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads, groups: int) -> jax.Array:
+def _library(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads, groups: int) -> jax.Array:
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+        x, kernel, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
     )
 
 
-def _joined(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads, groups: int) -> jax.Array:
-    window, _, inputs, features = kernel.shape
+def _joined(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads, groups: int) -> jax.Array:
+    rows, columns, inputs, features = kernel.shape
     outputs = features // groups
     together = max(m for m in range(1, groups + 1) if groups % m == 0 and m * inputs <= max(inputs, _JOINED_CHANNELS))
     parts = groups // together
     # [.., part, group, input, group, output], zero where the two groups differ.
-    split = kernel.reshape(window, window, inputs, parts, together, outputs)
+    split = kernel.reshape(rows, columns, inputs, parts, together, outputs)
     dense = jnp.einsum("hwipgo,gk->hwpkigo", split, jnp.eye(together, dtype=kernel.dtype))
-    dense = dense.reshape(window, window, parts, together * inputs, together * outputs)
+    dense = dense.reshape(rows, columns, parts, together * inputs, together * outputs)
     width = together * inputs
     made = [
-        _library(x[..., part * width : (part + 1) * width], dense[:, :, part], stride, pads, 1) for part in range(parts)
+        _library(x[..., part * width : (part + 1) * width], dense[:, :, part], strides, pads, 1)
+        for part in range(parts)
     ]
     return made[0] if parts == 1 else jnp.concatenate(made, axis=-1)
 
 
-def conv_with_pads(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads, groups: int = 1) -> jax.Array:
-    """`grouped_conv` with zeros before and after each axis: ((top, bottom), (left, right))."""
+def conv_with_pads(
+    x: jax.Array, kernel: jax.Array, stride: int | tuple[int, int], pads: Pads, groups: int = 1
+) -> jax.Array:
+    """`grouped_conv` with zeros before and after each axis: ((top, bottom), (left, right)).
+
+    The kernel [rows, columns, C / groups, D] may be of any window here, and `stride` differ between rows and columns.
+    """
+    strides = (stride, stride) if isinstance(stride, int) else stride
     if groups == 1:
-        return _library(x, kernel, stride, pads, 1)
+        return _library(x, kernel, strides, pads, 1)
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=lambda x, kernel: _joined(x, kernel, stride, pads, groups),
-        default=lambda x, kernel: _library(x, kernel, stride, pads, groups),
+        cpu=lambda x, kernel: _joined(x, kernel, strides, pads, groups),
+        default=lambda x, kernel: _library(x, kernel, strides, pads, groups),
     )
 
 

@@ -40,20 +40,26 @@ def unpad_map(padded: jax.Array, size: tuple[int, int], stride: int, padding: st
     return padded[:, top : top + size[0], left : left + size[1]]
 
 
-def _views(padded: jax.Array, size: tuple[int, int], stride: int, window: int) -> list[jax.Array]:
+def _views(
+    padded: jax.Array, size: tuple[int, int], strides: tuple[int, int], window: tuple[int, ...]
+) -> list[jax.Array]:
     """The shifted views [B, *size, C] that the taps multiply, row by row."""
     batch, channels = padded.shape[0], padded.shape[-1]
-    last = [(length - 1) * stride + 1 for length in size]
+    last = [(length - 1) * stride + 1 for length, stride in zip(size, strides, strict=True)]
     return [
-        lax.slice(padded, (0, i, j, 0), (batch, i + last[0], j + last[1], channels), (1, stride, stride, 1))
-        for i in range(window)
-        for j in range(window)
+        lax.slice(padded, (0, i, j, 0), (batch, i + last[0], j + last[1], channels), (1, *strides, 1))
+        for i in range(window[0])
+        for j in range(window[1])
     ]
 
 
-def correlate(padded: jax.Array, kernel: jax.Array, size: tuple[int, int], stride: int) -> jax.Array:
-    """The layer on a padded map, with an output of `size`: shifted multiply-adds, one loop for XLA's CPU."""
-    views, taps = _views(padded, size, stride, kernel.shape[0]), kernel.reshape(-1, kernel.shape[-1])
+def correlate(padded: jax.Array, kernel: jax.Array, size: tuple[int, int], stride: int | tuple[int, int]) -> jax.Array:
+    """The layer on a padded map, with an output of `size`: shifted multiply-adds, one loop for XLA's CPU.
+
+    The kernel [rows, columns, C] may be of any window here, and `stride` differ between rows and columns.
+    """
+    strides = (stride, stride) if isinstance(stride, int) else stride
+    views, taps = _views(padded, size, strides, kernel.shape[:2]), kernel.reshape(-1, kernel.shape[-1])
     return functools.reduce(jnp.add, [view * tap for view, tap in zip(views, taps, strict=True)])
 
 
@@ -95,7 +101,7 @@ def correlate_grads(
         dilated, (0, top, left, 0), (g.shape[0], top + last[0], left + last[1], g.shape[3]), (1, stride, stride, 1)
     )
     dtype = jnp.promote_types(g.dtype, jnp.float32)
-    views = _views(padded, (g.shape[1], g.shape[2]), stride, window)
+    views = _views(padded, (g.shape[1], g.shape[2]), (stride, stride), kernel.shape[:2])
     products = [view.astype(dtype) * g.astype(dtype) for view in views]
     zeros = [jnp.zeros((), dtype)] * len(views)
     sums = lax.reduce(products, zeros, lambda a, b: [u + v for u, v in zip(a, b, strict=True)], (1, 2))

@@ -1,0 +1,59 @@
+"""Other operations of a frozen network in XLA: JAX's own primitives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fdjax.frozen.program import Apply
+from fdjax.graph.primitives import bind, params_from_json
+
+# Primitives whose operands must have one shape: a constant among them is brought to the batch.
+_OF_ONE_SHAPE = ("concatenate", "select_n", "clamp", "dot_general")
+# The parameter in which the shape of the result stands, or a part of the operand's.
+_SHAPES = {"reshape": "new_sizes", "broadcast_in_dim": "shape", "slice": "limit_indices"}
+
+
+def _with_batch(kind: str, params: dict[str, Any], batch: Any) -> dict[str, Any]:
+    """Parameters of one image as those of a batch."""
+    if kind in _SHAPES and params[_SHAPES[kind]][:1] == (1,):
+        params[_SHAPES[kind]] = (batch, *params[_SHAPES[kind]][1:])
+    if kind in ("dynamic_slice", "gather"):
+        whole = kind == "dynamic_slice" or 0 not in (
+            *params["dimension_numbers"].collapsed_slice_dims,
+            *params["dimension_numbers"].operand_batching_dims,
+        )
+        if whole and params["slice_sizes"][:1] == (1,):
+            params["slice_sizes"] = (batch, *params["slice_sizes"][1:])
+    return params
+
+
+def apply_primitive(
+    operation: Apply, environment: Mapping[int, Any], arrays: Mapping[str, jax.Array], batch: Any, dtype: Any
+) -> list[Any]:
+    """What the operation makes.
+
+    Args:
+      operation: static.
+      environment: value -> array, of those that it reads.
+      arrays: by name.
+      batch: images in a value.
+      dtype: floating point, of the network's weights and maps.
+    """
+    params = _with_batch(operation.kind, params_from_json(json.loads(operation.params)), batch)
+    if operation.kind == "convert_element_type" and jnp.issubdtype(params["new_dtype"], jnp.floating):
+        # A network runs in the type of its arrays.
+        params["new_dtype"] = jnp.dtype(dtype)
+    inputs = []
+    rank = max((environment[value].ndim for value in operation.inputs if value >= 0), default=0)
+    for value in operation.inputs:
+        x = environment[value] if value >= 0 else arrays[f"{operation.name}/arg{-1 - value}"]
+        constant = value < 0 and x.ndim == rank and x.shape[:1] == (1,)
+        if constant and operation.kind in _OF_ONE_SHAPE:
+            x = jnp.broadcast_to(x, (batch, *x.shape[1:]))
+        inputs.append(x)
+    return bind(operation.kind, params, inputs)

@@ -1,0 +1,82 @@
+"""Convolutions of a frozen network in XLA, each in the form that is fastest on the CPU; elsewhere the library's."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fdjax.frozen.products import Window
+from fdjax.ops.conv import conv_with_pads
+from fdjax.ops.depthwise import correlate
+from fdjax.ops.materialize import materialize
+
+# A convolution of images is written out as shifted multiply-adds: what follows then joins the loop.
+_MAX_SHIFTED_CHANNELS = 4
+_MAX_SHIFTED_WINDOW = 3
+
+
+def _library(x: jax.Array, kernel: jax.Array, window: Window, groups: int) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window.stride,
+        window.pads,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def depthwise(x: jax.Array, kernel: jax.Array, window: Window, *, from_memory: bool = False) -> jax.Array:
+    """The depthwise convolution: [B, H, W, C] -> [B, H', W', C], with a kernel [rows, columns, C].
+
+    Args:
+      x: the map.
+      kernel: the taps.
+      window: static.
+      from_memory: the map is dear to compute; XLA's CPU would do so again for the tap in the middle.
+    """
+
+    def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        padded = jnp.pad(x, ((0, 0), *window.pads, (0, 0)))
+        return correlate(materialize(padded) if from_memory else padded, kernel, window.out_size, window.stride)
+
+    def elsewhere(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return _library(x, kernel[:, :, None], window, x.shape[-1])
+
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
+
+
+def _shifted(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    padded = jnp.pad(x, ((0, 0), *window.pads, (0, 0)))
+    last = [(length - 1) * stride + 1 for length, stride in zip(window.out_size, window.stride, strict=True)]
+    terms = []
+    for i in range(window.window[0]):
+        for j in range(window.window[1]):
+            stop = (x.shape[0], i + last[0], j + last[1], x.shape[3])
+            view = lax.slice(padded, (0, i, j, 0), stop, (1, *window.stride, 1))
+            terms += [view[..., c : c + 1] * kernel[i, j, c] for c in range(x.shape[3])]
+    return functools.reduce(jnp.add, terms)
+
+
+def convolve(x: jax.Array, kernel: jax.Array, window: Window, groups: int, *, of_images: bool) -> jax.Array:
+    """Any convolution: [B, H, W, C] -> [B, H', W', D], with a kernel [rows, columns, C / groups, D].
+
+    Args:
+      x: the map.
+      kernel: the taps.
+      window: static.
+      groups: divides C and D.
+      of_images: the map is cheap to compute again, as images less their mean are.
+    """
+    channels, outputs = x.shape[-1], kernel.shape[-1]
+    if groups > 1 and groups == channels == outputs:
+        return depthwise(x, kernel[:, :, 0], window, from_memory=True)
+    narrow = 0 < channels <= _MAX_SHIFTED_CHANNELS and max(window.window) <= _MAX_SHIFTED_WINDOW
+    if groups == 1 and of_images and narrow:
+        shifted = functools.partial(_shifted, window=window)
+        library = functools.partial(_library, window=window, groups=1)
+        return lax.platform_dependent(x, kernel, cpu=shifted, default=library)
+    return conv_with_pads(x, kernel, window.stride, window.pads, groups)
