@@ -1,0 +1,114 @@
+"""Compiles a network with hard masks: the walk, the runs, and the choice of a schedule for each of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fdjax.frozen.folding import Folding
+from fdjax.frozen.layers import HostArrays, OpenLayer, finish
+from fdjax.frozen.program import Apply, Operation, Program, Take
+from fdjax.frozen.runs import Candidates, RunParts, find_run, schedules
+from fdjax.graph.masks import Counts, Network
+
+Choose = Callable[[Candidates], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """A frozen network: its program, and its float32 arrays by name (`fdjax.frozen.program` says which)."""
+
+    program: Program
+    arrays: HostArrays
+
+
+def fewest_macs(candidates: Candidates) -> str:
+    """The name of the schedule with the fewest multiply-accumulates; the first of equals."""
+    return min(candidates, key=lambda name: candidates[name][0].macs())
+
+
+def freeze(network: Network, variables: Any, counts: Counts, choose: Choose = fewest_macs) -> Frozen:
+    """Compiles hard masks into a dense network.
+
+    Args:
+      network: graph and masks.
+      variables: a tree of arrays, as the graph was traced with.
+      counts: path of every FCMask -> kept counts, as they are after the gate.
+      choose: picks among the exact schedules of each run, by their names.
+
+    Returns:
+      The network, equal to the masked one up to rounding.
+
+    Raises:
+      ValueError: variables or counts that are not the network's, or what a frozen network has no form for.
+    """
+    folding = Folding(network, variables, counts)
+    runs = _runs(folding)
+    inside = {id(layer) for run in runs.values() for layer in (run.writer, run.depthwise)}
+    arrays, operations = dict(folding.arrays), list[Operation]()
+    for record in folding.records:
+        if isinstance(record, (Apply, Take)):
+            operations.append(record)
+        elif id(record) in runs:
+            candidates = schedules(runs[id(record)])
+            operation, own = candidates[choose(candidates)]
+            operations.append(operation)
+            arrays |= own
+        elif id(record) not in inside:
+            operations.append(finish(record, arrays))
+    program = _renumbered(Program(tuple(folding.shapes), folding.inputs, folding.outputs, tuple(operations)))
+    return Frozen(program, {name: _stored(array) for name, array in arrays.items()})
+
+
+def _stored(array: np.ndarray) -> np.ndarray:
+    floats = np.issubdtype(array.dtype, np.floating)
+    return np.array(array, np.float32 if floats else array.dtype, order="C")
+
+
+def _runs(folding: Folding) -> dict[int, RunParts]:
+    """The runs, by the identity of the layer that each ends in; a layer is in one of them only."""
+    found: dict[int, RunParts] = {}
+    taken: set[int] = set()
+    for record in folding.records:
+        run = find_run(record) if isinstance(record, OpenLayer) else None
+        members = {id(layer) for layer in (run.writer, run.depthwise, run.reader)} if run else set()
+        if run and not members & taken:
+            found[id(record)] = run
+            taken |= members
+    return found
+
+
+def _inputs(operation: Operation) -> tuple[int, ...]:
+    return operation.inputs if isinstance(operation, Apply) else (operation.x,)
+
+
+def _outputs(operation: Operation) -> tuple[int, ...]:
+    return operation.outputs if isinstance(operation, Apply) else (operation.y,)
+
+
+def _renumbered(program: Program) -> Program:
+    """Without operations that nothing reads, and without values that nothing makes."""
+    needed, kept = set(program.outputs), []
+    for operation in reversed(program.operations):
+        if needed.intersection(_outputs(operation)):
+            kept.append(operation)
+            needed.update(value for value in _inputs(operation) if value >= 0)
+    kept.reverse()
+    old = [*program.inputs, *(value for operation in kept for value in _outputs(operation))]
+    new = {value: number for number, value in enumerate(old)}
+
+    def moved(operation: Operation) -> Operation:
+        if isinstance(operation, Apply):
+            inputs = tuple(new.get(value, value) if value >= 0 else value for value in operation.inputs)
+            return dataclasses.replace(operation, inputs=inputs, outputs=tuple(new[v] for v in operation.outputs))
+        return dataclasses.replace(operation, x=new[operation.x], y=new[operation.y])
+
+    return Program(
+        tuple(program.shapes[value] for value in old),
+        tuple(new[value] for value in program.inputs),
+        tuple(new[value] for value in program.outputs),
+        tuple(map(moved, kept)),
+    )

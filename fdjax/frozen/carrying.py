@@ -1,0 +1,211 @@
+"""Operations that carry channels along, or move them, applied to the channels that a frozen network keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fdjax.frozen.layers import Held, places, uniform
+from fdjax.graph.operations import Operation
+from fdjax.graph.primitives import bind
+
+if TYPE_CHECKING:
+    from fdjax.frozen.folding import Folding
+
+Params = Mapping[str, Any]
+# (folding, operation, output) -> the operation's parameters for kept channels, and what follows it: where each channel
+# of the result comes from, as positions in the (concatenated) inputs.
+Adapted = tuple[Params, np.ndarray | None]
+
+
+def canonical_shape(shape: Sequence[int], axis: int) -> tuple[int, ...]:
+    """A shape with the channels moved to the end."""
+    return (*(side for at, side in enumerate(shape) if at != axis), shape[axis])
+
+
+def with_batch(array: np.ndarray, rank: int) -> np.ndarray:
+    """An array of the last axes of a value, with axes of length 1 before them."""
+    return array.reshape(*(1,) * (rank - array.ndim), *array.shape)
+
+
+def elementwise_constant(operation: Operation, constants: Sequence[np.ndarray], channels: int) -> np.ndarray:
+    """An elementwise operation on what its inputs are for every image, [C] or [..., C]."""
+    shape = np.broadcast_shapes((channels,), *(array.shape for array in constants if array.size > 1))
+    filled = []
+    for array in constants:
+        typed = array.astype(np.float32) if np.issubdtype(array.dtype, np.floating) else array
+        filled.append(np.broadcast_to(typed.reshape(()) if array.size == 1 else typed, shape))
+    return np.asarray(bind(operation.kind, operation.params, filled)[0], np.float64)
+
+
+def carry(folding: Folding, operation: Operation) -> dict[int, Held] | None:
+    """What is held of the operation's results; None where it has to be done with all channels.
+
+    Raises:
+      ValueError: an operation with several results that a frozen network has no form for.
+    """
+    lives = [value for value in operation.inputs if folding.is_live(value)]
+    if any(folding.held(value).order is None for value in lives):
+        return None
+    if operation.kind == "split":
+        return _split(folding, operation)
+    output = operation.outputs[0]
+    if folding.axis_of(output) is None:
+        return None
+    pooled = _pooled(folding, operation)
+    if pooled is not None:
+        return {output: pooled}
+    adapt = _ADAPT.get(operation.kind) or (_same if operation.kind.startswith("reduce") else None)
+    if adapt is None:
+        return None
+    order, axis, shape = folding.order_of(output), folding.axis_of(output), folding.shape_of(output)
+    assert axis is not None
+    constant = _constant_result(folding, operation, [folding.settle(folding.held(value)).offset for value in lives])
+    constant[..., order] = 0.0
+    if not len(order):
+        return {output: Held(None, order, None, uniform(constant))}
+    made = _applied(folding, operation, adapt, order, axis, shape)
+    return {output: Held(made, order, None, uniform(constant))}
+
+
+def _applied(
+    folding: Folding, operation: Operation, adapt: Any, order: np.ndarray, axis: int, shape: tuple[int, ...]
+) -> int:
+    """Emits the operation on the kept channels of its inputs; returns the result, channels last."""
+    arguments: list[int | np.ndarray] = []
+    lying: list[np.ndarray] = []
+    start = 0
+    for value in operation.inputs:
+        if not folding.is_live(value):
+            if operation.kind == "concatenate":
+                raise ValueError("a constant is concatenated to channels; a frozen network has no form for it")
+            arguments.append(folding.constant(value))
+            continue
+        held = folding.settle(folding.held(value))
+        assert held.order is not None
+        at = folding.axis_of(value)
+        assert at is not None
+        sides = folding.shape_of(value)
+        base = held.base
+        if base is None:
+            base = folding.zeros((*canonical_shape(sides, at)[1:-1], len(held.order)))
+        arguments.append(folding.graph_layout(base, value))
+        lying.append(held.order + start)
+        start += sides[at]
+    params, sources = adapt(folding, operation, len(lying[0]) if operation.kind != "concatenate" else 0)
+    over_channels = operation.kind == "concatenate" and operation.params["dimension"] == axis
+    at_hand = np.concatenate(lying) if over_channels else lying[0]
+    sides = list(shape)
+    sides[axis] = len(at_hand)
+    made = folding.canonical(folding.emit_like(operation, arguments, sides[1:], params), operation.outputs[0])
+    wanted = order if sources is None else sources[order]
+    indices = places(wanted, at_hand)
+    return made if indices is None else folding.take(made, indices)
+
+
+def _constant_result(folding: Folding, operation: Operation, offsets: Sequence[np.ndarray]) -> np.ndarray:
+    """The operation on what its inputs are for every image: [..., C], in float64."""
+    output = operation.outputs[0]
+    axis, shape = folding.axis_of(output), folding.shape_of(output)
+    assert axis is not None
+    fills = [folding.constant(v) for v in operation.inputs if not folding.is_live(v)] if operation.kind == "pad" else []
+    if not any(offset.any() for offset in offsets) and not any(np.any(fill) for fill in fills):
+        return np.zeros(shape[axis])
+    remaining, inputs = iter(offsets), []
+    for value in operation.inputs:
+        if folding.is_live(value):
+            at, sides = folding.axis_of(value), folding.shape_of(value)
+            assert at is not None
+            full = np.broadcast_to(next(remaining), canonical_shape(sides, at))
+            inputs.append(np.moveaxis(full, -1, at).astype(np.float32))
+        else:
+            array = folding.constant(value)
+            inputs.append(array.astype(np.float32) if np.issubdtype(array.dtype, np.floating) else array)
+    made = np.asarray(bind(operation.kind, operation.params, inputs)[0], np.float64)
+    return np.moveaxis(made, axis, -1)[0].copy()
+
+
+def _pooled(folding: Folding, operation: Operation) -> Held | None:
+    """The sum over the map of what a pointwise layer makes: the layer gives the mean itself, without bringing to pixels
+    what is constant in every block."""
+    if operation.kind != "reduce_sum":
+        return None
+    value = operation.inputs[0]
+    held, axis, rank = folding.held(value), folding.axis_of(value), len(folding.shape_of(value))
+    if set(operation.params["axes"]) != set(range(1, rank)) - {axis} or held.base is None or rank != 4:
+        return None
+    held = folding.settle(held)
+    layer = held.layer
+    # Only where there is something to gain: the layer is wrapped, and its output is masked.
+    if layer is None or layer.kind != "pointwise" or layer.block == 1 or layer.pooled or held.offset.ndim > 1:
+        return None
+    pixels = float(np.prod(layer.size))
+    layer.pooled, layer.y = True, folding.renewed((len(layer.y_order),))
+    channels = held.offset.shape[-1]
+    return Held(layer.y, held.order, np.full(channels, pixels), held.offset * pixels, layer)
+
+
+# How parameters change with the number of kept channels.
+
+
+def _same(folding: Folding, operation: Operation, kept: int) -> Adapted:
+    return operation.params, None
+
+
+def _reshape(folding: Folding, operation: Operation, kept: int) -> Adapted:
+    sizes = list(folding.shape_of(operation.outputs[0]))
+    sizes[folding.axis_of(operation.outputs[0]) or 0] = kept
+    name = "new_sizes" if operation.kind == "reshape" else "shape"
+    return {**operation.params, name: tuple(sizes)}, None
+
+
+def _pad(folding: Folding, operation: Operation, kept: int) -> Adapted:
+    axis = folding.axis_of(operation.inputs[0]) or 0
+    config = [tuple(int(n) for n in item) for item in operation.params["padding_config"]]
+    low, high, _ = config[axis]
+    config[axis] = (0, 0, 0)
+    params = {**operation.params, "padding_config": tuple(config)}
+    if not low and not high:
+        return params, None
+    channels = folding.shape_of(operation.inputs[0])[axis]
+    return params, np.concatenate([np.full(low, -1), np.arange(channels), np.full(high, -1)])
+
+
+def _slice(folding: Folding, operation: Operation, kept: int) -> Adapted:
+    axis, params = folding.axis_of(operation.inputs[0]) or 0, operation.params
+    starts, limits = list(params["start_indices"]), list(params["limit_indices"])
+    strides = list(params["strides"] or (1,) * len(starts))
+    sources = np.arange(folding.shape_of(operation.inputs[0])[axis])[starts[axis] : limits[axis] : strides[axis]]
+    starts[axis], limits[axis], strides[axis] = 0, kept, 1
+    adapted = {"start_indices": tuple(starts), "limit_indices": tuple(limits), "strides": tuple(strides)}
+    return {**params, **adapted}, sources
+
+
+_ADAPT: Mapping[str, Callable[[Folding, Operation, int], Adapted]] = {
+    "reshape": _reshape,
+    "broadcast_in_dim": _reshape,
+    "squeeze": _same,
+    "expand_dims": _same,
+    "transpose": _same,
+    "concatenate": _same,
+    "rev": _same,
+    "pad": _pad,
+    "slice": _slice,
+}
+
+
+def _split(folding: Folding, operation: Operation) -> dict[int, Held]:
+    """As one slice for each part."""
+    axis, start, found = operation.params["axis"], 0, {}
+    shape = folding.shape_of(operation.inputs[0])
+    for value, size in zip(operation.outputs, operation.params["sizes"], strict=True):
+        starts, limits = [0] * len(shape), list(shape)
+        starts[axis], limits[axis] = start, start + size
+        params = {"start_indices": tuple(starts), "limit_indices": tuple(limits), "strides": None}
+        held = carry(folding, Operation("slice", operation.inputs, (value,), params, operation.source))
+        assert held is not None
+        found |= held
+        start += size
+    return found

@@ -1,0 +1,157 @@
+"""Which channels a frozen network keeps, and in which order they lie.
+
+A channel varies if something writes it that depends on the image; it is needed if something reads it. The others are
+left out: what does not vary is a constant, which is folded into what follows, and what is not needed is not computed.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from fdjax.graph.masks import Counts, Network, Side
+from fdjax.graph.network import Layer
+
+Ids = np.ndarray
+
+
+class Kept:
+    """The channels that a network with hard masks keeps.
+
+    Args:
+      network: with its masks.
+      counts: path of every FCMask -> kept counts.
+
+    Raises:
+      ValueError: counts that are not the network's.
+    """
+
+    def __init__(self, network: Network, counts: Counts):
+        for path, (channels, num_coefs) in network.mask_sizes.items():
+            given = np.asarray(counts[path]) if path in counts else None
+            if given is None or given.shape != (channels,) or given.min() < 0 or given.max() > num_coefs:
+                raise ValueError(f"counts of {path} must be {channels} integers from 0 to {num_coefs}")
+        self._network, self._counts = network, {path: np.asarray(counts[path], np.int64) for path in network.masks}
+        self._walk = network.graph.walk
+        size = int(max(ids.max() for live in self._walk.live.values() if (ids := live.ids) is not None and len(ids)))
+        self._roots = self._walk.classes.find(np.arange(size + 1))
+        self._present = self._varying() & self._needed()
+        self._present |= self._pinned()
+        self._complete_groups()
+        self._rank = np.arange(size + 1)
+        self._sort_spaces()
+
+    def counts(self, layer: str, side: Side) -> np.ndarray:
+        """Kept counts [channels] of a layer's side; where nothing masks it, N of a wrapped layer, else 1."""
+        path = self._network.mask_of(layer, side)
+        if path is not None:
+            return self._counts[path]
+        if layer in self._network.blocks:
+            return self._network.side_counts(self._counts, layer, side)
+        found = self._network.layers[layer]
+        return np.ones(found.in_channels if side == "input" else found.out_channels, np.int64)
+
+    def order(self, ids: Ids) -> np.ndarray:
+        """Positions of the channels of a value that are kept, in the order of the frozen network."""
+        roots = self._roots[ids]
+        places = np.flatnonzero(self._present[roots])
+        return places[np.argsort(self._rank[roots[places]], kind="stable")] if self._sorted(ids) else places
+
+    def _groups(self, layer: Layer) -> tuple[np.ndarray, np.ndarray]:
+        """[groups, C / groups] and [groups, D / groups]: the channels of each group."""
+        return layer.reads.reshape(layer.groups, -1), layer.writes.reshape(layer.groups, -1)
+
+    def _keeps(self, layer: Layer, side: Side, channels: np.ndarray) -> np.ndarray:
+        """Whether a layer's side keeps anything of each channel, in the shape of its groups."""
+        return (self.counts(layer.name, side) > 0).reshape(channels.shape)
+
+    def _varying(self) -> np.ndarray:
+        varying = np.zeros(len(self._roots), bool)
+        for image in self._walk.operations.images:
+            ids = self._walk.live[image].ids
+            if ids is not None:
+                varying[self._roots[ids]] = True
+        varying |= self._pinned_by_operations()
+        for layer in self._network.layers.values():
+            if layer.mixes:
+                reads, writes = self._groups(layer)
+                read = varying[reads] & self._keeps(layer, "input", reads)
+                made = self._keeps(layer, "output", writes) & np.asarray(read.any(axis=1))[:, None]
+                varying[writes[made]] = True
+        return varying
+
+    def _needed(self) -> np.ndarray:
+        needed = self._pinned()
+        for layer in reversed(self._network.layers.values()):
+            if layer.mixes:
+                reads, writes = self._groups(layer)
+                made = needed[writes] & self._keeps(layer, "output", writes)
+                read = self._keeps(layer, "input", reads) & np.asarray(made.any(axis=1))[:, None]
+                needed[reads[read]] = True
+        return needed
+
+    def _pinned(self) -> np.ndarray:
+        pinned = np.zeros(len(self._roots), bool)
+        channels = np.array(list(self._walk.pinned), np.int64)
+        pinned[self._roots[channels]] = True
+        # An image's channels are there whether they are read or not; nothing is gained by leaving one out.
+        return pinned
+
+    def _pinned_by_operations(self) -> np.ndarray:
+        """What an operation that is not understood makes depends on the image."""
+        found = np.zeros(len(self._roots), bool)
+        for index in self._walk.opaque:
+            for value in self._walk.operations.operations[index].outputs:
+                ids = self._walk.live[value].ids
+                if ids is not None:
+                    found[self._roots[ids]] = True
+        return found
+
+    def _complete_groups(self) -> None:
+        """A grouped convolution keeps whole groups: those of which something is needed and varies."""
+        grouped = [layer for layer in self._network.layers.values() if layer.groups > 1 and layer.mixes]
+        while True:
+            before = int(self._present.sum())
+            for layer in grouped:
+                reads, writes = self._groups(layer)
+                alive = self._present[writes].any(axis=1)
+                self._present[reads[alive]] = True
+                self._present[writes[alive]] = True
+            if int(self._present.sum()) == before:
+                return
+
+    @functools.cached_property
+    def _simple_spaces(self) -> frozenset[bytes]:
+        """The spaces, by their channels, of which every value has all, in one order, and none is pinned."""
+        values: dict[int, set[bytes]] = {}
+        members: dict[bytes, list[int]] = {}
+        for live in self._walk.live.values():
+            if live.ids is not None and len(live.ids):
+                roots = self._roots[live.ids]
+                key = roots.tobytes()
+                members[key] = roots.tolist()
+                for channel in members[key]:
+                    values.setdefault(channel, set()).add(key)
+        pinned = self._pinned()
+        return frozenset(
+            key
+            for key, channels in members.items()
+            if all(len(values[channel]) == 1 for channel in channels) and not pinned[channels].any()
+        )
+
+    def _sorted(self, ids: Ids) -> bool:
+        return self._roots[ids].tobytes() in self._simple_spaces
+
+    def _sort_spaces(self) -> None:
+        """Channels of which the first reader keeps more come first, so that it need not gather them."""
+        done: set[bytes] = set()
+        grouped = [layer for layer in self._network.layers.values() if layer.groups > 1 and layer.mixes]
+        blocked = {key for layer in grouped for key in (layer.reads.tobytes(), layer.writes.tobytes())}
+        for layer in self._network.layers.values():
+            key = layer.reads.tobytes()
+            counts = self.counts(layer.name, "input") if layer.mixes else np.ones(1)
+            if key in done or key in blocked or len(np.unique(counts)) < 2 or not self._sorted(layer.reads):
+                continue
+            done.add(key)
+            self._rank[layer.reads[np.argsort(-counts, kind="stable")]] = np.sort(self._rank[layer.reads])

@@ -1,0 +1,151 @@
+"""A layer's kernel in one layout, and what the layer makes of a constant map."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+import numpy as np
+
+from fdjax.frozen.layers import uniform
+from fdjax.frozen.products import Window
+from fdjax.graph.network import Layer
+from fdjax.graph.operations import Operation
+from fdjax.ops.blocks import num_blocks
+from fdjax.ops.dct import dct_basis
+
+
+def image_and_kernel(operation: Operation, live: Container[int]) -> tuple[int, int]:
+    """Which input of a layer's operation depends on the image, and which is its kernel."""
+    return (0, 1) if operation.inputs[0] in live else (1, 0)
+
+
+def plain_kernel(layer: Layer, operation: Operation, kernel_side: int, kernel: np.ndarray) -> np.ndarray:
+    """The kernel as [rows, columns, C / groups, D]; [C, D] of a pointwise or dense layer, whatever its layout was.
+
+    Raises:
+      ValueError: a window that is not two-dimensional.
+    """
+    if operation.kind == "dot_general":
+        contracted = operation.params["dimension_numbers"][0]
+        return kernel if contracted[kernel_side][0] == 0 else kernel.T
+    dimensions = operation.params["dimension_numbers"].rhs_spec
+    kernel = kernel.transpose(*dimensions[2:], dimensions[1], dimensions[0])
+    if layer.kind == "pointwise":
+        return kernel.reshape(kernel.shape[-2:])
+    if kernel.ndim != 4:
+        raise ValueError(f"layer {layer.name} has a window of {kernel.ndim - 2} dimensions; a frozen one has two")
+    return _dilated(kernel, operation.params["rhs_dilation"])
+
+
+def _dilated(kernel: np.ndarray, dilation: tuple[int, ...]) -> np.ndarray:
+    """With zeros between its taps."""
+    if all(step == 1 for step in dilation):
+        return kernel
+    sides = [(side - 1) * step + 1 for side, step in zip(kernel.shape, dilation, strict=False)]
+    wide = np.zeros((*sides, *kernel.shape[2:]))
+    wide[:: dilation[0], :: dilation[1]] = kernel
+    return wide
+
+
+def window_of(layer: Layer, operation: Operation) -> Window | None:
+    """The window of a convolution; None for a pointwise or dense layer.
+
+    Raises:
+      ValueError: a transposed convolution.
+    """
+    if operation.kind == "dot_general" or layer.kind == "pointwise":
+        return None
+    params = operation.params
+    if any(step != 1 for step in params["lhs_dilation"]):
+        raise ValueError(f"layer {layer.name} is a transposed convolution, which a frozen network has no form for")
+    rows, columns = ((side - 1) * step + 1 for side, step in zip(layer.window, params["rhs_dilation"], strict=True))
+    (top, bottom), (left, right) = ((int(before), int(after)) for before, after in params["padding"])
+    return Window(
+        window=(rows, columns),
+        stride=(layer.stride[0], layer.stride[1]),
+        pads=((top, bottom), (left, right)),
+        in_size=(layer.in_size[0], layer.in_size[1]),
+        out_size=(layer.out_size[0], layer.out_size[1]),
+    )
+
+
+def masked_kernel(kernel: np.ndarray, groups: int, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    """With zeros for the channels that masks remove, [C] and [D]."""
+    return scale_inputs(kernel, (inputs > 0).astype(float), groups) * (outputs > 0)
+
+
+def scaled_inputs(kernel: np.ndarray, scale: np.ndarray, layer: Layer) -> np.ndarray:
+    """With its inputs [C] scaled."""
+    return scale_inputs(kernel, scale, layer.groups)
+
+
+def scale_inputs(kernel: np.ndarray, scale: np.ndarray, groups: int) -> np.ndarray:
+    """A kernel [..., C / groups, D] with its inputs [C] scaled."""
+    if groups == 1:
+        return kernel * scale[:, None]
+    inputs, outputs = kernel.shape[-2:]
+    return kernel * np.repeat(scale.reshape(groups, inputs), outputs // groups, axis=0).T
+
+
+def offset_through(
+    kernel: np.ndarray,
+    offset: np.ndarray,
+    window: Window | None,
+    layer: Layer,
+    block: int | None,
+    counts: tuple[np.ndarray, np.ndarray],
+) -> np.ndarray:
+    """What a layer makes of a map that is `offset` for every image: [D], or [H', W', D] where it differs.
+
+    Args:
+      kernel: see `plain_kernel`.
+      offset: [C] or [..., C].
+      window: of a convolution.
+      layer: the layer.
+      block: K, if it is wrapped.
+      counts: kept counts of its input and its output; ones where nothing is masked.
+    """
+    if not offset.any():
+        return np.zeros(kernel.shape[-1])
+    if window is not None:
+        return uniform(
+            convolve(np.broadcast_to(offset, (*window.in_size, offset.shape[-1])), kernel, window, layer.groups)
+        )
+    inputs, outputs = counts
+    if offset.ndim == 1 or block is None:
+        # A constant has only its mean, which every channel keeps that keeps anything.
+        return uniform(((offset * (inputs > 0)) @ kernel) * (outputs > 0))
+    return uniform(masked_product(offset, kernel, block, inputs, outputs))
+
+
+def convolve(x: np.ndarray, kernel: np.ndarray, window: Window, groups: int) -> np.ndarray:
+    """A convolution of one map [H, W, C] in float64: [H', W', D]."""
+    (height, width), (down, right) = window.out_size, window.stride
+    padded = np.pad(x, (*window.pads, (0, 0)))
+    made = np.zeros((height, width, kernel.shape[-1]))
+    varying = np.flatnonzero(x.reshape(-1, x.shape[-1]).any(axis=0))
+    for i, j in np.ndindex(*kernel.shape[:2]):
+        tap = padded[i : i + (height - 1) * down + 1 : down, j : j + (width - 1) * right + 1 : right]
+        if groups == 1:
+            made += tap[..., varying] @ kernel[i, j][varying]
+        else:
+            parts = tap.reshape(height, width, groups, -1)
+            weights = kernel[i, j].reshape(kernel.shape[2], groups, -1)
+            made += np.einsum("hwgi,igo->hwgo", parts, weights, optimize=True).reshape(made.shape)
+    return made
+
+
+def masked_product(
+    x: np.ndarray, kernel: np.ndarray, block: int, input_counts: np.ndarray, output_counts: np.ndarray
+) -> np.ndarray:
+    """`fdjax.ops.masked_pointwise` with hard masks, on one map [H, W, C], in float64."""
+    height, width = x.shape[:2]
+    rows, columns = num_blocks(height, block), num_blocks(width, block)
+    padded = np.pad(x, ((0, rows * block - height), (0, columns * block - width), (0, 0)), mode="edge")
+    blocks = padded.reshape(rows, block, columns, block, -1)
+    basis, bands = dct_basis(block, np.float64), np.arange(block**2)[:, None]
+    coefs = np.einsum("rasbc,nab->nrsc", blocks, basis, optimize=True)
+    coefs *= (bands < input_counts)[:, None, None]
+    coefs = (coefs @ kernel) * (bands < output_counts)[:, None, None]
+    blocks = np.einsum("nrsc,nab->rasbc", coefs, basis, optimize=True)
+    return blocks.reshape(rows * block, columns * block, -1)[:height, :width]

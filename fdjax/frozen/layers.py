@@ -1,0 +1,158 @@
+"""Layers of a frozen network while it is being folded: kernels, biases and activations that are still gathered.
+
+Arrays are float64 and have all channels of the graph; what is left out goes when a layer is finished.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from fdjax.frozen.products import Indices, Window, by_count, pack, plan_reading, static_order
+from fdjax.frozen.program import Activation, Bias, Conv, Pointwise
+
+HostArrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass
+class OpenLayer:
+    """A layer that may still take a scale, a bias and an activation.
+
+    Attributes:
+      name: of its arrays.
+      kind: "conv" (with a window) or "pointwise".
+      x: the value it reads.
+      y: the value it makes.
+      x_order: the channels that lie in `x`, in order.
+      y_order: those that are to lie in `y`.
+      kernel: [rows, columns, C / groups, D] or [C, D].
+      size: of its output, without batch and channels.
+      bias: [D] or [H', W', D].
+      activation: after the bias.
+      window: of a conv.
+      groups: of a conv.
+      counts: kept counts of its input [C] and output [D].
+      block: K; 1 where the layer is not wrapped.
+      pooled: the mean over the map follows.
+      source: the open layer that makes `x`, if nothing else reads it.
+    """
+
+    name: str
+    kind: Literal["conv", "pointwise"]
+    x: int
+    y: int
+    x_order: np.ndarray
+    y_order: np.ndarray
+    kernel: np.ndarray
+    size: tuple[int, ...]
+    bias: np.ndarray
+    counts: tuple[np.ndarray, np.ndarray]
+    activation: Activation = "none"
+    window: Window | None = None
+    groups: int = 1
+    block: int = 1
+    pooled: bool = False
+    source: OpenLayer | None = None
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each channel has a kernel of its own."""
+        return self.kind == "conv" and self.groups > 1 and self.groups == self.kernel.shape[-1]
+
+    def scale(self, factors: np.ndarray) -> None:
+        """Multiplies its output channels, [D]; before its activation there is nothing else to do."""
+        self.kernel = self.kernel * factors
+        self.bias = self.bias * factors
+
+
+@dataclasses.dataclass
+class Held:
+    """A value of the graph while it is followed: value = base * scale + offset, channel by channel.
+
+    Attributes:
+      base: the value of the program that has its kept channels, on its last axis; None if there are none.
+      order: these channels, in order; None for a value without channels.
+      scale: [C], or None for 1.
+      offset: [C], or [..., C] where it differs over the map. What is not in `base` is its offset alone.
+      layer: the open layer that makes `base`, as long as nothing else reads it.
+      activation: that `base` has been through.
+    """
+
+    base: int | None
+    order: np.ndarray | None = None
+    scale: np.ndarray | None = None
+    offset: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
+    layer: OpenLayer | None = None
+    activation: Activation = "none"
+
+
+def bias_form(bias: np.ndarray) -> Bias:
+    """What a bias [D] or [H', W', D] is called in a program."""
+    if bias.ndim > 1:
+        return "map"
+    return "channel" if bias.any() else "none"
+
+
+def uniform(offset: np.ndarray) -> np.ndarray:
+    """An offset [..., C] as [C], where it is the same everywhere on the map."""
+    if offset.ndim == 1:
+        return offset
+    flat = offset.reshape(-1, offset.shape[-1])
+    # What differs by rounding only is the same.
+    if np.ptp(flat, axis=0).max(initial=0) <= 1e-12 * max(1.0, np.abs(flat).max(initial=0)):
+        return flat[0].copy()
+    return offset
+
+
+def with_bias(name: str, bias: np.ndarray, arrays: HostArrays) -> Bias:
+    """Adds a bias to the arrays, unless it is zero; returns its form."""
+    form = bias_form(bias)
+    if form != "none":
+        arrays[f"{name}/bias"] = bias
+    return form
+
+
+def finish(layer: OpenLayer, arrays: HostArrays) -> Conv | Pointwise:
+    """The operation of a layer; adds its arrays."""
+    return _finish_conv(layer, arrays) if layer.kind == "conv" else _finish_pointwise(layer, arrays)
+
+
+def _finish_conv(layer: OpenLayer, arrays: HostArrays) -> Conv:
+    assert layer.window is not None
+    kernel, groups = layer.kernel[..., layer.y_order], layer.groups
+    if layer.depthwise:
+        groups = len(layer.y_order)
+    elif groups > 1:
+        groups = len(layer.y_order) * groups // layer.kernel.shape[-1]
+    else:
+        kernel = kernel[:, :, layer.x_order]
+    arrays[f"{layer.name}/kernel"] = kernel
+    bias = with_bias(layer.name, layer.bias[..., layer.y_order], arrays)
+    return Conv(
+        layer.name, layer.x, layer.y, layer.window, len(layer.x_order), len(layer.y_order), groups, bias,
+        layer.activation,
+    )  # fmt: skip
+
+
+def _finish_pointwise(layer: OpenLayer, arrays: HostArrays) -> Pointwise:
+    inputs, outputs = layer.counts
+    made = by_count(layer.y_order[outputs[layer.y_order] > 0], outputs)
+    product, read = plan_reading(layer.x_order, inputs, outputs[made], layer.block)
+    arrays |= pack(layer.name, layer.kernel[read][:, made], product)
+    bias = with_bias(layer.name, layer.bias[..., layer.y_order], arrays)
+    form = "dense" if (len(read), len(made)) == layer.kernel.shape else "channels"
+    if product.transforms:
+        means = layer.pooled and product.whole[1] > 0 and all(count <= 1 for *_, count in product.output_segments)
+        form = "groups" if means and len(np.unique(inputs[read])) == 1 else "bands"
+    return Pointwise(
+        layer.name, layer.x, layer.y, form, product, layer.size, layer.block, places(layer.y_order, made), bias,
+        layer.activation, layer.pooled,
+    )  # fmt: skip
+
+
+def places(wanted: np.ndarray, made: np.ndarray) -> Indices | None:
+    """For each wanted channel which of the made ones it is, -1 for none; None where they are the same, in order."""
+    where = {int(channel): place for place, channel in enumerate(made)}
+    return static_order(np.array([where.get(int(channel), -1) for channel in wanted], np.int64), len(made))
