@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Collection, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -68,6 +68,48 @@ class Network:
     input_mean: tuple[float, ...] = ()
     input_std: tuple[float, ...] = ()
     class_names: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `from_dict` reads it back."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        masks = [[mask.path, mask.channels, mask.block, list(map(list, mask.sides))] for mask in self.masks.values()]
+        changed = {
+            "graph": self.graph.to_dict(),
+            "masks": masks,
+            "blocks": dict(self.blocks),
+            "uncounted": sorted(self.uncounted),
+        }
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in {**fields, **changed}.items()
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Network:
+        """The network that `to_dict` wrote, also after a trip through JSON.
+
+        Raises:
+          ValueError: fields that are no network's, or are of a newer format.
+        """
+        try:
+            masks = [
+                Mask(path, int(channels), int(block), tuple((layer, side) for layer, side in sides))
+                for path, channels, block, sides in fields["masks"]
+            ]
+            made = cls(
+                **{
+                    **{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()},
+                    "graph": Graph.from_dict(fields["graph"]),
+                    "masks": {mask.path: mask for mask in masks},
+                    "blocks": dict(fields["blocks"]),
+                    "uncounted": frozenset(fields["uncounted"]),
+                }
+            )
+            unknown = {layer for mask in masks for layer, _ in mask.sides} - set(made.layers)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"no network of fdjax: {error!r}") from error
+        if unknown or not set(made.blocks) <= set(made.layers):
+            raise ValueError("a network whose masks name layers that it does not have")
+        return made
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

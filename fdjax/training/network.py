@@ -1,0 +1,91 @@
+"""From a network of the zoo to its channel graph, with the masks that a config asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+
+from fdjax.config import LearnConfig
+from fdjax.graph.masks import Network, layer_blocks, place_masks
+from fdjax.graph.network import trace
+from fdjax.zoo import FCMASK, FrequencyNetwork
+
+# The variables of a traced network: the collections of its module, and how images are scaled.
+INPUT = "input"
+
+
+def wrapped_layers(network: FrequencyNetwork, input_shape: tuple[int, int, int]) -> frozenset[str]:
+    """Names of the layers that are wrapped in a DCT and its inverse: those that can have masks of their own.
+
+    Args:
+      network: of the zoo.
+      input_shape: (H, W, C) of an image.
+    """
+    untied = {"tied": False} if hasattr(network, "tied") else {}
+    every = dataclasses.replace(network.without_masks(), mode="soft", sides="input", **untied)
+    shapes = jax.eval_shape(lambda: every.init(jax.random.key(0), jnp.zeros((1, *input_shape))))
+    return frozenset(path.rpartition("/")[0] for path in flatten_dict(shapes.get(FCMASK, {}), sep="/"))
+
+
+def trace_network(
+    network: FrequencyNetwork,
+    input_shape: tuple[int, int, int],
+    learn: LearnConfig,
+    *,
+    count_classifier: bool = False,
+    **facts: Any,
+) -> Network:
+    """The channel graph of a network of the zoo, without masks, and where its masks sit.
+
+    The graph takes raw images 0..255; its variables are `graph_variables`.
+
+    Args:
+      network: of the zoo.
+      input_shape: (H, W, C) of an image.
+      learn: blocks, sides, tying.
+      count_classifier: whether layers on vectors are in the totals.
+      facts: more fields of `Network`, such as `class_names`.
+
+    Raises:
+      ValueError: a block larger than its map, or a block setting for a map or layer that does not exist.
+    """
+    plain = network.without_masks()
+    image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    shapes = dict(jax.eval_shape(lambda: plain.init(jax.random.key(0), jnp.zeros(image.shape))))
+    scaling = {name: jax.ShapeDtypeStruct(input_shape[-1:], jnp.float32) for name in ("mean", "std")}
+
+    def apply(variables: Any, images: jax.Array) -> jax.Array:
+        scale = variables[INPUT]
+        collections = {name: value for name, value in variables.items() if name != INPUT}
+        return jnp.asarray(_apply(plain, collections, (images - scale["mean"]) / scale["std"]))
+
+    graph = trace(apply, {**shapes, INPUT: scaling}, image)
+    wrapped = wrapped_layers(network, input_shape)
+    blocks = layer_blocks(graph, wrapped, learn.block, dict(learn.block_by_map), dict(learn.block_by_layer))
+    uncounted = () if count_classifier else (layer.name for layer in graph.layers.values() if layer.kind == "dense")
+    return Network(
+        name=network.variant,
+        graph=graph,
+        masks=place_masks(graph, blocks, learn.sides, learn.tied),
+        blocks=blocks,
+        num_classes=network.num_classes,
+        uncounted=frozenset(uncounted),
+        **facts,
+    )
+
+
+def _apply(module: nn.Module, variables: Any, images: jax.Array) -> Any:
+    return module.apply(variables, images)
+
+
+def graph_variables(network: Network, params: Any, batch_stats: Any) -> dict[str, Any]:
+    """The variables that the graph of `trace_network` takes: the module's collections, and the scaling of images."""
+    channels = network.input_shape[-1]
+    mean, std = network.input_mean or (0.0,) * channels, network.input_std or (1.0,) * channels
+    collections = {"params": params, "batch_stats": batch_stats}
+    return {**collections, INPUT: {"mean": jnp.asarray(mean), "std": jnp.asarray(std)}}
