@@ -63,6 +63,21 @@ def test_a_network_that_is_not_pruned_is_not_timed(pruned, bench_says):
     assert "batch" not in bench_says
 
 
+def test_masks_that_take_minutes_to_compile_are_not_timed(pruned, bench_says, monkeypatch):
+    monkeypatch.setattr(speed, "_MOST_PARTIAL_COUNTS", 1)
+    found = frozen_speed(CONFIG.learn, pruned.spec, pruned.state, pruned.hard.counts)
+    assert found is not None and found["ratio"] is found["pruned_ms"] is None and "batch" not in bench_says
+    words = speed_words(found)
+    assert words.startswith("not measured") and "fdjax bench" in words and "--learn.levels 0,N" in words
+    # Whole channels are: only counts between none and all are slow to compile.
+    raised = {
+        path: np.where(count > 0, pruned.spec.mask_sizes[path][1], 0) for path, count in pruned.hard.counts.items()
+    }
+    raised["block01/wide"][0] = 0
+    measured = frozen_speed(CONFIG.learn, pruned.spec, pruned.state, raised)
+    assert measured is not None and measured["ratio"] == 0.5
+
+
 def test_under_the_gate_by_time_forms_are_chosen_by_time(pruned, bench_says, monkeypatch):
     asked = []
 

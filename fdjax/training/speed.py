@@ -14,6 +14,9 @@ from fdjax.frozen.bench import bench, dense_network
 from fdjax.spec import Counts, NetworkSpec
 from fdjax.training.state import TrainState
 
+# Kept counts between 0 and N, summed over masks, above which compiling the frozen network takes more than some 15 s.
+_MOST_PARTIAL_COUNTS = 150
+
 
 def frozen_speed(learn: LearnConfig, spec: NetworkSpec, state: TrainState, counts: Counts) -> dict[str, Any] | None:
     """Freezes the network as it stands and the dense one, and times them in turn.
@@ -29,20 +32,27 @@ def frozen_speed(learn: LearnConfig, spec: NetworkSpec, state: TrainState, count
     Returns:
       JSON types: `engine`, `device`, `threads` (None where the device is no CPU), `batch`, `clock` (as
       `fdjax.frozen.bench.bench` has it), milliseconds `dense_ms` and `pruned_ms` (medians), `ratio` (pruned over
-      dense), and `advice`, which is None unless the pruned network is slower. None where nothing is pruned.
+      dense), and `advice`, which is None unless the pruned network is slower. Masks with so many different counts that
+      they would take minutes to compile are not timed: `clock`, milliseconds and `ratio` are then None, and there is
+      advice. None where nothing is pruned.
     """
     sizes = spec.mask_sizes
-    if all(np.min(counts[path], initial=num_coefs) >= num_coefs for path, (_, num_coefs) in sizes.items()):
+    if all((counts[path] == num_coefs).all() for path, (_, num_coefs) in sizes.items()):
         return None
+    facts = {
+        "engine": "xla",
+        "device": jax.devices()[0].device_kind,
+        "threads": runtime.limit_threads(None) if jax.default_backend() == "cpu" else None,
+        "batch": learn.gate_batch,
+    }
+    if sum(len({*counts[path]} - {0, n}) for path, (_, n) in sizes.items()) > _MOST_PARTIAL_COUNTS:
+        return {**facts, **dict.fromkeys(("clock", "dense_ms", "pruned_ms", "ratio")), "advice": _advice(learn)}
     stopwatch = Stopwatch(learn.gate_batch, runtime.times_cache_dir()) if learn.gate == "time" else None
     variables = jax.tree.map(np.asarray, {"params": state.params, "batch_stats": state.batch_stats})
     frozen = freeze(spec, variables, counts, stopwatch.choose if stopwatch else fewest_macs)
     row = bench(frozen, dense_network(spec), {}, batch=learn.gate_batch)
     return {
-        "engine": "xla",
-        "device": jax.devices()[0].device_kind,
-        "threads": runtime.limit_threads(None) if jax.default_backend() == "cpu" else None,
-        "batch": learn.gate_batch,
+        **facts,
         "clock": row["clock"],
         "dense_ms": row["dense_ms"],
         "pruned_ms": row["frozen_ms"],
@@ -65,6 +75,11 @@ def _advice(learn: LearnConfig) -> str:
 
 def speed_words(speed: dict[str, Any]) -> str:
     """What `frozen_speed` found, in one line."""
+    if speed["ratio"] is None:
+        return (
+            "not measured: so many kept counts take minutes to compile (fdjax freeze and fdjax bench do it); "
+            f"on a CPU such networks have been slower than dense ones; try {speed['advice']}"
+        )
     images = "1 image" if speed["batch"] == 1 else f"{speed['batch']:,} images"
     where = speed["device"]
     if speed["threads"] is not None:
