@@ -37,7 +37,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure(name: str, network: FrozenNetwork, batch: int, flags: argparse.Namespace, peer: Peer | None) -> list[dict]:
-    """A row for each engine: all contestants take turns in one run."""
+    """A row for each engine that takes the network: all contestants take turns in one run."""
     import numpy as np
 
     from fdjax.frozen.bench import compile_network, dense_network
@@ -46,10 +46,13 @@ def measure(name: str, network: FrozenNetwork, batch: int, flags: argparse.Names
     forms = {"dense": dense_network(network.spec, flags.seed), "frozen": network.frozen}
     run: dict[str, Callable[[], object]] = {f"xla {form}": compile_network(f, batch).run for form, f in forms.items()}
     if peer is not None:
-        run |= {f"onnxruntime {form}": peer(f, batch) for form, f in forms.items()}
+        try:
+            run |= {f"onnxruntime {form}": peer(f, batch) for form, f in forms.items()}
+        except Exception as error:  # Of whatever kind its binding raises.
+            print(f"{name}: ONNX Runtime refuses it: {str(error).splitlines()[0]}", flush=True)
     found = [interleaved(run, flags.rounds) for _ in range(flags.repeats)]
     rows = []
-    for engine in ("xla", "onnxruntime") if peer is not None else ("xla",):
+    for engine in ("xla", "onnxruntime") if "onnxruntime frozen" in run else ("xla",):
         dense, frozen = ([float(np.median(times[f"{engine} {form}"].own)) for times in found] for form in forms)
         ratios = sorted(pruned / whole for pruned, whole in zip(frozen, dense, strict=True))
         row: dict[str, Any] = {"network": name, "mac_ratio": network.manifest["macs"]["ratio"], "batch": batch}

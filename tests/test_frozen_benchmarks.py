@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -12,8 +13,12 @@ import numpy as np
 import pytest
 
 from fdjax import runtime
+from fdjax.checkpoint import find_checkpoint
+from fdjax.checkpoints.freeze import freeze_checkpoint
 from fdjax.spec import network_macs
+from fdjax.training.restore import restore
 from fdjax.zoo import MobileNet
+from tests.frozen_checkpoints import write_checkpoint
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -87,6 +92,22 @@ def test_the_benchmark_of_networks(tmp_path) -> None:
     assert picture.stat().st_size > 1000
 
 
+def test_the_benchmark_of_engines(tmp_path) -> None:
+    restored = restore(*find_checkpoint(str(write_checkpoint(tmp_path / "run", "refine"))))
+    freeze_checkpoint(restored, tmp_path / "frozen")
+    report = tmp_path / "rows.json"
+    flags = ("--frozen", str(tmp_path / "frozen"), "--batch", "2", "--repeats", "2", "--json", str(report))
+    done = run("frozen_engines.py", *flags)
+    assert done.returncode == 0, done.stderr
+    row, *others = json.loads(report.read_text())["rows"]
+    assert (row["network"], row["engine"], row["batch"], row["threads"]) == ("frozen", "xla", 2, 1)
+    assert row["mac_ratio"] == restored.macs().ratio and row["clock"] == "processor"
+    low, high = row["time_ratio_range"]
+    assert 0 < low <= row["time_ratio"] <= high
+    assert {other["engine"] for other in others} <= {"onnxruntime"}
+    assert others or importlib.util.find_spec("onnxruntime") is None or "ONNX Runtime refuses it" in done.stdout
+
+
 def test_the_benchmarks_of_layers_and_transforms(tmp_path) -> None:
     report = tmp_path / "rows.json"
     small = ("--size", "6", "--channels", "8", "--block", "3", "--keep", "0.5", "--json", str(report))
@@ -110,6 +131,7 @@ def test_the_benchmarks_of_layers_and_transforms(tmp_path) -> None:
     [
         ("frozen_mobilenet_v2", ("--targets", "0"), "share"),
         ("frozen_mobilenet_v2", ("--network", "vgg"), "mobilenet_v2_192"),
+        ("frozen_engines", (), "--frozen"),
         ("banded_layer", ("--size", "2", "--block", "3"), "larger than the map"),
         ("transforms", ("--keep", "2"), "share"),
         ("grouped_conv", ("--groups", "5"), "does not divide"),

@@ -97,10 +97,22 @@ def test_the_rows_hold_what_the_runs_say(tmp_path):
         "fdjax": "0.1.0", "jax": "0.10.2", "python": "3.11.7", "device": "cpu", "processor": "Some CPU, 2 cores",
         "seconds": 90.0, "test_images": 2000, "dense_top1": 0.72, "soft_top1": 0.65, "rounded_top1": 0.40,
         "pruned_top1": 0.715, "loss_points": 0, "macs_ratio": 0.5, "paper_ratio": 0.75, "bare_ratio": 0.4,
+        "time_ratio": None,
         "removed": 0.4, "only_mean": 0.4, "partial": 0.05, "whole": 0.15,
     }  # fmt: skip
     (from_csv,) = csv.DictReader((tmp_path / "out" / "table.csv").open(newline=""))
     assert from_csv == {name: "" if value is None else str(value) for name, value in row.items()}
+
+
+def test_the_time_of_the_frozen_network_is_a_column_where_it_was_measured(tmp_path):
+    measured = {**make_summary(), "time": {"engine": "xla", "batch": 8, "ratio": 0.625}}
+    rows = [read_result("new", CONFIG, measured), row_of(changed(CONFIG, seed=1), "old")]
+    assert [row["frozen time"] for row in cells(markdown(rows))] == ["0.625x", "–", "–"]
+    assert "frozen time" not in cells(markdown(rows[1:]))[0]
+    unmeasured = {**make_summary(), "time": {"engine": "xla", "batch": 8, "ratio": None}}
+    assert read_result("slow", CONFIG, unmeasured).time_ratio is None
+    with pytest.raises(ValueError, match=r"its time\.ratio"):
+        read_result("bad", CONFIG, {**make_summary(), "time": {"ratio": -1}})
 
 
 def test_real_runs_give_their_real_figures(tmp_path, capsys):

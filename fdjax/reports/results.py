@@ -49,6 +49,7 @@ class Result:
       macs_ratio: MACs over dense MACs, transforms included.
       paper_ratio: likewise by the paper's convention.
       bare_ratio: likewise without transforms.
+      time_ratio: time of the frozen network over that of the dense one, as measured at the end of the run.
       removed, only_mean, partial, whole: shares of the channels of all masked layer sides that keep 0, 1, 2 to N-1
         and N coefficients.
     """
@@ -84,6 +85,7 @@ class Result:
     macs_ratio: float
     paper_ratio: float | None
     bare_ratio: float
+    time_ratio: float | None
     removed: float | None
     only_mean: float | None
     partial: float | None
@@ -182,6 +184,7 @@ def read_result(name: str, config: Config, summary: Mapping[str, Any]) -> Result
         macs_ratio=macs_ratio,
         paper_ratio=_number(summary, "macs", "paper_ratio") if pruned else None,
         bare_ratio=_number(summary, "macs", "pruned") / _number(summary, "macs", "dense", above=0),
+        time_ratio=_time_ratio(summary),
         removed=shares["removed"] if pruned and shares else None,
         only_mean=shares["only_mean"] if pruned and shares else None,
         partial=shares["partial"] if pruned and shares else None,
@@ -198,6 +201,14 @@ def _number(value: Any, *path: str, above: float = -math.inf) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= above:
         raise ValueError(f"its {'.'.join(path)} is {value!r}, which cannot be")
     return value
+
+
+def _time_ratio(summary: Mapping[str, Any]) -> float | None:
+    """None where no time was measured, as in runs of before it was."""
+    time = summary.get("time")
+    if not isinstance(time, Mapping) or time.get("ratio") is None:
+        return None
+    return _number(summary, "time", "ratio", above=0)
 
 
 def _history(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

@@ -94,6 +94,7 @@ _FIGURES: tuple[tuple[str, Figure, _Form], ...] = (
     ("MACs", lambda r: r.macs_ratio, _TIMES),
     ("by the paper's count", lambda r: r.paper_ratio, _TIMES),
     ("without transforms", lambda r: r.bare_ratio, _TIMES),
+    ("frozen time", lambda r: r.time_ratio, _TIMES),
     ("time", lambda r: r.seconds, _MINUTES),
 )
 _KEPT = "removed / mean / partial / whole"
@@ -102,7 +103,8 @@ _OF_MASKS = ("block", "masks", "target")
 _LEGEND = (
     "Dense: at the end of pretraining, or of a run without masks. Soft masks, rounded: just before and just after "
     "masks are rounded. Pruned: at the end. Loss: dense less pruned, in points. MACs: of hard masks after the gate, "
-    f"transforms included, over those of the dense network. {_KEPT.capitalize()}: shares of the channels of all masked "
+    f"transforms included, over those of the dense network. Frozen time: that of the frozen network when the run "
+    f"ended, over the dense one's. Time: of the run. {_KEPT.capitalize()}: shares of the channels of all masked "
     "layer sides by what they keep: nothing, the mean, more, all. Means stand with the smallest and the largest value."
 )
 

@@ -192,6 +192,8 @@ def _headline(result: Result, macs: Mapping[str, Any]) -> list[tuple[str, str, s
         asked = f"asked: {result.target_macs:g}" if result.target_macs is not None else ""
         ratio = macs["ratio"] if result.target_convention != "paper" else macs["paper_ratio"]
         cards.append(("MAC ratio", f"{ratio:.3f}×", asked))
+    if result.time_ratio is not None:
+        cards.append(("Frozen time", f"{result.time_ratio:.3f}×", "of the dense network's"))
     cards.append(("Time of the run", f"{result.seconds / 60:.1f} min", "its own phases"))
     return cards
 
