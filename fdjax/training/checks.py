@@ -17,7 +17,7 @@ from fdjax.training.phases import Phase, has_teacher
 from fdjax.training.restore import Restored
 
 
-def check_target(learn: LearnConfig, spec: NetworkSpec, phases: Sequence[Phase]) -> None:
+def check_target_macs(learn: LearnConfig, spec: NetworkSpec, phases: Sequence[Phase]) -> None:
     """Raises `UserError` if there is nothing to mask, or even removing every masked channel misses the target."""
     if not any(phase.learns_masks for phase in phases):
         return

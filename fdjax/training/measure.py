@@ -28,7 +28,7 @@ from fdjax.training.workdir import METRICS_FILE, MetricsLog
 from fdjax.zoo import FCMASK, FrequencyNetwork
 
 SOFT_MASKS_FILE = "soft_masks.npz"
-Split = tuple[Images, np.ndarray]
+LabelledImages = tuple[Images, np.ndarray]
 
 
 class PhaseEnd(NamedTuple):
@@ -67,8 +67,8 @@ class Measurements:
         spec: NetworkSpec,
         workdir: Path,
         *,
-        test: Split,
-        validation: Split,
+        test: LabelledImages,
+        validation: LabelledImages,
         devices: Devices,
     ):
         self.config, self.network, self.spec, self.workdir = config, network, spec, workdir
@@ -115,7 +115,7 @@ class Measurements:
         return hard.macs if hard else network_macs(self.spec, self.spec.full_counts())
 
     def evaluate(
-        self, phase: Phase, state: TrainState, done: Past, *, finished: bool, split: Split
+        self, phase: Phase, state: TrainState, done: Past, *, finished: bool, split: LabelledImages
     ) -> tuple[dict[str, float], NetworkMacs]:
         """Accuracy and MACs of the network as it stands, with the program that `eval.py` would run once finished."""
         hard = masks_as_they_stand(self.config, self.spec, phase, finished, state.fcmask, done)

@@ -33,7 +33,7 @@ from fdjax.training.checks import (
     check_init,
     check_same_data,
     check_steps_done,
-    check_target,
+    check_target_macs,
     check_teacher,
     phases_done,
 )
@@ -46,13 +46,13 @@ from fdjax.training.mask_control import MaskControl
 from fdjax.training.measure import Measurements
 from fdjax.training.optimizers import optimizers_for
 from fdjax.training.phases import Phase, has_teacher, plan_phases
-from fdjax.training.profile import Trace
 from fdjax.training.programs import chunks_of, make_programs
 from fdjax.training.progress import Progress
 from fdjax.training.restore import Past, Restored, restore
 from fdjax.training.rounding import gated_masks
 from fdjax.training.state import TrainState, create_state, init_variables, new_controller
 from fdjax.training.summary import describe, evaluation_summary, versions
+from fdjax.training.trace import Trace
 from fdjax.training.workdir import (
     CONFIG_FILE,
     INIT_FILE,
@@ -128,7 +128,7 @@ class _Run:
         Raises:
           UserError: they do not fit, there is nothing to mask, or the target cannot be met.
         """
-        check_target(self.config.learn, self.spec, self.phases)
+        check_target_macs(self.config.learn, self.spec, self.phases)
         check_gate(self.config.learn)
         if self.resumed is not None:
             check_same_data(self.workdir, self.spec, self.done.num_train, self.resumed)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fdjax.data.prepare.source import DamagedExample, Source, Split, with_class_names
+from fdjax.data.prepare.source import DamagedExample, Source, SourceSplit, with_class_names
 from fdjax.errors import UserError
 
 _PIXELS = 3 * 32 * 32
@@ -116,7 +116,7 @@ def open_cifar(name: str, path: Path, builder: Any, *, skip_damaged: bool) -> So
     return Source(name, str(builder.version), features, splits, files, {}, EXPECTED)
 
 
-def _split(split: str, parts: list[_Part], fields: tuple[str, ...], features: Any) -> Split:
+def _split(split: str, parts: list[_Part], fields: tuple[str, ...], features: Any) -> SourceSplit:
     starts = np.cumsum([0, *(len(part.pixels) for part in parts)])
 
     def place(index: int) -> tuple[_Part, int]:
@@ -145,7 +145,7 @@ def _split(split: str, parts: list[_Part], fields: tuple[str, ...], features: An
         part, at = place(index)
         return int(part.labels[at, -1])
 
-    return Split(int(starts[-1]), read, label, name_of, num_bytes=int(starts[-1]) * 2500)
+    return SourceSplit(int(starts[-1]), read, label, name_of, num_bytes=int(starts[-1]) * 2500)
 
 
 def _archive(path: Path) -> tuple[dict[str, Any], Callable[[str], bytes]]:

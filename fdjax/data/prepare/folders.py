@@ -8,7 +8,7 @@ from typing import Any
 
 from fdjax.data.folder import list_folder
 from fdjax.data.prepare.pictures import checked_picture
-from fdjax.data.prepare.source import DamagedExample, Source, Split
+from fdjax.data.prepare.source import DamagedExample, Source, SourceSplit
 from fdjax.errors import UserError
 
 VERSION = "1.0.0"
@@ -40,7 +40,7 @@ def open_folder(name: str, path: Path) -> Source:
     return Source(name, VERSION, features, splits, [], {"description": description})
 
 
-def _split(classes: dict[str, list[str]], class_names: list[str]) -> Split:
+def _split(classes: dict[str, list[str]], class_names: list[str]) -> SourceSplit:
     files = [(file, class_names.index(name)) for name, found in classes.items() for file in found]
 
     def read(index: int) -> dict[str, Any]:
@@ -55,4 +55,4 @@ def _split(classes: dict[str, list[str]], class_names: list[str]) -> Split:
         num_bytes = sum(os.path.getsize(file) for file, _ in files)
     except OSError as error:
         raise UserError(f"the file {error.filename} cannot be read: {error.strerror}") from error
-    return Split(len(files), read, lambda index: files[index][1], lambda index: files[index][0], num_bytes)
+    return SourceSplit(len(files), read, lambda index: files[index][1], lambda index: files[index][0], num_bytes)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fdjax.data.prepare.source import Source, Split, with_class_names
+from fdjax.data.prepare.source import Source, SourceSplit, with_class_names
 from fdjax.errors import UserError
 
 EXPECTED = {"train": 60_000, "test": 10_000}
@@ -49,7 +49,7 @@ def open_idx(name: str, path: Path, builder: Any, *, skip_damaged: bool) -> Sour
     return Source(name, str(builder.version), features, splits, files, {}, EXPECTED)
 
 
-def _split(image_file: Path, images: np.ndarray, label_file: Path, labels: np.ndarray) -> Split:
+def _split(image_file: Path, images: np.ndarray, label_file: Path, labels: np.ndarray) -> SourceSplit:
     count = min(len(images), len(labels))
 
     def read(index: int) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _split(image_file: Path, images: np.ndarray, label_file: Path, labels: np.nd
         Image.fromarray(images[index]).save(png, "PNG")
         return {"image": png.getvalue()}
 
-    return Split(
+    return SourceSplit(
         count,
         read,
         lambda index: int(labels[index]),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from fdjax.data.prepare.pictures import checked_picture
-from fdjax.data.prepare.source import DamagedExample, Source, Split
+from fdjax.data.prepare.source import DamagedExample, Source, SourceSplit
 from fdjax.errors import UserError
 
 TRAIN_TAR, VALIDATION_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
@@ -64,7 +64,7 @@ def open_imagenet(path: Path, builder: Any, labels: Path | None) -> Source:
     return Source("imagenet2012", str(builder.version), features, splits, files, {}, EXPECTED)
 
 
-def _split(file: Path, members: list[_Member]) -> Split:
+def _split(file: Path, members: list[_Member]) -> SourceSplit:
     if not members:
         raise UserError(f"{file} holds no pictures")
     handle = os.open(file, os.O_RDONLY)  # open until the process ends; pread needs no lock
@@ -80,7 +80,7 @@ def _split(file: Path, members: list[_Member]) -> Split:
         return {"image": checked_picture(encoded, name_of(index), "JPEG"), "file_name": member.name}
 
     num_bytes = sum(member.size for member in members)
-    return Split(len(members), read, lambda index: members[index].label, name_of, num_bytes)
+    return SourceSplit(len(members), read, lambda index: members[index].label, name_of, num_bytes)
 
 
 def _members(file: Path, stream: Any = None, base: int = 0) -> Iterator[tuple[_Member, Callable[[], Any]]]:

@@ -21,7 +21,7 @@ class DamagedExample(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
+class SourceSplit:
     """Examples of one split, in the order of their source.
 
     Attributes:
@@ -56,7 +56,7 @@ class Source:
     name: str
     version: str
     features: Any
-    splits: Mapping[str, Split]
+    splits: Mapping[str, SourceSplit]
     files: Sequence[Path]
     info: Mapping[str, Any]
     expected: Mapping[str, int] = dataclasses.field(default_factory=dict)

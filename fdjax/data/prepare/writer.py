@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fdjax.data.batches import seeded_permutation
-from fdjax.data.prepare.source import DamagedExample, Source, Split, file_digest
+from fdjax.data.prepare.source import DamagedExample, Source, SourceSplit, file_digest
 from fdjax.data.tfds_sets import INFO_FILE, LABELS_FILE
 from fdjax.errors import UserError
 
@@ -155,7 +155,9 @@ def _read_journal(draft: Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
     return {**journal, "shards": sound}
 
 
-def _write_shard(file: Path, source: Source, split: Split, indices: np.ndarray, skip_damaged: bool) -> dict[str, Any]:
+def _write_shard(
+    file: Path, source: Source, split: SourceSplit, indices: np.ndarray, skip_damaged: bool
+) -> dict[str, Any]:
     from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
     partial = file.with_name(f"{file.name}.partial")
@@ -196,7 +198,7 @@ def _record_error(file: Path, call: Any, *arguments: Any) -> None:
         raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(file)) from error
 
 
-def _in_threads(source: Source, split: Split, indices: np.ndarray) -> Iterator[tuple[int, Any]]:
+def _in_threads(source: Source, split: SourceSplit, indices: np.ndarray) -> Iterator[tuple[int, Any]]:
     """(index, (record, label)) or (index, DamagedExample), in order."""
     features, classes = source.features, len(source.class_names)
 
