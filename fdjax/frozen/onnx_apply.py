@@ -1,0 +1,362 @@
+"""Other operations of a frozen network in ONNX: JAX's primitives, each by a function or a line of a table.
+
+A map that a layer made is [B, C, H, W]; what works element by element, or along axes that stay, leaves it so. Anything
+else gets it in the program's layout.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from fdjax.errors import UserError
+from fdjax.frozen.onnx_graph import TO_ONNX, Graph, Value
+from fdjax.frozen.program import Apply
+from fdjax.graph.primitives import params_from_json
+
+# Where an axis of [B, H, W, C] lies in [B, C, H, W].
+_AXIS = (0, 2, 3, 1)
+_ONE_NODE = {
+    "abs": "Abs", "add": "Add", "add_any": "Add", "and": "And", "ceil": "Ceil", "cos": "Cos", "div": "Div",
+    "eq": "Equal", "erf": "Erf", "exp": "Exp", "floor": "Floor", "ge": "GreaterOrEqual", "gt": "Greater",
+    "le": "LessOrEqual", "log": "Log", "logistic": "Sigmoid", "lt": "Less", "max": "Max", "min": "Min", "mul": "Mul",
+    "neg": "Neg", "not": "Not", "or": "Or", "pow": "Pow", "sign": "Sign", "sin": "Sin", "sqrt": "Sqrt", "sub": "Sub",
+    "tanh": "Tanh",
+}  # fmt: skip
+_MADE_OF_NODES = (
+    "clamp", "erfc", "exp2", "expm1", "integer_pow", "log1p", "ne", "rsqrt", "select_n", "square",
+)  # fmt: skip
+_COMPARISONS = ("eq", "ne", "ge", "gt", "le", "lt")
+_SAME = ("stop_gradient", "copy", "copy_p", "reduce_precision", "optimization_barrier")
+
+
+class _Call(NamedTuple):
+    """An operation with what it is given.
+
+    Attributes:
+      graph: to write into.
+      name: of the operation.
+      kind: of the primitive.
+      inputs: values, and arrays.
+      params: of the primitive.
+      shapes: of its outputs, without the batch.
+      zeros: makes [B, *shape] of zeros.
+    """
+
+    graph: Graph
+    name: str
+    kind: str
+    inputs: list[Value | np.ndarray]
+    params: dict[str, Any]
+    shapes: list[tuple[int, ...]]
+    zeros: Callable[[Sequence[int]], str]
+
+    @property
+    def values(self) -> list[Value]:
+        return [x for x in self.inputs if isinstance(x, Value)]
+
+    @property
+    def on_maps(self) -> bool:
+        """Whether something that it reads is [B, C, H, W]."""
+        return any(value.is_map for value in self.values)
+
+    @property
+    def x(self) -> Value:
+        """Its first input."""
+        if isinstance(self.inputs[0], Value):
+            return self.inputs[0]
+        raise self.refused("of an array that no image has a part in")
+
+    def refused(self, what: str) -> UserError:
+        return UserError(
+            f"{self.name}: the operation {self.kind!r} {what} cannot be written as ONNX; .stablehlo holds any operation"
+        )
+
+    def operand(self, x: Value | np.ndarray, as_map: bool) -> str:
+        """The name of an input in either layout."""
+        if isinstance(x, Value):
+            return self.graph.channels_first(x) if as_map else self.graph.plain(x)
+        return _constant(self.graph, x.transpose(TO_ONNX) if as_map and x.ndim == 4 else x)
+
+    def made(self, name: str, as_map: bool = False, dtype: str = "float") -> list[Value]:
+        (shape,) = self.shapes
+        return [Value(shape, dtype, **{"channels_first" if as_map else "plain": name})]
+
+
+def _constant(graph: Graph, array: np.ndarray) -> str:
+    return graph.constant(array, {"float": np.float32, "int": np.int64, "bool": np.bool_}[_dtype(array.dtype)])
+
+
+def _dtype(dtype: Any) -> str:
+    if jnp.issubdtype(dtype, jnp.floating):
+        return "float"
+    return "bool" if np.dtype(dtype) == np.bool_ else "int"
+
+
+def _dtype_of(x: Value | np.ndarray) -> str:
+    return x.dtype if isinstance(x, Value) else _dtype(x.dtype)
+
+
+# Element by element
+
+
+def _elementwise(call: _Call) -> list[Value]:
+    as_map = call.on_maps
+    names = [call.operand(x, as_map) for x in call.inputs]
+    dtype = "bool" if call.kind in _COMPARISONS else _dtype_of(call.inputs[-1])
+    return call.made(_nodes(call, names), as_map, dtype)
+
+
+def _nodes(call: _Call, names: list[str]) -> str:
+    graph, kind = call.graph, call.kind
+    scalars = [x.item() if isinstance(x, np.ndarray) and x.size == 1 else None for x in call.inputs]
+    match kind:
+        case "max" | "min" if scalars[0] is not None or scalars[1] is not None:
+            # Engines join these, not Max and Min, to the layer before.
+            x, bound = (names[1], scalars[0]) if scalars[0] is not None else (names[0], scalars[1])
+            if kind == "max" and bound == 0:
+                return graph.op("Relu", x)
+            limit = graph.constant(bound)
+            return graph.op("Clip", x, limit) if kind == "max" else graph.op("Clip", x, "", limit)
+        case "clamp":
+            low, x, high = names
+            if scalars[0] is not None and scalars[2] is not None:
+                return graph.op("Clip", x, graph.constant(scalars[0]), graph.constant(scalars[2]))
+            return graph.op("Min", graph.op("Max", x, low), high)
+        case "select_n":
+            if len(names) != 3 or _dtype_of(call.inputs[0]) != "bool":
+                raise call.refused("between more than two")
+            return graph.op("Where", names[0], names[2], names[1])
+        case "integer_pow":
+            power = call.params["y"]
+            return graph.op("Mul", names[0], names[0]) if power == 2 else graph.op("Pow", *names, graph.constant(power))
+        case "square":
+            return graph.op("Mul", names[0], names[0])
+        case "rsqrt":
+            return graph.op("Reciprocal", graph.op("Sqrt", *names))
+        case "ne":
+            return graph.op("Not", graph.op("Equal", *names))
+        case "log1p":
+            return graph.op("Log", graph.op("Add", *names, graph.constant(1.0)))
+        case "expm1":
+            return graph.op("Sub", graph.op("Exp", *names), graph.constant(1.0))
+        case "erfc":
+            return graph.op("Sub", graph.constant(1.0), graph.op("Erf", *names))
+        case "exp2":
+            return graph.op("Pow", graph.constant(2.0), *names)
+    return graph.op(_ONE_NODE[kind], *names)
+
+
+def _convert(call: _Call) -> list[Value]:
+    from onnx import TensorProto
+
+    x, dtype = call.x, _dtype(call.params["new_dtype"])
+    if x.dtype == dtype:
+        return [x]
+    to = {"float": TensorProto.FLOAT, "int": TensorProto.INT64, "bool": TensorProto.BOOL}[dtype]
+    return call.made(call.graph.op("Cast", call.operand(x, x.is_map), to=to), x.is_map, dtype)
+
+
+# Along axes
+
+
+def _stays_in_order(axes: Sequence[int]) -> bool:
+    """Whether axes of [B, H, W, C] have the same order in [B, C, H, W]."""
+    places = [_AXIS[axis] for axis in axes]
+    return places == sorted(places)
+
+
+def _reduce(call: _Call) -> list[Value]:
+    graph, x, axes = call.graph, call.x, tuple(call.params["axes"])
+    as_map = x.is_map and _stays_in_order([axis for axis in range(4) if axis not in axes])
+    name = call.operand(x, as_map)
+    axes = [_AXIS[axis] for axis in axes] if as_map else list(axes)
+    if call.kind == "reduce_sum":
+        return call.made(graph.op("ReduceSum", name, graph.integers(*axes), keepdims=0))
+    return call.made(
+        graph.op({"reduce_max": "ReduceMax", "reduce_min": "ReduceMin"}[call.kind], name, axes=axes, keepdims=0)
+    )
+
+
+def _reduce_window(call: _Call) -> list[Value]:
+    params, graph = call.params, call.graph
+    window, padding = params["window_dimensions"], params["padding"]
+    moved = [*(axis for axis in range(len(window)) if window[axis] > 1 or params["window_strides"][axis] > 1)]
+    dilated = any(side > 1 for side in (*params["base_dilation"], *params["window_dilation"]))
+    if len(window) != 4 or not {1, 2}.issuperset(moved) or dilated or any(min(pair) < 0 for pair in padding):
+        raise call.refused("with windows that do not move along rows and columns")
+    how: dict[str, Any] = {
+        "kernel_shape": list(window[1:3]),
+        "strides": list(params["window_strides"][1:3]),
+        "pads": [padding[1][0], padding[2][0], padding[1][1], padding[2][1]],
+    }
+    x = graph.channels_first(call.x)
+    if call.kind == "reduce_window_max":
+        return call.made(graph.op("MaxPool", x, **how), as_map=True)
+    mean = graph.op("AveragePool", x, count_include_pad=1, **how)
+    return call.made(graph.op("Mul", mean, graph.constant(window[1] * window[2])), as_map=True)
+
+
+def _pad(call: _Call) -> list[Value]:
+    x, (_, value), config = call.x, call.inputs, call.params["padding_config"]
+    if any(before < 0 or after < 0 or inside for before, after, inside in config) or isinstance(value, Value):
+        raise call.refused("with padding below zero or inside")
+    order = TO_ONNX if x.is_map else range(len(config))
+    pads = [int(config[axis][side]) for side in (0, 1) for axis in order]
+    filler = _constant(call.graph, value.astype(np.float32) if x.dtype == "float" else value)
+    name = call.graph.op("Pad", call.operand(x, x.is_map), call.graph.integers(*pads), filler)
+    return call.made(name, x.is_map, x.dtype)
+
+
+def _slice(call: _Call) -> list[Value]:
+    x, params = call.x, call.params
+    cut = [axis for axis in range(1, len(x.shape) + 1) if call.shapes[0][axis - 1] != x.shape[axis - 1]]
+    if not cut:
+        return [x]
+    starts, stops = ([int(params[name][axis]) for axis in cut] for name in ("start_indices", "limit_indices"))
+    steps = [] if params["strides"] is None else [int(params["strides"][axis]) for axis in cut]
+    axes = [_AXIS[axis] for axis in cut] if x.is_map else cut
+    name = call.graph.slice(call.operand(x, x.is_map), starts, stops, axes, *steps)
+    return call.made(name, x.is_map, x.dtype)
+
+
+def _split(call: _Call) -> list[Value]:
+    x, axis = call.x, call.params["axis"]
+    where = "channels_first" if x.is_map else "plain"
+    names = call.graph.split(call.operand(x, x.is_map), call.params["sizes"], _AXIS[axis] if x.is_map else axis)
+    return [Value(shape, x.dtype, **{where: name}) for shape, name in zip(call.shapes, names, strict=True)]
+
+
+def _concatenate(call: _Call) -> list[Value]:
+    as_map, axis, names = call.on_maps, call.params["dimension"], []
+    for x in call.inputs:
+        name = call.operand(x, as_map)
+        if isinstance(x, np.ndarray):
+            # As many of them as there are images.
+            name = call.graph.op("Add", call.zeros([1] * (x.ndim - 1)), name)
+        names.append(name)
+    return call.made(call.graph.concat(names, _AXIS[axis] if as_map else axis), as_map, _dtype_of(call.inputs[0]))
+
+
+# Shapes
+
+
+def _reshape(call: _Call) -> list[Value]:
+    return call.made(call.graph.reshape(call.graph.plain(call.x), [-1, *call.shapes[0]]), dtype=call.x.dtype)
+
+
+def _broadcast(call: _Call) -> list[Value]:
+    x, (shape,), dimensions = call.x, call.shapes, call.params["broadcast_dimensions"]
+    if not dimensions or dimensions[0] != 0:
+        raise call.refused("that moves the batch")
+    sides = [1] * len(shape)
+    for axis, side in zip(dimensions[1:], x.shape, strict=True):
+        sides[axis - 1] = side
+    name = call.graph.plain(x)
+    if tuple(sides) != x.shape:
+        name = call.graph.reshape(name, [-1, *sides])
+    if tuple(sides) != shape:
+        name = call.graph.op("Expand", name, call.graph.integers(1, *shape))
+    return call.made(name, dtype=x.dtype)
+
+
+def _transpose(call: _Call) -> list[Value]:
+    x, order = call.x, call.params["permutation"]
+    if x.is_map:
+        order = [_AXIS[axis] for axis in order]
+    name = call.operand(x, x.is_map)
+    if order[0] != 0:
+        raise call.refused("that moves the batch")
+    return call.made(call.graph.op("Transpose", name, perm=list(order)), dtype=x.dtype)
+
+
+# Products
+
+
+def _dot_general(call: _Call) -> list[Value]:
+    (contract, batch), (shape,) = call.params["dimension_numbers"], call.shapes
+    if not isinstance(call.inputs[0], Value) or (
+        isinstance(call.inputs[1], Value) and (*batch[0][:1], *batch[1][:1]) != (0, 0)
+    ):
+        raise call.refused("across images")
+    if isinstance(call.inputs[1], np.ndarray) and batch[0]:
+        raise call.refused("of an array with a batch")
+    sides = []
+    for side, x in enumerate(call.inputs):
+        rank = x.ndim if isinstance(x, np.ndarray) else len(x.shape) + 1
+        lengths = list(x.shape) if isinstance(x, np.ndarray) else [-1, *x.shape]
+        free = [axis for axis in range(rank) if axis not in (*contract[side], *batch[side])]
+        inner = int(np.prod([lengths[axis] for axis in contract[side]]))
+        if isinstance(x, np.ndarray):
+            matrix = x.transpose(*contract[side], *free).reshape(inner, -1)
+            sides.append(_constant(call.graph, matrix))
+            continue
+        rows, last = [*batch[side], *free], list(contract[side])
+        order = [*batch[side], *contract[side], *free] if side else [*rows, *last]
+        name = call.graph.plain(x)
+        if order != list(range(rank)):
+            name = call.graph.op("Transpose", name, perm=order)
+        outer = int(np.prod([lengths[axis] for axis in free])) if batch[side] else -1
+        sizes = [-1, *((inner, outer) if side else (outer, inner))] if batch[side] else [-1, inner]
+        sides.append(call.graph.reshape(name, sizes))
+    return call.made(call.graph.reshape(call.graph.op("MatMul", *sides), [-1, *shape]))
+
+
+def _conv(call: _Call) -> list[Value]:
+    params, (_, kernel) = call.params, call.inputs
+    numbers = params["dimension_numbers"]
+    usual = numbers.lhs_spec == numbers.out_spec == (0, 3, 1, 2) and numbers.rhs_spec == (3, 2, 0, 1)
+    negative = any(min(pair) < 0 for pair in params["padding"])
+    if not usual or negative or set(params["lhs_dilation"]) != {1} or isinstance(kernel, Value):
+        raise call.refused("of this kind")
+    (top, bottom), (left, right) = params["padding"]
+    name = call.graph.conv(
+        call.graph.channels_first(call.x),
+        kernel.transpose(3, 2, 0, 1),
+        strides=list(params["window_strides"]),
+        dilations=list(params["rhs_dilation"]),
+        pads=[top, left, bottom, right],
+        group=params["feature_group_count"],
+    )
+    return call.made(name, as_map=True)
+
+
+_FUNCTIONS: dict[str, Callable[[_Call], list[Value]]] = {
+    **dict.fromkeys((*_ONE_NODE, *_MADE_OF_NODES), _elementwise),
+    **dict.fromkeys(_SAME, lambda call: call.values),
+    **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min"), _reduce),
+    **dict.fromkeys(("reduce_window_max", "reduce_window_sum"), _reduce_window),
+    **dict.fromkeys(("reshape", "squeeze", "expand_dims"), _reshape),
+    "broadcast_in_dim": _broadcast,
+    "concatenate": _concatenate,
+    "conv_general_dilated": _conv,
+    "convert_element_type": _convert,
+    "dot_general": _dot_general,
+    "pad": _pad,
+    "slice": _slice,
+    "split": _split,
+    "transpose": _transpose,
+}
+
+
+def apply_primitive(
+    graph: Graph,
+    operation: Apply,
+    inputs: list[Value | np.ndarray],
+    shapes: list[tuple[int, ...]],
+    zeros: Callable[[Sequence[int]], str],
+) -> list[Value]:
+    """Writes an operation: the values that it makes, of `shapes`.
+
+    Raises:
+      UserError: a primitive, or a use of one, that has no form in ONNX here; the message names the operation.
+    """
+    params = params_from_json(json.loads(operation.params))
+    call = _Call(graph, operation.name, operation.kind, inputs, params, shapes, zeros)
+    if operation.kind not in _FUNCTIONS:
+        raise call.refused("")
+    return _FUNCTIONS[operation.kind](call)

@@ -1,0 +1,186 @@
+"""An ONNX graph in the making: nodes and constants, each constant once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fdjax.errors import UserError
+from fdjax.frozen.products import Indices
+from fdjax.frozen.program import Activation
+
+# Where the axes of a map [B, H, W, C] lie in ONNX's [B, C, H, W], and the way back.
+TO_ONNX, FROM_ONNX = (0, 3, 1, 2), (0, 2, 3, 1)
+# Of a convolution, what need not be said.
+_DEFAULTS = {"strides": [1, 1], "dilations": [1, 1], "pads": [0, 0, 0, 0], "group": 1}
+# The names of what goes in and comes out, where it is one.
+INPUT, OUTPUT = "images", "logits"
+# Rows and columns of a bias count as equal where they differ by less, beside the largest value.
+_SAME = 1e-6
+
+
+@dataclasses.dataclass
+class Value:
+    """A value of the program in the graph; of a map either layout is made when it is asked for.
+
+    Attributes:
+      shape: without the batch.
+      dtype: "float", "int" or "bool".
+      plain: its name, laid out as in the program.
+      channels_first: its name as [B, C, H, W].
+    """
+
+    shape: tuple[int, ...]
+    dtype: str = "float"
+    plain: str | None = None
+    channels_first: str | None = None
+
+    @property
+    def is_map(self) -> bool:
+        """Whether it is at hand as [B, C, H, W]."""
+        return self.channels_first is not None
+
+
+class Graph:
+    """Nodes and constants; every method returns the name of a value."""
+
+    def __init__(self) -> None:
+        from onnx import helper, numpy_helper
+
+        self._helper, self._numpy = helper, numpy_helper
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+        self._known: dict[Any, str] = {}
+        self._names = itertools.count()
+
+    def constant(self, value: Any, dtype: Any = np.float32) -> str:
+        """A constant, stored once however often it is asked for."""
+        array = np.array(value, dtype, order="C")
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._known:
+            self._known[key] = f"c{len(self.constants)}"
+            self.constants.append(self._numpy.from_array(array, self._known[key]))
+        return self._known[key]
+
+    def integers(self, *values: int) -> str:
+        return self.constant(values, np.int64)
+
+    def indices(self, values: Iterable[int]) -> str:
+        """Of a gather, which takes short ones."""
+        return self.constant(list(values), np.int32)
+
+    def op(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+        """A node with one output."""
+        name = output or f"v{next(self._names)}"
+        self.nodes.append(self._helper.make_node(kind, list(inputs), [name], **attributes))
+        return name
+
+    def once(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """As `op`, of constants: the same node is not made twice."""
+        key = (kind, inputs, repr(attributes))
+        if key not in self._known:
+            self._known[key] = self.op(kind, *inputs, **attributes)
+        return self._known[key]
+
+    def split(self, x: str, sizes: Sequence[int], axis: int) -> list[str]:
+        """Stretches of an axis, all of it."""
+        if len(sizes) == 1:
+            return [x]
+        names = [f"v{next(self._names)}" for _ in sizes]
+        self.nodes.append(self._helper.make_node("Split", [x, self.integers(*sizes)], names, axis=axis))
+        return names
+
+    def add(self, values: Sequence[str]) -> str:
+        return functools.reduce(lambda a, b: self.op("Add", a, b), values)
+
+    def concat(self, values: Sequence[str], axis: int) -> str:
+        return values[0] if len(values) == 1 else self.op("Concat", *values, axis=axis)
+
+    def slice(self, x: str, starts: Sequence[int], stops: Sequence[int], axes: Sequence[int], *steps: int) -> str:
+        bounds = [self.integers(*values) for values in (starts, stops, axes)]
+        return self.op("Slice", x, *bounds, *([self.integers(*steps)] if steps else []))
+
+    def take(self, x: str, indices: Indices | None, width: int, axis: int = 1, rank: int = 4) -> str:
+        """Channels of a value that has `width` of them; -1: zero."""
+        if indices is None or indices == tuple(range(width)):
+            return x
+        if -1 not in indices and indices == tuple(range(indices[0], indices[0] + len(indices))):
+            return self.slice(x, [indices[0]], [indices[-1] + 1], [axis])
+        if -1 in indices:
+            pads = [0] * (2 * rank)
+            pads[rank + axis] = 1
+            x = self.op("Pad", x, self.integers(*pads))
+        return self.op("Gather", x, self.indices(width if i < 0 else i for i in indices), axis=axis)
+
+    def reshape(self, x: str, shape: Sequence[int]) -> str:
+        return self.op("Reshape", x, self.integers(*shape))
+
+    def activate(self, x: str, activation: Activation) -> str:
+        if activation == "relu6":
+            return self.op("Clip", x, self.constant(0.0), self.constant(6.0))
+        return self.op("Relu", x) if activation == "relu" else x
+
+    def bias(self, x: str, bias: np.ndarray) -> str:
+        """Adds a bias [C], or [H, W, C], to [B, C, H, W]."""
+        if bias.ndim == 1:
+            return self.op("Add", x, self.constant(bias[None, :, None, None]))
+        name, small = bias.transpose(2, 0, 1), bias.transpose(2, 0, 1)
+        # What removed channels leave behind differs near the borders only: equal rows and columns are stored once.
+        expand = []
+        for axis in (1, 2):
+            first, inverse = _distinct(small, axis)
+            if len(first) < small.shape[axis]:
+                small = np.take(small, first, axis)
+                expand.append((axis, inverse))
+        name = self.constant(small)
+        for axis, inverse in expand:
+            name = self.once("Gather", name, self.indices(inverse), axis=axis)
+        return self.op("Add", x, name)
+
+    def conv(self, x: str, kernel: np.ndarray, bias: np.ndarray | None = None, **attributes: Any) -> str:
+        """Convolution of [B, C, H, W] with a kernel [D, C / groups, rows, columns]."""
+        extra = [] if bias is None else [self.constant(bias)]
+        named = {name: value for name, value in attributes.items() if value != _DEFAULTS.get(name)}
+        return self.op("Conv", x, self.constant(kernel), *extra, **named)
+
+    # Layouts
+
+    def plain(self, value: Value) -> str:
+        """The value laid out as in the program."""
+        if value.plain is None:
+            value.plain = self._laid_out(value, value.channels_first, FROM_ONNX)
+        return value.plain
+
+    def channels_first(self, value: Value) -> str:
+        """A map as [B, C, H, W]."""
+        if value.channels_first is None:
+            value.channels_first = self._laid_out(value, value.plain, TO_ONNX)
+        return value.channels_first
+
+    def _laid_out(self, value: Value, other: str | None, order: Sequence[int]) -> str:
+        if other is None:
+            raise UserError(
+                f"a value of shape {list(value.shape)} has nothing left that an operation reads: such a network cannot "
+                "be written as ONNX"
+            )
+        height, width, channels = value.shape
+        if height * width == 1 or channels == 1:
+            sides = (height, width, channels)
+            return self.reshape(
+                other, [-1, *(sides[axis - 1] for axis in ((1, 2, 3) if order == FROM_ONNX else TO_ONNX[1:]))]
+            )
+        return self.op("Transpose", other, perm=list(order))
+
+
+def _distinct(array: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first of each kind of rows along an axis, and for every row which kind it is."""
+    rows = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
+    largest = np.abs(rows).max(initial=0)
+    keys = np.round(rows / (largest * _SAME)) if largest else rows
+    _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    return first, inverse.ravel()

@@ -1,0 +1,109 @@
+"""A frozen network as an ONNX model, from its program and arrays alone.
+
+The packages onnx and onnxruntime are optional, and imported when they are needed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fdjax.errors import UserError
+from fdjax.frozen.onnx_apply import apply_primitive
+from fdjax.frozen.onnx_graph import INPUT, OUTPUT, Graph, Value
+from fdjax.frozen.onnx_layers import Layers
+from fdjax.frozen.onnx_products import HostArrays
+from fdjax.frozen.program import Apply, Program
+
+_OPSET, _IR_VERSION = 17, 9
+
+
+def _names(name: str, count: int) -> list[str]:
+    """The first by its plain name: images, images1, images2."""
+    return [f"{name}{index or ''}" for index in range(count)]
+
+
+def _write(program: Program, arrays: HostArrays) -> Graph:
+    """The graph of all operations."""
+    graph = Graph()
+    layers = Layers(graph, arrays)
+    values = {
+        value: Value(program.shapes[value], plain=name)
+        for value, name in zip(program.inputs, _names(INPUT, len(program.inputs)), strict=True)
+    }
+    for operation in program.operations:
+        if isinstance(operation, Apply):
+            inputs = [
+                values[v] if v >= 0 else np.asarray(arrays[f"{operation.name}/arg{-1 - v}"]) for v in operation.inputs
+            ]
+            shapes = [program.shapes[value] for value in operation.outputs]
+            made = apply_primitive(graph, operation, inputs, shapes, layers.products.zeros)
+            values.update(zip(operation.outputs, made, strict=True))
+        else:
+            values[operation.y] = layers.layer(operation, values[operation.x], program.shapes[operation.y])
+    for value, name in zip(program.outputs, _names(OUTPUT, len(program.outputs)), strict=True):
+        graph.op("Identity", graph.plain(values[value]), output=name)
+    return graph
+
+
+def to_onnx(program: Program, arrays: HostArrays) -> Any:
+    """The ONNX model: float32 images [batch, ...] in 0..255 -> logits [batch, ...], any batch size.
+
+    Further inputs and outputs are named images1, logits1 and so on.
+
+    Raises:
+      UserError: the package onnx is missing, or the network has an operation that cannot be written.
+    """
+    if importlib.util.find_spec("onnx") is None:
+        raise UserError("writing ONNX needs the package onnx: pip install onnx")
+    from onnx import TensorProto, checker, helper
+
+    graph = _write(program, {name: np.asarray(array) for name, array in arrays.items()})
+
+    def described(name: str, values: tuple[int, ...]) -> list[Any]:
+        return [
+            helper.make_tensor_value_info(given, TensorProto.FLOAT, ["batch", *program.shapes[value]])
+            for given, value in zip(_names(name, len(values)), values, strict=True)
+        ]
+
+    inputs, outputs = described(INPUT, program.inputs), described(OUTPUT, program.outputs)
+    model = helper.make_model(
+        helper.make_graph(graph.nodes, "frozen_network", inputs, outputs, graph.constants),
+        opset_imports=[helper.make_opsetid("", _OPSET)],
+        ir_version=_IR_VERSION,
+        producer_name="fdjax",
+    )
+    checker.check_model(model)
+    return model
+
+
+def write_onnx(program: Program, arrays: HostArrays, file: Path) -> None:
+    """Writes `to_onnx` into a file."""
+    file.write_bytes(to_onnx(program, arrays).SerializeToString())
+
+
+def onnxruntime_session(model: Any, threads: int | None = None) -> Callable[..., Any]:
+    """Runs an ONNX model on the CPU: images float32 [B, ...] -> logits; of several outputs a list.
+
+    Args:
+      model: of `to_onnx`.
+      threads: of a run; None: ONNX Runtime's own choice.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    if threads is not None:
+        options.intra_op_num_threads = options.inter_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+
+    def run(*images: np.ndarray) -> Any:
+        feed = {name: np.asarray(image, np.float32) for name, image in zip(names, images, strict=True)}
+        made = session.run(None, feed)
+        return made[0] if len(made) == 1 else made
+
+    return run
