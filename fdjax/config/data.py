@@ -30,6 +30,9 @@ class DataConfig(Checked):
     """Threads that decode a streamed set (None: one a processor); figures do not depend on it."""
     random_resized_crop: bool = False
     """Train on a random part of each image, 8 to 100% of its area, resized, as is the custom for ImageNet (stream)."""
+    crop_area: float = 0.0
+    """Train on a random part of each image, of this share of its area or more, resized (0: off). 0.5 is gentle, as
+    fine-tuning wants it; in memory too."""
     eval_crop: float = 1.0
     """Side of the square cut from the middle of a test image, as a share of its shorter side; 0.875 is the custom for
     ImageNet (stream)."""
@@ -76,6 +79,12 @@ class DataConfig(Checked):
             not (self.random_resized_crop and self.crop_padding),
             "crop_padding",
             "0 with random_resized_crop, which is the random crop then",
+        )
+        self._require(0 <= self.crop_area <= 1, "crop_area", "a share from 0 to 1")
+        self._require(
+            not self.crop_area or not (self.random_resized_crop or self.crop_padding),
+            "crop_area",
+            "0 with random_resized_crop or crop_padding, other kinds of random crops",
         )
         self._require(0 < self.eval_crop <= 1, "eval_crop", "a share above 0 and at most 1")
         self._require(streamed or self.eval_crop == 1, "eval_crop", "1 unless loading is 'stream'")

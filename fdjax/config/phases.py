@@ -34,6 +34,8 @@ class WeightPhaseConfig(Checked):
     """For schedule=step: what the rate is multiplied by."""
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up from zero."""
+    body_rate: float = 1.0
+    """The learning rate of all but the classifier, as a share of it, 0 to 1: below 1 for pretrained weights."""
     momentum: float = 0.9
     """Of sgd."""
     weight_decay: float = 4e-5
@@ -45,6 +47,7 @@ class WeightPhaseConfig(Checked):
         self._require(self.epochs > 0, "epochs", "above 0")
         self._require(self.steps is None or self.steps >= 1, "steps", "at least 1, or None")
         self._require(self.learning_rate > 0, "learning_rate", "above 0")
+        self._require(0 <= self.body_rate <= 1, "body_rate", "a share from 0 to 1")
         self._require(0 <= self.momentum < 1, "momentum", "0 to below 1")
         self._require(self.weight_decay >= 0, "weight_decay", "0 or more")
         self._require(0 <= self.label_smoothing < 1, "label_smoothing", "0 to below 1")

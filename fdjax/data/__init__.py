@@ -9,6 +9,7 @@ from fdjax.data.augment import (
     random_crop,
     random_erase,
     random_flip,
+    random_part,
 )
 from fdjax.data.batches import TrainingOrder, batch_indices, epoch_order, steps_per_epoch
 from fdjax.data.decode import load_image
@@ -48,6 +49,7 @@ __all__ = [
     "random_crop",
     "random_erase",
     "random_flip",
+    "random_part",
     "read_pictures",
     "split_validation",
     "steps_per_epoch",

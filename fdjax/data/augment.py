@@ -67,6 +67,33 @@ def random_crop(key: jax.Array, images_BHWC: jax.Array, pad: int) -> jax.Array:
     return jax.vmap(lambda image, offset: lax.dynamic_slice(image, (offset[0], offset[1], zero), size))(padded, offsets)
 
 
+def random_part(key: jax.Array, images_BHWC: jax.Array, least_area: float) -> jax.Array:
+    """A random part of each image, of 3:4 to 4:3 of the image's own form, resized to the image's size (bilinear).
+
+    Args:
+      key: PRNG key.
+      images_BHWC: [B, H, W, C], 0..255.
+      least_area: the part's share of the image's area is uniform between this, 0 to 1, and 1.
+
+    Returns:
+      float32 [B, H, W, C].
+    """
+    count, height, width = images_BHWC.shape[:3]
+    area, form, down, across = jax.random.uniform(key, (4, count))
+    side = jnp.sqrt(least_area + (1 - least_area) * area)
+    stretch = jnp.exp(jnp.log(4 / 3) / 2 * (2 * form - 1))
+
+    def weights(share: jax.Array, place: jax.Array, size: int) -> jax.Array:
+        """[B, size, size]: what each pixel of the result takes of each of the image."""
+        wanted = size * ((1 - share) * place)[:, None] + share[:, None] * (jnp.arange(size) + 0.5) - 0.5
+        wanted = jnp.clip(wanted, 0, size - 1)
+        return jnp.maximum(0, 1 - jnp.abs(wanted[:, :, None] - jnp.arange(size)))
+
+    rows = weights(jnp.minimum(side * stretch, 1), down, height)
+    columns = weights(jnp.minimum(side / stretch, 1), across, width)
+    return jnp.einsum("bij,bkl,bjlc->bikc", rows, columns, images_BHWC.astype(jnp.float32), precision="highest")
+
+
 def random_flip(key: jax.Array, images_BHWC: jax.Array) -> jax.Array:
     """Mirrors each image left to right with probability one half.
 
@@ -220,6 +247,7 @@ def augment(
     cutout_size: int = 0,
     erase: float = 0.0,
     fill: ArrayLike = 0.0,
+    crop_area: float = 0.0,
 ) -> jax.Array:
     """Random crop, flip, colour jitter, cutout and random erasing, in this order; see the functions of these names.
 
@@ -232,15 +260,18 @@ def augment(
       cutout_size: side of the square in pixels; 0 means none.
       erase: probability of random erasing.
       fill: of cutout and erasing.
+      crop_area: least share of the area of the random part that is cut out; 0 means none.
 
     Returns:
-      [B, H, W, C] of the same type, or float32 with jitter.
+      [B, H, W, C] of the same type, or float32 with jitter or `crop_area`.
 
     Raises:
       ValueError: `pad` is negative.
     """
     crop_key, flip_key = jax.random.split(key)
     images_BHWC = random_crop(crop_key, images_BHWC, pad)
+    if crop_area:
+        images_BHWC = random_part(jax.random.fold_in(crop_key, 4), images_BHWC, crop_area)
     if flip:
         images_BHWC = random_flip(flip_key, images_BHWC)
     if jitter:

@@ -39,6 +39,13 @@ class RandomResizedCrop:
     area: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = _FULL_RATIO
 
+    @classmethod
+    def asked(cls, random_resized_crop: bool, crop_area: float) -> RandomResizedCrop | None:
+        """The crop that the data settings of these names ask for; None for the middle of each image."""
+        if crop_area:
+            return cls(area=(crop_area, 1.0))
+        return cls() if random_resized_crop else None
+
     def box(self, uniforms: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
         """Draws a part of an image; after ten parts that do not fit, its middle, as torchvision does.
 

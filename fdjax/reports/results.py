@@ -12,7 +12,7 @@ from fdjax.config import MASK_PHASES, Config
 
 _SIDES = {"both": "both sides", "input": "input side", "output": "output side"}
 # Attributes of a row that its table does not have.
-_UNTABLED = ("config", "dense_macs", "num_classes")
+_UNTABLED = ("config", "dense_macs", "num_classes", "imported")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class Result:
       config: of the run.
       dense_macs: of the dense network, by count.
       num_classes: of the data; None in summaries that do not say.
+      imported: the file that its weights were imported from, where they were.
       name: of its workdir.
       network: architecture.
       width: its multiplier.
@@ -57,6 +58,7 @@ class Result:
     config: Config = dataclasses.field(repr=False)
     dense_macs: float
     num_classes: int | None
+    imported: str | None
     name: str
     network: str
     width: float
@@ -125,6 +127,13 @@ class Result:
         return self.data if self.train_limit is None else f"{self.data}, {self.train_limit:,} training images"
 
     @property
+    def dense_origin(self) -> str:
+        """Where the dense network's weights come from, in a few words."""
+        if self.imported is None:
+            return "at the end of pretraining"
+        return "imported, after fine-tuning" if "pretrain" in self.own_phases else "as imported"
+
+    @property
     def own_phases(self) -> tuple[str, ...]:
         """The phases that the run did itself; settings of the others say nothing of it."""
         return tuple(phase for phase in self.phases.split(", ") if not phase.startswith("("))
@@ -156,6 +165,7 @@ def read_result(name: str, config: Config, summary: Mapping[str, Any]) -> Result
         config=config,
         dense_macs=_number(summary, "macs", "dense", above=0),
         num_classes=int(_number(summary, "num_classes")) if "num_classes" in summary else None,
+        imported=_imported(summary),
         name=name,
         network=config.model.name,
         width=config.model.width,
@@ -222,6 +232,11 @@ def _history(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     for entry in phases.values():
         _number(entry, "steps")
     return phases
+
+
+def _imported(summary: Mapping[str, Any]) -> str | None:
+    origin = summary.get("imported")
+    return str(origin["weights"]) if isinstance(origin, Mapping) and "weights" in origin else None
 
 
 def _version(summary: Mapping[str, Any], key: str) -> str | None:

@@ -182,7 +182,7 @@ def _run_section(run: RunFigures, number: int) -> list[str]:
 def _headline(result: Result, macs: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     cards = []
     if result.dense_top1 is not None:
-        cards.append(("Dense top-1", f"{100 * result.dense_top1:.2f}%", "at the end of pretraining"))
+        cards.append(("Dense top-1", f"{100 * result.dense_top1:.2f}%", result.dense_origin))
     if result.pruned_top1 is not None:
         change = "" if result.loss_points is None else f"{0.0 - result.loss_points:+.2f} points"
         cards.append(("Pruned top-1", f"{100 * result.pruned_top1:.2f}%", change))

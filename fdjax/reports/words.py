@@ -46,17 +46,21 @@ def outcome_words(result: Result) -> str:
     # Of a share of so many independent test images.
     error = 100 * math.sqrt(top1 * (1 - top1) / result.test_images)
     right = f"{100 * top1:.2f}% of {result.test_images:,} test images right (standard error {error:.2f} points)"
+    origin = ""
+    if result.imported is not None:
+        then = "fine-tuned here" if "pretrain" in result.own_phases else "taken as they are"
+        origin = f" Its weights were imported from {result.imported} and {then}."
     if not result.is_pruned:
-        return f"The dense network has {right} and {count_words(result.dense_macs)} MACs."
+        return f"The dense network has {right} and {count_words(result.dense_macs)} MACs.{origin}"
     text = (
         f"The pruned network has {right} with {count_words(result.macs)} MACs, transforms included: "
         f"{result.macs_ratio:.3f} of the dense network's {count_words(result.dense_macs)}."
     )
     if result.dense_top1 is None or result.loss_points is None:
-        return text
+        return text + origin
     change = -result.loss_points
     words = "as many" if round(change, 2) == 0 else f"{abs(change):.2f} points {'more' if change > 0 else 'less'}"
-    return f"{text} The dense network has {100 * result.dense_top1:.2f}%: the pruned one has {words}."
+    return f"{text} The dense network has {100 * result.dense_top1:.2f}%: the pruned one has {words}.{origin}"
 
 
 def count_words(count: float) -> str:
@@ -72,6 +76,7 @@ def _data_words(result: Result) -> str:
     augmentation = [
         f"random crop with {data.crop_padding} pixels of padding" if data.crop_padding else "",
         "random resized crop" if data.random_resized_crop else "",
+        f"random parts of at least {data.crop_area:.0%} of the area" if data.crop_area else "",
         "flips" if data.flip else "",
         f"colour jitter {data.jitter:g}" if data.jitter else "",
         f"cutout {data.cutout}" if data.cutout else "",

@@ -32,7 +32,7 @@ def augmented_rows(config: Config, count: int, times: int) -> list[tuple[str, li
     images = take_rows(dataset.train_images, chosen)
     plain = np.asarray(images[:])
     fill, _ = training_statistics(dataset, config.seed)
-    crop = RandomResizedCrop() if data.random_resized_crop else None
+    crop = RandomResizedCrop.asked(data.random_resized_crop, data.crop_area)
 
     def once(key: jax.Array, images: jax.Array) -> jax.Array:
         batch = augment(
@@ -44,6 +44,7 @@ def augmented_rows(config: Config, count: int, times: int) -> list[tuple[str, li
             cutout_size=data.cutout,
             erase=data.erase,
             fill=np.array(fill, np.float32),
+            crop_area=0.0 if data.loading == "stream" else data.crop_area,
         ).astype(jnp.float32)
         if data.mixup:
             batch, _ = mixup(jax.random.fold_in(key, 2), batch, jnp.asarray(labels), dataset.num_classes, data.mixup)

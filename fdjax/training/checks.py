@@ -16,6 +16,9 @@ from fdjax.training.build import check_maskable
 from fdjax.training.phases import Phase, has_teacher
 from fdjax.training.restore import Restored
 
+# Below so many times what guessing has, a network is taken to know nothing.
+_CHANCE = 1.5
+
 
 def check_target_macs(learn: LearnConfig, spec: NetworkSpec, phases: Sequence[Phase]) -> None:
     """Raises `UserError` if there is nothing to mask, or even removing every masked channel misses the target."""
@@ -99,6 +102,22 @@ def check_init(spec: NetworkSpec, init: Restored) -> None:
         )
 
 
+def inherited_phases(config: Config, init: Restored) -> list[str]:
+    """The phases that a run takes as done by --init: imported weights have done pretrain, unless the run has it too.
+
+    Raises:
+      UserError: nothing has trained the classifier of --init, and the run does not begin with that.
+    """
+    if init.as_imported and config.phases[0] == "pretrain":
+        return []
+    if init.as_imported and init.done.imported.get("new_classifier"):
+        raise UserError(
+            "--init holds imported weights with a new classifier, which nothing has trained: begin with pretrain "
+            f"(--phases pretrain {' '.join(config.phases)})"
+        )
+    return init.finished_phases()
+
+
 def phases_done(config: Config, finished: Sequence[str]) -> int:
     """How many of the config's first phases are those that --init has done.
 
@@ -123,4 +142,15 @@ def check_teacher(config: Config, first: Phase, init: Restored) -> None:
             f"{init.phase.name}, has trained its weights under masks and holds no unpruned network to learn "
             "from; start from a run that has done no more than pretrain and learn, or from one that was itself run "
             "with distill.weight above 0, or give --distill.weight 0"
+        )
+
+
+def warn_of_chance(dense_top1: float | None, num_classes: int) -> None:
+    """Says so where masks are about to be learned on a network that hardly knows its classes from one another."""
+    if dense_top1 is not None and dense_top1 < _CHANCE / num_classes:
+        print(
+            f"warning: the network whose masks are to be learned has {100 * dense_top1:.2f}% of the test images right, "
+            f"and guessing would have {100 / num_classes:.2f}%: its masks will mean little. Train it first (more "
+            "epochs of pretrain, another learning rate), or see whether its weights are those of these classes",
+            flush=True,
         )

@@ -32,14 +32,23 @@ def _kernels(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
+def _body(params: Any) -> Any:
+    """All but the classifier."""
+    return {name: jax.tree.map(lambda _, name=name: name != "classifier", layer) for name, layer in params.items()}
+
+
 def weight_optimizer(phase: WeightPhaseConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """For weights; weight decay acts on kernels only."""
+    """For weights; weight decay acts on kernels only, and the body may have a lower rate than the classifier."""
     if phase.optimizer == "adamw":
-        return optax.adamw(schedule, weight_decay=phase.weight_decay, mask=_kernels)
-    return optax.chain(
-        optax.add_decayed_weights(phase.weight_decay, mask=_kernels),
-        optax.sgd(schedule, momentum=phase.momentum, nesterov=phase.momentum > 0),
-    )
+        optimizer = optax.adamw(schedule, weight_decay=phase.weight_decay, mask=_kernels)
+    else:
+        optimizer = optax.chain(
+            optax.add_decayed_weights(phase.weight_decay, mask=_kernels),
+            optax.sgd(schedule, momentum=phase.momentum, nesterov=phase.momentum > 0),
+        )
+    if phase.body_rate == 1:
+        return optimizer
+    return optax.chain(optimizer, optax.masked(optax.scale(phase.body_rate), _body))
 
 
 def mask_optimizer(learn: LearnConfig) -> optax.GradientTransformation:

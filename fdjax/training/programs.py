@@ -83,6 +83,7 @@ def make_programs(
         jitter=data.jitter,
         cutout=data.cutout,
         erase=data.erase,
+        crop_area=0.0 if data.loading == "stream" else data.crop_area,  # a stream cuts while it decodes
     )
     weight_opt, mask_opt = optimizers_for(config, phase)
     objective = labels_alone

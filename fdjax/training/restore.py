@@ -81,6 +81,11 @@ class Restored:
         """Whether the weights have been trained under masks: they are no longer the unpruned network's."""
         return self.done.weights_adapted or (self.phase.adapts_weights and self.phase_step > 0)
 
+    @property
+    def as_imported(self) -> bool:
+        """Whether nothing here has trained the weights since they were imported."""
+        return bool(self.done.imported) and self.phase.name == "pretrain" and not self.phase.steps
+
     def finished_phases(self) -> list[str]:
         """Phases that are done, inherited ones first."""
         return self.done.inherited + [phase["name"] for phase in self.done.history]

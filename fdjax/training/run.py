@@ -35,7 +35,9 @@ from fdjax.training.checks import (
     check_steps_done,
     check_target_macs,
     check_teacher,
+    inherited_phases,
     phases_done,
+    warn_of_chance,
 )
 from fdjax.training.compilation import tidy_after_compilations
 from fdjax.training.controller import first_lambda
@@ -138,7 +140,7 @@ class _Run:
             check_beginning(self.config)
         else:
             check_init(self.spec, self.init)
-            self.done.inherited = self.init.finished_phases()
+            self.done.inherited = inherited_phases(self.config, self.init)
             self._skip(phases_done(self.config, self.done.inherited))
             check_teacher(self.config, self.phases[0], self.init)
 
@@ -172,7 +174,10 @@ class _Run:
         print(f"on {self.devices.describe()}, workdir {self.workdir}", flush=True)
         if self.init is not None and self.resumed is None:
             skipped = ", ".join(self.config.phases[: self.done.skipped]) or "no phase"
-            print(f"starting from a run that has done {', '.join(self.done.inherited)}; skipping {skipped}", flush=True)
+            begun = f"a run that has done {', '.join(self.done.inherited)}; skipping {skipped}"
+            if self.init.as_imported:
+                begun = f"weights imported from {self.init.done.imported['weights']}"
+            print(f"starting from {begun}", flush=True)
         if self.resumed is not None:
             at = f"{self.resumed.phase.name}, step {self.resumed.phase_step:,} of {self.resumed.phase.steps:,}"
             print(f"going on where it stopped: {at}", flush=True)
@@ -200,6 +205,7 @@ class _Run:
         if self.init is not None:
             variables |= {"params": self.init.state.params, "batch_stats": self.init.state.batch_stats}
             self.done.dense_top1 = self.init.done.dense_top1
+            self.done.imported = self.init.done.imported
             self.done.masks_learned = self.init.done.masks_learned or self.init.phase.learns_masks
             self.done.weights_adapted = self.init.weights_adapted
             if self.done.masks_learned:
@@ -207,7 +213,7 @@ class _Run:
                 self.done.released = list(self.init.done.released)
                 soft = not self.init.phase.hard
         state = create_state(variables, self.config.seed, *optimizers_for(self.config, phase))
-        if self.init is not None and self.init.done.imported and not self.done.masks_learned:
+        if self.init is not None and self.init.as_imported and phase.name != "pretrain":
             # Nobody has measured it on these data yet.
             dense, _ = self.measure.evaluate(self.init.phase, state, self.done, finished=True, split=self.measure.test)
             self.done.dense_top1 = dense["top1"]
@@ -223,6 +229,8 @@ class _Run:
             hard = gated_masks(self.config.learn, self.spec, state.fcmask, learned=self.done.masks_learned)
             self.done.released = list(hard.released)
             state = state.replace(fcmask=jax.tree.map(jnp.asarray, collection_of(self.spec, hard.counts)))
+        if phase.learns_masks and not self.done.masks_learned and self.devices.is_writer:
+            warn_of_chance(self.done.dense_top1, self.spec.num_classes)
         if has_teacher(self.config, phase):
             state = state.with_teacher()
         if phase.name == "scratch":
@@ -275,7 +283,7 @@ class _Run:
             self.train_labels,
             self.order.rows,
             seed=self.config.seed,
-            crop=RandomResizedCrop() if data.random_resized_crop else None,
+            crop=RandomResizedCrop.asked(data.random_resized_crop, data.crop_area),
             threads=data.workers,
             part=self.devices.local_part(data.batch_size),
         )
@@ -400,6 +408,7 @@ class _Run:
             "target_macs": learn.target_macs if self.done.masks_learned else None,
             "target_convention": learn.target_convention,
             "seed": self.config.seed,
+            "imported": self.done.imported or None,
             "versions": self.versions,
         }
         if self.devices.is_writer:

@@ -35,6 +35,7 @@ def make_prepare(
     jitter: float = 0.0,
     cutout: int = 0,
     erase: float = 0.0,
+    crop_area: float = 0.0,
 ) -> Prepare:
     """Returns (key, raw images [B, H, W, C]) -> augmented, normalised batch [B, H, W, C].
 
@@ -52,6 +53,7 @@ def make_prepare(
             cutout_size=cutout,
             erase=erase,
             fill=np.array(spec.input_mean, np.float32),
+            crop_area=crop_area,
         )
         return normalize(batch, spec.input_mean, spec.input_std, precision)
 

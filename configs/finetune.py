@@ -1,0 +1,41 @@
+"""Fine-tuning: an imported MobileNetV2 1.0 on a folder of your own pictures, pruned to half of its MACs.
+
+    python -m fdjax import --config configs/finetune.py --data.path DIR --format torchvision --weights FILE \
+        --new-classifier --out imported
+    python train.py --config configs/finetune.py --data.path DIR --init imported --workdir runs/finetune
+
+DIR holds train/<class>/* and test/<class>/*, and validation/<class>/* if there is a validation set. docs/finetune.md
+goes from there to a faster file.
+
+Hyperparameters: rates for pretrained weights: SGD with Nesterov momentum 0.9 at 0.02 for the classifier and a fifth of
+it for the body, cosine, label smoothing 0.1; random parts of at least half of each picture and flips. Masks as in
+configs/quickstart.py: whole channels in multiples of 16, gated by the time that one image takes.
+"""
+
+from fdjax.config import CheckpointConfig, Config, DataConfig, LearnConfig, ModelConfig, WeightPhaseConfig
+
+
+def get_config() -> Config:
+    return Config(
+        phases=("pretrain", "learn", "refine"),
+        data=DataConfig(
+            name="folder", path="pictures", image_size=160, batch_size=32, crop_padding=0, crop_area=0.5
+        ),
+        model=ModelConfig(name="mobilenetv2", padding="torch", count_classifier=True),
+        pretrain=WeightPhaseConfig(
+            epochs=6, learning_rate=0.02, body_rate=0.2, warmup_epochs=0.5, label_smoothing=0.1
+        ),
+        learn=LearnConfig(
+            epochs=3,
+            learning_rate=0.3,
+            tied=True,
+            levels="0,N",
+            group_multiple=16,
+            block=5,
+            penalty="macs",
+            target_macs=0.5,
+            gate="time",
+        ),
+        refine=WeightPhaseConfig(epochs=10, learning_rate=0.01, label_smoothing=0.1),
+        checkpoint=CheckpointConfig(every_epochs=1, evaluate_every_epochs=1),
+    )  # fmt: skip

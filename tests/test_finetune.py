@@ -1,0 +1,141 @@
+"""Imported weights trained on: fine-tuning is a first phase like any other."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed: it writes the weights that are imported here")
+
+from fdjax.checkpoint import find_checkpoint  # noqa: E402
+from fdjax.commands.main import fdjax_command  # noqa: E402
+from fdjax.config import Config, DataConfig, DistillConfig, WeightPhaseConfig  # noqa: E402
+from fdjax.data import random_part  # noqa: E402
+from fdjax.errors import UserError  # noqa: E402
+from fdjax.reports.results import read_result  # noqa: E402
+from fdjax.reports.words import outcome_words  # noqa: E402
+from fdjax.training.checks import warn_of_chance  # noqa: E402
+from fdjax.training.optimizers import weight_optimizer  # noqa: E402
+from fdjax.training.restore import restore  # noqa: E402
+from fdjax.training.run import train  # noqa: E402
+from tests.tiny_run import get_config  # noqa: E402
+from tests.torch_networks import randomise, small_mobilenetv2  # noqa: E402
+
+TINY = get_config()
+CONFIG = dataclasses.replace(
+    TINY,
+    model=dataclasses.replace(TINY.model, width=0.35, padding="torch"),
+    phases=("pretrain", "learn", "refine"),
+    distill=DistillConfig(weight=0.5),
+)
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory) -> Path:
+    """Weights without a classifier, imported with a new one."""
+    folder = tmp_path_factory.mktemp("imported")
+    state = randomise(small_mobilenetv2(), 4).state_dict()
+    torch.save({name: t for name, t in state.items() if not name.startswith("classifier")}, folder / "body.pth")
+    given = ["--config", str(Path(__file__).parent / "tiny_run.py"), "--format", "torchvision", "--new-classifier"]
+    more = ["--model.width", "0.35", "--input-mean", "73", "--input-std", "90", "--out", str(folder / "out")]
+    assert fdjax_command(["import", *given, "--weights", str(folder / "body.pth"), *more]) == 0
+    return folder / "out"
+
+
+def test_a_run_trains_imported_weights_and_then_prunes_them(imported, tmp_path, capsys, quick_runs) -> None:
+    summary = train(CONFIG, str(tmp_path / "run"), init=str(imported))
+    assert "starting from weights imported from body.pth" in capsys.readouterr().out
+    assert [phase["name"] for phase in summary["phases"]] == ["pretrain", "learn", "refine"]
+    assert summary["dense_top1"] == summary["phases"][0]["top1"]
+    assert summary["imported"]["weights"] == "body.pth"
+    begun, ended = (restore(*find_checkpoint(str(path))) for path in (imported, tmp_path / "run"))
+    assert ended.spec.input_mean == begun.spec.input_mean == (73.0,)
+    assert ended.state.teacher  # the unpruned network taught
+    result = read_result("run", CONFIG, summary)
+    assert result.dense_origin == "imported, after fine-tuning"
+    assert "Its weights were imported from body.pth and fine-tuned here." in outcome_words(result)
+
+
+def test_fine_tuning_alone_is_a_dense_run_that_freezes(imported, tmp_path, quick_runs) -> None:
+    config = dataclasses.replace(CONFIG, phases=("pretrain",))
+    summary = train(config, str(tmp_path / "run"), init=str(imported))
+    assert summary["top1"] == summary["dense_top1"] == summary["phases"][0]["top1"]
+    body = [
+        restore(*find_checkpoint(str(path))).state.params["stem"]["kernel"] for path in (imported, tmp_path / "run")
+    ]
+    assert not np.array_equal(*body)
+    said = outcome_words(read_result("run", config, summary))
+    assert said.startswith("The dense network has ") and "fine-tuned here" in said
+    given = ["freeze", "--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "frozen")]
+    assert fdjax_command(given) == 0
+    manifest = json.loads((tmp_path / "frozen" / "manifest.json").read_text())
+    assert manifest["macs"]["ratio"] == 1
+    # A further run goes on from there, and does not fine-tune again.
+    pruned = train(CONFIG, str(tmp_path / "pruned"), init=str(tmp_path / "run"))
+    assert [phase["name"] for phase in pruned["phases"]] == ["learn", "refine"]
+    assert pruned["dense_top1"] == summary["top1"]
+
+
+@pytest.mark.parametrize("phases", [("learn", "refine"), ("refine",)])
+def test_a_new_classifier_has_to_be_trained_first(phases, imported, tmp_path) -> None:
+    with pytest.raises(UserError, match="new classifier, which nothing has trained: begin with pretrain"):
+        train(dataclasses.replace(CONFIG, phases=phases), str(tmp_path / "run"), init=str(imported))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_body_learns_at_a_share_of_the_rate() -> None:
+    params = {"stem": {"kernel": jnp.ones((2, 2))}, "classifier": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+    grads = jax.tree.map(jnp.ones_like, params)
+
+    def update(body_rate: float, optimizer: str):
+        made = weight_optimizer(
+            WeightPhaseConfig(body_rate=body_rate, optimizer=optimizer), optax.constant_schedule(0.1)
+        )
+        return made.update(grads, made.init(params), params)[0]
+
+    for optimizer in ("sgd", "adamw"):
+        whole, part = update(1.0, optimizer), update(0.25, optimizer)
+        np.testing.assert_allclose(part["stem"]["kernel"], 0.25 * whole["stem"]["kernel"], rtol=1e-6)
+        for leaf in ("kernel", "bias"):
+            np.testing.assert_array_equal(part["classifier"][leaf], whole["classifier"][leaf])
+    with pytest.raises(UserError, match="body_rate must be a share from 0 to 1"):
+        WeightPhaseConfig(body_rate=1.5)
+
+
+def test_random_parts_are_windows_of_the_image() -> None:
+    rows, columns = np.mgrid[0:24, 0:32].astype(np.float32)
+    images = jnp.asarray(np.broadcast_to(np.stack([rows, columns, 0 * rows + 7], -1), (400, 24, 32, 3)))
+    found = np.asarray(random_part(jax.random.key(3), images, 0.5))
+    assert found.shape == images.shape
+    np.testing.assert_allclose(found[..., 2], 7, atol=1e-4)  # what is constant stays so
+    middle = found[:, 4:-4, 4:-4]
+    high = np.diff(middle[..., 0], axis=1)[:, :, 0]
+    wide = np.diff(middle[..., 1], axis=2)[:, 0]
+    # Rows and columns are evenly spaced, and less than one apart.
+    assert np.ptp(high, axis=1).max() < 1e-3 and np.ptp(wide, axis=1).max() < 1e-3
+    area = high[:, 0] * wide[:, 0]
+    assert 0.42 < area.min() < 0.55 and area.max() <= 1 + 1e-5 and 0.68 < area.mean() < 0.8
+    assert found.min() >= 0 and found[..., 0].max() <= 23 + 1e-4 and found[..., 1].max() <= 31 + 1e-4
+    whole = np.asarray(random_part(jax.random.key(3), images[:, :, :24], 1.0))
+    assert np.abs(whole[..., 0] - images[:, :, :24, 0]).max() < 24 * (1 - (3 / 4) ** 0.5)
+
+
+def test_random_parts_do_not_go_with_other_crops() -> None:
+    with pytest.raises(UserError, match="crop_area must be 0 with random_resized_crop or crop_padding"):
+        DataConfig(crop_area=0.5)
+    assert Config(data=DataConfig(crop_area=0.5, crop_padding=0)).data.crop_area == 0.5
+
+
+def test_a_network_at_chance_is_warned_of(capsys) -> None:
+    warn_of_chance(0.11, 10)
+    assert "11.00% of the test images right, and guessing would have 10.00%" in capsys.readouterr().out
+    warn_of_chance(0.3, 10)
+    warn_of_chance(None, 10)
+    assert not capsys.readouterr().out
