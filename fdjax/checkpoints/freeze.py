@@ -25,7 +25,7 @@ from fdjax.training.summary import versions
 from fdjax.zoo import FCMASK
 
 # What of a run's data settings a frozen network keeps: where its images come from, and what it is shown of them.
-DATA_FIELDS = ("name", "path", "image_size", "grayscale", "loading", "eval_crop")
+DATA_FIELDS = ("name", "path", "image_size", "grayscale", "loading", "eval_crop", "background")
 
 
 def hard_masks_of(restored: Restored) -> HardMasks:
@@ -167,14 +167,16 @@ def run_data(spec: NetworkSpec, data: Mapping[str, Any], data_path: str | None =
       UserError: the data are not there, or are others.
     """
     path = data["path"] if data_path is None else data_path
+    size = data["image_size"]
     dataset = open_dataset(
         data["name"],
         path,
-        data["image_size"],
+        tuple(size) if isinstance(size, list) else size,
         data["grayscale"],
         stream=data.get("loading") == "stream",
         crop_share=data.get("eval_crop", 1.0),
-    )
+        background=data.get("background", "white"),
+    ).in_order_of(spec.class_names)
     check_data(spec, dataset)
     return dataset
 

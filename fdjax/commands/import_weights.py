@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from fdjax.commands.arguments import config_given
-from fdjax.commands.class_list import read_class_list
 from fdjax.commands.output_files import check_json_target, write_report
 from fdjax.config import Config
 from fdjax.errors import UserError
@@ -189,6 +188,7 @@ def _inputs_and_outputs(
       its place in the file's classifier, None where that is its own.
     """
     from fdjax.data import FOLDER, PREPARED, describe_source
+    from fdjax.data.class_list import read_class_list
     from fdjax.importers import count_classes
     from fdjax.training.build import build_network
 
@@ -201,12 +201,12 @@ def _inputs_and_outputs(
         if sorted(named) != sorted(names):
             raise UserError(_other_classes(parsed.classes, named, names))
         return shape, names, len(names), [named.index(name) for name in names]
-    if data.image_size is None:
+    if data.size is None:
         raise UserError(
             f"the config's data set is not there ({data.path}), so the size of its images is not known: give "
             "--data.image-size, or --data.path"
         )
-    shape = (data.image_size, data.image_size, 1 if data.grayscale else 3)
+    shape = (*data.size, 1 if data.grayscale else 3)
     if named is not None:
         return shape, named, len(named), None
     if parsed.new_classifier:

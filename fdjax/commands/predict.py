@@ -37,9 +37,10 @@ def predict_command(arguments: Sequence[str]) -> int:
     from fdjax.frozen import load
 
     network, found = load(parsed.frozen), []
-    share = network.manifest.get("data", {}).get("eval_crop", 1.0)
+    data = network.manifest.get("data", {})
+    share, background = data.get("eval_crop", 1.0), data.get("background", "white")
     for file in parsed.images:
-        likeliest = network.classify(load_image(file, network.input_shape, share), parsed.top)
+        likeliest = network.classify(load_image(file, network.input_shape, share, background), parsed.top)
         print(f"{file}: " + ", ".join(f"{name} {100 * share:.1f}%" for name, share in likeliest))
         found.append({"image": file, "classes": [{"name": name, "probability": p} for name, p in likeliest]})
     write_report(parsed.json, found)

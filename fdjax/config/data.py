@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from PIL import ImageColor
+
 from fdjax.config.checked import Checked
 
 
@@ -17,8 +19,11 @@ class DataConfig(Checked):
     path: str | None = None
     """folder: the directory with train/<class>/* and test/<class>/*. prepared: the directory of one TFDS set. A TFDS
     name: TFDS's data directory (default: TFDS's own)."""
-    image_size: int | None = None
-    """Pixels: images are resized and cropped to this square (folder and TFDS; default: as they are)."""
+    image_size: int | tuple[int, int] | None = None
+    """Pixels, of a square or of height and width: the middle of each image is resized to it (folder and TFDS; default:
+    as they are)."""
+    background: str = "white"
+    """The colour behind what is transparent in a picture: a name, or #rrggbb."""
     validation: float = 0.0
     """Share of the training set, 0 to below 1, held out (seeded, class by class) to choose the best checkpoint."""
     train_limit: int | None = None
@@ -56,6 +61,11 @@ class DataConfig(Checked):
     mixup: float = 0.0
     """Mix pairs of images and labels by a share from Beta(mixup, mixup); 0: off, 0.2 is common."""
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(H, W) of `image_size`."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
     def _check(self) -> None:
         self._require(0 <= self.validation < 1, "validation", "a share from 0 to below 1")
         self._require(
@@ -92,9 +102,18 @@ class DataConfig(Checked):
         self._require(self.cutout >= 0, "cutout", "0 or more pixels")
         self._require(0 <= self.erase <= 1, "erase", "a probability from 0 to 1")
         self._require(self.mixup >= 0, "mixup", "0 or more")
-        self._require(self.image_size is None or self.image_size >= 1, "image_size", "at least 1 pixel, or None")
+        self._require(self.size is None or min(self.size) >= 1, "image_size", "at least 1 pixel, or None")
+        self._require(_is_colour(self.background), "background", "a colour's name in English, or #rrggbb")
         self._require(
             self.name not in ("folder", "prepared") or self.path is not None,
             "path",
             f"a directory when name is {self.name!r}",
         )
+
+
+def _is_colour(name: str) -> bool:
+    try:
+        ImageColor.getrgb(name)
+    except ValueError:
+        return False
+    return True

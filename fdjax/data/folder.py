@@ -1,57 +1,195 @@
-"""An image folder's layout: `train/<class>/*` and `test/<class>/*`."""
+"""An image folder's layout: `train/<class>/*` and `test/<class>/*`, and `validation/<class>/*` if there is one.
+
+Folders come from many hands: what is no picture (`Thumbs.db`, notes, sockets, what archivers leave behind) is passed
+over and counted, and only what could mean something else is refused.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
+from PIL import Image, UnidentifiedImageError
+
+from fdjax.data.class_list import read_class_list
 from fdjax.errors import UserError, suggestion
 
-# The names that the folder of test images may have, the first that is there.
-TEST_FOLDERS = ("test", "validation", "val")
+LAYOUT = "an image folder holds train/<class>/* and test/<class>/*"
+# The names that the folders of a split may have. Without a test folder, the pictures to validate on are the test set.
+VALIDATION_FOLDERS = ("validation", "val", "valid")
+# A file of this name beside train lists the classes in their order.
+CLASS_LIST = "classes.txt"
+# Folders that archivers, systems and file servers make.
+_FOREIGN_FOLDERS = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"))
+# Formats that Pillow opens by another program, or that hold no picture.
+_NO_PICTURES = frozenset(("EPS", "MPEG", "HDF5", "GRIB", "BUFR", "WMF", "PDF", "FITS"))
 
 
-def list_folder(root: Path) -> dict[str, dict[str, list[str]]]:
-    """Returns {split: {class: sorted files}}, classes sorted; raises UserError when the layout is wrong."""
-    layout = "an image folder holds train/<class>/* and test/<class>/*"
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """What an image folder holds.
+
+    Attributes:
+      splits: "train", "test" and, where there is one beside the test set, "validation" -> class -> files, sorted.
+      classes: in order: natural ("class 2" before "class 10"), or that of `classes.txt`.
+      skipped: kind -> how many files and folders were passed over.
+    """
+
+    splits: Mapping[str, Mapping[str, list[str]]]
+    classes: tuple[str, ...]
+    skipped: Mapping[str, int]
+
+    def files(self, split: str) -> list[tuple[str, int]]:
+        """(file, label) of a split's pictures, by class."""
+        found = self.splits[split]
+        return [(file, label) for label, name in enumerate(self.classes) for file in found.get(name, ())]
+
+    @property
+    def skipped_words(self) -> str:
+        """What was passed over, in words; "" for nothing."""
+        return ", ".join(f"{count:,} {kind}" for kind, count in self.skipped.items())
+
+
+def list_folder(root: Path) -> Listing:
+    """Lists an image folder.
+
+    Raises:
+      UserError: the layout is another, or there are no pictures, or classes that only some splits know.
+    """
     if not root.is_dir():
-        raise UserError(f"the data path {root} is {'no folder' if root.exists() else 'not there'}; {layout}")
-    listing = {}
-    test = next((name for name in TEST_FOLDERS if (root / name).is_dir()), "test")
-    for split, name in (("train", "train"), ("test", test)):
-        folder = root / name
-        if not folder.is_dir():
-            raise UserError(f"the data folder {root} has no folder {split!r}; {layout}")
-        classes = {}
-        for class_folder in scan(folder):
-            if not class_folder.is_dir():
-                continue
-            entries = scan(class_folder.path)
-            for entry in entries:
-                if entry.is_dir():
-                    raise UserError(f"{entry.path} is a folder, but {layout}")
-            if not entries:
-                raise UserError(f"the class folder {class_folder.path} holds no images")
-            classes[class_folder.name] = [entry.path for entry in entries]
-        listing[split] = classes
-    known = listing["train"]
+        raise UserError(f"the data path {root} is {'no folder' if root.exists() else 'not there'}; {LAYOUT}")
+    skipped: Counter[str] = Counter()
+    folders = _split_folders(root)
+    splits = {split: _list_split(folder, skipped, may_be_empty=split != "train") for split, folder in folders.items()}
+    known = splits["train"]
     if len(known) < 2:
         found = f"only the class {next(iter(known))!r}" if known else "no class folders"
-        raise UserError(f"the folder {root / 'train'} has {found}; at least two classes are needed, and {layout}")
-    for name in listing["test"]:
-        if name not in known:
-            raise UserError(
-                f"the class folder {root / test / name} has no counterpart in {root / 'train'}{suggestion(name, known)}"
-            )
-    if not listing["test"]:
-        raise UserError(f"the folder {root / test} has no class folders; {layout}")
-    return listing
+        raise UserError(f"the folder {folders['train']} has {found}; at least two classes are needed, and {LAYOUT}")
+    for split, classes in splits.items():
+        for name in classes:
+            if name not in known:
+                raise UserError(
+                    f"the class folder {folders[split] / name} has no counterpart in {folders['train']}"
+                    f"{suggestion(name, known)}"
+                )
+        if not classes:
+            raise UserError(f"the folder {folders[split]} has no class folders; {LAYOUT}")
+        if not any(classes.values()):
+            raise UserError(f"the folder {folders[split]} holds no pictures{_beside(skipped)}; {LAYOUT}")
+    return Listing(splits, _class_order(root, known), skipped)
 
 
-def scan(folder: str | Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder, by name, without hidden files; raises UserError where it cannot be read."""
+def _split_folders(root: Path) -> dict[str, Path]:
+    validation = [root / name for name in VALIDATION_FOLDERS if (root / name).is_dir()]
+    if len(validation) > 1:
+        raise UserError(f"the data folder {root} has both {validation[0].name} and {validation[1].name}; keep one")
+    folders = {"train": root / "train", "test": root / "test"}
+    if folders["test"].is_dir():
+        if validation:
+            folders["validation"] = validation[0]
+    elif validation:
+        folders["test"] = validation[0]
+    for split in ("train", "test"):
+        if not folders[split].is_dir():
+            there = [entry.name for entry in scan(root) if entry.is_dir()][:5]
+            beside = f" (it has {', '.join(there)})" if there else ""
+            raise UserError(f"the data folder {root} has no folder {split!r}{beside}; {LAYOUT}")
+    return folders
+
+
+def _list_split(folder: Path, skipped: Counter[str], *, may_be_empty: bool) -> dict[str, list[str]]:
+    """Class -> files."""
+    classes = {}
+    for entry in scan(folder, skipped):
+        if not entry.is_dir():
+            skipped["files beside class folders"] += 1
+            continue
+        files = []
+        for inner in scan(entry.path, skipped):
+            if inner.is_dir():
+                raise UserError(f"{inner.path} is a folder, but {LAYOUT}")
+            kind = _foreign(inner)
+            if kind is None:
+                files.append(inner.path)
+            else:
+                skipped[kind] += 1
+        if not files and not may_be_empty:
+            raise UserError(f"the class folder {entry.path} holds no images{_beside(skipped)}; remove it, or fill it")
+        classes[entry.name] = files
+    return classes
+
+
+def _beside(skipped: Mapping[str, int]) -> str:
+    return f" (passed over: {', '.join(f'{count:,} {kind}' for kind, count in skipped.items())})" if skipped else ""
+
+
+def _class_order(root: Path, known: Mapping[str, list[str]]) -> tuple[str, ...]:
+    file = root / CLASS_LIST
+    if not file.is_file():
+        return tuple(sorted(known, key=natural))
+    listed = read_class_list(str(file), "the list of classes")
+    if set(listed) != set(known):
+        odd = sorted(set(known) ^ set(listed), key=natural)
+        raise UserError(
+            f"the list of classes {file} and the folders in {root / 'train'} differ in {', '.join(odd[:5])}"
+            f"{f' and {len(odd) - 5} more' if len(odd) > 5 else ''}; correct or remove the file"
+        )
+    return listed
+
+
+def natural(name: str) -> tuple[tuple[int, int, str], ...]:
+    """The key by which "class 2" comes before "class 10"."""
+    parts = re.split(r"([0-9]+)", name)
+    return (*((0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts if part), (2, 0, name))
+
+
+def _foreign(entry: os.DirEntry[str]) -> str | None:
+    """What a file is if it is no picture; None where it is one, sound or not."""
+    try:
+        mode = entry.stat().st_mode
+    except OSError:
+        return "broken links"
+    if not stat.S_ISREG(mode):
+        return "special files"
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if suffix in picture_suffixes():
+        return None
+    if suffix:
+        return f"files {suffix}"
+    try:  # a picture may have lost its suffix
+        with Image.open(entry.path):
+            return None
+    except UnidentifiedImageError:
+        return "files that are no pictures"
+    except Exception:  # a damaged picture, of which reading says more
+        return None
+
+
+@functools.cache
+def picture_suffixes() -> frozenset[str]:
+    """Of the files that Pillow opens, in lower case, with their dots."""
+    Image.init()
+    return frozenset(
+        suffix
+        for suffix, kind in Image.registered_extensions().items()
+        if kind in Image.OPEN and kind not in _NO_PICTURES
+    )
+
+
+def scan(folder: str | Path, skipped: Counter[str] | None = None) -> list[os.DirEntry[str]]:
+    """What lies in a folder, by name, but for what is hidden or a system's; raises UserError if it cannot be read."""
     try:
         with os.scandir(folder) as entries:
-            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
+            found = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(f"the folder {folder} cannot be read: {error.strerror}") from error
+    kept = [e for e in found if not e.name.startswith(".") and not (e.name in _FOREIGN_FOLDERS and e.is_dir())]
+    if skipped is not None and len(kept) < len(found):
+        skipped["hidden or system files and folders"] += len(found) - len(kept)
+    return kept

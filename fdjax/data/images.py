@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from fdjax.data.decode import fit_middle, read_pixels, to_pixels
+from fdjax.data.decode import BACKGROUND, fit_middle, read_pixels, sides, to_pixels
 
 Rows = slice | np.ndarray
 
@@ -39,6 +39,7 @@ class StoredImages:
       size: H and W.
       channels: C, 1 or 3.
       share: of the image's shorter side that the middle square has (`fit_middle`).
+      background: the colour behind what is transparent.
     """
 
     def __init__(
@@ -46,13 +47,15 @@ class StoredImages:
         encoded: Callable[[int], bytes],
         name_of: Callable[[int], str],
         rows: np.ndarray,
-        size: int,
+        size: int | tuple[int, int],
         channels: int,
         share: float = 1.0,
+        background: str = BACKGROUND,
     ):
         self.encoded, self.name_of, self.rows = encoded, name_of, rows
-        self.size, self.channels, self._share = size, channels, share
-        self.shape = (len(rows), size, size, channels)
+        self.size, self.channels, self._share = sides(size), channels, share
+        self.background = background
+        self.shape = (len(rows), *self.size, channels)
         self.dtype = np.dtype(np.uint8)
         self.nbytes = int(np.prod(self.shape, dtype=np.int64))
 
@@ -73,13 +76,15 @@ class StoredImages:
 
     def middle(self, index: int) -> np.ndarray:
         """uint8 [H, W, C] of the image with this index in its source."""
-        whole = read_pixels(self.encoded(index), self.channels, self.name_of(index))
+        whole = read_pixels(self.encoded(index), self.channels, self.name_of(index), background=self.background)
         image = Image.fromarray(whole[..., 0] if self.channels == 1 else whole)
         return to_pixels(fit_middle(image, self.size, self._share))
 
     def subset(self, rows: np.ndarray) -> StoredImages:
         """The images with these row numbers, still encoded."""
-        return StoredImages(self.encoded, self.name_of, self.rows[rows], self.size, self.channels, self._share)
+        return StoredImages(
+            self.encoded, self.name_of, self.rows[rows], self.size, self.channels, self._share, self.background
+        )
 
 
 class ResizedImages:
@@ -90,18 +95,18 @@ class ResizedImages:
       size: H and W of the result.
     """
 
-    def __init__(self, images: Images, size: int):
-        self._images, self._size = images, size
-        self.shape = (len(images), size, size, images.shape[-1])
+    def __init__(self, images: Images, size: int | tuple[int, int]):
+        self._images, self._size = images, sides(size)
+        self.shape = (len(images), *self._size, images.shape[-1])
         self.nbytes = int(np.prod(self.shape, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, rows: Rows) -> np.ndarray:
-        size = (self._size, self._size)
+        height, width = self._size
         whole = [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in self._images[rows]]
-        resized = [to_pixels(image.resize(size, Image.Resampling.BILINEAR)) for image in whole]
+        resized = [to_pixels(image.resize((width, height), Image.Resampling.BILINEAR)) for image in whole]
         return np.stack(resized) if resized else np.empty((0, *self.shape[1:]), np.uint8)
 
 

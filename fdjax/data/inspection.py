@@ -102,8 +102,7 @@ def _open(name: str, path: str | None) -> tuple[Sequence[str], dict[str, _Split]
         }
     if name == FOLDER:
         listing = list_folder(Path(path or ""))
-        classes = tuple(listing["train"])
-        return classes, {split: _from_files(found, classes) for split, found in listing.items()}
+        return listing.classes, {split: _from_files(listing.files(split)) for split in listing.splits}
     reader = PreparedReader(find_prepared(name, path))
     splits = {}
     for split in dict.fromkeys(("train", reader.test_split)):
@@ -125,9 +124,7 @@ def _from_arrays(split: str, images: np.ndarray, labels: np.ndarray) -> _Split:
     return _Split(len(labels), example, lambda index: f"{split}, image {index}")
 
 
-def _from_files(listing: dict[str, list[str]], classes: Sequence[str]) -> _Split:
-    files = [(file, classes.index(name)) for name, found in listing.items() for file in found]
-
+def _from_files(files: list[tuple[str, int]]) -> _Split:
     def example(index: int) -> tuple[bytes, int]:
         file, label = files[index]
         try:

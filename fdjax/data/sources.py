@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from fdjax.data.decode import fit_middle, open_file, open_stream, to_pixels
+from fdjax.data.decode import BACKGROUND, Size, fit_middle, open_file, open_stream, sides, to_pixels
 from fdjax.data.folder import list_folder
-from fdjax.data.images import Images
+from fdjax.data.images import Images, take_rows
 from fdjax.data.tfds_sets import (
     FASHION_MNIST_SUBSET,
     FOLDER,
@@ -60,6 +60,9 @@ class Dataset:
       test_images: uint8 [m, H, W, C].
       test_labels: int32 [m].
       class_names: one a class, in the order of the labels.
+      validation_images: of the source's own validation set, where it has one beside the test set.
+      validation_labels: likewise.
+      skipped: what was passed over in the source, in words.
     """
 
     name: str
@@ -68,6 +71,28 @@ class Dataset:
     test_images: Images
     test_labels: np.ndarray
     class_names: tuple[str, ...]
+    validation_images: Images | None = None
+    validation_labels: np.ndarray | None = None
+    skipped: str = ""
+
+    def held_out(self, rows: np.ndarray) -> tuple[Images, np.ndarray]:
+        """Images and labels to validate on: these rows of the training set or, if there are none, the source's own."""
+        if len(rows) or self.validation_images is None or self.validation_labels is None:
+            return take_rows(self.train_images, rows), self.train_labels[rows]
+        return self.validation_images, self.validation_labels
+
+    def in_order_of(self, names: tuple[str, ...]) -> Dataset:
+        """With labels in the order of `names`, where those are the same classes; else as it is."""
+        if names == self.class_names or sorted(names) != sorted(self.class_names):
+            return self
+        places = np.array([names.index(name) for name in self.class_names], np.int32)
+        return dataclasses.replace(
+            self,
+            train_labels=places[self.train_labels],
+            test_labels=places[self.test_labels],
+            class_names=names,
+            validation_labels=None if self.validation_labels is None else places[self.validation_labels],
+        )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -81,20 +106,28 @@ class Dataset:
         return len(self.class_names)
 
 
-def load_dataset(name: str, path: str | None = None, image_size: int | None = None, grayscale: bool = False) -> Dataset:
+def load_dataset(
+    name: str,
+    path: str | None = None,
+    image_size: Size = None,
+    grayscale: bool = False,
+    background: str = BACKGROUND,
+) -> Dataset:
     """Loads a data set into memory. It never downloads anything.
 
     Args:
       name: `fashion_mnist_subset` (comes with fdjax: 10,000 + 2,000 grey 28x28 images), `folder`, `prepared`, or a
         TFDS name, `NAME`, `NAME/CONFIG` or `NAME:VERSION`, of a set with an image and a class label that was prepared
         in the array_record format.
-      path: for `folder`, the folder with `train/<class>/*` and `test/<class>/*`, in any format that Pillow opens (the
-        classes are the sorted names of train's folders; hidden files are ignored, EXIF orientation too); for
+      path: for `folder`, the folder with `train/<class>/*`, `test/<class>/*` and, if there is one,
+        `validation/<class>/*`, in any format that Pillow opens (the classes are the names of train's folders in natural
+        order, or that of `classes.txt`; what is no picture is passed over); for
         `prepared`, the directory of one TFDS set, which holds its `dataset_info.json`; for a TFDS name, TFDS's data
         directory (default: TFDS's own); None for the subset.
-      image_size: H and W of the result. The middle square of each image, as large as its shorter side, is resized
-        to it (bilinear); an image of this size stays as it is. None: all images must have one size.
+      image_size: H and W of the result, one number for both. The middle of each image, as large as it can be in that
+        form, is resized to it (bilinear); an image of this size stays as it is. None: all images must have one size.
       grayscale: make C 1. Else a folder's images become RGB, and others keep their channels.
+      background: the colour behind what is transparent, by name or as #rrggbb.
 
     Returns:
       The data set; the examples are in the order of the source (a folder's by class, then by file name).
@@ -102,14 +135,14 @@ def load_dataset(name: str, path: str | None = None, image_size: int | None = No
     Raises:
       UserError: the name is unknown, the data are not where they should be or not as described above.
     """
-    if image_size is not None and image_size < 1:
+    if image_size is not None and min(sides(image_size)) < 1:
         raise UserError(f"image_size is {image_size}; it must be at least 1")
     check_source(name, path)
     if name == FASHION_MNIST_SUBSET:
         return _load_fashion_mnist_subset(image_size)
     if name == FOLDER:
-        return _load_folder(Path(path or ""), image_size, grayscale)
-    return _load_tfds(name, find_prepared(name, path), image_size, grayscale)
+        return _load_folder(Path(path or ""), image_size, grayscale, background)
+    return _load_tfds(name, find_prepared(name, path), image_size, grayscale, background)
 
 
 def check_source(name: str, path: str | None = None) -> None:
@@ -136,7 +169,7 @@ def check_source(name: str, path: str | None = None) -> None:
 
 
 def describe_source(
-    name: str, path: str | None = None, image_size: int | None = None, grayscale: bool = False
+    name: str, path: str | None = None, image_size: Size = None, grayscale: bool = False
 ) -> tuple[tuple[int, int, int], tuple[str, ...]]:
     """The shape of a data set's images and its classes, without loading it; a stock TFDS set need not even be there.
 
@@ -155,13 +188,12 @@ def describe_source(
     """
     if name == FASHION_MNIST_SUBSET:
         check_source(name, path)
-        size = image_size or 28
-        return (size, size, 1), _FASHION_MNIST_CLASSES
+        return (*sides(image_size or 28), 1), _FASHION_MNIST_CLASSES
     if name == FOLDER:
         check_source(name, path)
-        classes = list_folder(Path(path or ""))["train"]
-        first = fit_middle(open_file(next(iter(classes.values()))[0], "RGB"), image_size)
-        return (first.height, first.width, 1 if grayscale else 3), tuple(classes)
+        listing = list_folder(Path(path or ""))
+        first = fit_middle(open_file(listing.files("train")[0][0], "RGB"), image_size)
+        return (first.height, first.width, 1 if grayscale else 3), listing.classes
     try:
         folder = find_prepared(name, path).folder
     except UserError:
@@ -176,20 +208,20 @@ def describe_source(
         builder = tfds.builder_from_directory(str(folder))
     image_key, label_key = image_and_label(tfds, builder.info, folder or Path(name))
     height, width, channels = builder.info.features[image_key].shape
-    height, width = image_size or height, image_size or width
+    height, width = sides(image_size) if image_size else (height, width)
     if not height or not width:
         raise UserError(f"the images of {name!r} have different sizes, so an image size must be given (image_size)")
     return (height, width, 1 if grayscale else channels or 3), tuple(builder.info.features[label_key].names)
 
 
-def _load_fashion_mnist_subset(image_size: int | None) -> Dataset:
+def _load_fashion_mnist_subset(image_size: Size) -> Dataset:
     resource = importlib.resources.files("fdjax.data") / f"{FASHION_MNIST_SUBSET}.npz"
     with resource.open("rb") as file, np.load(io.BytesIO(file.read())) as arrays:
         parts = {key: arrays[key] for key in arrays}
     images = {}
     for split in ("train", "test"):
         pixels = parts[f"{split}_images"]
-        if image_size is None or pixels.shape[1:] == (image_size, image_size):
+        if image_size is None or pixels.shape[1:] == sides(image_size):
             images[split] = pixels[..., None]
         else:
             images[split] = np.stack([np.asarray(fit_middle(Image.fromarray(p), image_size)) for p in pixels])[
@@ -205,30 +237,27 @@ def _load_fashion_mnist_subset(image_size: int | None) -> Dataset:
     )
 
 
-def _load_folder(root: Path, image_size: int | None, grayscale: bool) -> Dataset:
+def _load_folder(root: Path, image_size: Size, grayscale: bool, background: str) -> Dataset:
     listing = list_folder(root)
-    class_names = tuple(listing["train"])
     mode = "L" if grayscale else "RGB"
-    images: dict[str, np.ndarray] = {}
-    labels: dict[str, np.ndarray] = {}
+    parts: dict[str, Any] = {}
     expected: _Reference | None = None
-    for split, classes in listing.items():
-        files = [file for class_files in classes.values() for file in class_files]
-        labels[split] = np.repeat(
-            np.array([class_names.index(name) for name in classes], np.int32), [len(c) for c in classes.values()]
-        )
-        images[split], expected = read_images(
+    for split in listing.splits:
+        found = listing.files(split)
+        files = [file for file, _ in found]
+        parts[f"{split}_labels"] = np.array([label for _, label in found], np.int32)
+        parts[f"{split}_images"], expected = read_images(
             len(files),
-            lambda i, files=files: open_file(files[i], mode),
-            lambda i, files=files: files[i],
+            lambda i, files=files: open_file(files[i], mode, background),
+            files.__getitem__,
             image_size,
             expected,
             f"reading {split} images",
         )
-    return Dataset(FOLDER, images["train"], labels["train"], images["test"], labels["test"], class_names)
+    return Dataset(FOLDER, class_names=listing.classes, skipped=listing.skipped_words, **parts)
 
 
-def _load_tfds(name: str, prepared: Prepared, image_size: int | None, grayscale: bool) -> Dataset:
+def _load_tfds(name: str, prepared: Prepared, image_size: Size, grayscale: bool, background: str) -> Dataset:
     reader = PreparedReader(prepared)
     mode = "L" if grayscale or reader.channels == 1 else "RGB"
     images: list[np.ndarray] = []
@@ -240,7 +269,7 @@ def _load_tfds(name: str, prepared: Prepared, image_size: int | None, grayscale:
 
         def read(index: int, source=source, split=split, split_labels=split_labels) -> Image.Image:
             encoded, split_labels[index] = reader.example(source, split, index)
-            return open_stream(io.BytesIO(encoded), mode, reader.name_of(split, index))
+            return open_stream(io.BytesIO(encoded), mode, reader.name_of(split, index), background)
 
         pixels, expected = read_images(
             len(source),
@@ -268,7 +297,7 @@ def read_images(
     count: int,
     read: Callable[[int], Image.Image],
     name_of: Callable[[int], str],
-    image_size: int | None,
+    image_size: Size,
     expected: _Reference | None,
     what: str,
 ) -> tuple[np.ndarray, _Reference]:

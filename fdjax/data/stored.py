@@ -5,10 +5,12 @@ from __future__ import annotations
 import concurrent.futures
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from fdjax.data.decode import BACKGROUND, Size
 from fdjax.data.folder import list_folder
 from fdjax.data.images import StoredImages
 from fdjax.data.sources import Dataset, check_source, load_dataset
@@ -21,9 +23,10 @@ _CHUNK = 256
 def open_dataset(
     name: str,
     path: str | None = None,
-    image_size: int | None = None,
+    image_size: Size = None,
     grayscale: bool = False,
     *,
+    background: str = BACKGROUND,
     stream: bool = False,
     crop_share: float = 1.0,
 ) -> Dataset:
@@ -34,6 +37,7 @@ def open_dataset(
       path: likewise.
       image_size: H and W; needed for streaming.
       grayscale: likewise.
+      background: likewise.
       stream: leave the images on disk.
       crop_share: side of the middle square of a test image, as a share of its shorter side (streaming only).
 
@@ -42,22 +46,23 @@ def open_dataset(
     """
     check_source(name, path)
     if not stream:
-        return load_dataset(name, path, image_size, grayscale)
+        return load_dataset(name, path, image_size, grayscale, background)
     if name == FASHION_MNIST_SUBSET:
         raise UserError(f"the data set {name!r} is small and cannot be streamed; give --data.loading memory")
     if image_size is None:
         raise UserError("a set that is streamed needs an image size: give --data.image-size N")
     if name == FOLDER:
-        return _open_folder(Path(path or ""), image_size, grayscale, crop_share)
-    return _open_prepared(name, path, image_size, grayscale, crop_share)
+        return _open_folder(Path(path or ""), image_size, grayscale, crop_share, background)
+    return _open_prepared(name, path, image_size, grayscale, crop_share, background)
 
 
-def _open_folder(root: Path, image_size: int, grayscale: bool, crop_share: float) -> Dataset:
+def _open_folder(
+    root: Path, image_size: int | tuple[int, int], grayscale: bool, crop_share: float, background: str
+) -> Dataset:
     listing = list_folder(root)
-    class_names = tuple(listing["train"])
-    parts = []
-    for split in ("train", "test"):
-        files = [(file, class_names.index(name)) for name, found in listing[split].items() for file in found]
+    parts: dict[str, Any] = {}
+    for split in listing.splits:
+        files = listing.files(split)
 
         def encoded(index: int, files=files) -> bytes:
             try:
@@ -65,19 +70,22 @@ def _open_folder(root: Path, image_size: int, grayscale: bool, crop_share: float
             except OSError as error:
                 raise UserError(f"the file {files[index][0]} cannot be read: {error.strerror}") from error
 
-        images = StoredImages(
+        parts[f"{split}_images"] = StoredImages(
             encoded,
             lambda index, files=files: files[index][0],
             np.arange(len(files)),
             image_size,
             1 if grayscale else 3,
             crop_share,
+            background,
         )
-        parts += [images, np.array([label for _, label in files], np.int32)]
-    return Dataset(FOLDER, *parts, class_names=class_names)
+        parts[f"{split}_labels"] = np.array([label for _, label in files], np.int32)
+    return Dataset(FOLDER, class_names=listing.classes, skipped=listing.skipped_words, **parts)
 
 
-def _open_prepared(name: str, path: str | None, image_size: int, grayscale: bool, crop_share: float) -> Dataset:
+def _open_prepared(
+    name: str, path: str | None, image_size: int | tuple[int, int], grayscale: bool, crop_share: float, background: str
+) -> Dataset:
     reader = PreparedReader(find_prepared(name, path))
     parts = []
     for split in ("train", reader.test_split):
@@ -89,6 +97,7 @@ def _open_prepared(name: str, path: str | None, image_size: int, grayscale: bool
             image_size,
             1 if grayscale else reader.channels,
             crop_share,
+            background,
         )
         parts += [images, labels_of(reader, split)]
     return Dataset(name, *parts, class_names=reader.class_names)

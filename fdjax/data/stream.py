@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image
 
-from fdjax.data.decode import read_pixels, to_pixels
+from fdjax.data.decode import BACKGROUND, orientation_of, read_pixels, sides, to_pixels
 from fdjax.data.images import StoredImages
 
 try:
@@ -78,7 +78,13 @@ def position_uniforms(seed: int, position: int, count: int) -> np.ndarray:
 
 
 def crop_and_resize(
-    encoded: bytes, crop: RandomResizedCrop, uniforms: np.ndarray, size: int, channels: int, name: str
+    encoded: bytes,
+    crop: RandomResizedCrop,
+    uniforms: np.ndarray,
+    size: int | tuple[int, int],
+    channels: int,
+    name: str,
+    background: str = BACKGROUND,
 ) -> np.ndarray:
     """Decodes an image, cuts a random part out of it, and resizes that (bilinear).
 
@@ -91,6 +97,7 @@ def crop_and_resize(
       size: H and W of the result.
       channels: C, 1 or 3.
       name: what a message calls the image.
+      background: the colour behind what is transparent.
 
     Returns:
       uint8 [H, W, C].
@@ -98,14 +105,15 @@ def crop_and_resize(
     Raises:
       UserError: it cannot be decoded.
     """
+    height, width = sides(size)
     full = _jpeg_size(encoded)
     if full is None:
-        pixels = read_pixels(encoded, channels, name)
+        pixels = read_pixels(encoded, channels, name, background=background)
         full = pixels.shape[:2]
         top, left, high, wide = crop.box(uniforms, *full)
     else:
         top, left, high, wide = crop.box(uniforms, *full)
-        factor = min(high, wide) / size
+        factor = min(high / height, wide / width)
         enough = None
         if factor >= 2:
             enough = (math.ceil(full[0] / factor), math.ceil(full[1] / factor))
@@ -114,7 +122,7 @@ def crop_and_resize(
             down, across = pixels.shape[0] / full[0], pixels.shape[1] / full[1]
             top, left = round(top * down), round(left * across)
             high, wide = max(1, round(high * down)), max(1, round(wide * across))
-    return _resize(pixels[top : top + high, left : left + wide], size)
+    return _resize(pixels[top : top + high, left : left + wide], height, width)
 
 
 def _jpeg_size(encoded: bytes) -> tuple[int, int] | None:
@@ -124,16 +132,16 @@ def _jpeg_size(encoded: bytes) -> tuple[int, int] | None:
         height, width, _, _ = simplejpeg.decode_jpeg_header(encoded)
     except ValueError:
         return None
-    return int(height), int(width)
+    return (int(width), int(height)) if orientation_of(encoded) > 4 else (int(height), int(width))
 
 
-def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
+def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     if cv2 is None:
         image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-        return to_pixels(image.resize((size, size), Image.Resampling.BILINEAR))
+        return to_pixels(image.resize((width, height), Image.Resampling.BILINEAR))
     # Linear reads 2 x 2 pixels: beyond a factor of two it would pass pixels over.
-    far = min(pixels.shape[:2]) > 2 * size
-    resized = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA if far else cv2.INTER_LINEAR)
+    far = min(pixels.shape[0] / height, pixels.shape[1] / width) > 2
+    resized = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if far else cv2.INTER_LINEAR)
     return resized if resized.ndim == 3 else resized[..., None]
 
 
@@ -178,7 +186,13 @@ class TrainingStream:
             return images.middle(index)
         uniforms = position_uniforms(self._seed, step * self._batch + place, 4 * _TRIES).reshape(_TRIES, 4)
         return crop_and_resize(
-            images.encoded(index), self._crop, uniforms, images.size, images.channels, images.name_of(index)
+            images.encoded(index),
+            self._crop,
+            uniforms,
+            images.size,
+            images.channels,
+            images.name_of(index),
+            images.background,
         )
 
     def chunk(self, number: int) -> tuple[np.ndarray, np.ndarray]:

@@ -61,7 +61,7 @@ def with_unlabelled(dataset: Dataset, folder: str | Path) -> Dataset:
       UserError: there are none, or one cannot be read.
     """
     files = list_pictures(Path(folder))
-    size, channels = dataset.image_shape[0], dataset.image_shape[2]
+    size, channels = dataset.image_shape[:2], dataset.image_shape[2]
     if isinstance(dataset.train_images, StoredImages):
 
         def encoded(index: int) -> bytes:

@@ -131,9 +131,10 @@ def _example_images(config: Config) -> ExampleImages:
             dataset = open_dataset(data.name, data.path, size, data.grayscale)
         else:
             if size is None:
-                size = min(describe_source(data.name, data.path, None, data.grayscale)[0][:2])
+                size = describe_source(data.name, data.path, None, data.grayscale)[0][:2]
             # Of a set on disk no more than these few are decoded.
-            dataset = open_dataset(data.name, data.path, size, data.grayscale, stream=True, crop_share=data.eval_crop)
+            how = {"stream": True, "crop_share": data.eval_crop, "background": data.background}
+            dataset = open_dataset(data.name, data.path, size, data.grayscale, **how)
         count = len(dataset.test_labels)
         rows = np.unique(np.linspace(0, count - 1, _EXAMPLES + 2).round().astype(int)[1:-1])
         pixels = dataset.test_images[rows]

@@ -83,7 +83,7 @@ def _data_words(result: Result) -> str:
         f"random erasing {data.erase:g}" if data.erase else "",
         f"mixup {data.mixup:g}" if data.mixup else "",
     ]
-    size = f", {data.image_size}x{data.image_size} pixels" if data.image_size else ""
+    size = f", {data.size[0]}x{data.size[1]} pixels" if data.size else ""
     held = f", {data.validation:.0%} held out for validation" if data.validation else ""
     words = ", ".join(filter(None, augmentation)) or "no augmentation"
     return f"{result.data_words}{size}{held}; batches of {data.batch_size}, {words}"

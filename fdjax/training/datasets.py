@@ -20,6 +20,7 @@ def open_data(data: DataConfig, seed: int) -> Dataset:
         data.grayscale,
         stream=data.loading == "stream",
         crop_share=data.eval_crop,
+        background=data.background,
     )
     if data.unlabelled is not None:
         dataset = with_unlabelled(dataset, data.unlabelled)

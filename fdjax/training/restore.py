@@ -9,7 +9,7 @@ import jax
 
 from fdjax.checkpoint import Checkpoints
 from fdjax.config import Config
-from fdjax.data import Dataset, limit_training, open_dataset, split_validation, take_rows
+from fdjax.data import Dataset, limit_training, open_dataset, split_validation
 from fdjax.errors import UserError
 from fdjax.pruning import HardMasks
 from fdjax.spec import NetworkMacs, NetworkSpec, network_macs
@@ -163,7 +163,8 @@ def load_restored_data(restored: Restored, data_path: str | None = None) -> Data
         data.grayscale,
         stream=data.loading == "stream",
         crop_share=data.eval_crop,
-    )
+        background=data.background,
+    ).in_order_of(spec.class_names)
     check_data(spec, dataset)
     return dataset
 
@@ -205,9 +206,12 @@ def evaluate_restored(restored: Restored, split: str = "test", data_path: str | 
         _, held_out = split_validation(
             len(dataset.train_labels), dataset.train_labels, data.validation, restored.config.seed
         )
-        if not len(held_out):
-            raise UserError("the run held out no validation share (data.validation is 0); use --split test")
-        images, labels = take_rows(dataset.train_images, held_out), dataset.train_labels[held_out]
+        images, labels = dataset.held_out(held_out)
+        if not len(labels):
+            raise UserError(
+                "the run held out no validation share (data.validation is 0), and the data have no validation set; use "
+                "--split test"
+            )
     network, variables = restored.evaluation()
     figures = make_evaluator(network, spec, Devices())(variables, images, labels)
     return {

@@ -20,7 +20,6 @@ from fdjax.data import (
     TrainingOrder,
     TrainingStream,
     split_validation,
-    take_rows,
     training_statistics,
 )
 from fdjax.errors import UserError
@@ -94,6 +93,7 @@ class _Run:
         self.train_indices, validation = split_validation(
             len(dataset.train_labels), dataset.train_labels, config.data.validation, config.seed
         )
+        held_out = dataset.held_out(validation)
         source = resumed or init
         if source is not None:
             mean, std = source.spec.input_mean, source.spec.input_std
@@ -103,9 +103,10 @@ class _Run:
         self.order = TrainingOrder(config.seed, self.train_indices, config.data.batch_size)
         self.per_epoch = self.order.per_epoch
         self.phases = plan_phases(config, self.per_epoch)
+        self.skipped = dataset.skipped
         self.train_images, self.train_labels = dataset.train_images, dataset.train_labels
         self.checkpoints = Checkpoints(
-            workdir / CHECKPOINT_FOLDER, keep=config.checkpoint.keep, keep_best=len(validation) > 0
+            workdir / CHECKPOINT_FOLDER, keep=config.checkpoint.keep, keep_best=len(held_out[1]) > 0
         )
         self.measure = Measurements(
             config,
@@ -113,7 +114,7 @@ class _Run:
             self.spec,
             workdir,
             test=(dataset.test_images, dataset.test_labels),
-            validation=(take_rows(dataset.train_images, validation), dataset.train_labels[validation]),
+            validation=held_out,
             devices=devices,
         )
         self.control = MaskControl(config.learn, self.spec, devices)
@@ -160,6 +161,8 @@ class _Run:
             f"{len(self.measure.validation[1]):,} validation, {len(self.measure.test[1]):,} test images of {shape}, "
             f"{self.spec.num_classes} classes"
         )
+        if self.skipped:
+            print(f"passed over in the folder: {self.skipped}")
         transforms = (dense["full_transforms"] - dense["dense"]) / dense["dense"]
         # Whole channels are never transformed.
         costs = "" if self.config.learn.counts_below_whole == (0,) else f"; full transforms would add {transforms:.0%}"
@@ -464,6 +467,9 @@ def train(
     source = _init_source(folder, init, begun=saved is not None)
     start_from = restore(*find_checkpoint(source)) if source is not None and resumed is None else None
     dataset = open_data(config.data, config.seed)
+    begun = resumed or start_from
+    if begun is not None:
+        dataset = dataset.in_order_of(begun.spec.class_names)
     run = _Run(config, folder, dataset, devices, start_from, resumed, profile)
     run.check()
 

@@ -27,7 +27,7 @@ def open_folder(name: str, path: Path) -> Source:
     import tensorflow_datasets as tfds
 
     listing = list_folder(path)
-    class_names = list(listing["train"])
+    class_names = list(listing.classes)
     features = tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=(None, None, 3)),
@@ -35,14 +35,12 @@ def open_folder(name: str, path: Path) -> Source:
             "file_name": tfds.features.Text(),
         }
     )
-    splits = {split: _split(classes, class_names) for split, classes in listing.items()}
+    splits = {split: _split(listing.files(split)) for split in listing.splits}
     description = f"Images of {path.name}, {len(class_names)} classes."
     return Source(name, VERSION, features, splits, [], {"description": description})
 
 
-def _split(classes: dict[str, list[str]], class_names: list[str]) -> SourceSplit:
-    files = [(file, class_names.index(name)) for name, found in classes.items() for file in found]
-
+def _split(files: list[tuple[str, int]]) -> SourceSplit:
     def read(index: int) -> dict[str, Any]:
         file = files[index][0]
         try:

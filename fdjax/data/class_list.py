@@ -11,11 +11,12 @@ from fdjax.errors import UserError
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def read_class_list(path: str) -> tuple[str, ...]:
-    """The names in a file given by --classes; empty lines and the spaces around names do not count.
+def read_class_list(path: str, what: str = "--classes") -> tuple[str, ...]:
+    """The names in a file that lists classes; empty lines and the spaces around names do not count.
 
     Args:
       path: of a text in UTF-8, or UTF-16 with its mark, with any line ends.
+      what: what messages call the file.
 
     Raises:
       UserError: it cannot be read, has fewer than two names, or one of them twice.
@@ -24,15 +25,15 @@ def read_class_list(path: str) -> tuple[str, ...]:
         content = Path(path).expanduser().read_bytes()
         text = content.decode("utf-16" if content.startswith(_UTF16) else "utf-8-sig")
     except OSError as error:
-        raise UserError(f"--classes {path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{what} {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"--classes {path} cannot be read as text: save it as UTF-8 ({error})") from error
+        raise UserError(f"{what} {path} cannot be read as text: save it as UTF-8 ({error})") from error
     names = tuple(name for line in re.split(r"\r\n|\r|\n", text) if (name := line.strip()))
     if len(names) < 2:
-        raise UserError(f"--classes {path} must hold two or more different names, one a line; it has {len(names)}")
+        raise UserError(f"{what} {path} must hold two or more different names, one a line; it has {len(names)}")
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise UserError(f"--classes {path} must hold two or more different names, one a line; {name!r} comes twice")
+            raise UserError(f"{what} {path} must hold two or more different names, one a line; {name!r} comes twice")
         seen.add(name)
     return names
