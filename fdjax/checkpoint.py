@@ -161,15 +161,8 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DamagedCheckpoint(f"checkpoint {file.parent} has no readable {MANIFEST}: {error}") from error
 
-    def newest_sound(self, step: int | None = None) -> int | None:
-        """The newest undamaged step, or `step` if it is given; says on stderr which damaged ones it passes over.
-
-        Raises:
-          DamagedCheckpoint: the step that was asked for is damaged.
-        """
-        if step is not None:
-            self.verify(step)
-            return step
+    def newest_sound(self) -> int | None:
+        """The newest undamaged step; says on stderr which damaged ones it passes over."""
         for candidate in reversed(self.steps()):
             try:
                 self.verify(candidate)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,8 @@ CONTIGUITY_SHARE, PAPERS_CONTIGUITY = 0.3, 0.988
 # Up to so many coefficients sensitivity takes every kept count; above, those that end a diagonal of the zigzag.
 _EVERY_COUNT = 9
 
-Say = Callable[[str], None]
 
-
-def _print(line: str) -> None:
+def _say(line: str) -> None:
     print(line, flush=True)
 
 
@@ -56,7 +54,6 @@ def profile(
     resolutions: Sequence[int] = (),
     contiguity: bool = False,
     sensitivity: bool = False,
-    say: Say = _print,
 ) -> dict[str, Any]:
     """Measures what profiled pruning leaves of a trained network's accuracy.
 
@@ -72,7 +69,6 @@ def profile(
       resolutions: sides in pixels, at most the images' own, to which test images are made smaller.
       contiguity: whether to measure it; so is `sensitivity`.
       sensitivity: see `contiguity`.
-      say: takes a line for every measurement.
 
     Returns:
       The report of `fdjax profile`, of JSON types.
@@ -87,16 +83,16 @@ def profile(
     spec = subject.spec
     planned, missed = plan_curves(subject, methods, ratios, scope, convention)
     for row in missed:
-        say(f"{row['method']} does not come down to {row['ratio']:g}x MACs; its lowest is {row['lowest']:.3f}x")
+        _say(f"{row['method']} does not come down to {row['ratio']:g}x MACs; its lowest is {row['lowest']:.3f}x")
     macs = mask_macs(spec, whole_masks(spec))
     points, left_out = read_runs(runs, macs.dense)
     for row in left_out:
-        say(f"--runs {row['run']} is left out: {row['reason']}")
+        _say(f"--runs {row['run']} is left out: {row['reason']}")
     dense_top1 = subject.top1(whole_masks(spec))
     if subject.agreement:
-        say(f"agreement with the unpruned network, on {subject.num_examples:,} pictures")
+        _say(f"agreement with the unpruned network, on {subject.num_examples:,} pictures")
     else:
-        say(f"dense: {100 * dense_top1:.2f}% on {subject.num_examples:,} test images")
+        _say(f"dense: {100 * dense_top1:.2f}% on {subject.num_examples:,} test images")
     blocks = {layer.name: layer.block for layer in spec.layers if layer.block}
     form = f"{'tied masks' if learn.tied else 'untied masks'}, blocks of {_listed(sorted({*blocks.values()}))}"
     images = "pictures" if subject.agreement else "test images"
@@ -114,13 +110,13 @@ def profile(
             "seed": restored.config.seed,
         },
         "dense": {"top1": dense_top1, "macs": macs.dense},
-        "methods": measure_curves(subject, planned, say),
-        "resolutions": measure_resolutions(subject, resolutions, macs.dense, say),
+        "methods": measure_curves(subject, planned),
+        "resolutions": measure_resolutions(subject, resolutions, macs.dense),
         "out_of_reach": missed,
         "runs": points,
         "runs_left_out": left_out,
         "contiguity": measure_contiguity(subject) if contiguity else None,
-        "sensitivity": measure_sensitivity(subject, dense_top1, say) if sensitivity else None,
+        "sensitivity": measure_sensitivity(subject, dense_top1) if sensitivity else None,
         "versions": versions(),
     }
 
@@ -193,7 +189,7 @@ def plan_curves(
     return planned, missed
 
 
-def measure_curves(subject: Subject, planned: dict[str, dict[float, Pruned]], say: Say) -> dict[str, Any]:
+def measure_curves(subject: Subject, planned: dict[str, dict[float, Pruned]]) -> dict[str, Any]:
     """Accuracy of what `plan_curves` has planned: method -> list of points, of JSON types."""
     curves: dict[str, list[dict[str, Any]]] = {}
     for method, by_ratio in planned.items():
@@ -208,20 +204,20 @@ def measure_curves(subject: Subject, planned: dict[str, dict[float, Pruned]], sa
             }
             curves[method].append(point)
             macs = pruned.macs
-            say(
+            _say(
                 f"{method}: {100 * point['top1']:.2f}% at {macs.ratio('bare'):.3f}x MACs without transforms, "
                 f"{macs.ratio('paper'):.3f}x with them"
             )
     return curves
 
 
-def measure_resolutions(subject: Subject, sides: Sequence[int], dense_macs: int, say: Say) -> list[dict[str, Any]]:
+def measure_resolutions(subject: Subject, sides: Sequence[int], dense_macs: int) -> list[dict[str, Any]]:
     """What smaller input leaves of the unpruned network: `size`, `top1`, `macs` and `ratio`, descending, JSON types."""
     rows = []
     for side in sorted({*sides}, reverse=True):
         top1, macs = subject.at_resolution(side)
         rows.append({"size": side, "top1": top1, "macs": macs, "ratio": macs / dense_macs})
-        say(f"input of {side}x{side}: {100 * top1:.2f}% at {macs / dense_macs:.3f}x MACs")
+        _say(f"input of {side}x{side}: {100 * top1:.2f}% at {macs / dense_macs:.3f}x MACs")
     return rows
 
 
@@ -239,7 +235,7 @@ def sensitivity_counts(num_coefs: int) -> list[int]:
     return [n for n in range(1, num_coefs) if diagonals[n] != diagonals[n - 1]]
 
 
-def measure_sensitivity(subject: Subject, dense_top1: float, say: Say) -> list[dict[str, Any]]:
+def measure_sensitivity(subject: Subject, dense_top1: float) -> list[dict[str, Any]]:
     """Accuracy when one layer's masked sides keep a prefix in all channels, and nothing else is pruned.
 
     The two wide layers of a block with tied masks are taken together.
@@ -247,7 +243,6 @@ def measure_sensitivity(subject: Subject, dense_top1: float, say: Say) -> list[d
     Args:
       subject: the network.
       dense_top1: of the unpruned network, on the same images.
-      say: takes a line for each layer.
 
     Returns:
       JSON types: for each layer `name`, `num_coefs`, `map` (H, W) and `top1` by kept count, ascending, N the last.
@@ -264,7 +259,7 @@ def measure_sensitivity(subject: Subject, dense_top1: float, say: Say) -> list[d
             top1[str(count)] = subject.top1(whole | pruned)
         top1[str(num_coefs)] = dense_top1
         rows.append({"name": name, "num_coefs": num_coefs, "map": list(layers[0].in_size), "top1": top1})
-        say(f"{name}: " + ", ".join(f"{count} of {num_coefs} {100 * of:.2f}%" for count, of in top1.items()))
+        _say(f"{name}: " + ", ".join(f"{count} of {num_coefs} {100 * of:.2f}%" for count, of in top1.items()))
     return rows
 
 

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from fdjax.config import Config, load_config
+from fdjax.errors import UserError, suggestion
+
+if TYPE_CHECKING:
+    from fdjax.training.restore import Restored
+
+# By its name, a command, and what it does in words.
+Commands = Mapping[str, tuple[Callable[[Sequence[str]], int], str]]
 
 
 def flag_value(arguments: Sequence[str], program: str, flag: str = "--config") -> str | None:
@@ -23,3 +31,31 @@ def config_given(arguments: Sequence[str], program: str) -> Config:
     """
     path = flag_value(arguments, program)
     return Config() if path is None else load_config(path)
+
+
+def restored_run(path: str, which: str = "latest") -> Restored:
+    """The checkpoint that --checkpoint and --which name, restored."""
+    from fdjax.checkpoint import find_checkpoint
+    from fdjax.training.restore import restore
+
+    return restore(*find_checkpoint(path, which))
+
+
+def check_at_least_one(**flags: int) -> None:
+    """Raises `UserError` for the first of some flags' values that is below 1."""
+    for name, number in flags.items():
+        if number < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {number}")
+
+
+def dispatch(commands: Commands, arguments: Sequence[str], *group: str) -> int:
+    """Does the command that the first argument names, of `fdjax` or of one of its groups; without one, lists them."""
+    usage = " ".join(["fdjax", *group, "COMMAND"])
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: {usage} [OPTIONS]; {usage} --help tells more\n")
+        print("\n".join(f"  {name:10} {text}" for name, (_, text) in commands.items()))
+        return 0 if arguments else 2
+    if arguments[0] not in commands:
+        given, hint = " ".join([*group, arguments[0]]), suggestion(arguments[0], commands)
+        raise UserError(f"no command {given!r}{hint}; accepted are {', '.join(commands)}")
+    return commands[arguments[0]][0](arguments[1:])

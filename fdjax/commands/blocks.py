@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import tyro
 
-from fdjax.commands.arguments import flag_value
+from fdjax.commands.arguments import flag_value, restored_run
 from fdjax.commands.output_files import check_json_target, write_report
 
 
@@ -43,10 +43,7 @@ def blocks_command(arguments: Sequence[str]) -> int:
     required: Any = tyro.MISSING
     restored, defaults = None, BlocksArguments(checkpoint=required)
     if path is not None:
-        from fdjax.checkpoint import find_checkpoint
-        from fdjax.training.restore import restore
-
-        restored = restore(*find_checkpoint(path))
+        restored = restored_run(path)
         own = restored.config.learn
         defaults = BlocksArguments(checkpoint=path, tied=own.tied, levels=own.levels, sides=own.sides)
     parsed = tyro.cli(BlocksArguments, prog="fdjax blocks", args=arguments, default=defaults)

@@ -8,10 +8,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from fdjax.commands.arguments import config_given
+from fdjax.commands.arguments import check_at_least_one, config_given, dispatch
 from fdjax.commands.output_files import check_json_target, write_report
 from fdjax.config import Config
-from fdjax.errors import UserError, suggestion
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -85,8 +84,7 @@ def inspect_command(arguments: Sequence[str]) -> int:
     """`fdjax data inspect`."""
     parsed = tyro.cli(InspectArguments, prog="fdjax data inspect", args=arguments)
     check_json_target(parsed.json)
-    if parsed.per_class < 1:
-        raise UserError(f"--per-class must be at least 1, got {parsed.per_class}")
+    check_at_least_one(per_class=parsed.per_class)
     from fdjax.data.inspection import inspect_set
 
     report = inspect_set(parsed.name, parsed.path, parsed.sheet, parsed.per_class)
@@ -141,9 +139,7 @@ def sheet_command(arguments: Sequence[str]) -> int:
         args=arguments,
         default=SheetArguments(config=given, out=given, settings=config_given(arguments, "fdjax data sheet")),
     )
-    for flag, number in (("images", parsed.images), ("times", parsed.times)):
-        if number < 1:
-            raise UserError(f"--{flag} must be at least 1, got {number}")
+    check_at_least_one(images=parsed.images, times=parsed.times)
     from fdjax.data.inspection import draw_sheet
     from fdjax.training.augmented import augmented_rows
 
@@ -161,11 +157,4 @@ COMMANDS = {
 
 def data_command(arguments: Sequence[str]) -> int:
     """`fdjax data COMMAND ...`."""
-    listing = "\n".join(f"  {name:10} {text}" for name, (_, text) in COMMANDS.items())
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: fdjax data COMMAND [OPTIONS]; fdjax data COMMAND --help tells more\n\n{listing}")
-        return 0 if arguments else 2
-    if arguments[0] not in COMMANDS:
-        hint = suggestion(arguments[0], COMMANDS)
-        raise UserError(f"no command 'data {arguments[0]}'{hint}; accepted are {', '.join(COMMANDS)}")
-    return COMMANDS[arguments[0]][0](arguments[1:])
+    return dispatch(COMMANDS, arguments, "data")

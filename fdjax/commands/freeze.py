@@ -10,6 +10,7 @@ from typing import Literal
 import tyro
 
 from fdjax import runtime
+from fdjax.commands.arguments import check_at_least_one, restored_run
 from fdjax.commands.output_files import check_json_target, write_report
 from fdjax.errors import UserError
 
@@ -40,18 +41,15 @@ def freeze_command(arguments: Sequence[str]) -> int:
     """`fdjax freeze`."""
     parsed = tyro.cli(FreezeArguments, prog="fdjax freeze", args=arguments)
     check_json_target(parsed.json)
-    if parsed.batch < 1:
-        raise UserError(f"--batch must be at least 1, got {parsed.batch}")
+    check_at_least_one(batch=parsed.batch)
     if parsed.release and parsed.choose != "time":
         raise UserError("--release compares times: give --choose time with it")
-    from fdjax.checkpoint import find_checkpoint
     from fdjax.checkpoints.freeze import freeze_checkpoint
     from fdjax.frozen import Stopwatch
     from fdjax.reports import frozen_table
-    from fdjax.training.restore import restore
 
     manifest = freeze_checkpoint(
-        restore(*find_checkpoint(parsed.checkpoint, parsed.which)),
+        restored_run(parsed.checkpoint, parsed.which),
         Path(parsed.out),
         stopwatch=Stopwatch(parsed.batch, runtime.times_cache_dir()) if parsed.choose == "time" else None,
         release=parsed.release,

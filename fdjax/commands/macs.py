@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from fdjax.commands.arguments import config_given
+from fdjax.commands.arguments import config_given, restored_run
 from fdjax.commands.output_files import check_json_target, write_report
 from fdjax.config import Config
 from fdjax.errors import UserError
@@ -41,10 +41,7 @@ def macs_command(arguments: Sequence[str]) -> int:
     if parsed.checkpoint is not None:
         if parsed.settings != Config():
             raise UserError("a checkpoint has its own config: give no settings beside --checkpoint")
-        from fdjax.checkpoint import find_checkpoint
-        from fdjax.training.restore import restore
-
-        restored = restore(*find_checkpoint(parsed.checkpoint))
+        restored = restored_run(parsed.checkpoint)
         spec, macs = restored.spec, restored.macs()
     else:
         from fdjax.data import describe_source

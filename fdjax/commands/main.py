@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from fdjax import runtime
+from fdjax.commands.arguments import Commands, dispatch
 from fdjax.commands.bench import bench_command
 from fdjax.commands.blocks import blocks_command
 from fdjax.commands.data import data_command
@@ -19,9 +20,9 @@ from fdjax.commands.prune import prune_command
 from fdjax.commands.report import report_command
 from fdjax.commands.results import results_command
 from fdjax.commands.sweep import sweep_command
-from fdjax.errors import UserError, reports_user_errors, suggestion
+from fdjax.errors import reports_user_errors
 
-COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+COMMANDS: Commands = {
     "macs": (macs_command, "count the MACs of a config or a checkpoint, layer by layer"),
     "import": (import_command, "make a checkpoint of weights trained elsewhere"),
     "blocks": (blocks_command, "choose the block of each layer of a pretrained network"),
@@ -41,15 +42,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
 @reports_user_errors
 def fdjax_command(arguments: Sequence[str] | None = None) -> int:
     """`fdjax COMMAND ...`."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    listing = "\n".join(f"  {name:10} {text}" for name, (_, text) in COMMANDS.items())
-    usage = f"usage: fdjax COMMAND [OPTIONS]; fdjax COMMAND --help tells more\n\n{listing}"
-    if not given or given[0] in ("-h", "--help"):
-        print(usage)
-        return 0 if given else 2
-    if given[0] not in COMMANDS:
-        raise UserError(f"no command {given[0]!r}{suggestion(given[0], COMMANDS)}; accepted are {', '.join(COMMANDS)}")
-    return COMMANDS[given[0]][0](given[1:])
+    return dispatch(COMMANDS, sys.argv[1:] if arguments is None else arguments)
 
 
 def main() -> int:

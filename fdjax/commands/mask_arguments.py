@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from fdjax.commands.arguments import restored_run
+
 if TYPE_CHECKING:
     from fdjax.checkpoints.given_masks import MeasuredOn
     from fdjax.config import LearnConfig
@@ -73,12 +75,7 @@ def restored_checkpoint(arguments: Sequence[str]) -> Restored | None:
     parser.add_argument("--checkpoint")
     parser.add_argument("--which", default="latest")
     found = parser.parse_known_args(list(arguments))[0]
-    if found.checkpoint is None:
-        return None
-    from fdjax.checkpoint import find_checkpoint
-    from fdjax.training.restore import restore
-
-    return restore(*find_checkpoint(found.checkpoint, found.which))
+    return None if found.checkpoint is None else restored_run(found.checkpoint, found.which)
 
 
 def mask_defaults(restored: Restored | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import tyro
 
+from fdjax.commands.arguments import check_at_least_one
 from fdjax.commands.output_files import check_json_target, write_report
 from fdjax.errors import UserError
 
@@ -31,8 +32,7 @@ def predict_command(arguments: Sequence[str]) -> int:
     check_json_target(parsed.json)
     if not parsed.images:
         raise UserError("no picture given: fdjax predict --frozen DIR IMAGE...")
-    if parsed.top < 1:
-        raise UserError(f"--top must be at least 1, got {parsed.top}")
+    check_at_least_one(top=parsed.top)
     from fdjax.data import load_image
     from fdjax.frozen import load
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tyro
 
+from fdjax.commands.arguments import check_at_least_one
 from fdjax.errors import UserError
 
 # A run's process is train.py's command in the package that this process runs, wherever that lies.
@@ -49,8 +50,7 @@ def sweep_command(arguments: Sequence[str], command: Sequence[str] | None = None
       command: that trains, in place of `train_process()`.
     """
     parsed = tyro.cli(SweepArguments, prog="fdjax sweep", args=arguments)
-    if parsed.jobs < 1:
-        raise UserError(f"--jobs must be at least 1, got {parsed.jobs}")
+    check_at_least_one(jobs=parsed.jobs)
     from fdjax.experiments.launch import check_data, run_sweep
     from fdjax.experiments.sweep import load_sweep, plan_sweep
 

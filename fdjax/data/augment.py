@@ -173,30 +173,27 @@ def random_erase(
     images_BHWC: jax.Array,
     probability: float,
     fill: ArrayLike = 0.0,
-    area: tuple[float, float] = (0.02, 0.33),
-    ratio: tuple[float, float] = (0.3, 3.3),
 ) -> jax.Array:
     """Fills one rectangle, wholly inside, of some images.
 
-    Zhong et al. 2017, arXiv 1708.04896, whose area and ratio these are. What they get by trying until a rectangle fits,
-    we get in one draw: the ratio is drawn from those that fit.
+    Zhong et al. 2017, arXiv 1708.04896: its share of the image is uniform from 2 to 33%, its height over width
+    log-uniform from 0.3 to 3.3. What they get by trying until a rectangle fits, we get in one draw: the ratio is drawn
+    from those that fit.
 
     Args:
       key: PRNG key.
       images_BHWC: [B, H, W, C], raw.
       probability: that an image is changed, 0 to 1.
       fill: a number or [C], in the images' units.
-      area: least and largest share of the image that is filled, uniform between them.
-      ratio: least and largest height / width, log-uniform between them.
 
     Returns:
       [B, H, W, C] of the same type.
     """
     count, height, width, _ = images_BHWC.shape
     chosen, shares, ratios, rows, columns = jax.random.uniform(key, (5, count))
-    share = area[0] + shares * (area[1] - area[0])
-    lowest = jnp.maximum(ratio[0], share * height / width)
-    highest = jnp.minimum(ratio[1], height / (share * width))
+    share = 0.02 + shares * (0.33 - 0.02)
+    lowest = jnp.maximum(0.3, share * height / width)
+    highest = jnp.minimum(3.3, height / (share * width))
     log_ratio = jnp.log(lowest) + ratios * (jnp.log(highest) - jnp.log(lowest))
     pixels = share * height * width
     high = jnp.clip(jnp.round(jnp.sqrt(pixels * jnp.exp(log_ratio))), 1, height)

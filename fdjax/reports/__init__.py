@@ -10,16 +10,10 @@ from fdjax.reports.history_plot import history_figure
 from fdjax.reports.layer_plots import kept_counts_figure, layer_macs_figure, progression_figure
 from fdjax.reports.pareto import pareto_figure, pareto_front, plot_pareto
 from fdjax.reports.plots import plot_run
-from fdjax.reports.profiled import (
-    plot_profile,
-    plot_sensitivity,
-    profile_figure,
-    profile_table,
-    sensitivity_figure,
-)
-from fdjax.reports.references import MOBILENET_V2_IMAGENET, Reference, references_for
+from fdjax.reports.profiled import plot_profile, plot_sensitivity, profile_table
+from fdjax.reports.references import MOBILENET_V2_IMAGENET, references_for
 from fdjax.reports.results import Result, read_result
-from fdjax.reports.results_text import csv_text, markdown, results_table
+from fdjax.reports.results_text import csv_text, markdown
 from fdjax.reports.seeds import flat_settings, seed_groups
 from fdjax.reports.tables import blocks_table, frozen_table, macs_table
 from fdjax.reports.tradeoff import plot_tradeoff, tradeoff_figure
@@ -27,7 +21,6 @@ from fdjax.reports.tradeoff import plot_tradeoff, tradeoff_figure
 __all__ = [
     "MOBILENET_V2_IMAGENET",
     "NoDataError",
-    "Reference",
     "Result",
     "bench_figure",
     "bench_table",
@@ -49,13 +42,10 @@ __all__ = [
     "plot_run",
     "plot_sensitivity",
     "plot_tradeoff",
-    "profile_figure",
     "profile_table",
     "progression_figure",
     "read_result",
     "references_for",
-    "results_table",
     "seed_groups",
-    "sensitivity_figure",
     "tradeoff_figure",
 ]

@@ -34,17 +34,13 @@ _STYLES = ("-", "--", "-.", ":")
 _KEPT, _PRUNED = "0.45", "1.0"
 
 
-def strategies_figure(block: int = 4, channels: int = 16) -> Figure:
+def strategies_figure() -> Figure:
     """Draws what each way to prune keeps at one half of all coefficients (the paper's Figure 1).
 
     Scores that fall with frequency, by channels more or less, stand for a layer's energies. The masks of whole
     channels, of coefficients and of channel-frequency bands are those of kept counts.
-
-    Args:
-      block: K.
-      channels: C, an even number.
     """
-    num_coefs = block**2
+    channels, num_coefs = 16, 4**2
     rng = np.random.default_rng(0)
     fall = np.linspace(0.1, 0.5, channels)[:, None] * np.arange(num_coefs)
     scores = rng.gumbel(size=(channels, num_coefs)) - fall
