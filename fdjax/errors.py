@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import NoReturn
 
-EXIT_STATUS = 2
+EXIT_STATUS, STOPPED_STATUS = 2, 1
 
 
 class UserError(ValueError):
@@ -19,6 +19,14 @@ class UserError(ValueError):
     """
 
 
+class RunStopped(RuntimeError):
+    """A run that could not go on although it was asked for rightly: it diverged, or its disk is full.
+
+    The message says what happened, which checkpoint is the last good one and what to do. Commands print it without a
+    traceback and exit with status 1.
+    """
+
+
 def fail(message: str) -> NoReturn:
     """Prints `message` as an error and exits with status 2."""
     print(f"error: {message}", file=sys.stderr)
@@ -26,7 +34,7 @@ def fail(message: str) -> NoReturn:
 
 
 def reports_user_errors(command: Callable[..., int]) -> Callable[..., int]:
-    """Decorates a command so that a `UserError` becomes a short message and exit status 2."""
+    """Decorates a command so that a `UserError` becomes a short message and exit status 2, `RunStopped` 1."""
 
     @functools.wraps(command)
     def wrapped(*args, **kwargs) -> int:
@@ -34,6 +42,9 @@ def reports_user_errors(command: Callable[..., int]) -> Callable[..., int]:
             return command(*args, **kwargs)
         except UserError as error:
             fail(str(error))
+        except RunStopped as error:
+            print(f"error: {error}", file=sys.stderr)
+            return STOPPED_STATUS
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130

@@ -21,7 +21,7 @@ import pytest
 from fdjax.checkpoint import CHECKPOINT_FOLDER, MANIFEST, Checkpoints, find_checkpoint
 from fdjax.config import Config, DistillConfig, continuation_problem
 from fdjax.data import load_dataset
-from fdjax.errors import UserError
+from fdjax.errors import RunStopped, UserError
 from fdjax.experiments.collect import collect
 from fdjax.provenance import commit, processor
 from fdjax.training.build import build_network
@@ -301,7 +301,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_written_again(tmp_path, capsys)
 @pytest.mark.usefixtures("quick_runs")
 def test_a_run_that_diverges_stops_and_says_so(tmp_path):
     wild = dataclasses.replace(CONFIG.pretrain, learning_rate=1e30)
-    with pytest.raises(UserError, match=r"diverged; lower pretrain\.learning_rate"):
+    with pytest.raises(RunStopped, match=r"diverged; lower pretrain\.learning_rate"):
         train(dataclasses.replace(CONFIG, phases=("pretrain",), pretrain=wild), str(tmp_path / "run"))
 
 

@@ -16,7 +16,7 @@ from fdjax.errors import UserError
 from fdjax.frozen import Frozen, FrozenNetwork, Stopwatch, check_target, fewest_macs, freeze, release_slower, save
 from fdjax.frozen.choice import layers_of
 from fdjax.frozen.plan import BlockPlan, HeadPlan
-from fdjax.frozen.score import agreement, all_logits, figures
+from fdjax.frozen.score import agreement, all_logits, check_finite, figures
 from fdjax.pruning import HardMasks
 from fdjax.spec import Counts, NetworkSpec, network_macs
 from fdjax.training.build import collection_of, hard_network
@@ -73,8 +73,8 @@ def freeze_checkpoint(
       The manifest.
 
     Raises:
-      UserError: no hard masks, or a folder that holds something else. Data that are not there are no error: the
-        accuracy is then not measured.
+      UserError: no hard masks, logits that are not finite, or a folder that holds something else. Data that are not
+        there are no error: the accuracy is then not measured.
     """
     hard = hard_masks_of(restored)
     check_target(out)
@@ -129,10 +129,14 @@ def _accuracy(
     except UserError:
         if data_path is not None:
             raise
+        grey = np.full((1, *restored.spec.input_shape), 128, np.uint8)
+        check_finite(masked_logits(restored, counts, grey), "the checkpoint's network")
         return None
     images, labels = dataset.test_images, dataset.test_labels
-    logits = all_logits(FrozenNetwork(restored.spec, frozen, {}).predict, images)
     masked = masked_logits(restored, counts, images)
+    check_finite(masked, "the checkpoint's network")
+    logits = all_logits(FrozenNetwork(restored.spec, frozen, {}).predict, images)
+    check_finite(logits, "the frozen network")
     found = {**figures(logits, labels), "masked": {**figures(masked, labels), **agreement(logits, masked)}}
     if before is not None:
         found["before_release"] = figures(masked_logits(restored, before, images), labels)
@@ -147,8 +151,10 @@ def evaluate_frozen(network: FrozenNetwork, data_path: str | None = None) -> dic
     """
     dataset = run_data(network.spec, network.manifest["data"], data_path)
     checkpoint = network.manifest["checkpoint"]
+    logits = all_logits(network.predict, dataset.test_images)
+    check_finite(logits, "the frozen network")
     return {
-        **figures(all_logits(network.predict, dataset.test_images), dataset.test_labels),
+        **figures(logits, dataset.test_labels),
         **{name: network.manifest[name] for name in ("macs", "layers")},
         "split": "test",
         **checkpoint,

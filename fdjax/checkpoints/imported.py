@@ -14,6 +14,7 @@ from fdjax.config import Config
 from fdjax.errors import UserError
 from fdjax.spec import NetworkSpec
 from fdjax.training.build import collection_of
+from fdjax.training.health import nonfinite_network
 from fdjax.training.optimizers import optimizers_for
 from fdjax.training.phases import Phase
 from fdjax.training.restore import Past
@@ -43,6 +44,9 @@ def save_imported(
       spec: of the network, with preprocessing and, where they are known, class names.
       variables: the collections params and batch_stats, float32.
       origin: where the weights are from; JSON types, kept in the checkpoint.
+
+    Raises:
+      UserError: a weight or statistic is not finite. Nothing has been written then.
     """
     save_trained(folder, config, spec, variables, Past(imported=origin))
     write_json(folder / IMPORT_FILE, origin)
@@ -57,7 +61,13 @@ def save_trained(folder: Path, config: Config, spec: NetworkSpec, variables: dic
       spec: likewise.
       variables: the collections params and batch_stats, float32; all masks will be whole.
       done: what is known of the weights; its history becomes that of pretraining.
+
+    Raises:
+      UserError: a weight or statistic is not finite. Nothing has been written then.
     """
+    problem = nonfinite_network(variables)
+    if problem is not None:
+        raise UserError(f"{problem}: the training of these weights has diverged, or their file is damaged; give others")
     config = dataclasses.replace(config, phases=("pretrain",))
     phase = Phase("pretrain", index=0, start=0, steps=0, steps_per_epoch=0)
     history = [{"name": phase.name, "steps": 0, "seconds": 0.0, "top1": done.dense_top1, "ratio": 1.0}]

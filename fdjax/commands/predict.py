@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import tyro
@@ -41,6 +42,11 @@ def predict_command(arguments: Sequence[str]) -> int:
     share, background = data.get("eval_crop", 1.0), data.get("background", "white")
     for file in parsed.images:
         likeliest = network.classify(load_image(file, network.input_shape, share, background), parsed.top)
+        if not all(math.isfinite(probability) for _, probability in likeliest):
+            raise UserError(
+                f"the frozen network in {parsed.frozen} gives logits that are not finite for {file}: its training has "
+                "diverged; freeze an earlier checkpoint (--which)"
+            )
         print(f"{file}: " + ", ".join(f"{name} {100 * share:.1f}%" for name, share in likeliest))
         found.append({"image": file, "classes": [{"name": name, "probability": p} for name, p in likeliest]})
     write_report(parsed.json, found)

@@ -28,7 +28,8 @@ class Applied(Protocol):
 def make_evaluator(network: Applied, spec: NetworkSpec, devices: Devices, batch_size: int = EVAL_BATCH) -> Evaluator:
     """Returns (variables, images uint8 [n, H, W, C], labels [n]) -> top1, loss, num_examples (top5 beyond 10 classes).
 
-    Accuracies are shares, 0 to 1; the network computes in float32 whatever it was trained in. Images are taken one
+    Accuracies are shares, 0 to 1; the network computes in float32 whatever it was trained in. A
+    logit that is not finite is a wrong answer, and the loss is then not finite either. Images are taken one
     batch at a time, split over the devices; the last one is filled up and the filling left out of the sums.
     """
     batch_size = -(-batch_size // len(devices)) * len(devices)
@@ -42,9 +43,12 @@ def make_evaluator(network: Applied, spec: NetworkSpec, devices: Devices, batch_
         # Rank of the right class, ties to the lower index as argmax has them.
         classes = jnp.arange(logits.shape[1])
         before = (logits > own) | ((logits == own) & (classes < labels[:, None]))
-        rank = before.sum(axis=1)
+        # Nothing compares with NaN: without this it would be the first.
+        finite = jnp.isfinite(logits).all(axis=1)
+        rank = jnp.where(finite, before.sum(axis=1), logits.shape[1])
+        losses = jnp.where(finite, losses, jnp.nan)
         sums = {"loss": losses, "top1": rank < 1, "top5": rank < 5}
-        return {name: jnp.sum(value * weights) for name, value in sums.items()}
+        return {name: jnp.sum(jnp.where(weights > 0, value, 0)) for name, value in sums.items()}
 
     def evaluate(variables: dict[str, Any], images: Images, labels: np.ndarray) -> dict[str, float]:
         variables = devices.replicate(variables)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +13,14 @@ import numpy as np
 
 from fdjax.config import Config
 from fdjax.data import Images
-from fdjax.errors import UserError
+from fdjax.errors import RunStopped
 from fdjax.reports import plot_run
 from fdjax.spec import NetworkMacs, NetworkSpec, network_macs
 from fdjax.training.build import collection_of, flat_masks, hard_network
 from fdjax.training.devices import Devices
-from fdjax.training.evaluate import Evaluator, make_evaluator
+from fdjax.training.evaluate import EVAL_BATCH, Evaluator, make_evaluator
 from fdjax.training.feed import Waiting
+from fdjax.training.health import diverged, nonfinite_network
 from fdjax.training.phases import Phase
 from fdjax.training.restore import Past, masks_as_they_stand
 from fdjax.training.speed import frozen_speed
@@ -90,24 +91,38 @@ class Measurements:
         `pending`: numbers of steps, and the sums of their metrics. `waiting`: for batches, since the last record.
 
         Raises:
-          UserError: the loss is no longer a number.
+          RunStopped: the loss is no longer a number.
         """
         steps, sums = sum(steps for steps, _ in pending), jax.device_get([sums for _, sums in pending])
         means = {f"train_{name}": float(sum(float(s[name]) for s in sums)) / steps for name in sums[0]}
         if self.config.data.unlabelled is not None:
             del means["train_top1"]
         if not math.isfinite(means["train_loss"]):
-            raise UserError(
-                f"the loss of {phase.name} is {means['train_loss']} at step {step}: the run has diverged; lower "
-                f"{phase.name}.learning_rate ({getattr(self.config, phase.name).learning_rate:g}) and begin again in "
-                "another --workdir"
-            )
+            raise self.diverged(f"the loss is {means['train_loss']}", phase, step)
         # Here the devices are done with these steps, so that the time since the last record is theirs.
         record = {"step": step, "phase": phase.name, **figures, **means, "data_wait": round(waiting.share(), 4)}
         if phase.learns_masks:
             record["lambda"] = float(state.lambda_)
         self.log.write(record)
         return means
+
+    def diverged(self, what: str, phase: Phase, step: int) -> RunStopped:
+        """The end of a run that has diverged: `what` is not finite."""
+        return diverged(what, phase.name, step, getattr(self.config, phase.name).learning_rate)
+
+    def check_finite(self, phase: Phase, step: int, collections: Mapping[str, Any]) -> None:
+        """Raises `RunStopped` where a collection of the state at `step` of the run is not finite."""
+        problem = nonfinite_network(collections)
+        if problem is not None:
+            raise self.diverged(problem, phase, step)
+
+    def check_answers(self, phase: Phase, step: int, state: TrainState, done: Past) -> None:
+        """Raises `RunStopped` where the network, finite itself, gives logits that are not, on one batch of images.
+
+        A learning rate that is far too high leaves such weights; the loss shows them one step later.
+        """
+        images, labels = self.test
+        self.evaluate(phase, state, done, finished=step == phase.end, split=(images[:EVAL_BATCH], labels[:EVAL_BATCH]))
 
     def macs(self, phase: Phase, state: TrainState, done: Past, *, finished: bool) -> NetworkMacs:
         """Of the network as it stands; `finished`: the phase is over, so that its masks meet the target."""
@@ -117,7 +132,11 @@ class Measurements:
     def evaluate(
         self, phase: Phase, state: TrainState, done: Past, *, finished: bool, split: LabelledImages
     ) -> tuple[dict[str, float], NetworkMacs]:
-        """Accuracy and MACs of the network as it stands, with the program that `eval.py` would run once finished."""
+        """Accuracy and MACs of the network as it stands, with the program that `eval.py` would run once finished.
+
+        Raises:
+          RunStopped: the loss is not finite.
+        """
         hard = masks_as_they_stand(self.config, self.spec, phase, finished, state.fcmask, done)
         variables = state.variables()
         if hard is None:
@@ -133,7 +152,12 @@ class Measurements:
                 key, network = "moving", dataclasses.replace(self.network, mode="hard")
         if key not in self._evaluators:
             self._evaluators[key] = make_evaluator(network, self.spec, self._devices)
-        return self._evaluators[key](variables, *split), macs
+        figures = self._evaluators[key](variables, *split)
+        if not math.isfinite(figures["loss"]):
+            raise self.diverged(
+                f"the loss on {figures['num_examples']:,} held-out images is {figures['loss']}", phase, int(state.step)
+            )
+        return figures, macs
 
     def evaluate_midway(self, phase: Phase, step: int, state: TrainState, done: Past) -> tuple[float | None, str]:
         """Measures and records in the midst of a phase; returns a score to choose the best by, and a line to print."""

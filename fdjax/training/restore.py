@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from fdjax.checkpoint import Checkpoints
+from fdjax.checkpoint import Checkpoints, DamagedCheckpoint
 from fdjax.config import Config
 from fdjax.data import Dataset, limit_training, open_dataset, split_validation
 from fdjax.errors import UserError
@@ -16,6 +16,7 @@ from fdjax.spec import NetworkMacs, NetworkSpec, network_macs
 from fdjax.training.build import build_network, collection_of, counts_of, hard_masks, hard_network
 from fdjax.training.devices import Devices
 from fdjax.training.evaluate import make_evaluator
+from fdjax.training.health import nonfinite_network
 from fdjax.training.optimizers import optimizers_for
 from fdjax.training.phases import Phase, has_teacher
 from fdjax.training.state import TrainState, create_state, init_variables
@@ -121,6 +122,12 @@ def restore(checkpoints: Checkpoints, step: int) -> Restored:
     network, _ = build_network(config, spec.input_shape, spec.num_classes)
     like = _abstract_state(config, network, spec, phase)
     state = checkpoints.restore(step, like)
+    problem = nonfinite_network(state.collections())
+    if problem is not None:
+        raise DamagedCheckpoint(
+            f"checkpoint {checkpoints.folder / str(step)} is of a run that has diverged: {problem}; give an earlier "
+            "step"
+        )
     return Restored(
         config, network, spec, phase, phase_step, state, done,
         masks_as_they_stand(config, spec, phase, phase_step >= phase.steps, state.fcmask, done),

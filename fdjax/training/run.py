@@ -323,6 +323,7 @@ class _Run:
             batches = feed.batches(chunks, (phase.start + phase_step, phase.end))
             for chunk, batch in waiting.over(batches):
                 if controls(chunk.first):
+                    self.measure.check_finite(phase, phase.start + chunk.first, {FCMASK: state.fcmask})
                     at = (int(mask_steps[chunk.first]), int(mask_steps[-1]), control_every)
                     state, measured = self.control.look(state, *at)
                     figures |= measured
@@ -338,12 +339,16 @@ class _Run:
                     figures |= self.measure.record(phase, step, state, pending, figures, waiting)
                     progress.advance(sum(steps for steps, _ in pending), figures)
                     pending = []
+                if saves or evaluates or last:
+                    self.measure.check_finite(phase, step, state.collections())
                 score = None
                 if evaluates and not last:
                     score, text = self.measure.evaluate_midway(phase, step, state, self.done)
                     progress.say(text)
-                if last:
+                elif last:
                     score = self._finish_phase(phase, state, progress)
+                elif saves and phase.name != "learn":  # Where the weights are those of the save before.
+                    self.measure.check_answers(phase, step, state, self.done)
                 if saves or last:
                     self._save(phase, phase_step, state, score)
                 if saves or evaluates:

@@ -44,6 +44,13 @@ class TrainState(struct.PyTreeNode):
         """The collections as Flax takes them."""
         return {"params": self.params, "batch_stats": self.batch_stats, FCMASK: self.fcmask}
 
+    def collections(self) -> dict[str, Any]:
+        """All that has to be finite, by the names of the fields; the controller's memory begins as NaN."""
+        return {
+            field: getattr(self, field)
+            for field in ("params", "batch_stats", "fcmask", "weight_opt", "mask_opt", "teacher", "lambda_")
+        }
+
     def with_teacher(self) -> TrainState:
         """With a copy of its weights as the teacher, unless there is one (buffers of a state are given away whole)."""
         if self.teacher:

@@ -78,7 +78,8 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
 
 
 def _accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
+    # `argmax` takes NaN for the highest.
+    return jnp.mean((jnp.argmax(logits, axis=-1) == labels) & jnp.isfinite(logits).all(axis=-1))
 
 
 def labels_alone(state: TrainState, x: jax.Array) -> Callable[..., jax.Array]:
