@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import tyro
 
 from fdjax.config import Config, load_config
 from fdjax.errors import UserError, suggestion
@@ -12,6 +15,7 @@ from fdjax.errors import UserError, suggestion
 if TYPE_CHECKING:
     from fdjax.training.restore import Restored
 
+Parsed = TypeVar("Parsed")
 # By its name, a command, and what it does in words.
 Commands = Mapping[str, tuple[Callable[[Sequence[str]], int], str]]
 
@@ -23,14 +27,18 @@ def flag_value(arguments: Sequence[str], program: str, flag: str = "--config") -
     return parser.parse_known_args(list(arguments))[0].value
 
 
-def config_given(arguments: Sequence[str], program: str) -> Config:
-    """What --config's file says, the default of every flag that sets one of its fields; without --config, `Config()`.
+def parse_with_config(kind: type[Parsed], program: str, arguments: Sequence[str]) -> Parsed:
+    """Parses a command's arguments, whose field `settings` is a `Config`: what --config's file says, or `Config()`, is
+    the default of every flag that sets one of its fields.
 
     Raises:
       UserError: as `load_config`.
     """
     path = flag_value(arguments, program)
-    return Config() if path is None else load_config(path)
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    given: Any = {field.name: tyro.MISSING for field in fields if field.default is dataclasses.MISSING}
+    given["settings"] = Config() if path is None else load_config(path)
+    return tyro.cli(kind, prog=program, args=arguments, default=kind(**given))
 
 
 def restored_run(path: str, which: str = "latest") -> Restored:

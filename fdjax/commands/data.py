@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from fdjax.commands.arguments import check_at_least_one, config_given, dispatch
+from fdjax.commands.arguments import check_at_least_one, dispatch, parse_with_config
 from fdjax.commands.output_files import check_json_target, write_report
 from fdjax.config import Config
 
@@ -132,13 +132,7 @@ class SheetArguments:
 
 def sheet_command(arguments: Sequence[str]) -> int:
     """`fdjax data sheet`."""
-    given: Any = tyro.MISSING
-    parsed = tyro.cli(
-        SheetArguments,
-        prog="fdjax data sheet",
-        args=arguments,
-        default=SheetArguments(config=given, out=given, settings=config_given(arguments, "fdjax data sheet")),
-    )
+    parsed = parse_with_config(SheetArguments, "fdjax data sheet", arguments)
     check_at_least_one(images=parsed.images, times=parsed.times)
     from fdjax.data.inspection import draw_sheet
     from fdjax.training.augmented import augmented_rows

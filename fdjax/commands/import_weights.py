@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from fdjax.commands.arguments import config_given
+from fdjax.commands.arguments import parse_with_config
 from fdjax.commands.output_files import check_json_target, write_report
 from fdjax.config import Config
 from fdjax.errors import UserError
@@ -60,19 +60,7 @@ class ImportArguments:
 
 def import_command(arguments: Sequence[str]) -> int:
     """`fdjax import`."""
-    required: Any = tyro.MISSING
-    parsed = tyro.cli(
-        ImportArguments,
-        prog="fdjax import",
-        args=arguments,
-        default=ImportArguments(
-            config=required,
-            format=required,
-            weights=required,
-            out=required,
-            settings=config_given(arguments, "fdjax import"),
-        ),
-    )
+    parsed = parse_with_config(ImportArguments, "fdjax import", arguments)
     check_json_target(parsed.json)
     from fdjax.checkpoints.imported import check_import_target, save_imported
     from fdjax.importers import fit, open_weights

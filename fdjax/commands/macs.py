@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from fdjax.commands.arguments import config_given, restored_run
+from fdjax.commands.arguments import parse_with_config, restored_run
 from fdjax.commands.output_files import check_json_target, write_report
 from fdjax.config import Config
 from fdjax.errors import UserError
@@ -29,12 +29,7 @@ class MacsArguments:
 
 def macs_command(arguments: Sequence[str]) -> int:
     """`fdjax macs`."""
-    parsed = tyro.cli(
-        MacsArguments,
-        prog="fdjax macs",
-        args=arguments,
-        default=MacsArguments(settings=config_given(arguments, "fdjax macs")),
-    )
+    parsed = parse_with_config(MacsArguments, "fdjax macs", arguments)
     check_json_target(parsed.json)
     if (parsed.config is None) == (parsed.checkpoint is None):
         raise UserError("give either --config FILE or --checkpoint DIR")

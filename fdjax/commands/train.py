@@ -7,11 +7,11 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from fdjax.commands.arguments import config_given, flag_value
+from fdjax.commands.arguments import flag_value, parse_with_config
 from fdjax.commands.output_files import check_json_target, write_report
 from fdjax.config import Config
 from fdjax.errors import UserError, reports_user_errors
@@ -53,13 +53,7 @@ def train_command(arguments: Sequence[str] | None = None) -> int:
     asks_for_help = bool({"-h", "--help"} & set(given))
     if flag_value(given, "train.py") is None and not asks_for_help:
         raise UserError("--config FILE is missing: python train.py --config configs/quickstart.py --workdir DIR")
-    required: Any = tyro.MISSING
-    parsed = tyro.cli(
-        TrainArguments,
-        prog="train.py",
-        args=given,
-        default=TrainArguments(config=required, workdir=required, settings=config_given(given, "train.py")),
-    )
+    parsed = parse_with_config(TrainArguments, "train.py", given)
     check_json_target(parsed.json)
     for name, value in (("profile", parsed.profile), ("connect-timeout", parsed.connect_timeout)):
         if value < 0:
