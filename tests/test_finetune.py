@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="torch is not installed: it writes the weights that are imported here")
 
@@ -25,6 +27,7 @@ from fdjax.training.checks import warn_of_chance  # noqa: E402
 from fdjax.training.optimizers import weight_optimizer  # noqa: E402
 from fdjax.training.restore import restore  # noqa: E402
 from fdjax.training.run import train  # noqa: E402
+from fdjax.training.steps import balancing_weights, cross_entropy, labels_alone, with_class_weights  # noqa: E402
 from tests.tiny_run import get_config  # noqa: E402
 from tests.torch_networks import randomise, small_mobilenetv2  # noqa: E402
 
@@ -34,6 +37,7 @@ CONFIG = dataclasses.replace(
     model=dataclasses.replace(TINY.model, width=0.35, padding="torch"),
     phases=("pretrain", "learn", "refine"),
     distill=DistillConfig(weight=0.5),
+    data=dataclasses.replace(TINY.data, class_weights="balanced"),
 )
 
 
@@ -55,6 +59,10 @@ def test_a_run_trains_imported_weights_and_then_prunes_them(imported, tmp_path, 
     assert [phase["name"] for phase in summary["phases"]] == ["pretrain", "learn", "refine"]
     assert summary["dense_top1"] == summary["phases"][0]["top1"]
     assert summary["imported"]["weights"] == "body.pth"
+    confusion = np.array(summary["confusion"])
+    assert confusion.shape == (10, 10) and confusion.sum() == summary["num_examples"]
+    assert confusion.trace() == round(summary["top1"] * summary["num_examples"])
+    assert summary["class_names"][-1] == "Ankle boot"
     begun, ended = (restore(*find_checkpoint(str(path))) for path in (imported, tmp_path / "run"))
     assert ended.spec.input_mean == begun.spec.input_mean == (73.0,)
     assert ended.state.teacher  # the unpruned network taught
@@ -73,8 +81,8 @@ def test_fine_tuning_alone_is_a_dense_run_that_freezes(imported, tmp_path, quick
     assert not np.array_equal(*body)
     said = outcome_words(read_result("run", config, summary))
     assert said.startswith("The dense network has ") and "fine-tuned here" in said
-    given = ["freeze", "--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "frozen")]
-    assert fdjax_command(given) == 0
+    command = ["freeze", "--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "frozen")]
+    assert fdjax_command(command) == 0
     manifest = json.loads((tmp_path / "frozen" / "manifest.json").read_text())
     assert manifest["macs"]["ratio"] == 1
     # A further run goes on from there, and does not fine-tune again.
@@ -131,6 +139,27 @@ def test_random_parts_do_not_go_with_other_crops() -> None:
     with pytest.raises(UserError, match="crop_area must be 0 with random_resized_crop or crop_padding"):
         DataConfig(crop_area=0.5)
     assert Config(data=DataConfig(crop_area=0.5, crop_padding=0)).data.crop_area == 0.5
+
+
+@given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=60), seed=st.integers(0, 99))
+def test_balanced_classes_count_alike_in_the_loss(labels: list[int], seed: int) -> None:
+    targets, rng = np.array(labels), np.random.default_rng(seed)
+    weights = balancing_weights(targets, 4)
+    logits = jnp.asarray(rng.normal(size=(len(targets), 4)), jnp.float32)
+    each = np.asarray(optax.softmax_cross_entropy_with_integer_labels(logits, targets))
+    expected = np.mean([each[targets == label].mean() for label in set(labels)])
+    for given_labels in (jnp.asarray(targets), jax.nn.one_hot(targets, 4)):
+        found = cross_entropy(logits, given_labels, class_weights=weights)
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+    np.testing.assert_allclose(weights[targets].mean(), 1, rtol=1e-5)
+
+
+def test_an_objective_with_class_weights_weighs_the_labels() -> None:
+    logits, labels = jnp.asarray([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), jnp.asarray([0, 1, 0])
+    weights = balancing_weights(np.asarray(labels), 2)
+    weighted = with_class_weights(labels_alone, weights)(None, logits)
+    assert float(weighted(logits, labels, 0.1)) == float(cross_entropy(logits, labels, 0.1, weights))
+    assert float(weighted(logits, labels, 0.1)) != float(cross_entropy(logits, labels, 0.1))
 
 
 def test_a_network_at_chance_is_warned_of(capsys) -> None:

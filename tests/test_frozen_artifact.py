@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import subprocess
@@ -135,6 +136,36 @@ def test_predict_names_the_classes_of_pictures(artifact, tmp_path, capsys) -> No
     for line, row, found in zip(said, logits, json.loads(report.read_text()), strict=True):
         assert dataset.class_names[row.argmax()] in line
         assert [entry["name"] for entry in found["classes"]] == [dataset.class_names[i] for i in np.argsort(-row)[:2]]
+
+
+def test_predict_takes_folders_and_goes_on_past_damaged_files(artifact, tmp_path, capsys, refused) -> None:
+    dataset, folder = load_dataset("fashion_mnist_subset"), tmp_path / "pictures"
+    (folder / "deep").mkdir(parents=True)
+    for index in range(20):
+        Image.fromarray(dataset.test_images[index, ..., 0]).save(folder / "deep" / f"{index:02}.png")
+    (folder / "damaged.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    (folder / "notes.txt").write_text("no picture")
+    table, report = tmp_path / "classes.csv", tmp_path / "classes.json"
+    given = [str(folder), "--top", "2", "--csv", str(table), "--json", str(report)]
+    assert fdjax_command(["predict", "--frozen", str(artifact), *given]) == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 20
+    assert "damaged.png" in captured.err and "1 of 21 pictures could not be read" in captured.err
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["image", "class_1", "probability_1", "class_2", "probability_2", "error"]
+    assert [Path(row["image"]).name for row in rows] == ["damaged.png", *(f"{index:02}.png" for index in range(20))]
+    assert "damaged.png" in rows[0]["error"] and not rows[0]["class_1"]
+    logits = np.asarray(load(artifact).predict(dataset.test_images[:20]))
+    assert [row["class_1"] for row in rows[1:]] == [dataset.class_names[row.argmax()] for row in logits]
+    assert all(0 < float(row["probability_2"]) <= float(row["probability_1"]) <= 1 for row in rows[1:])
+    assert "error" in json.loads(report.read_text())[0]
+    # Nothing that can be read, and nothing that can be written.
+    predict = ["predict", "--frozen", str(artifact)]
+    assert "damaged.png" in refused(fdjax_command, *predict, str(folder / "damaged.png"))
+    (tmp_path / "empty").mkdir()
+    assert "holds no picture" in refused(fdjax_command, *predict, str(tmp_path / "empty"))
+    assert "--csv" in refused(fdjax_command, *predict, str(folder), "--csv", str(tmp_path / "a" / "b.csv"))
 
 
 def test_pictures_are_fitted_as_a_data_sets_are(tmp_path) -> None:

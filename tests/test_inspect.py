@@ -45,6 +45,50 @@ def test_inspecting_a_folder_finds_what_is_wrong_with_it(tmp_path: Path, capsys:
         assert sheet.size == (110 + 7 * 66, 10 * 66), "a row for each class; the largest has seven readable images"
 
 
+def test_what_is_no_fault_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, rng = write_folder(tmp_path / "images"), np.random.default_rng(3)
+    cat = root / "train" / "cat"
+    Image.fromarray(random_pixels(50, 40, 20, 4)).save(cat / "alpha.png")
+    Image.fromarray(random_pixels(51, 32, 32).astype(np.uint16) * 257).save(cat / "deep.png")
+    Image.fromarray(random_pixels(52, 6, 5, 3)).save(cat / "small.png")
+    Image.fromarray(random_pixels(53, 20, 90, 3)).save(cat / "long.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(random_pixels(54, 32, 32, 3)).save(cat / "turned.jpg", exif=exif)
+    (cat / "Thumbs.db").write_bytes(b"x")
+    smooth = Image.fromarray(random_pixels(55, 5, 5, 3)).resize((64, 64), Image.Resampling.BICUBIC)
+    noisy = np.clip(np.asarray(smooth).astype(int) + rng.integers(-3, 4, (64, 64, 3)), 0, 255).astype(np.uint8)
+    smooth.save(cat / "near.png")
+    Image.fromarray(noisy).resize((60, 60)).save(root / "test" / "cat" / "near.png")
+    assert fdjax_command(["data", "inspect", "folder", "--path", str(root), "--json", str(tmp_path / "r.json")]) == 0
+    printed = capsys.readouterr().out
+    report = json.loads((tmp_path / "r.json").read_text())
+    warnings = {warning["kind"]: warning for warning in report["warnings"]}
+    assert {kind: warning["count"] for kind, warning in warnings.items()} == {
+        "transparency (data.background shows through)": 1,
+        "more than 8 bits (scaled to 8)": 1,
+        "turned by EXIF (brought upright)": 1,
+        "much smaller than the others": 1,
+        "very long: a square of it leaves out most": 1,
+        "near-duplicates across splits": 1,
+        "passed over: files .db": 1,
+    }
+    assert "near.png" in warnings["near-duplicates across splits"]["examples"][0]
+    assert "warning: near-duplicates across splits: 1" in printed and "no problems found" in printed
+    assert report["problems"] == []
+
+
+def test_near_duplicates_are_found_whatever_the_order() -> None:
+    from fdjax.data.oddities import fingerprint, near_pairs
+
+    smooth = [np.asarray(Image.fromarray(random_pixels(s, 4, 4, 3)).resize((48, 48), 2)) for s in range(40)]
+    shifted = [np.clip(pixels.astype(int) + 2, 0, 255).astype(np.uint8) for pixels in smooth]
+    first, second = ([fingerprint(pixels) for pixels in some] for some in (smooth, shifted[::-1]))
+    assert sorted(near_pairs(first, second)) == [(number, 39 - number) for number in range(40)]
+    assert fingerprint(np.full((9, 9, 3), 7, np.uint8)) is None
+    assert list(near_pairs([None], first)) == []
+
+
 def test_inspecting_a_prepared_set_and_wrong_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from fdjax.data.prepare import prepare
 

@@ -379,3 +379,16 @@ def test_a_browser_shows_it_at_any_width_without_fetching_anything(real, tmp_pat
     assert sorted(set(asked) - {"/favicon.ico"}) == [
         "/fetching.html", "/missing.png", "/probe.html", "/report.html", "/wide.html",
     ]  # fmt: skip
+
+
+def test_a_page_has_the_accuracy_of_each_class_and_what_is_taken_for_what() -> None:
+    from fdjax.reports.classes import classes_section
+
+    summary = {"confusion": [[8, 2, 0], [1, 9, 0], [0, 0, 0]], "class_names": ["ant", "<bee>", "cat"]}
+    page = "".join(classes_section(summary))
+    assert "80.00%" in page and "90.00%" in page and "&lt;bee&gt; (2)" in page and "<bee>" not in page
+    assert page.count("<tr>") == 4 + 4  # a heading and three classes, twice
+    assert classes_section({}) == [] and classes_section({"confusion": None}) == []
+    assert classes_section({**summary, "class_names": ["ant"]}) == []
+    many = {"confusion": np.eye(40, dtype=int).tolist(), "class_names": []}
+    assert "".join(classes_section(many)).count("<tr>") == 41

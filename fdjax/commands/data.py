@@ -106,6 +106,10 @@ def inspect_command(arguments: Sequence[str]) -> int:
         print(f"{problem['kind']}: {problem['count']:,}")
         for text in problem["examples"][:5]:
             print(f"  {text}")
+    for warning in report["warnings"]:
+        print(f"warning: {warning['kind']}: {warning['count']:,}")
+        for text in warning["examples"][:5]:
+            print(f"  {text}")
     print("no problems found" if not report["problems"] else "problems found: see above")
     write_report(parsed.json, report)
     return 0

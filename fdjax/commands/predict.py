@@ -2,52 +2,126 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import tyro
 
 from fdjax.commands.arguments import check_at_least_one
-from fdjax.commands.output_files import check_json_target, write_report
+from fdjax.commands.output_files import check_file_target, check_json_target, write_report
 from fdjax.errors import UserError
+
+# Pictures at once: a program is compiled for one number of them.
+_BATCH = 16
 
 
 @dataclasses.dataclass(kw_only=True)
 class PredictArguments:
-    """Names the classes of pictures by a frozen network."""
+    """Names the classes of pictures by a frozen network. A picture that cannot be read is named and passed over."""
 
     images: tyro.conf.Positional[tuple[str, ...]]
-    """Picture files, in any format that Pillow opens."""
+    """Picture files, in any format that Pillow opens, and folders of them, at any depth."""
     frozen: str
     """A frozen network, as fdjax freeze writes it."""
     top: int = 1
     """How many classes to name for each, the likeliest first."""
     json: str | None = None
     """Write the classes and their probabilities to this file too."""
+    csv: str | None = None
+    """Write a table to this file too: a row for each picture; `error` says why one could not be read."""
 
 
 def predict_command(arguments: Sequence[str]) -> int:
     """`fdjax predict`."""
     parsed = tyro.cli(PredictArguments, prog="fdjax predict", args=arguments)
     check_json_target(parsed.json)
+    check_file_target("--csv", parsed.csv, (".csv",))
     if not parsed.images:
         raise UserError("no picture given: fdjax predict --frozen DIR IMAGE...")
     check_at_least_one(top=parsed.top)
-    from fdjax.data import load_image
+    from fdjax.data.unlabelled import list_pictures
     from fdjax.frozen import load
 
     network, found = load(parsed.frozen), []
+    files = [
+        file for given in parsed.images for file in (list_pictures(Path(given)) if Path(given).is_dir() else [given])
+    ]
+    for entry in _predictions(network, files, parsed.top):
+        if not all(math.isfinite(one["probability"]) for one in entry.get("classes", ())):
+            raise UserError(
+                f"the frozen network in {parsed.frozen} gives logits that are not finite for {entry['image']}: its "
+                "training has diverged; freeze an earlier checkpoint (--which)"
+            )
+        if "error" in entry and len(files) == 1:
+            raise UserError(entry["error"])
+        if "error" in entry:
+            print(f"warning: {entry['error']}", file=sys.stderr)
+        else:
+            said = ", ".join(f"{one['name']} {100 * one['probability']:.1f}%" for one in entry["classes"])
+            print(f"{entry['image']}: {said}")
+        found.append(entry)
+    failed = [entry for entry in found if "error" in entry]
+    if len(failed) == len(found):
+        raise UserError(f"none of the {len(found):,} pictures could be read; see the warnings")
+    if failed:
+        print(f"{len(failed):,} of {len(found):,} pictures could not be read", file=sys.stderr)
+    write_report(parsed.json, found)
+    if parsed.csv is not None:
+        _write_csv(parsed.csv, found, max(len(entry.get("classes", ())) for entry in found))
+    return 0
+
+
+def _predictions(network: Any, files: Sequence[str], top: int) -> Iterator[dict[str, Any]]:
+    """For each file, in order: `image`, and `classes` (name, probability) or `error`."""
+    import numpy as np
+
+    from fdjax.data import load_image
+
     data = network.manifest.get("data", {})
     share, background = data.get("eval_crop", 1.0), data.get("background", "white")
-    for file in parsed.images:
-        likeliest = network.classify(load_image(file, network.input_shape, share, background), parsed.top)
-        if not all(math.isfinite(probability) for _, probability in likeliest):
-            raise UserError(
-                f"the frozen network in {parsed.frozen} gives logits that are not finite for {file}: its training has "
-                "diverged; freeze an earlier checkpoint (--which)"
-            )
-        print(f"{file}: " + ", ".join(f"{name} {100 * share:.1f}%" for name, share in likeliest))
-        found.append({"image": file, "classes": [{"name": name, "probability": p} for name, p in likeliest]})
-    write_report(parsed.json, found)
-    return 0
+    for start in range(0, len(files), _BATCH):
+        chunk = files[start : start + _BATCH]
+        pictures, errors = {}, {}
+        for file in chunk:
+            try:
+                pictures[file] = load_image(file, network.input_shape, share, background)
+            except UserError as error:
+                errors[file] = str(error)
+        likeliest = {}
+        if pictures:
+            # One or two pictures are not worth the pictures that would fill up a batch.
+            missing = _BATCH - len(pictures) if len(files) > 2 else 0
+            batch = np.stack([*pictures.values(), *[next(iter(pictures.values()))] * missing])
+            likeliest = dict(zip(pictures, _likeliest(network, batch, top), strict=False))
+        for file in chunk:
+            if file in errors:
+                yield {"image": file, "error": errors[file]}
+            else:
+                classes = [{"name": name, "probability": p} for name, p in likeliest[file]]
+                yield {"image": file, "classes": classes}
+
+
+def _likeliest(network: Any, batch: Any, top: int) -> list[list[tuple[str, float]]]:
+    import numpy as np
+
+    logits = np.asarray(network.predict(batch), np.float64)
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    orders = np.argsort(-shares, axis=1, kind="stable")[:, :top]
+    names = network.class_names or tuple(map(str, range(shares.shape[1])))
+    return [[(names[at], float(own[at])) for at in order] for own, order in zip(shares, orders, strict=True)]
+
+
+def _write_csv(path: str, found: Sequence[dict[str, Any]], top: int) -> None:
+    headings = ["image", *(f"{what}{at}" for at in range(1, top + 1) for what in ("class_", "probability_")), "error"]
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(headings)
+        for entry in found:
+            cells = [cell for one in entry.get("classes", ()) for cell in (one["name"], f"{one['probability']:.6f}")]
+            writer.writerow([entry["image"], *(cells or [""] * (2 * top)), entry.get("error", "")])

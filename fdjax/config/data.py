@@ -58,6 +58,8 @@ class DataConfig(Checked):
     """Side in pixels of a square that is cut out of each image at random (0: none)."""
     erase: float = 0.0
     """Probability, 0 to 1, that a random rectangle of 2 to 33% of an image is erased."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: in the loss, an example counts the more, the fewer its class has; all classes then count alike."""
     mixup: float = 0.0
     """Mix pairs of images and labels by a share from Beta(mixup, mixup); 0: off, 0.2 is common."""
 

@@ -7,8 +7,9 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import io
+import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from fdjax.data.batches import seeded_permutation
 from fdjax.data.decode import read_pixels
 from fdjax.data.folder import list_folder
+from fdjax.data.oddities import fingerprint, near_pairs, odd_sizes, oddities
 from fdjax.data.sources import check_source, load_dataset
 from fdjax.data.tfds_sets import FASHION_MNIST_SUBSET, FOLDER, PreparedReader, find_prepared
 from fdjax.errors import UserError
@@ -46,6 +48,8 @@ class _Look:
     form: str = ""
     digest: bytes = b""
     problem: str | None = None
+    odd: tuple[str, ...] = ()
+    fingerprint: tuple[int, np.ndarray] | None = None
 
 
 def inspect_set(name: str, path: str | None = None, sheet: str | None = None, per_class: int = 8) -> dict[str, Any]:
@@ -60,7 +64,8 @@ def inspect_set(name: str, path: str | None = None, sheet: str | None = None, pe
     Returns:
       `classes`, `splits` (`images`, `per_class`, `sizes`, `forms` such as RGB, grey or CMYK) and `problems`, a list of
       `kind` (unreadable, duplicates, duplicates with other labels, duplicates across splits, label out of range),
-      `count` and `examples`; JSON types.
+      `count` and `examples`; `warnings`, likewise, of what is no fault: transparency, depths, orientation, sizes,
+      near-duplicates across splits, what was passed over in a folder; JSON types.
 
     Raises:
       UserError: there is no such set, or the sheet cannot be written.
@@ -68,7 +73,7 @@ def inspect_set(name: str, path: str | None = None, sheet: str | None = None, pe
     check_source(name, path)
     if sheet is not None:
         _check_sheet(Path(sheet))
-    classes, splits = _open(name, path)
+    classes, splits, skipped = _open(name, path)
     report: dict[str, Any] = {"name": name, "path": path, "classes": list(classes), "splits": {}}
     looks = {split: _look_at(part, split) for split, part in splits.items()}
     for split, found in looks.items():
@@ -87,22 +92,29 @@ def inspect_set(name: str, path: str | None = None, sheet: str | None = None, pe
             "forms": dict(collections.Counter(look.form for look in good).most_common()),
         }
     report["problems"] = _problems(looks, splits, len(classes))
+    report["warnings"] = _warnings(looks, splits, skipped)
     if sheet is not None:
         first = next(iter(splits))
         _draw_classes(Path(sheet), classes, splits[first], looks[first], per_class)
     return report
 
 
-def _open(name: str, path: str | None) -> tuple[Sequence[str], dict[str, _Split]]:
+def _open(name: str, path: str | None) -> tuple[Sequence[str], dict[str, _Split], Mapping[str, int]]:
+    """The classes, the splits, and what was passed over."""
     if name == FASHION_MNIST_SUBSET:
         dataset = load_dataset(name)
-        return dataset.class_names, {
-            split: _from_arrays(split, getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels"))
-            for split in ("train", "test")
-        }
+        return (
+            dataset.class_names,
+            {
+                split: _from_arrays(split, getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels"))
+                for split in ("train", "test")
+            },
+            {},
+        )
     if name == FOLDER:
         listing = list_folder(Path(path or ""))
-        return listing.classes, {split: _from_files(listing.files(split)) for split in listing.splits}
+        splits = {split: _from_files(listing.files(split)) for split in listing.splits}
+        return listing.classes, splits, listing.skipped
     reader = PreparedReader(find_prepared(name, path))
     splits = {}
     for split in dict.fromkeys(("train", reader.test_split)):
@@ -112,7 +124,7 @@ def _open(name: str, path: str | None) -> tuple[Sequence[str], dict[str, _Split]
             lambda index, source=source, split=split: reader.example(source, split, index),
             lambda index, split=split: reader.name_of(split, index),
         )
-    return reader.class_names, splits
+    return reader.class_names, splits, {}
 
 
 def _from_arrays(split: str, images: np.ndarray, labels: np.ndarray) -> _Split:
@@ -141,6 +153,7 @@ def _look_at(split: _Split, name: str) -> list[_Look]:
         try:
             encoded, label = split.example(index)
             header = Image.open(io.BytesIO(encoded))
+            odd = oddities(header)
             mode = {"L": "grey", "1": "grey", "LA": "grey"}.get(header.mode, header.mode)
             pixels = read_pixels(encoded, 1 if mode == "grey" else 3, split.name_of(index))
         except UserError as error:
@@ -149,7 +162,7 @@ def _look_at(split: _Split, name: str) -> list[_Look]:
             return _Look(label, problem=f"{split.name_of(index)} is no image that Pillow can open: {error}")
         size = (pixels.shape[0], pixels.shape[1])
         digest = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).digest()
-        return _Look(label, size, mode, digest)
+        return _Look(label, size, mode, digest, odd=odd, fingerprint=fingerprint(pixels))
 
     chunks = [range(start, min(start + _CHUNK, split.count)) for start in range(0, split.count, _CHUNK)]
     found: list[_Look] = []
@@ -181,6 +194,30 @@ def _problems(looks: dict[str, list[_Look]], splits: dict[str, _Split], classes:
                     kind = "duplicates with other labels"
                 found[kind].append(f"{name} = {splits[earlier[0]].name_of(earlier[1])}")
     return [{"kind": kind, "count": len(some), "examples": some[:_EXAMPLES_LISTED]} for kind, some in found.items()]
+
+
+def _warnings(
+    looks: dict[str, list[_Look]], splits: dict[str, _Split], skipped: Mapping[str, int]
+) -> list[dict[str, Any]]:
+    found: dict[str, list[str]] = collections.defaultdict(list)
+    for split, some in looks.items():
+        for index, look in enumerate(some):
+            for kind in look.odd:
+                found[kind].append(splits[split].name_of(index))
+        for index, kind in odd_sizes([look.size for look in some]):
+            height, width = some[index].size
+            found[kind].append(f"{splits[split].name_of(index)}: {height}x{width}")
+    for one, other in itertools.combinations(looks, 2):
+        pairs = near_pairs(*([look.fingerprint for look in looks[split]] for split in (one, other)))
+        for first, second in pairs:
+            if looks[one][first].digest != looks[other][second].digest:
+                found["near-duplicates across splits"].append(
+                    f"{splits[other].name_of(second)} ~ {splits[one].name_of(first)}"
+                )
+    listed = [{"kind": kind, "count": len(some), "examples": some[:_EXAMPLES_LISTED]} for kind, some in found.items()]
+    return listed + [
+        {"kind": f"passed over: {kind}", "count": count, "examples": []} for kind, count in skipped.items()
+    ]
 
 
 # Contact sheets

@@ -12,6 +12,7 @@ import numpy as np
 
 from fdjax.reports import html
 from fdjax.reports.bench import bench_figure
+from fdjax.reports.classes import classes_section
 from fdjax.reports.fcmask_plot import fcmask_figure
 from fdjax.reports.figures import NoDataError
 from fdjax.reports.frequency import coef_mask_figure, equivalence, image_frequencies_figure, strategies_figure
@@ -167,6 +168,7 @@ def _run_section(run: RunFigures, number: int) -> list[str]:
             "transforms: each layer in its cheapest exact form; this is the count that is compared."
         ),
         _phase_table(summary["phases"]),
+        *classes_section(summary),
         *_curves(run),
         html.element("h3", "Layers"),
         _layer_table(summary["layers"]),

@@ -82,6 +82,7 @@ def _data_words(result: Result) -> str:
         f"cutout {data.cutout}" if data.cutout else "",
         f"random erasing {data.erase:g}" if data.erase else "",
         f"mixup {data.mixup:g}" if data.mixup else "",
+        "classes balanced in the loss" if data.class_weights == "balanced" else "",
     ]
     size = f", {data.size[0]}x{data.size[1]} pixels" if data.size else ""
     held = f", {data.validation:.0%} held out for validation" if data.validation else ""

@@ -16,7 +16,9 @@ from fdjax.spec import NetworkSpec
 from fdjax.training.devices import Devices
 
 EVAL_BATCH = 250
-Evaluator = Callable[[dict[str, Any], Images, np.ndarray], dict[str, float]]
+Evaluator = Callable[[dict[str, Any], Images, np.ndarray], dict[str, Any]]
+# Beyond so many classes a confusion matrix is too large to be looked at, and to be kept in a summary.
+CONFUSION_CLASSES = 50
 
 
 class Applied(Protocol):
@@ -28,9 +30,10 @@ class Applied(Protocol):
 def make_evaluator(network: Applied, spec: NetworkSpec, devices: Devices, batch_size: int = EVAL_BATCH) -> Evaluator:
     """Returns (variables, images uint8 [n, H, W, C], labels [n]) -> top1, loss, num_examples (top5 beyond 10 classes).
 
-    Accuracies are shares, 0 to 1; the network computes in float32 whatever it was trained in. A
-    logit that is not finite is a wrong answer, and the loss is then not finite either. Images are taken one
-    batch at a time, split over the devices; the last one is filled up and the filling left out of the sums.
+    Also `confusion`, up to 50 classes: for each class, how many of its images were taken for each class. Accuracies are
+    shares, 0 to 1; the network computes in float32 whatever it was trained in. A logit that is not finite is a wrong
+    answer, no class's in `confusion`, and the loss is then not finite either. Images are taken one batch at a time,
+    split over the devices; the last one is filled up and the filling left out of the sums.
     """
     batch_size = -(-batch_size // len(devices)) * len(devices)
 
@@ -48,22 +51,28 @@ def make_evaluator(network: Applied, spec: NetworkSpec, devices: Devices, batch_
         rank = jnp.where(finite, before.sum(axis=1), logits.shape[1])
         losses = jnp.where(finite, losses, jnp.nan)
         sums = {"loss": losses, "top1": rank < 1, "top5": rank < 5}
-        return {name: jnp.sum(jnp.where(weights > 0, value, 0)) for name, value in sums.items()}
+        given = jnp.where(finite, jnp.argmax(logits, axis=1), -1)
+        return {name: jnp.sum(jnp.where(weights > 0, value, 0)) for name, value in sums.items()}, given
 
-    def evaluate(variables: dict[str, Any], images: Images, labels: np.ndarray) -> dict[str, float]:
+    def evaluate(variables: dict[str, Any], images: Images, labels: np.ndarray) -> dict[str, Any]:
         variables = devices.replicate(variables)
         totals = {"loss": 0.0, "top1": 0.0, "top5": 0.0}
+        confusion = np.zeros((spec.num_classes, spec.num_classes), np.int64)
         for start in range(0, len(images), batch_size):
             batch, target = images[start : start + batch_size], labels[start : start + batch_size]
             missing = batch_size - len(batch)
             weights = np.pad(np.ones(len(batch), np.float32), (0, missing))
             batch = np.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0)))
             on_devices = [devices.split(array) for array in (batch, np.pad(target, (0, missing)), weights)]
-            sums = jax.device_get(evaluate_batch(variables, *on_devices))
+            sums, given = jax.device_get(evaluate_batch(variables, *on_devices))
+            known = given[: len(target)] >= 0
+            np.add.at(confusion, (target[known], given[: len(target)][known]), 1)
             totals = {name: totals[name] + float(sums[name]) for name in totals}
-        figures = {name: total / len(images) for name, total in totals.items()}
+        figures: dict[str, Any] = {name: total / len(images) for name, total in totals.items()}
         if spec.num_classes <= 10:
             figures.pop("top5")
+        if spec.num_classes <= CONFUSION_CLASSES:
+            figures["confusion"] = confusion.tolist()
         return {**figures, "num_examples": len(images)}
 
     return evaluate

@@ -15,7 +15,15 @@ from fdjax.training.feed import Dispatch, Feed
 from fdjax.training.optimizers import optimizers_for
 from fdjax.training.phases import Phase, has_teacher, phase_settings
 from fdjax.training.state import TrainState
-from fdjax.training.steps import labels_alone, make_distillation, make_mask_step, make_prepare, make_weight_step
+from fdjax.training.steps import (
+    balancing_weights,
+    labels_alone,
+    make_distillation,
+    make_mask_step,
+    make_prepare,
+    make_weight_step,
+    with_class_weights,
+)
 from fdjax.zoo import FrequencyNetwork
 
 
@@ -61,7 +69,13 @@ def _key_of(config: Config, phase: Phase, step: int) -> Hashable:
 
 
 def make_programs(
-    config: Config, network: FrequencyNetwork, spec: NetworkSpec, phase: Phase, state: TrainState, feed: Feed
+    config: Config,
+    network: FrequencyNetwork,
+    spec: NetworkSpec,
+    phase: Phase,
+    state: TrainState,
+    feed: Feed,
+    labels: np.ndarray,
 ) -> dict[Hashable, Dispatch]:
     """The programs of a phase by the keys of its chunks; each is compiled when it is first called.
 
@@ -72,6 +86,7 @@ def make_programs(
       phase: which.
       state: at the beginning of the phase; its masks are built into the programs of hard phases.
       feed: of the run's examples.
+      labels: of the examples that are trained on.
     """
     trained = _network_for(network, spec, phase, state)
     data, settings = config.data, phase_settings(config, phase.name)
@@ -89,6 +104,8 @@ def make_programs(
     objective = labels_alone
     if has_teacher(config, phase):
         objective = make_distillation(dataclasses.replace(network, mode="off"), config.distill)
+    if data.class_weights == "balanced":
+        objective = with_class_weights(objective, balancing_weights(labels, spec.num_classes))
     programs: dict[Hashable, Dispatch] = {}
     if phase.learns_masks:
         step = make_mask_step(trained, spec, mask_opt, prepare, config.learn, objective, mixup_alpha=data.mixup)

@@ -292,7 +292,8 @@ class _Run:
         )
 
     def _run_phase(self, state: TrainState, phase: Phase, phase_step: int, feed: Feed) -> TrainState:
-        programs = make_programs(self.config, self.network, self.spec, phase, state, feed)
+        labels = self.train_labels[self.train_indices]
+        programs = make_programs(self.config, self.network, self.spec, phase, state, feed, labels)
         cadence = self.config.checkpoint
         save_every = max(1, round(cadence.every_epochs * self.per_epoch))
         evaluate_every = max(1, round(cadence.evaluate_every_epochs * self.per_epoch))
@@ -410,6 +411,7 @@ class _Run:
             **evaluation_summary(test, macs),
             "split": "test",
             "num_classes": self.spec.num_classes,
+            "class_names": list(self.spec.class_names),
             "dense_top1": self.done.dense_top1,
             "seconds": round(self.done.seconds, 1),
             "phases": self.done.history,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -67,14 +68,48 @@ def _mixed(key: jax.Array, x: jax.Array, labels: jax.Array, classes: int, alpha:
     return mixup(jax.random.fold_in(key, 2), x, labels, classes, alpha)
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
-    """Mean cross entropy: logits [B, classes], labels int [B] or shares of the classes, float [B, classes]."""
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array, smoothing: float = 0.0, class_weights: np.ndarray | None = None
+) -> jax.Array:
+    """Mean cross entropy.
+
+    Args:
+      logits: [B, classes].
+      labels: int [B], or shares of the classes, float [B, classes].
+      smoothing: of the labels, 0 to below 1.
+      class_weights: float [classes], by which an example counts; None: all alike.
+    """
     if labels.ndim == 1 and not smoothing:
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-    targets = jax.nn.one_hot(labels, logits.shape[-1]) if labels.ndim == 1 else labels
-    if smoothing:
-        targets = optax.smooth_labels(targets, smoothing)
-    return optax.softmax_cross_entropy(logits, targets).mean()
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    else:
+        targets = jax.nn.one_hot(labels, logits.shape[-1]) if labels.ndim == 1 else labels
+        smooth = optax.smooth_labels(targets, smoothing) if smoothing else targets
+        losses = optax.softmax_cross_entropy(logits, smooth)
+    if class_weights is not None:
+        weights = jnp.asarray(class_weights, losses.dtype)
+        losses = losses * (weights[labels] if labels.ndim == 1 else labels @ weights)
+    return losses.mean()
+
+
+def balancing_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Weights by which all classes count alike in the loss: float32 [classes], 1 on the average over examples.
+
+    Args:
+      labels: int [n], not empty.
+      num_classes: a class without examples gets 0.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    weights = np.where(counts > 0, len(labels) / np.maximum(counts, 1), 0)
+    return (weights / np.count_nonzero(counts)).astype(np.float32)
+
+
+def with_class_weights(objective: Objective, class_weights: np.ndarray) -> Objective:
+    """An objective whose labels count by their classes."""
+
+    def weighted(state: TrainState, x: jax.Array) -> Callable[..., jax.Array]:
+        return functools.partial(objective(state, x), class_weights=class_weights)
+
+    return weighted
 
 
 def _accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -105,12 +140,16 @@ def make_distillation(teacher: FrequencyNetwork, distill: DistillConfig) -> Obje
         assert isinstance(taught, jax.Array)
         targets = jax.nn.log_softmax(jax.lax.stop_gradient(taught) / distill.temperature)
 
-        def mixture(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
+        def mixture(
+            logits: jax.Array, labels: jax.Array, smoothing: float = 0.0, class_weights: np.ndarray | None = None
+        ) -> jax.Array:
             student = jax.nn.log_softmax(logits / distill.temperature)
             distance = optax.losses.kl_divergence_with_log_targets(student, targets).mean() * distill.temperature**2
             if distill.weight == 1:
                 return distance
-            return (1 - distill.weight) * cross_entropy(logits, labels, smoothing) + distill.weight * distance
+            return (1 - distill.weight) * cross_entropy(
+                logits, labels, smoothing, class_weights
+            ) + distill.weight * distance
 
         return mixture
 

@@ -1,0 +1,48 @@
+"""What a network does with each class: accuracies, and what is taken for what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fdjax.reports import html
+
+# A wider matrix is no table any more.
+_MATRIX_CLASSES = 30
+_NONE = "–"
+
+
+def classes_section(summary: Mapping[str, Any]) -> list[str]:
+    """Tables of a run's test images by class; nothing where its summary has no confusion matrix.
+
+    Args:
+      summary: of the run, with `class_names` and `confusion` (rows: the class, columns: what images were taken for).
+    """
+    try:
+        confusion = np.array(summary["confusion"], np.int64)
+    except (KeyError, TypeError, ValueError):
+        return []
+    if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1] or not confusion.size:
+        return []
+    names = [str(name) for name in summary.get("class_names") or range(len(confusion))]
+    if len(names) != len(confusion):
+        return []
+    parts = [html.element("h3", "Classes"), html.table(*_by_class(confusion, names))]
+    if len(names) <= _MATRIX_CLASSES:
+        parts.append(html.paragraph("A row for each class of test images, a column for each that they were given."))
+        rows = [[name, *(f"{count:,}" for count in row)] for name, row in zip(names, confusion.tolist(), strict=True)]
+        parts.append(html.table(["class", *names], rows))
+    return parts
+
+
+def _by_class(confusion: np.ndarray, names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for at, (name, row) in enumerate(zip(names, confusion, strict=True)):
+        count, right = int(row.sum()), int(row[at])
+        others = np.where(np.arange(len(row)) == at, 0, row)
+        worst = int(others.argmax())
+        mistaken = f"{names[worst]} ({others[worst]:,})" if others[worst] else _NONE
+        rows.append([name, f"{count:,}", f"{100 * right / count:.2f}%" if count else _NONE, mistaken])
+    return ["class", "test images", "right", "most often taken for"], rows
