@@ -238,6 +238,12 @@ def test_a_whole_network_takes_any_batch_and_writes_its_names(tmp_path) -> None:
     assert [value.name for value in model.graph.input] == ["images"]
     assert [value.name for value in model.graph.output] == ["logits"]
     assert {node.op_type for node in model.graph.node} >= {"Conv", "Clip", "Gemm"}
+    # Engines join a Clip to the layer before it where its bounds are scalars.
+    shapes = {constant.name: list(constant.dims) for constant in model.graph.initializer}
+    bounds = [name for node in model.graph.node if node.op_type == "Clip" for name in node.input[1:]]
+    assert bounds and not any(shapes[name] for name in bounds)
+    # And nothing lies in it that nothing reads.
+    assert {*shapes} <= {name for node in model.graph.node for name in node.input}
 
 
 @pytest.mark.parametrize(("levels", "tied"), [((1, 9), True), ((1, 3, 9), True), (None, False), ((4, 5, 6, 9), False)])

@@ -47,6 +47,8 @@ def _write(program: Program, arrays: HostArrays) -> Graph:
             values[operation.y] = layers.layer(operation, values[operation.x], program.shapes[operation.y])
     for value, name in zip(program.outputs, _names(OUTPUT, len(program.outputs)), strict=True):
         graph.op("Identity", graph.plain(values[value]), output=name)
+    used = {name for node in graph.nodes for name in node.input}
+    graph.constants = [constant for constant in graph.constants if constant.name in used]
     return graph
 
 
