@@ -56,7 +56,8 @@ def asked_config(name: str, tied: bool) -> tuple[Any, tuple[int, int, int], int]
     config = dataclasses.replace(config, learn=learn)
     if config.data.name.startswith("imagenet"):
         side = config.data.image_size or 224
-        return config, (side, side, 3), 1000
+        height, width = side if isinstance(side, tuple) else (side, side)
+        return config, (height, width, 3), 1000
     return (config, (28, 28, 1), 10) if "mnist" in config.data.name else (config, (32, 32, 3), 10)
 
 

@@ -76,6 +76,9 @@ def _runs(folding: Folding) -> dict[int, RunParts]:
         run = find_run(record) if isinstance(record, OpenLayer) else None
         members = {id(layer) for layer in (run.writer, run.depthwise, run.reader)} if run else set()
         if run and not members & taken:
+            taken_names = {other.name for other in found.values()}
+            if run.name in taken_names:
+                run = dataclasses.replace(run, name=f"{run.writer.name}..{run.reader.name}")
             found[id(record)] = run
             taken |= members
     return found

@@ -240,19 +240,8 @@ class Folding:
         first, second = (self._held[value] for value in operation.inputs)
         if first.order is None or second.order is None:
             return None
-        settled = []
-        for held in (first, second):
-            if held.base is not None and held.scale is not None:
-                if held.layer is not None and held.layer.activation == "none" and not held.layer.pooled:
-                    held.layer.scale(held.scale)
-                    held = dataclasses.replace(held, scale=None)
-                elif first.scale is not None and second.scale is not None and np.array_equal(first.scale, second.scale):
-                    pass
-                else:
-                    assert held.order is not None
-                    base = self._elementwise("mul", held.base, held.scale[held.order])
-                    held = dataclasses.replace(held, base=base, scale=None, layer=None)
-            settled.append(held)
+        same = first.scale is not None and second.scale is not None and np.array_equal(first.scale, second.scale)
+        settled = [first, second] if same else [self._unscaled(held) for held in (first, second)]
         # An offset that differs over the map is added where it arises, so that it does not grow along the way.
         first, second = self._flatten(settled[0]), self._flatten(settled[1])
         offset = uniform(first.offset + sign * second.offset)
@@ -264,6 +253,16 @@ class Folding:
         kind = "add" if sign > 0 else "sub"
         base = self._emit(kind, [first.base, second.base], self.shapes[first.base], {})
         return Held(base, first.order, first.scale, offset)
+
+    def _unscaled(self, held: Held) -> Held:
+        """Scales a value now: in the layer that makes it, if that can still be changed."""
+        if held.base is None or held.scale is None or held.order is None:
+            return held
+        if held.layer is not None and held.layer.activation == "none" and not held.layer.pooled:
+            held.layer.scale(held.scale)
+            return dataclasses.replace(held, scale=None)
+        base = self._elementwise("mul", held.base, held.scale[held.order])
+        return dataclasses.replace(held, base=base, scale=None, layer=None, activation="none")
 
     def _flatten(self, held: Held) -> Held:
         """Adds an offset that differs over the map to the kept channels now."""
@@ -350,11 +349,11 @@ class Folding:
             np.asarray(argument, self._graph.dtypes[value]) if isinstance(argument, np.ndarray) else argument
             for argument, value in zip(inputs, operation.inputs, strict=True)
         ]
-        if len(operation.outputs) > 1:
+        if len(operation.outputs) != 1:
             raise ValueError(
                 f"{operation.kind} ({operation.source}) has several results; a frozen network has no form for it"
             )
-        value = operation.outputs[0]
+        (value,) = operation.outputs
         live, shape = self._live[value], self._graph.shapes[value]
         made = self._emit(operation.kind, arguments, shape[1:], operation.params)
         if live.axis is None:

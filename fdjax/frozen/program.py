@@ -149,6 +149,7 @@ class Run:
       placement: for each of those which output of the readers it is, -1 for zero; None: as they are.
       bias: after the placement.
       activation: last.
+      layers: the names of the writer and of the reader.
     """
 
     name: str
@@ -167,6 +168,7 @@ class Run:
     placement: Indices | None
     bias: Bias
     activation: Activation
+    layers: tuple[str, ...] = ()
 
     @property
     def depthwise(self) -> Window | None:

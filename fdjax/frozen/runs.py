@@ -197,6 +197,7 @@ def build(run: RunParts, groups: Mapping[str, np.ndarray]) -> tuple[Run, HostArr
         placement=places(out_order, written),
         bias=with_bias(run.name, run.biases[2][..., out_order], arrays),
         activation=run.reader.activation,
+        layers=(run.writer.name, run.reader.name),
     )
     return made, arrays
 

@@ -12,6 +12,7 @@ import numpy as np
 from fdjax.graph.network import Graph, Layer, Space
 
 Side = Literal["input", "output"]
+SIDES: tuple[Side, ...] = ("input", "output")
 # Path of every FCMask -> kept counts [channels].
 Counts = Mapping[str, np.ndarray]
 
