@@ -93,15 +93,17 @@ class _Recorder:
     def _read(self, atom: Any, environment: dict[Any, int]) -> int:
         return self._constant(atom.val, atom.aval) if isinstance(atom, core.Literal) else environment[atom]
 
-    def _equations(self, jaxpr: Any, environment: dict[Any, int]) -> None:
+    def _equations(self, jaxpr: Any, environment: dict[Any, int], caller: str = "") -> None:
         for equation in jaxpr.eqns:
+            # What a cached function does has no line of its own: the call's stands for it.
+            source = _source(equation) or caller
             inputs = [self._read(atom, environment) for atom in equation.invars]
             called = self._called(equation, inputs)
             if called is not None:
                 body, arguments = called
                 inner: dict[Any, int] = dict(zip(body.jaxpr.invars, arguments, strict=True))
                 inner.update(self._constant_values(body.jaxpr.constvars, body.consts))
-                self._equations(body.jaxpr, inner)
+                self._equations(body.jaxpr, inner, source)
                 made = [self._read(atom, inner) for atom in body.jaxpr.outvars]
             else:
                 register(equation.primitive)
@@ -112,9 +114,7 @@ class _Recorder:
                     environment.update(continue_with)
                     continue
                 self._operations.append(
-                    Operation(
-                        equation.primitive.name, tuple(inputs), tuple(made), dict(equation.params), _source(equation)
-                    )
+                    Operation(equation.primitive.name, tuple(inputs), tuple(made), dict(equation.params), source)
                 )
             environment.update(zip(equation.outvars, made, strict=True))
 
