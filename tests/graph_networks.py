@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -27,7 +25,6 @@ def network_of(module: FrequencyNetwork, spec: NetworkSpec) -> Network:
     return Network(spec.name, graph, masks, placed, spec.num_classes, uncounted)
 
 
-@functools.cache
 def network_for(module: FrequencyNetwork, input_shape: tuple[int, int, int], count_classifier: bool = False) -> Network:
     """The network of a module for images (H, W, C)."""
     return network_of(module, module.spec(input_shape, count_classifier))
