@@ -61,8 +61,7 @@ def agreement(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:
 
     Returns:
       same_top1: the share of images for which the highest logit is the same; relative_error: the largest difference
-      beside the largest logit, infinite where a
-      logit is not finite.
+      beside the largest logit, infinite where a logit is not finite.
     """
     finite = np.isfinite(found).all(axis=1) & np.isfinite(expected).all(axis=1)
     same = (found.argmax(axis=1) == expected.argmax(axis=1)) & finite
