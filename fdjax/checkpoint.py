@@ -7,22 +7,27 @@ sha256 of every file. The module knows nothing of training: state is any pytree,
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
+import math
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
 
-from fdjax.errors import UserError
+from fdjax.errors import RunStopped, UserError, first_line
 
 CHECKPOINT_FOLDER = "checkpoints"
 MANIFEST = "manifest.sha256.json"
 _STATE, _META = "state", "meta"
+# Endings of folders: a step that is being written, and what lay in the place of one.
+_DRAFT, _FOREIGN = ".fdjax-draft", ".no-checkpoint"
+_ORBAX_DRAFT = ".orbax-checkpoint-tmp"
 
 logging.getLogger("absl").setLevel(logging.ERROR)
 
@@ -75,62 +80,80 @@ class Checkpoints:
         self.folder = folder.resolve()
         self._keep = keep
         self._keep_best = keep_best
-        self._writer: ocp.CheckpointManager | None = None
+        self._begun = False
 
     def steps(self) -> list[int]:
         """The steps there are, ascending, sound or not; ones that were being written when a run was killed are not."""
         if not self.folder.is_dir():
             return []
         return sorted(
-            int(path.name) for path in self.folder.iterdir() if path.name.isdecimal() and (path / MANIFEST).is_file()
+            int(path.name)
+            for path in self.folder.iterdir()
+            if path.name.isdecimal() and path.name == str(int(path.name)) and (path / MANIFEST).is_file()
         )
 
     def save(self, step: int, state: Any, meta: dict[str, Any], score: float | None = None) -> None:
-        """Writes a checkpoint and waits until it is on disk.
+        """Writes a checkpoint and waits until it is on disk; then removes the ones that need not be kept.
 
         Args:
           step: its name.
           state: a pytree of arrays, all of them whole in this process.
           meta: JSON types.
           score: higher is better; compared if `keep_best`.
+
+        Raises:
+          RunStopped: it cannot be written. The ones before it are as they were.
         """
-        if self._writer is None:
-            self._discard_unfinished()
-            kept: list[policies.PreservationPolicy] = [policies.LatestN(self._keep)]
-            if self._keep_best:
-                kept.append(
-                    policies.BestN(get_metric_fn=lambda m: m["score"], n=1, keep_checkpoints_without_metrics=False)
-                )
-            options = ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(kept),
-                # Without it the scores are not written, and a resumed run forgets its best.
-                best_fn=(lambda m: m["score"]) if self._keep_best else None,
-                best_mode="max",
-                enable_async_checkpointing=False,
-                create=False,
-                multiprocessing_options=_alone(),
-            )
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._writer = ocp.CheckpointManager(self.folder, options=options)
-        items = ocp.args.Composite(
-            **{_STATE: ocp.args.StandardSave(state), _META: ocp.args.JsonSave({**meta, "score": score})}
-        )
-        self._writer.save(step, args=items, metrics=None if score is None else {"score": score}, force=True)
-        self._writer.wait_until_finished()
-        folder = self.folder / str(step)
-        files = {name: _sha256(path) for name, path in _files(folder).items()}
+        try:
+            if not self._begun:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._discard_unfinished()
+                self._begun = True
+            self._write(step, state, {**meta, "score": score})
+        except Exception as error:  # Orbax raises anything from ValueError to a bare Exception.
+            shutil.rmtree(self._draft(step), ignore_errors=True)
+            raise RunStopped(f"step {step} cannot be saved in {self.folder}: {first_line(error)}") from error
+        # Nothing old goes before the new one is there: a run may be killed anywhere.
+        kept = set(self.steps()[-self._keep :]) | ({self._highest()} if self._keep_best else set())
+        for other in self.steps():
+            if other not in kept and other != step:
+                shutil.rmtree(self.folder / str(other), ignore_errors=True)
+
+    def _draft(self, step: int) -> Path:
+        return self.folder / f"{step}{_DRAFT}"
+
+    def _write(self, step: int, state: Any, meta: dict[str, Any]) -> None:
+        draft, final = self._draft(step), self.folder / str(step)
+        draft.mkdir()
+        with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as writer:
+            writer.save(draft / _STATE, state)
+            writer.wait_until_finished()
+        (draft / _META).mkdir()
+        (draft / _META / "metadata").write_text(json.dumps(meta))
+        files = {name: _sha256(path) for name, path in _files(draft).items()}
         manifest = {"files": files, "arrays": _describe(state)}
-        # The manifest comes last and in one move: a step without it was never finished.
-        draft = folder / (MANIFEST + ".draft")
-        draft.write_text(json.dumps(manifest, indent=0))
-        draft.rename(folder / MANIFEST)
+        (draft / MANIFEST).write_text(json.dumps(manifest, indent=0))
+        if final.exists():
+            # A damaged one that the run has passed over, or somebody's own folder, which is not ours to remove.
+            ours = (final / MANIFEST).is_file()
+            aside = self._aside(final, _DRAFT if ours else _FOREIGN)
+            final.rename(aside)
+            draft.rename(final)
+            if ours:
+                shutil.rmtree(aside, ignore_errors=True)
+        else:
+            # In one move: a step is there whole or not at all.
+            draft.rename(final)
+
+    @staticmethod
+    def _aside(folder: Path, ending: str) -> Path:
+        names = (folder.with_name(f"{folder.name}.{number}{ending}") for number in itertools.count(1))
+        return next(path for path in names if not path.exists())
 
     def _discard_unfinished(self) -> None:
-        """Removes steps without a manifest: a killed run left them half written, and Orbax does not replace them."""
-        if not self.folder.is_dir():
-            return
+        """Removes what a killed run left half written, here or inside Orbax, and nothing else."""
         for path in self.folder.iterdir():
-            if path.is_dir() and not (path / MANIFEST).is_file():
+            if path.is_dir() and (path.name.endswith(_DRAFT) or _ORBAX_DRAFT in path.name):
                 shutil.rmtree(path)
 
     def discard_after(self, step: int) -> None:
@@ -157,31 +180,63 @@ class Checkpoints:
         file = self.folder / str(step) / MANIFEST
         try:
             manifest = json.loads(file.read_text())
-            return {"files": manifest["files"], "arrays": manifest["arrays"]}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            found = {"files": dict(manifest["files"]), "arrays": dict(manifest["arrays"])}
+            if not all(isinstance(text, str) for part in found.values() for pair in part.items() for text in pair):
+                raise ValueError("its entries are no texts")
+            return found
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DamagedCheckpoint(f"checkpoint {file.parent} has no readable {MANIFEST}: {error}") from error
 
-    def newest_sound(self) -> int | None:
-        """The newest undamaged step; says on stderr which damaged ones it passes over."""
+    def sound_steps(self, below: int | None = None) -> Iterator[int]:
+        """The undamaged steps, the newest first; says on stderr which damaged ones it passes over.
+
+        `below`: only steps before this one.
+        """
         for candidate in reversed(self.steps()):
+            if below is not None and candidate >= below:
+                continue
             try:
                 self.verify(candidate)
-                return candidate
             except DamagedCheckpoint as error:
                 print(f"warning: {error}; trying the one before it", file=sys.stderr)
-        return None
+            else:
+                yield candidate
+
+    def _scores(self) -> list[tuple[float, int]]:
+        """(score, step) of every step that has one and whose metadata can be read, the highest first."""
+        found = []
+        for step in self.steps():
+            try:
+                score = self.meta(step)["score"]
+            except (DamagedCheckpoint, KeyError):
+                continue
+            if isinstance(score, int | float) and math.isfinite(score):
+                found.append((float(score), step))
+        return sorted(found, reverse=True)
+
+    def _highest(self) -> int | None:
+        scores = self._scores()
+        return scores[0][1] if scores else None
 
     def best(self) -> int | None:
-        """The sound step with the highest score, or None if none has a score."""
-        scores = {step: self.meta(step)["score"] for step in self.steps()}
-        ranked = [(score, step) for step, score in scores.items() if score is not None]
-        return max(ranked)[1] if ranked else None
+        """The sound step with the highest score, or None if none has a score; says on stderr what it passes over."""
+        for _, step in self._scores():
+            try:
+                self.verify(step)
+                return step
+            except DamagedCheckpoint as error:
+                print(f"warning: {error}; taking the best of the others", file=sys.stderr)
+        return None
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON object of a step."""
+        file = self.folder / str(step) / _META / "metadata"
         try:
-            return json.loads((self.folder / str(step) / _META / "metadata").read_text())
-        except (OSError, ValueError) as error:
+            found = json.loads(file.read_text())
+            if not isinstance(found, dict):
+                raise ValueError("it is no JSON object")
+            return found
+        except (OSError, ValueError, RecursionError) as error:
             raise DamagedCheckpoint(
                 f"checkpoint {self.folder / str(step)} has no readable metadata: {error}"
             ) from error
@@ -210,8 +265,7 @@ class Checkpoints:
             with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
                 return reader.restore(folder / _STATE, target)
         except Exception as error:  # Orbax raises anything from ValueError to a bare Exception.
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise DamagedCheckpoint(f"checkpoint {folder} cannot be restored: {reason}") from error
+            raise DamagedCheckpoint(f"checkpoint {folder} cannot be restored: {first_line(error)}") from error
 
 
 def find_checkpoint(path: str, which: str = "latest") -> tuple[Checkpoints, int]:
@@ -242,7 +296,7 @@ def find_checkpoint(path: str, which: str = "latest") -> tuple[Checkpoints, int]
             f"{path!r} holds no checkpoint; give a workdir, its {CHECKPOINT_FOLDER} folder or one step of it"
         )
     if which == "latest":
-        step = found.newest_sound()
+        step = next(found.sound_steps(), None)
         if step is None:
             raise UserError(f"every checkpoint in {found.folder} is damaged")
         return found, step

@@ -27,6 +27,18 @@ class RunStopped(RuntimeError):
     """
 
 
+class RunInterrupted(RuntimeError):
+    """A run that was asked to stop: by a signal, or by its time limit. What it had done is saved.
+
+    Attributes:
+      status: the exit status, 128 and the signal's number for a signal.
+    """
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
 def fail(message: str) -> NoReturn:
     """Prints `message` as an error and exits with status 2."""
     print(f"error: {message}", file=sys.stderr)
@@ -45,11 +57,20 @@ def reports_user_errors(command: Callable[..., int]) -> Callable[..., int]:
         except RunStopped as error:
             print(f"error: {error}", file=sys.stderr)
             return STOPPED_STATUS
+        except RunInterrupted as error:
+            print(error, file=sys.stderr)
+            return error.status
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
 
     return wrapped
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line of at most 300 characters; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
 
 
 def suggestion(given: str, accepted: Iterable[str]) -> str:

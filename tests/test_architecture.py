@@ -60,7 +60,7 @@ SHARED_ROOMS = (
 )
 
 # Files that are being taken apart.
-STILL_LONG = ("fdjax.frozen.", "fdjax.graph.", "fdjax.spec", "fdjax.training.run")
+STILL_LONG = ("fdjax.frozen.", "fdjax.graph.", "fdjax.spec")
 
 
 def module_name(file: Path) -> str:

@@ -235,11 +235,11 @@ def config_of(folder: Path, **settings: Any) -> Config:
 
 @pytest.mark.usefixtures("quick_runs")
 def test_a_streamed_run_stops_and_goes_on_with_other_workers(folder: Path, tmp_path: Path) -> None:
-    from fdjax.training import run as run_module
+    from fdjax.training import loop
     from fdjax.training.run import train
 
     whole = train(config_of(folder, workers=1), str(tmp_path / "whole"))
-    save, stopped = run_module._Run._save, []
+    save, stopped = loop.Run._save, []
 
     def stop_after_first(self: Any, *arguments: Any) -> None:
         save(self, *arguments)
@@ -247,7 +247,7 @@ def test_a_streamed_run_stops_and_goes_on_with_other_workers(folder: Path, tmp_p
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(run_module._Run, "_save", stop_after_first)
+        patch.setattr(loop.Run, "_save", stop_after_first)
         train(config_of(folder, workers=2), str(tmp_path / "parts"))
     assert stopped == [4]
     parts = train(config_of(folder, workers=3), str(tmp_path / "parts"))

@@ -43,10 +43,9 @@ def parse_with_config(kind: type[Parsed], program: str, arguments: Sequence[str]
 
 def restored_run(path: str, which: str = "latest") -> Restored:
     """The checkpoint that --checkpoint and --which name, restored."""
-    from fdjax.checkpoint import find_checkpoint
-    from fdjax.training.restore import restore
+    from fdjax.training.restore import open_checkpoint
 
-    return restore(*find_checkpoint(path, which))
+    return open_checkpoint(path, which)[-1]
 
 
 def check_at_least_one(**flags: int) -> None:

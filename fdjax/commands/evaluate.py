@@ -50,11 +50,9 @@ def eval_command(arguments: Sequence[str] | None = None) -> int:
         write_report(parsed.json, summary)
         return 0
     assert parsed.checkpoint is not None
-    from fdjax.checkpoint import find_checkpoint
-    from fdjax.training.restore import evaluate_restored, restore
+    from fdjax.training.restore import evaluate_restored, open_checkpoint
 
-    checkpoints, step = find_checkpoint(parsed.checkpoint, parsed.which)
-    restored = restore(checkpoints, step)
+    checkpoints, step, restored = open_checkpoint(parsed.checkpoint, parsed.which)
     print(f"step {step:,} of {checkpoints.folder.parent}: {restored.phase.name}, step {restored.phase_step:,}")
     summary = evaluate_restored(restored, parsed.split, parsed.data_path)
     print(describe(summary))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import sys
+import time
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -41,6 +43,8 @@ class TrainArguments:
     """Seconds to wait for the other processes."""
     profile: int = 0
     """Trace this many steps of each phase with jax.profiler, into WORKDIR/profile."""
+    time_limit: float | None = None
+    """Seconds after which the run saves and stops with status 124; the same command goes on."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache directory (FDJAX_CACHE_DIR; elsewhere or, if empty, nowhere)."""
     settings: Annotated[Config, tyro.conf.arg(name="")]
@@ -49,7 +53,7 @@ class TrainArguments:
 @reports_user_errors
 def train_command(arguments: Sequence[str] | None = None) -> int:
     """`train.py`."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given, began = list(sys.argv[1:] if arguments is None else arguments), time.monotonic()
     asks_for_help = bool({"-h", "--help"} & set(given))
     if flag_value(given, "train.py") is None and not asks_for_help:
         raise UserError("--config FILE is missing: python train.py --config configs/quickstart.py --workdir DIR")
@@ -58,12 +62,15 @@ def train_command(arguments: Sequence[str] | None = None) -> int:
     for name, value in (("profile", parsed.profile), ("connect-timeout", parsed.connect_timeout)):
         if value < 0:
             raise UserError(f"--{name} must be 0 or more, got {value:g}")
+    if parsed.time_limit is not None and not 0 < parsed.time_limit < math.inf:
+        raise UserError(f"--time-limit must be seconds above 0, got {parsed.time_limit:g}")
     if not parsed.compilation_cache:
         from fdjax.training.compilation import disable_compilation_cache
 
         disable_compilation_cache()
     from fdjax.training.distributed import join
     from fdjax.training.run import train
+    from fdjax.training.stopping import Stopping
 
     run = json.dumps([parsed.settings.to_dict(), parsed.workdir, parsed.init], sort_keys=True)
     join(
@@ -74,9 +81,15 @@ def train_command(arguments: Sequence[str] | None = None) -> int:
         hashlib.sha256(run.encode()).hexdigest(),
     )
     try:
-        summary = train(
-            parsed.settings, parsed.workdir, parsed.init, local_devices=parsed.devices, profile=parsed.profile
-        )
+        with Stopping(None if parsed.time_limit is None else began + parsed.time_limit) as stopping:
+            summary = train(
+                parsed.settings,
+                parsed.workdir,
+                parsed.init,
+                local_devices=parsed.devices,
+                profile=parsed.profile,
+                stopping=stopping,
+            )
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

@@ -30,7 +30,7 @@ LOCK_FILE, PARETO_FILE = "sweep.lock", "pareto.png"
 _POLL_SECONDS = 0.1
 # How long processes have to end by themselves once they are interrupted: the terminal's own interruption reaches them,
 # too, and a second one would break into what the first makes them do.
-_PATIENCE_SECONDS, _GRACE_SECONDS = 3.0, 60.0
+_PATIENCE_SECONDS, _GRACE_SECONDS = 6.0, 60.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -78,6 +78,10 @@ class Devices:
                 f"or use a TPU or a GPU of compute capability {_FIRST_BFLOAT16_GPU} or more"
             )
 
+    def agree(self, asked: bool) -> bool:
+        """Whether any process says yes; all of them call it at the same step."""
+        return bool(np.max(multihost_utils.process_allgather(np.asarray(asked))))
+
     def replicate(self, tree: Any) -> Any:
         """The arrays of a pytree, on every device; every process gives the same values."""
 

@@ -27,13 +27,20 @@ class Applied(Protocol):
     def apply(self, variables: Any, x: jax.Array, /, *, train: bool) -> Any: ...
 
 
-def make_evaluator(network: Applied, spec: NetworkSpec, devices: Devices, batch_size: int = EVAL_BATCH) -> Evaluator:
+def make_evaluator(
+    network: Applied,
+    spec: NetworkSpec,
+    devices: Devices,
+    batch_size: int = EVAL_BATCH,
+    between_batches: Callable[[], None] = lambda: None,
+) -> Evaluator:
     """Returns (variables, images uint8 [n, H, W, C], labels [n]) -> top1, loss, num_examples (top5 beyond 10 classes).
 
     Also `confusion`, up to 50 classes: for each class, how many of its images were taken for each class. Accuracies are
     shares, 0 to 1; the network computes in float32 whatever it was trained in. A logit that is not finite is a wrong
     answer, no class's in `confusion`, and the loss is then not finite either. Images are taken one batch at a time,
     split over the devices; the last one is filled up and the filling left out of the sums.
+    `between_batches` is called before each, and may end the evaluation by an exception.
     """
     batch_size = -(-batch_size // len(devices)) * len(devices)
 
@@ -59,6 +66,7 @@ def make_evaluator(network: Applied, spec: NetworkSpec, devices: Devices, batch_
         totals = {"loss": 0.0, "top1": 0.0, "top5": 0.0}
         confusion = np.zeros((spec.num_classes, spec.num_classes), np.int64)
         for start in range(0, len(images), batch_size):
+            between_batches()
             batch, target = images[start : start + batch_size], labels[start : start + batch_size]
             missing = batch_size - len(batch)
             weights = np.pad(np.ones(len(batch), np.float32), (0, missing))

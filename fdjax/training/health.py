@@ -22,6 +22,10 @@ _WORDS = {
 }
 
 
+class Diverged(RunStopped):
+    """A run whose numbers are no longer finite."""
+
+
 def first_nonfinite(tree: Any) -> str | None:
     """Names the first array of a pytree that holds NaN or infinity: its path, by slashes; None where all are finite."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -52,7 +56,7 @@ def nonfinite_network(collections: Mapping[str, Any]) -> str | None:
     return None
 
 
-def diverged(what: str, phase: str, step: int, learning_rate: float) -> RunStopped:
+def diverged(what: str, phase: str, step: int, learning_rate: float) -> Diverged:
     """The end of a run whose numbers are no longer finite.
 
     Args:
@@ -61,7 +65,7 @@ def diverged(what: str, phase: str, step: int, learning_rate: float) -> RunStopp
       step: of the run.
       learning_rate: of the phase.
     """
-    return RunStopped(
+    return Diverged(
         f"{what} at step {step} of the run, in {phase}: the run has diverged; lower {phase}.learning_rate "
         f"({learning_rate:g}) and begin again in another --workdir"
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +31,8 @@ from fdjax.training.workdir import METRICS_FILE, MetricsLog
 from fdjax.zoo import FCMASK, FrequencyNetwork
 
 SOFT_MASKS_FILE = "soft_masks.npz"
+# A loss this many times that of guessing has exploded, though it is a number.
+_EXPLODED = 100.0
 LabelledImages = tuple[Images, np.ndarray]
 
 
@@ -59,6 +63,7 @@ class Measurements:
       test: images uint8 [n, H, W, C] and labels [n].
       validation: likewise; may be empty.
       devices: to evaluate on; one process writes.
+      between_batches: called while evaluating; what it raises ends the evaluation.
     """
 
     def __init__(
@@ -71,11 +76,14 @@ class Measurements:
         test: LabelledImages,
         validation: LabelledImages,
         devices: Devices,
+        between_batches: Callable[[], None] = lambda: None,
     ):
         self.config, self.network, self.spec, self.workdir = config, network, spec, workdir
         self.test, self.validation, self._devices = test, validation, devices
+        self._between_batches = between_batches
         self.log = MetricsLog(workdir / METRICS_FILE, writes=devices.is_writer)
         self._evaluators: dict[Any, Evaluator] = {}
+        self._warned: set[str] = set()
 
     def record(
         self,
@@ -99,6 +107,14 @@ class Measurements:
             del means["train_top1"]
         if not math.isfinite(means["train_loss"]):
             raise self.diverged(f"the loss is {means['train_loss']}", phase, step)
+        high = _EXPLODED * max(1.0, math.log(self.spec.num_classes))
+        if means["train_loss"] > high and phase.name not in self._warned and self._devices.is_writer:
+            self._warned.add(phase.name)
+            print(
+                f"warning: the loss of {phase.name} is {means['train_loss']:.3g} at step {step}, far above that of "
+                f"guessing; {phase.name}.learning_rate may be too high",
+                flush=True,
+            )
         # Here the devices are done with these steps, so that the time since the last record is theirs.
         record = {"step": step, "phase": phase.name, **figures, **means, "data_wait": round(waiting.share(), 4)}
         if phase.learns_masks:
@@ -151,7 +167,9 @@ class Measurements:
             else:  # One program serves however the masks move.
                 key, network = "moving", dataclasses.replace(self.network, mode="hard")
         if key not in self._evaluators:
-            self._evaluators[key] = make_evaluator(network, self.spec, self._devices)
+            self._evaluators[key] = make_evaluator(
+                network, self.spec, self._devices, between_batches=self._between_batches
+            )
         figures = self._evaluators[key](variables, *split)
         if not math.isfinite(figures["loss"]):
             raise self.diverged(
@@ -181,7 +199,12 @@ class Measurements:
             score = validation["top1"]
             figures |= {"validation_top1": score, "validation_loss": validation["loss"]}
         if phase.learns_masks:
-            soft = make_evaluator(dataclasses.replace(self.network, mode="soft"), self.spec, self._devices)
+            soft = make_evaluator(
+                dataclasses.replace(self.network, mode="soft"),
+                self.spec,
+                self._devices,
+                between_batches=self._between_batches,
+            )
             soft_top1 = figures["test_soft_top1"] = soft(state.variables(), *self.test)["top1"]
         self._write(phase, phase.end, figures, macs)
         if phase.learns_masks and self._devices.is_writer:
@@ -221,8 +244,14 @@ class Measurements:
 
     def _soft_masks(self) -> dict[str, np.ndarray]:
         """The masks as learned, before rounding, of the latest mask phase."""
-        file = self.workdir / SOFT_MASKS_FILE
-        if not file.exists():
-            return {}
-        with np.load(file) as arrays:
-            return {path: arrays[path] for path in arrays.files}
+        try:
+            with np.load(self.workdir / SOFT_MASKS_FILE) as arrays:
+                soft = {path: arrays[path] for path in arrays.files}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            return {}  # Missing or damaged: plots show the rounded masks in their place.
+        sizes = {path: channels for path, (channels, _) in self.spec.mask_sizes.items()}
+        return {
+            path: mask
+            for path, mask in soft.items()
+            if path in sizes and mask.shape == (sizes[path],) and mask.dtype == np.float32 and np.isfinite(mask).all()
+        }

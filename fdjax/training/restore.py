@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
 
-from fdjax.checkpoint import Checkpoints, DamagedCheckpoint
+from fdjax.checkpoint import Checkpoints, DamagedCheckpoint, find_checkpoint
 from fdjax.config import Config
 from fdjax.data import Dataset, limit_training, open_dataset, split_validation
 from fdjax.errors import UserError
@@ -132,6 +134,54 @@ def restore(checkpoints: Checkpoints, step: int) -> Restored:
         config, network, spec, phase, phase_step, state, done,
         masks_as_they_stand(config, spec, phase, phase_step >= phase.steps, state.fcmask, done),
     )  # fmt: skip
+
+
+def restore_latest(checkpoints: Checkpoints, below: int | None = None) -> tuple[int, Restored] | None:
+    """The newest step that is sound and can be restored; says on stderr which ones it passes over.
+
+    Args:
+      checkpoints: of a run.
+      below: only steps before this one.
+
+    Returns:
+      The step and what it holds; None where no step was ever finished.
+
+    Raises:
+      UserError: there are steps, and none of them can be used.
+    """
+    problem = None
+    for step in checkpoints.sound_steps(below):
+        try:
+            return step, restore(checkpoints, step)
+        except DamagedCheckpoint as error:
+            print(f"warning: {error}; trying the one before it", file=sys.stderr)
+            problem = error
+    if problem is None and not checkpoints.steps():
+        return None
+    raise UserError(
+        f"every checkpoint in {checkpoints.folder} is damaged{f', such as: {problem}' if problem else ''}; bring back "
+        "a copy of that folder, or give another --workdir"
+    )
+
+
+def open_checkpoint(path: str, which: str = "latest") -> tuple[Checkpoints, int, Restored]:
+    """Finds and reads the checkpoint that `path` means, as `find_checkpoint` has it.
+
+    The latest is the newest that can be restored; any other is the one that was asked for, or an error.
+    """
+    checkpoints, step = find_checkpoint(path, which)
+    try:
+        return checkpoints, step, restore(checkpoints, step)
+    except DamagedCheckpoint as error:
+        if which != "latest" or checkpoints.folder / str(step) == Path(path).expanduser().resolve():
+            raise
+        older = [other for other in checkpoints.steps() if other < step]
+        if not older:
+            raise
+        print(f"warning: {error}; trying the one before it", file=sys.stderr)
+    found = restore_latest(checkpoints, below=step)
+    assert found is not None
+    return checkpoints, *found
 
 
 def _abstract_state(config: Config, network: FrequencyNetwork, spec: NetworkSpec, phase: Phase) -> TrainState:

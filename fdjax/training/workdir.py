@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from fdjax.config import Config
-from fdjax.errors import UserError
+from fdjax.errors import UserError, first_line
+from fdjax.training.lock import LOCK_FILE
 
 CONFIG_FILE, INIT_FILE, METRICS_FILE, SUMMARY_FILE = "config.json", "init.json", "metrics.jsonl", "summary.json"
+# The step that was saved last: where it is there, checkpoints must be.
+SAVED_FILE = "saved.json"
 _DRAFT = ".draft"
 
 
@@ -24,9 +28,10 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """Reads a JSON object; None where there is none, or not a whole one."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
         return None
+    return found if isinstance(found, dict) else None
 
 
 def check_folder(folder: Path, flag: str) -> None:
@@ -40,21 +45,43 @@ def check_folder(folder: Path, flag: str) -> None:
         raise UserError(f"{flag} {folder}: {existing} is not writable; give another one")
 
 
-def read_config(workdir: Path) -> Config | None:
+def read_config(workdir: Path, checkpointed: Config | None = None) -> Config | None:
     """The config of the run in `workdir`; None where there is none.
+
+    Args:
+      workdir: of the run.
+      checkpointed: the config in its newest checkpoint, which stands in for a damaged file.
 
     Raises:
       UserError: the directory holds other things, or the file is no config.
     """
     file = workdir / CONFIG_FILE
     if not file.exists():
-        if workdir.is_dir() and any(not path.name.endswith(_DRAFT) for path in workdir.iterdir()):
+        if workdir.is_dir() and any(
+            path.name != LOCK_FILE and not path.name.endswith(_DRAFT) for path in workdir.iterdir()
+        ):
             raise UserError(f"--workdir {workdir} is not empty and holds no run (no {CONFIG_FILE}); give another one")
         return None
     try:
         return Config.from_dict(json.loads(file.read_text()))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} is not readable as the config of a run: {error}") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        if checkpointed is not None:
+            print(f"warning: {file} is damaged; taking the config of the newest checkpoint", file=sys.stderr)
+            return checkpointed
+        raise UserError(f"{file} is not readable as the config of a run: {first_line(error)}") from error
+
+
+def check_nothing_lost(workdir: Path, checkpoints: Path) -> None:
+    """Raises `UserError` if the run in `workdir`, which has no checkpoint, once had one, so as not to begin it anew."""
+    saved, step = (workdir / SAVED_FILE).exists(), (read_json(workdir / SAVED_FILE) or {}).get("step")
+    folders = checkpoints.iterdir() if checkpoints.is_dir() else []
+    unsound = sorted((path.name for path in folders if path.is_dir() and path.name.isdecimal()), key=int)
+    if saved or unsound or (workdir / SUMMARY_FILE).exists():
+        had = f"step {step:,}" if isinstance(step, int) else f"step {unsound[-1]}" if unsound else "a checkpoint"
+        raise UserError(
+            f"the run in {workdir} had saved {had}, and no whole checkpoint is in {checkpoints} any more; bring back a "
+            "copy of that folder, or give another --workdir to begin anew"
+        )
 
 
 class MetricsLog:
@@ -85,11 +112,18 @@ class MetricsLog:
             file.write(json.dumps(record) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """All records; lines that are no JSON are passed over."""
+        """All records; lines that are none are passed over."""
         records = []
-        for line in self._path.read_text().splitlines() if self._path.exists() else []:
+        lines = self._path.read_text(errors="replace").splitlines() if self._path.is_file() else []
+        for line in lines:
             try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if (
+                isinstance(record, dict)
+                and isinstance(record.get("step"), int)
+                and isinstance(record.get("phase"), str)
+            ):
+                records.append(record)
         return records

@@ -1,0 +1,65 @@
+"""What a run says that it will do, before it does it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fdjax.config import Config
+from fdjax.spec import NetworkSpec, network_macs
+from fdjax.training.phases import Phase
+from fdjax.training.restore import Restored
+
+
+def announcement(
+    config: Config, spec: NetworkSpec, phases: Sequence[Phase], sizes: tuple[int, int, int], skipped: str = ""
+) -> str:
+    """The network, its MACs and the phases, in a few lines.
+
+    Args:
+      config: of the run.
+      spec: of the network.
+      phases: that are to be run.
+      sizes: numbers of training, validation and test images.
+      skipped: what of the data was passed over, in words.
+    """
+    dense = network_macs(spec, spec.full_counts()).to_dict()
+    training, validation, test = sizes
+    lines = [
+        f"{spec.name} on {config.data.name}: {training:,} training, {validation:,} validation, {test:,} test images of "
+        f"{'x'.join(map(str, spec.input_shape))}, {spec.num_classes} classes"
+    ]
+    if skipped:
+        lines.append(f"passed over in the folder: {skipped}")
+    transforms = (dense["full_transforms"] - dense["dense"]) / dense["dense"]
+    # Whole channels are never transformed.
+    costs = "" if config.learn.counts_below_whole == (0,) else f"; full transforms would add {transforms:.0%}"
+    lines.append(f"{dense['dense'] / 1e6:,.2f} M MACs dense{costs}")
+    for phase in phases:
+        share, learn = phase.steps / phase.steps_per_epoch, config.learn
+        goal = f", masks to {learn.target_macs}x MACs" if learn.target_macs else f", lambda {learn.lambda_ or 0:g}"
+        what = f"  {phase.name}: {phase.steps:,} steps of {config.data.batch_size} ({share:.3g} epochs)"
+        lines.append(what + (goal if phase.learns_masks else ""))
+    return "\n".join(lines)
+
+
+def beginning(
+    config: Config, init: Restored | None, resumed: Restored | None, skipped: int, inherited: list[str]
+) -> str:
+    """What a run goes on from, in a line; empty where it begins with nothing.
+
+    Args:
+      config: of the run.
+      init: what --init means.
+      resumed: the run's own checkpoint.
+      skipped: how many of its first phases are left out.
+      inherited: the phases that the run given by --init has done.
+    """
+    if resumed is not None:
+        done, steps = resumed.phase_step, resumed.phase.steps
+        return f"going on where it stopped: {resumed.phase.name}, step {done:,} of {steps:,}"
+    if init is None:
+        return ""
+    if init.as_imported:
+        return f"starting from weights imported from {init.done.imported['weights']}"
+    left_out = ", ".join(config.phases[:skipped]) or "no phase"
+    return f"starting from a run that has done {', '.join(inherited)}; skipping {left_out}"

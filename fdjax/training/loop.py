@@ -1,0 +1,404 @@
+"""The loop of a run: phases over one state, from where it goes on to its summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fdjax.checkpoint import CHECKPOINT_FOLDER, Checkpoints
+from fdjax.config import Config
+from fdjax.data import (
+    Dataset,
+    TrainingOrder,
+    split_validation,
+    training_statistics,
+)
+from fdjax.errors import RunInterrupted
+from fdjax.training.announce import announcement, beginning
+from fdjax.training.build import build_network
+from fdjax.training.checks import (
+    check_beginning,
+    check_gate,
+    check_init,
+    check_same_data,
+    check_steps_done,
+    check_target_macs,
+    check_teacher,
+    inherited_phases,
+    phases_done,
+    warn_of_chance,
+)
+from fdjax.training.devices import Devices, to_host
+from fdjax.training.entering import enter_phase
+from fdjax.training.feed import Feed, Waiting
+from fdjax.training.mask_control import MaskControl
+from fdjax.training.mask_warnings import mask_warnings
+from fdjax.training.measure import Measurements
+from fdjax.training.optimizers import optimizers_for
+from fdjax.training.phases import Phase, has_teacher, plan_phases
+from fdjax.training.programs import chunks_of, make_programs
+from fdjax.training.progress import Progress
+from fdjax.training.restore import Past, Restored
+from fdjax.training.state import TrainState, create_state, init_variables
+from fdjax.training.stopping import Stopping
+from fdjax.training.streaming import training_stream
+from fdjax.training.summary import describe, evaluation_summary, versions
+from fdjax.training.trace import Trace
+from fdjax.training.workdir import SAVED_FILE, SUMMARY_FILE, read_json, write_json
+from fdjax.zoo import FCMASK
+
+# How many times in a phase the controller looks at the masks, and how many steps lie between records.
+_CONTROL_TICKS = 50
+_RECORD_EVERY = 20
+_PROFILE_FOLDER = "profile"
+
+
+class Run:
+    """One run in one workdir. `train` is the only user; methods are in the order in which they are called."""
+
+    def __init__(
+        self,
+        config: Config,
+        workdir: Path,
+        dataset: Dataset,
+        devices: Devices,
+        init: Restored | None,
+        resumed: Restored | None,
+        profile: int = 0,
+        stopping: Stopping | None = None,
+    ):
+        self.config, self.workdir, self.init, self.resumed = config, workdir, init, resumed
+        self.devices, self.profile, self.stopping = devices, profile, stopping or Stopping()
+        shape, classes = dataset.image_shape, dataset.num_classes
+        self.network, spec = build_network(config, shape, classes)
+        self.train_indices, validation = split_validation(
+            len(dataset.train_labels), dataset.train_labels, config.data.validation, config.seed
+        )
+        held_out = dataset.held_out(validation)
+        source = resumed or init
+        if source is not None:
+            mean, std = source.spec.input_mean, source.spec.input_std
+        else:
+            mean, std = training_statistics(dataset, config.seed)
+        self.spec = dataclasses.replace(spec, input_mean=mean, input_std=std, class_names=dataset.class_names)
+        self.order = TrainingOrder(config.seed, self.train_indices, config.data.batch_size)
+        self.per_epoch = self.order.per_epoch
+        self.phases = plan_phases(config, self.per_epoch)
+        self.skipped = dataset.skipped
+        self.train_images, self.train_labels = dataset.train_images, dataset.train_labels
+        self.checkpoints = Checkpoints(
+            workdir / CHECKPOINT_FOLDER, keep=config.checkpoint.keep, keep_best=len(held_out[1]) > 0
+        )
+        self.measure = Measurements(
+            config,
+            self.network,
+            self.spec,
+            workdir,
+            test=(dataset.test_images, dataset.test_labels),
+            validation=held_out,
+            devices=devices,
+            between_batches=self.stopping.check if devices.processes == 1 else lambda: None,
+        )
+        self.control = MaskControl(config.learn, self.spec, devices)
+        self.done = Past(num_train=len(dataset.train_labels))
+        # Once, at the beginning: the checkout may change while the run goes on.
+        self.versions = versions()
+        self._clock = time.monotonic()
+
+    # -- beginning
+
+    def check(self) -> None:
+        """Compares the run with what it goes on from, and leaves out the phases that the run given by --init has done.
+
+        Raises:
+          UserError: they do not fit, there is nothing to mask, or the target cannot be met.
+        """
+        check_target_macs(self.config.learn, self.spec, self.phases)
+        check_gate(self.config.learn)
+        if self.resumed is not None:
+            check_same_data(self.workdir, self.spec, self.done.num_train, self.resumed)
+            self._skip(self.resumed.done.skipped)
+            check_steps_done(self.workdir, self.phases, self.resumed)
+        elif self.init is None:
+            check_beginning(self.config)
+        else:
+            check_init(self.spec, self.init)
+            self.done.inherited = inherited_phases(self.config, self.init)
+            self._skip(phases_done(self.config, self.done.inherited))
+            check_teacher(self.config, self.phases[0], self.init)
+
+    def _skip(self, count: int) -> None:
+        first = self.phases[count].start
+        self.phases = tuple(dataclasses.replace(phase, start=phase.start - first) for phase in self.phases[count:])
+        self.done.skipped = count
+
+    def summary_if_finished(self) -> dict[str, Any] | None:
+        """The summary that the workdir holds, if the run has nothing left to do."""
+        last, resumed = self.phases[-1], self.resumed
+        if resumed is None or resumed.phase.name != last.name or resumed.phase_step < last.steps:
+            return None
+        summary = read_json(self.workdir / SUMMARY_FILE)
+        try:
+            if summary is None or summary["phases"] != resumed.done.history:
+                return None
+            describe(summary)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None  # Damaged: it is written anew.
+        return summary
+
+    def announce(self) -> None:
+        """Says what the run will do."""
+        if not self.devices.is_writer:
+            return
+        sizes = len(self.train_indices), len(self.measure.validation[1]), len(self.measure.test[1])
+        print(announcement(self.config, self.spec, self.phases, sizes, self.skipped))
+        print(f"on {self.devices.describe()}, workdir {self.workdir}", flush=True)
+        begun = beginning(self.config, self.init, self.resumed, self.done.skipped, self.done.inherited)
+        if begun:
+            print(begun, flush=True)
+
+    def start(self) -> tuple[TrainState, int, int]:
+        """The state to go on from, its phase and the steps of it that are done."""
+        if self.resumed is not None:
+            saved = self.resumed
+            step = saved.phase.start + saved.phase_step
+            self.done = saved.done
+            if self.devices.is_writer:
+                self.measure.log.cut_back(step)
+                self.checkpoints.discard_after(step)
+            index = [phase.name for phase in self.phases].index(saved.phase.name)
+            state = saved.state
+            if not self.done.masks_learned and not saved.phase.learns_masks:
+                # Nothing has moved the masks; mask settings may have changed since.
+                fresh = init_variables(self.network, self.spec.input_shape, self.config.seed)
+                state = state.replace(fcmask=fresh[FCMASK])
+            return state, index, saved.phase_step
+        if self.devices.is_writer:
+            self.measure.log.cut_back(-1)
+        phase, soft = self.phases[0], True
+        variables = init_variables(self.network, self.spec.input_shape, self.config.seed)
+        if self.init is not None:
+            variables |= {"params": self.init.state.params, "batch_stats": self.init.state.batch_stats}
+            self.done.dense_top1 = self.init.done.dense_top1
+            self.done.imported = self.init.done.imported
+            self.done.masks_learned = self.init.done.masks_learned or self.init.phase.learns_masks
+            self.done.weights_adapted = self.init.weights_adapted
+            if self.done.masks_learned:
+                variables[FCMASK] = self.init.state.fcmask
+                self.done.released = list(self.init.done.released)
+                soft = not self.init.phase.hard
+        state = create_state(variables, self.config.seed, *optimizers_for(self.config, phase))
+        if self.init is not None and self.init.as_imported and phase.name != "pretrain":
+            # Nobody has measured it on these data yet.
+            dense, _ = self.measure.evaluate(self.init.phase, state, self.done, finished=True, split=self.measure.test)
+            self.done.dense_top1 = dense["top1"]
+        if self.init is not None and has_teacher(self.config, phase):
+            state = state.replace(teacher=self.init.state.teacher)
+        return self._enter(state, phase, soft_before=soft), 0, 0
+
+    # -- phases
+
+    def _enter(self, state: TrainState, phase: Phase, *, soft_before: bool) -> TrainState:
+        if phase.learns_masks and not self.done.masks_learned and self.devices.is_writer:
+            warn_of_chance(self.done.dense_top1, self.spec.num_classes)
+        return enter_phase(self.config, self.network, self.spec, self.done, state, phase, soft_before=soft_before)
+
+    def run_phases(self, state: TrainState, index: int, phase_step: int) -> TrainState:
+        """Runs from there to the end."""
+        resident = {"auto": None, "yes": True, "no": False}[self.config.compute.data_on_device]
+        feed = Feed(
+            self.devices,
+            self.train_images,
+            self.train_labels,
+            resident=resident,
+            steps_per_dispatch=self.config.compute.steps_per_dispatch,
+            stream=training_stream(self.config, self.train_images, self.train_labels, self.order, self.devices),
+        )
+        for phase in self.phases[index:]:
+            if phase_step == 0 and phase is not self.phases[0]:
+                previous = self.phases[self.phases.index(phase) - 1]
+                state = self._enter(state, phase, soft_before=not previous.hard)
+            elif phase_step >= phase.steps:
+                if phase.name not in [entry["name"] for entry in self.done.history]:
+                    # It was stopped before it was measured.
+                    state = self._measure_and_save(state, phase)
+                phase_step = 0
+                continue
+            else:
+                # A phase that was finished and is now longer goes on; it is not in the past yet.
+                self.done.history = [p for p in self.done.history if p["name"] != phase.name]
+            state = self._run_phase(state, phase, phase_step, feed)
+            phase_step = 0
+        return state
+
+    def _measure_and_save(self, state: TrainState, phase: Phase) -> TrainState:
+        state, progress = self.devices.replicate(state), Progress(phase, phase.steps, quiet=not self.devices.is_writer)
+        try:
+            self._save(phase, phase.steps, state, self._finish_phase(phase, state, progress))
+        finally:
+            progress.close()
+        return state
+
+    def _run_phase(self, state: TrainState, phase: Phase, phase_step: int, feed: Feed) -> TrainState:
+        labels = self.train_labels[self.train_indices]
+        programs = make_programs(self.config, self.network, self.spec, phase, state, feed, labels)
+        cadence = self.config.checkpoint
+        save_every = max(1, round(cadence.every_epochs * self.per_epoch))
+        evaluate_every = max(1, round(cadence.evaluate_every_epochs * self.per_epoch))
+        is_mask_step = [phase.kind(self.config, step) == "masks" for step in range(phase.steps)]
+        # How many mask steps lie before each step.
+        mask_steps = np.cumsum([0, *is_mask_step])
+        control_every = max(1, int(mask_steps[-1]) // _CONTROL_TICKS)
+
+        def controls(step: int) -> bool:
+            return is_mask_step[step] and mask_steps[step] % control_every == 0
+
+        def stops(step: int) -> bool:
+            if step == phase.steps or controls(step):
+                return True
+            return any(step % every == 0 for every in (_RECORD_EVERY, save_every, evaluate_every))
+
+        later = sum(other.steps for other in self.phases[self.phases.index(phase) + 1 :])
+        progress = Progress(phase, phase_step, later, quiet=not self.devices.is_writer)
+        trace = Trace(self.workdir / _PROFILE_FOLDER / phase.name, self.profile if self.devices.is_writer else 0)
+        pending: list[tuple[int, dict[str, jax.Array]]] = []
+        figures: dict[str, float] = {}
+        if not phase.learns_masks:
+            figures["macs_ratio"] = self.measure.macs(phase, state, self.done, finished=True).ratio
+        state = self.devices.replicate(state)
+        waiting = Waiting()
+        try:
+            chunks = chunks_of(self.config, phase, phase_step, stops, feed.longest, self.order.rows)
+            batches = feed.batches(chunks, (phase.start + phase_step, phase.end))
+            for chunk, batch in waiting.over(batches):
+                if controls(chunk.first):
+                    self.measure.check_finite(phase, phase.start + chunk.first, {FCMASK: state.fcmask})
+                    at = (int(mask_steps[chunk.first]), int(mask_steps[-1]), control_every)
+                    state, measured = self.control.look(state, *at)
+                    figures |= measured
+                state, sums = programs[chunk.key](state, *batch)
+                pending.append((chunk.steps, sums))
+                if len(pending) > 1:
+                    # No more than two dispatches are under way, so that a run which is asked to stop soon can.
+                    jax.block_until_ready(pending[-2][1])
+                phase_step = chunk.first + chunk.steps
+                traced = trace.advance(chunk.steps, state)
+                if traced:
+                    progress.say(traced)
+                step, last = phase.start + phase_step, phase_step == phase.steps
+                saves, evaluates = phase_step % save_every == 0, phase_step % evaluate_every == 0
+                stops_here = self._asked_to_stop(at_record=phase_step % _RECORD_EVERY == 0 or last)
+                if phase_step % _RECORD_EVERY == 0 or saves or evaluates or last or stops_here:
+                    figures |= self.measure.record(phase, step, state, pending, figures, waiting)
+                    progress.advance(sum(steps for steps, _ in pending), figures)
+                    pending = []
+                if saves or evaluates or last or stops_here:
+                    self.measure.check_finite(phase, step, state.collections())
+                try:
+                    if stops_here:
+                        raise self.stopping.interruption()
+                    score = self._look(phase, phase_step, state, progress, saves=saves, evaluates=evaluates)
+                except RunInterrupted:
+                    self._save(phase, phase_step, state, None)
+                    raise
+                if saves or last:
+                    self._save(phase, phase_step, state, score)
+                if saves or evaluates:
+                    waiting.restart()
+        finally:
+            trace.close()
+            progress.close()
+        return state
+
+    def _asked_to_stop(self, *, at_record: bool) -> bool:
+        """Whether the run is to save and stop here; several processes agree on it, where they record."""
+        if self.devices.processes == 1:
+            return self.stopping.asked
+        return at_record and self.devices.agree(self.stopping.asked)
+
+    def _look(
+        self, phase: Phase, phase_step: int, state: TrainState, progress: Progress, *, saves: bool, evaluates: bool
+    ) -> float | None:
+        """Measures the network where it is due; returns a score to choose the best by, if there is one."""
+        if phase_step == phase.steps:
+            return self._finish_phase(phase, state, progress)
+        score, step = None, phase.start + phase_step
+        if evaluates:
+            score, text = self.measure.evaluate_midway(phase, step, state, self.done)
+            progress.say(text)
+        elif saves and phase.name != "learn":  # Where the weights are those of the save before.
+            self.measure.check_answers(phase, step, state, self.done)
+        return score
+
+    def _tick_clock(self) -> None:
+        now = time.monotonic()
+        self.done.seconds += now - self._clock
+        self._clock = now
+
+    def _save(self, phase: Phase, phase_step: int, state: TrainState, score: float | None) -> None:
+        self._tick_clock()
+        meta = {
+            "config": self.config.to_dict(),
+            "spec": self.spec.to_dict(),
+            "phase": dataclasses.asdict(phase),
+            "phase_step": phase_step,
+            "done": dataclasses.asdict(self.done),
+            "versions": self.versions,
+        }
+        # Networks of different phases do not compare: the best is the best of the latest phase.
+        if self.devices.is_writer:
+            ranked = None if score is None else phase.index + score
+            with self.stopping.saving():
+                self.checkpoints.save(phase.start + phase_step, to_host(state), meta, ranked)
+                write_json(self.workdir / SAVED_FILE, {"step": phase.start + phase_step})
+
+    # -- end
+
+    def _finish_phase(self, phase: Phase, state: TrainState, progress: Progress) -> float | None:
+        top1, soft_top1, macs, score = self.measure.finish_phase(phase, state, self.done)
+        if phase.name == "pretrain":
+            self.done.dense_top1, self.done.weights_adapted = top1, False
+        self.done.weights_adapted |= phase.adapts_weights
+        if phase.learns_masks:
+            self.done.masks_learned = True
+            for line in mask_warnings(self.config.learn, macs):
+                progress.say(f"warning: {line}")
+        self._tick_clock()
+        before = sum(entry["seconds"] for entry in self.done.history)
+        entry = {"name": phase.name, "steps": phase.steps, "seconds": round(self.done.seconds - before, 2)}
+        soft = {} if soft_top1 is None else {"soft_top1": soft_top1}
+        self.done.history.append({**entry, "top1": top1, **soft, "ratio": macs.ratio})
+        before_rounding = "" if soft_top1 is None else f" ({100 * soft_top1:.2f}% before rounding)"
+        progress.say(f"{phase.name}: done, test accuracy {100 * top1:.2f}% at {macs.ratio:.3f}x MACs{before_rounding}")
+        return score
+
+    def finish(self, state: TrainState) -> dict[str, Any]:
+        """Evaluates the network as it stands, writes plots and the summary, and adds the time of the frozen network."""
+        test, macs = self.measure.evaluate(self.phases[-1], state, self.done, finished=True, split=self.measure.test)
+        learn = self.config.learn
+        summary = {
+            **evaluation_summary(test, macs),
+            "split": "test",
+            "num_classes": self.spec.num_classes,
+            "class_names": list(self.spec.class_names),
+            "dense_top1": self.done.dense_top1,
+            "seconds": round(self.done.seconds, 1),
+            "phases": self.done.history,
+            "target_macs": learn.target_macs if self.done.masks_learned else None,
+            "target_convention": learn.target_convention,
+            "seed": self.config.seed,
+            "imported": self.done.imported or None,
+            "versions": self.versions,
+        }
+        if self.devices.is_writer:
+            self.measure.plot(self.phases, state, self.done, summary["layers"])
+            write_json(self.workdir / SUMMARY_FILE, summary)
+            # After the summary is safe: freezing compiles the network anew, and an interruption there costs no result.
+            summary["time"] = self.measure.time(self.phases[-1], state, self.done)
+            write_json(self.workdir / SUMMARY_FILE, summary)
+        return summary

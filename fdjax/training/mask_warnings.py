@@ -1,0 +1,27 @@
+"""What is to be said of masks that have been learned: a target that was missed, layers that are cut off."""
+
+from __future__ import annotations
+
+from fdjax.config import LearnConfig
+from fdjax.pruning import mac_ratio
+from fdjax.spec import NetworkMacs
+
+# How far from the target, relatively, a network may land without a warning.
+_TOLERANCE = 0.02
+
+
+def mask_warnings(learn: LearnConfig, macs: NetworkMacs) -> list[str]:
+    """Warnings at the end of a mask phase, of a network with rounded masks; none where all is as asked."""
+    found, target, reached = [], learn.target_macs, mac_ratio(macs, learn.target_convention)
+    if target is not None and abs(reached / target - 1) > _TOLERANCE:
+        found.append(f"the target of {target:g}x MACs is out of reach here; the nearest is {reached:.3f}x")
+    gone = [
+        layer.name
+        for layer in macs.layers
+        if any(kept and not sum(kept[1:]) for kept in (layer.input_histogram, layer.output_histogram))
+    ]
+    if gone:
+        more = f" and {len(gone) - 3} more" if len(gone) > 3 else ""
+        advice = "a smaller learn.lambda_" if target is None else "a higher learn.target_macs"
+        found.append(f"no channel is left of {', '.join(gone[:3])}{more}; if that was not meant, ask for {advice}")
+    return found
