@@ -6,11 +6,14 @@ sha256 of every file. The module knows nothing of training: state is any pytree,
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import itertools
 import json
 import logging
 import math
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -28,6 +31,8 @@ _STATE, _META = "state", "meta"
 # Endings of folders: a step that is being written, and what lay in the place of one.
 _DRAFT, _FOREIGN = ".fdjax-draft", ".no-checkpoint"
 _ORBAX_DRAFT = ".orbax-checkpoint-tmp"
+# Bytes of a checkpoint beside its arrays, about.
+_OVERHEAD = 100_000
 
 logging.getLogger("absl").setLevel(logging.ERROR)
 
@@ -57,6 +62,23 @@ def _files(folder: Path) -> dict[str, Path]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
+
+
+def _check_room(folder: Path, size: int) -> None:
+    """Raises `OSError` where a folder cannot take `size` bytes: each of Orbax's threads would print a traceback."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    probe = folder / "probe"
+    try:
+        with probe.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size + size // 10 + _OVERHEAD)
+    except OSError as error:
+        # Others say that the file system cannot reserve, or that one file may not be as large.
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+            raise
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
 
 
 def _describe(state: Any) -> dict[str, str]:
@@ -125,6 +147,7 @@ class Checkpoints:
     def _write(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         draft, final = self._draft(step), self.folder / str(step)
         draft.mkdir()
+        _check_room(draft, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
         with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as writer:
             writer.save(draft / _STATE, state)
             writer.wait_until_finished()
@@ -202,13 +225,15 @@ class Checkpoints:
             else:
                 yield candidate
 
-    def _scores(self) -> list[tuple[float, int]]:
+    def _scores(self, *, warns: bool = False) -> list[tuple[float, int]]:
         """(score, step) of every step that has one and whose metadata can be read, the highest first."""
         found = []
         for step in self.steps():
             try:
                 score = self.meta(step)["score"]
-            except (DamagedCheckpoint, KeyError):
+            except (DamagedCheckpoint, KeyError) as error:
+                if warns:
+                    print(f"warning: {error}; the best is the best of the others", file=sys.stderr)
                 continue
             if isinstance(score, int | float) and math.isfinite(score):
                 found.append((float(score), step))
@@ -220,7 +245,7 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The sound step with the highest score, or None if none has a score; says on stderr what it passes over."""
-        for _, step in self._scores():
+        for _, step in self._scores(warns=True):
             try:
                 self.verify(step)
                 return step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -158,6 +159,33 @@ def test_a_damaged_side_file_does_not_stop_a_run_whose_checkpoint_is_sound(runs,
     assert json.loads((stopped / "config.json").read_text())["phases"] == ["pretrain"]
 
 
+def test_a_damaged_record_of_the_run_that_it_started_from_is_passed_over(runs, tmp_path, capsys) -> None:
+    config = dataclasses.replace(get_config(), phases=("pretrain", "learn"))
+    workdir, source = tmp_path / "run", str(runs["finished"])
+    with pytest.raises(RunInterrupted):
+        train(config, str(workdir), init=source, stopping=Interrupted(1))
+    (workdir / "init.json").write_bytes(b"\xff{")
+    summary = train(config, str(workdir), init=source)
+    assert [phase["name"] for phase in summary["phases"]] == ["learn"]
+    assert "init.json is damaged" in capsys.readouterr().err
+    assert json.loads((workdir / "init.json").read_text()) == {"checkpoint": source}
+
+
+def test_a_damaged_record_that_nothing_can_stand_in_for_is_named(runs, tmp_path, monkeypatch) -> None:
+    config = dataclasses.replace(get_config(), phases=("pretrain", "learn"))
+
+    def stop(*arguments):
+        raise RunInterrupted("asked", 143)
+
+    with monkeypatch.context() as patch, pytest.raises(RunInterrupted):
+        patch.setattr(loop.Run, "run_phases", stop)
+        train(config, str(tmp_path / "run"), init=str(runs["finished"]))
+    for name in ("init.json", "config.json"):
+        (tmp_path / "run" / name).write_bytes(b"{")
+        with pytest.raises(UserError, match=name):
+            train(config, str(tmp_path / "run"))
+
+
 @pytest.mark.parametrize("damage", [b"", b'{"phases": 3}'])
 def test_a_damaged_summary_is_written_anew(runs, tmp_path, damage) -> None:
     workdir = shutil.copytree(runs["finished"], tmp_path / "run")
@@ -232,15 +260,22 @@ def test_nothing_old_goes_before_the_new_step_is_whole(tmp_path, monkeypatch) ->
     assert checkpoints.steps() == [3, 4] and checkpoints.best() == 4
 
 
-@pytest.mark.parametrize("fault", ["full", "gone"])
+@pytest.mark.parametrize("fault", ["full", "read-only", "gone"])
 def test_a_disk_that_fails_stops_the_run_in_one_line(stopped, monkeypatch, fault) -> None:
     if fault == "full":
 
         def full(*arguments):
-            raise OSError(28, "No space left on device")
+            raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(Checkpoints, "_write", full)
+        monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
         expected = r"step 6 cannot be saved .*No space left on device; the last good checkpoint is step 5"
+    elif fault == "read-only":
+
+        def read_only(*arguments):
+            raise OSError(errno.EROFS, "Read-only file system", "metrics.jsonl")
+
+        monkeypatch.setattr(MetricsLog, "write", read_only)
+        expected = r"Read-only file system: metrics.jsonl; the last good checkpoint is step 5"
     else:
         record = loop.Measurements.record
 

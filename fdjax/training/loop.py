@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from fdjax.checkpoint import CHECKPOINT_FOLDER, Checkpoints
 from fdjax.config import Config
@@ -21,6 +20,7 @@ from fdjax.data import (
 from fdjax.errors import RunInterrupted
 from fdjax.training.announce import announcement, beginning
 from fdjax.training.build import build_network
+from fdjax.training.cadence import Cadence
 from fdjax.training.checks import (
     check_beginning,
     check_gate,
@@ -52,9 +52,6 @@ from fdjax.training.trace import Trace
 from fdjax.training.workdir import SAVED_FILE, SUMMARY_FILE, read_json, write_json
 from fdjax.zoo import FCMASK
 
-# How many times in a phase the controller looks at the masks, and how many steps lie between records.
-_CONTROL_TICKS = 50
-_RECORD_EVERY = 20
 _PROFILE_FOLDER = "profile"
 
 
@@ -87,8 +84,7 @@ class Run:
             mean, std = training_statistics(dataset, config.seed)
         self.spec = dataclasses.replace(spec, input_mean=mean, input_std=std, class_names=dataset.class_names)
         self.order = TrainingOrder(config.seed, self.train_indices, config.data.batch_size)
-        self.per_epoch = self.order.per_epoch
-        self.phases = plan_phases(config, self.per_epoch)
+        self.phases = plan_phases(config, self.order.per_epoch)
         self.skipped = dataset.skipped
         self.train_images, self.train_labels = dataset.train_images, dataset.train_labels
         self.checkpoints = Checkpoints(
@@ -247,22 +243,7 @@ class Run:
     def _run_phase(self, state: TrainState, phase: Phase, phase_step: int, feed: Feed) -> TrainState:
         labels = self.train_labels[self.train_indices]
         programs = make_programs(self.config, self.network, self.spec, phase, state, feed, labels)
-        cadence = self.config.checkpoint
-        save_every = max(1, round(cadence.every_epochs * self.per_epoch))
-        evaluate_every = max(1, round(cadence.evaluate_every_epochs * self.per_epoch))
-        is_mask_step = [phase.kind(self.config, step) == "masks" for step in range(phase.steps)]
-        # How many mask steps lie before each step.
-        mask_steps = np.cumsum([0, *is_mask_step])
-        control_every = max(1, int(mask_steps[-1]) // _CONTROL_TICKS)
-
-        def controls(step: int) -> bool:
-            return is_mask_step[step] and mask_steps[step] % control_every == 0
-
-        def stops(step: int) -> bool:
-            if step == phase.steps or controls(step):
-                return True
-            return any(step % every == 0 for every in (_RECORD_EVERY, save_every, evaluate_every))
-
+        cadence = Cadence(self.config, phase)
         later = sum(other.steps for other in self.phases[self.phases.index(phase) + 1 :])
         progress = Progress(phase, phase_step, later, quiet=not self.devices.is_writer)
         trace = Trace(self.workdir / _PROFILE_FOLDER / phase.name, self.profile if self.devices.is_writer else 0)
@@ -273,13 +254,12 @@ class Run:
         state = self.devices.replicate(state)
         waiting = Waiting()
         try:
-            chunks = chunks_of(self.config, phase, phase_step, stops, feed.longest, self.order.rows)
+            chunks = chunks_of(self.config, phase, phase_step, cadence.ends_dispatch, feed.longest, self.order.rows)
             batches = feed.batches(chunks, (phase.start + phase_step, phase.end))
             for chunk, batch in waiting.over(batches):
-                if controls(chunk.first):
+                if cadence.controls(chunk.first):
                     self.measure.check_finite(phase, phase.start + chunk.first, {FCMASK: state.fcmask})
-                    at = (int(mask_steps[chunk.first]), int(mask_steps[-1]), control_every)
-                    state, measured = self.control.look(state, *at)
+                    state, measured = self.control.look(state, *cadence.control_at(chunk.first))
                     figures |= measured
                 state, sums = programs[chunk.key](state, *batch)
                 pending.append((chunk.steps, sums))
@@ -291,9 +271,9 @@ class Run:
                 if traced:
                     progress.say(traced)
                 step, last = phase.start + phase_step, phase_step == phase.steps
-                saves, evaluates = phase_step % save_every == 0, phase_step % evaluate_every == 0
-                stops_here = self._asked_to_stop(at_record=phase_step % _RECORD_EVERY == 0 or last)
-                if phase_step % _RECORD_EVERY == 0 or saves or evaluates or last or stops_here:
+                saves, evaluates = cadence.saves(phase_step), cadence.evaluates(phase_step)
+                stops_here = self._asked_to_stop(at_record=cadence.records(phase_step))
+                if cadence.records(phase_step) or saves or evaluates or stops_here:
                     figures |= self.measure.record(phase, step, state, pending, figures, waiting)
                     progress.advance(sum(steps for steps, _ in pending), figures)
                     pending = []
