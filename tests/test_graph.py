@@ -167,3 +167,23 @@ def test_blocks_that_do_not_fit_are_value_errors(settings: dict[str, Any], messa
     graph = trace(lambda v, x: x @ v["w"], {"w": jnp.ones((3, 2))}, jnp.ones((1, 2, 2, 3)))
     with pytest.raises(ValueError, match=message):
         layer_blocks(graph, ["w"], **settings)
+
+
+def pooled_without_activation(v: Any, x: jax.Array) -> jax.Array:
+    """What follows a bias here is no activation, and reads the map twice."""
+    y = jnp.einsum("bhwc,cd->bhwd", x, v["first"]) * v["scale"] + v["bias"]
+    y = lax.reduce_window(y, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    z = jnp.einsum("bhwc,cd->bhwd", y, v["second"]) * v["scale"] + v["bias"]
+    return (z * z + (y + y)).mean(axis=(1, 2)) @ v["third"]
+
+
+def test_a_bias_and_a_scale_are_applied_once_whatever_reads_them() -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"first": (3, 5), "second": (5, 5), "third": (5, 4), "scale": (5,), "bias": (5,)}
+    variables = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    images = rng.normal(size=(2, 4, 4, 3)).astype(np.float32)
+    graph = trace(pooled_without_activation, variables, images[:1])
+    frozen = freeze(Network("plain", graph, {}, {}, 4), variables, {})
+    (logits,) = apply(frozen.program, frozen.arrays, jnp.asarray(images))
+    expected = pooled_without_activation(variables, images)
+    assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()

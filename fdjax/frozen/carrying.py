@@ -22,7 +22,7 @@ class Walk(Protocol):
 
     def is_live(self, value: int) -> bool: ...
     def held(self, value: int) -> Held: ...
-    def settle(self, held: Held) -> Held: ...
+    def settled(self, value: int) -> Held: ...
     def constant(self, value: int) -> np.ndarray: ...
     def axis_of(self, value: int) -> int | None: ...
     def order_of(self, value: int) -> np.ndarray: ...
@@ -79,7 +79,7 @@ def carry(folding: Walk, operation: Operation) -> dict[int, Held] | None:
         return None
     order, axis, shape = folding.order_of(output), folding.axis_of(output), folding.shape_of(output)
     assert axis is not None
-    constant = _constant_result(folding, operation, [folding.settle(folding.held(value)).offset for value in lives])
+    constant = _constant_result(folding, operation, [folding.settled(value).offset for value in lives])
     constant[..., order] = 0.0
     if not len(order):
         return {output: Held(None, order, None, uniform(constant))}
@@ -100,7 +100,7 @@ def _applied(
                 raise ValueError("a constant is concatenated to channels; a frozen network has no form for it")
             arguments.append(folding.constant(value))
             continue
-        held = folding.settle(folding.held(value))
+        held = folding.settled(value)
         assert held.order is not None
         at = folding.axis_of(value)
         assert at is not None
@@ -153,7 +153,7 @@ def _pooled(folding: Walk, operation: Operation) -> Held | None:
     held, axis, rank = folding.held(value), folding.axis_of(value), len(folding.shape_of(value))
     if set(operation.params["axes"]) != set(range(1, rank)) - {axis} or held.base is None or rank != 4:
         return None
-    held = folding.settle(held)
+    held = folding.settled(value)
     layer = held.layer
     # Only where there is something to gain: the layer is wrapped, and its output is masked.
     if layer is None or layer.kind != "pointwise" or layer.block == 1 or layer.pooled or held.offset.ndim > 1:

@@ -109,8 +109,7 @@ class Folding:
     def _result(self, value: int) -> int:
         if value not in self._live:
             raise ValueError("the function returns a value that does not depend on its images")
-        held = self._held[value]
-        return self._whole(held, value)
+        return self._whole(value)
 
     # Affine parts
 
@@ -121,6 +120,11 @@ class Folding:
                 held.layer.scale(held.scale)
                 held.scale = None
             held.layer = None
+
+    def settled(self, value: int) -> Held:
+        """A live value of the graph, settled once for whatever reads it: what goes into a layer may not go twice."""
+        self._held[value] = self.settle(self._held[value])
+        return self._held[value]
 
     def settle(self, held: Held) -> Held:
         """A value whose kept channels are its base alone.
@@ -147,12 +151,13 @@ class Folding:
             base, layer, activation = self._elementwise("add", base, here[..., order]), None, "none"
         return Held(base, order, None, uniform(rest), layer, activation)
 
-    def _whole(self, held: Held, value: int) -> int:
+    def _whole(self, value: int) -> int:
         """The value of the program that has all of a value's channels, as the graph has them."""
+        held = self._held[value]
         if held.order is None:
             assert held.base is not None
             return held.base
-        settled, (live, shape) = self.settle(held), (self._live[value], self._graph.shapes[value])
+        settled, live, shape = self.settled(value), self._live[value], self._graph.shapes[value]
         assert live.axis is not None
         channels = shape[live.axis]
         base = settled.base
@@ -194,8 +199,6 @@ class Folding:
             self._opaque(operation)
             return
         rule = _RULES.get(operation.kind)
-        if rule is None and operation.kind in UNARY | SEVERAL:
-            rule = _nonlinear
         held = rule(self, operation) if rule is not None else None
         if held is None and operation.kind in UNARY | SEVERAL:
             held = _nonlinear(self, operation)
@@ -238,7 +241,7 @@ class Folding:
     def combine(self, operation: Operation, sign: float) -> Held | None:
         """The sum, or the difference, of two values with the same channels."""
         first, second = (self._held[value] for value in operation.inputs)
-        if first.order is None or second.order is None:
+        if first.order is None or second.order is None or operation.inputs[0] == operation.inputs[1]:
             return None
         same = first.scale is not None and second.scale is not None and np.array_equal(first.scale, second.scale)
         settled = [first, second] if same else [self._unscaled(held) for held in (first, second)]
@@ -328,10 +331,7 @@ class Folding:
 
     def _opaque(self, operation: Operation) -> None:
         """An operation that is not understood: on all channels, which are kept."""
-        inputs = [
-            self._whole(self._held[value], value) if value in self._live else self._constants[value]
-            for value in operation.inputs
-        ]
+        inputs = [self._whole(value) if value in self._live else self._constants[value] for value in operation.inputs]
         self._bind(operation, inputs)
 
     def _general(self, operation: Operation) -> None:
@@ -468,8 +468,7 @@ def _activation(folding: Folding, operation: Operation) -> Held | None:
     before, after = _ACTIVATIONS.get(key, (None, None))
     if before is None or after is None:
         return None
-    held = folding.held(lives[0])
-    held = folding.settle(held) if operation.kind == "max" else held
+    held = folding.settled(lives[0]) if operation.kind == "max" else folding.held(lives[0])
     assert held.order is not None
     plain = held.scale is None and not held.offset[..., held.order].any()
     clip = np.maximum if operation.kind == "max" else np.minimum
@@ -503,7 +502,7 @@ def _nonlinear(folding: Folding, operation: Operation) -> Held | None:
     constants: list[np.ndarray] = []
     for value in operation.inputs:
         if folding.is_live(value):
-            held = folding.settle(folding.held(value))
+            held = folding.settled(value)
             base = (
                 held.base if held.base is not None else folding.zeros((*canonical_shape(shape, axis)[1:-1], len(order)))
             )

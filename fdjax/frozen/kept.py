@@ -95,7 +95,6 @@ class Kept:
         pinned = np.zeros(len(self._roots), bool)
         channels = np.array(list(self._walk.pinned), np.int64)
         pinned[self._roots[channels]] = True
-        # An image's channels are there whether they are read or not; nothing is gained by leaving one out.
         return pinned
 
     def _pinned_by_operations(self) -> np.ndarray:
