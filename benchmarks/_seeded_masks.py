@@ -16,8 +16,9 @@ from collections.abc import Collection
 
 import numpy as np
 
+from fdjax.graph.counting import NetworkMacs, network_macs
+from fdjax.graph.masks import Counts, Network
 from fdjax.pruning import gate_counts
-from fdjax.spec import Counts, NetworkMacs, NetworkSpec, network_macs, units
 
 MASKS = ("tied", "paper")
 _REMOVED, _MEANS, _MULTIPLE = 0.3, 0.5, 16
@@ -45,9 +46,7 @@ def severity_at(depth: float) -> float:
     return 0.0 if depth < _UNPRUNED else min(1.0, 0.25 + 1.5 * depth)
 
 
-def seeded_masks(
-    spec: NetworkSpec, masks: str, target: float, seed: int, released: Collection[str] = ()
-) -> SeededMasks:
+def seeded_masks(spec: Network, masks: str, target: float, seed: int, released: Collection[str] = ()) -> SeededMasks:
     """Masks whose `macs.paper_ratio` comes nearest to `target`.
 
     Args:
@@ -67,7 +66,7 @@ def seeded_masks(
     return best
 
 
-def _at(spec: NetworkSpec, masks: str, severity: float, seed: int, released: Collection[str]) -> SeededMasks:
+def _at(spec: Network, masks: str, severity: float, seed: int, released: Collection[str]) -> SeededMasks:
     rng = np.random.default_rng(seed)
     depths = {name: index / len(units(spec)) for index, name in enumerate(units(spec))}
     draw = _tied_counts if masks == "tied" else _paper_counts

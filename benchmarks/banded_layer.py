@@ -60,11 +60,11 @@ def measure(point: tuple, seed: int, rounds: int) -> contest.Row:
     import jax
     import jax.numpy as jnp
     import numpy as np
+    from fdjax.frozen.network import compiler_options
+    from fdjax.frozen.plan import plan_product, segment_macs
 
     from fdjax.frozen import kernels
     from fdjax.frozen.choice import interleaved
-    from fdjax.frozen.network import compiler_options
-    from fdjax.frozen.plan import plan_product, segment_macs
     from fdjax.ops.macs import pointwise_macs
 
     size, channels, block, keep, counts, batch = point

@@ -23,7 +23,7 @@ from fdjax.errors import UserError, reports_user_errors
 if TYPE_CHECKING:
     from fdjax.frozen import Frozen, Stopwatch
     from fdjax.frozen.bench import Peer
-    from fdjax.spec import NetworkSpec
+    from fdjax.graph.masks import Network
 
 # Name -> variant, pixels a side, channels, classes, block, blocks by map: the paper's, where it has the network.
 NETWORKS: dict[str, tuple[str, int, int, int, int, dict[int, int]]] = {
@@ -58,7 +58,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def build_spec(name: str, tied: bool, block: int | None) -> NetworkSpec:
+def build_spec(name: str, tied: bool, block: int | None) -> Network:
     """The spec of a network at width 1.0."""
     from flax.core import FrozenDict
 
@@ -77,7 +77,7 @@ def build_spec(name: str, tied: bool, block: int | None) -> NetworkSpec:
 
 
 def freeze_seeded(
-    spec: NetworkSpec, masks: str, target: float, seed: int, gate: str, stopwatch: Stopwatch
+    spec: Network, masks: str, target: float, seed: int, gate: str, stopwatch: Stopwatch
 ) -> tuple[Frozen, dict[str, Any]]:
     """A network with seeded masks, and what a row says of them. Forms are chosen by measured time."""
     from _seeded_masks import seeded_masks

@@ -16,6 +16,7 @@ from fdjax.config import Config, LearnConfig
 from fdjax.data import Dataset, limit_training, normalize, split_validation
 from fdjax.data.batches import seeded_permutation
 from fdjax.errors import UserError
+from fdjax.graph.masks import SIDES, Network
 from fdjax.ops.pointwise import dense_pointwise
 from fdjax.pruning.block_choice import (
     BlockChoice,
@@ -27,8 +28,8 @@ from fdjax.pruning.block_choice import (
     coefficient_energy,
     fitting_blocks,
 )
-from fdjax.spec import NetworkSpec
 from fdjax.training.build import check_maskable, mask_fields
+from fdjax.training.network import remasked
 from fdjax.training.restore import Restored, load_restored_data
 from fdjax.zoo import FrequencyNetwork, FrequencyPointwise
 
@@ -38,7 +39,7 @@ _BATCH = 64
 
 def side_energies(
     network: FrequencyNetwork,
-    spec: NetworkSpec,
+    spec: Network,
     variables: dict[str, Any],
     images: np.ndarray,
     candidates: Sequence[int],
@@ -67,8 +68,8 @@ def side_energies(
         (layer.name, side): fitting_blocks(layers, candidates)
         for layers in block_units(spec).values()
         for layer in layers
-        for side in ("input", "output")
-        if getattr(layer, f"{side}_mask")
+        for side in SIDES
+        if spec.mask_of(layer.name, side)
     }
 
     @jax.jit
@@ -116,20 +117,19 @@ def training_sample(config: Config, dataset: Dataset, num_images: int) -> tuple[
     return dataset.train_images[rows], dataset.train_labels[rows]
 
 
-def masked_spec(restored: Restored, learn: LearnConfig) -> NetworkSpec:
-    """The spec of a restored network, with the blocks, sides and tying of `learn` in place of its own.
+def masked_spec(restored: Restored, learn: LearnConfig) -> Network:
+    """The channel graph of a restored network, with the blocks, sides and tying of `learn` in place of its own.
 
     Raises:
       UserError: settings that do not fit the network, or one without wrapped layers.
     """
     check_maskable(restored.spec)
-    asked = dataclasses.replace(restored.network, **mask_fields(learn, restored.network.variant))
+    mask_fields(learn, restored.network.variant)
     own = restored.spec
     try:
-        spec = asked.spec(own.input_shape, own.count_classifier)
+        return remasked(own, learn)
     except ValueError as error:
         raise UserError(str(error)) from error
-    return dataclasses.replace(spec, input_mean=own.input_mean, input_std=own.input_std, class_names=own.class_names)
 
 
 def choose_blocks_of(
@@ -195,23 +195,26 @@ def _report(choice: BlockChoice, before: LearnConfig, learn: LearnConfig, num_im
                 "options": [option_row(option) for option in choice.options[name]],
                 "block": choice.chosen[name].block,
             }
-            for name, layers in block_units(choice.spec).items()
+            for name, layers in block_units(choice.network).items()
         ],
-        "blocks": {layer.name: layer.block for layer in choice.spec.layers if layer.block},
-        "flags": block_flags(choice.spec, before, learn),
+        "blocks": dict(choice.network.blocks),
+        "flags": block_flags(choice.network, before, learn),
     }
 
 
-def block_flags(spec: NetworkSpec, before: LearnConfig, learn: LearnConfig) -> list[str]:
+def block_flags(spec: Network, before: LearnConfig, learn: LearnConfig) -> list[str]:
     """The flags of `train.py` that turn the mask settings `before` into `learn`, with the blocks of `spec`."""
-    wrapped = [layer for layer in spec.layers if layer.block]
-    frequent = Counter(layer.block for layer in wrapped)
+    frequent = Counter(spec.blocks.values())
     common = min(frequent, key=lambda block: (-frequent[block], block))
     by_map = dict(before.block_by_map)
-    others = [layer for layer in wrapped if by_map.get(layer.in_size[0], common) != layer.block]
+    others = [
+        (name, block)
+        for name, block in spec.blocks.items()
+        if by_map.get(spec.layers[name].in_size[0], common) != block
+    ]
     flags = ["--learn.block", str(common)]
     if others or before.block_by_layer:
-        flags += ["--learn.block-by-layer", *(word for layer in others for word in (layer.name, str(layer.block)))]
+        flags += ["--learn.block-by-layer", *(word for name, block in others for word in (name, str(block)))]
     if learn.tied != before.tied:
         flags.append("--learn.tied" if learn.tied else "--learn.no-tied")
     if learn.levels != before.levels:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -16,9 +17,22 @@ from fdjax.checkpoints.calibrate import training_sample
 from fdjax.config import Config
 from fdjax.data import normalize
 from fdjax.errors import UserError, suggestion
-from fdjax.ops.depthwise import conv_pads
-from fdjax.pruning.filters import METHODS, Measured, choose_rates, keep_filters, one_share, prunable, rates, strongest
-from fdjax.spec import LayerSpec, NetworkSpec, blocks, network_macs
+from fdjax.frozen.kernels_of_layers import window_of
+from fdjax.frozen.products import Window
+from fdjax.graph.counting import network_macs
+from fdjax.graph.masks import Network
+from fdjax.graph.network import Layer
+from fdjax.pruning.filters import (
+    METHODS,
+    Measured,
+    choose_rates,
+    keep_filters,
+    one_share,
+    prunable,
+    rates,
+    reader_of,
+    strongest,
+)
 from fdjax.training.build import build_network, collection_of
 from fdjax.training.devices import Devices
 from fdjax.training.evaluate import make_evaluator
@@ -33,7 +47,7 @@ _BATCH = 64
 _SAMPLES = 10
 
 
-def inner_maps(network: FrequencyNetwork, spec: NetworkSpec, variables: Any, images: np.ndarray) -> dict[str, Any]:
+def inner_maps(network: FrequencyNetwork, spec: Network, variables: Any, images: np.ndarray) -> dict[str, Any]:
     """The maps inside of blocks whose filters may go: convolution's name -> float32 [n, H, W, D], after ReLU."""
     wanted = {f"{layer.name}_norm": layer.name for layers in prunable(spec).values() for layer in layers}
 
@@ -55,34 +69,31 @@ def inner_maps(network: FrequencyNetwork, spec: NetworkSpec, variables: Any, ima
     return {name: np.concatenate([part[name] for part in parts]) for name in wanted.values()}
 
 
-def contributions(
-    maps: np.ndarray, kernel: np.ndarray, layer: LayerSpec, padding: str, rng: np.random.Generator
-) -> np.ndarray:
+def contributions(maps: np.ndarray, kernel: np.ndarray, window: Window, rng: np.random.Generator) -> np.ndarray:
     """What each input channel contributes to sampled outputs of a convolution: [n * samples, C].
 
     Args:
       maps: [n, H, W, C], its input.
       kernel: [window, window, C, D], or [C, D].
-      layer: its spec.
-      padding: "same" or "torch".
+      window: where it reads.
       rng: draws the places and output channels.
     """
-    kernel = kernel.reshape(-1, layer.window, *kernel.shape[-2:]) if kernel.ndim == 4 else kernel[None, None]
-    pads = [conv_pads(length, layer.stride, layer.window, padding) for length in layer.in_size]
-    padded = np.pad(maps, ((0, 0), *pads, (0, 0)))
+    kernel = kernel if kernel.ndim == 4 else kernel[None, None]
+    padded = np.pad(maps, ((0, 0), *window.pads, (0, 0)))
     count = len(maps) * _SAMPLES
     image = np.repeat(np.arange(len(maps)), _SAMPLES)
-    row, column = (layer.stride * rng.integers(0, length, count) for length in layer.out_size)
+    row, column = (
+        stride * rng.integers(0, length, count) for stride, length in zip(window.stride, window.out_size, strict=True)
+    )
     output = rng.integers(0, kernel.shape[-1], count)
     found = np.zeros((count, maps.shape[-1]), np.float32)
-    for i in range(layer.window):
-        for j in range(layer.window):
-            found += padded[image, row + i, column + j] * kernel[i, j][:, output].T
+    for i, j in np.ndindex(*kernel.shape[:2]):
+        found += padded[image, row + i, column + j] * kernel[i, j][:, output].T
     return found
 
 
 def measure_filters(
-    network: FrequencyNetwork, spec: NetworkSpec, variables: Any, images: np.ndarray, seed: int
+    network: FrequencyNetwork, spec: Network, variables: Any, images: np.ndarray, seed: int
 ) -> dict[str, Measured]:
     """What filter pruners look at, for each convolution whose filters may go.
 
@@ -95,20 +106,19 @@ def measure_filters(
     """
     maps, rng = inner_maps(network, spec, variables, images), np.random.default_rng(seed)
     found = {}
-    for name, roles in blocks(spec).items():
-        for number, layer in enumerate(prunable(spec)[name], 1):
-            kernel, following = (
-                np.asarray(variables["params"][name][role]["kernel"]) for role in (f"conv{number}", f"conv{number + 1}")
-            )
-            after = contributions(maps[layer.name], following, roles[f"conv{number + 1}"], spec.padding, rng)
+    for layers in prunable(spec).values():
+        for layer in layers:
+            following = reader_of(spec, layer)
+            kernel, after = (np.asarray(_parameters(variables, of.name)["kernel"]) for of in (layer, following))
+            contributed = contributions(maps[layer.name], after, layer_window(spec, following), rng)
             kernel = kernel if kernel.ndim == 4 else kernel[None, None]
-            found[layer.name] = Measured(kernel, maps[layer.name], after)
+            found[layer.name] = Measured(kernel, maps[layer.name], contributed)
     return found
 
 
 def block_losses(
     network: FrequencyNetwork,
-    spec: NetworkSpec,
+    spec: Network,
     variables: Any,
     scores: Mapping[str, np.ndarray],
     images: np.ndarray,
@@ -130,14 +140,31 @@ def block_losses(
     for name, layers in prunable(spec).items():
         found[name] = []
         for count in rates(layers[0].out_channels):
-            block = dict(variables["params"][name])
-            for number, layer in enumerate(layers, 1):
+            params = variables["params"]
+            for layer in layers:
                 kept = np.zeros(layer.out_channels, np.float32)
                 kept[strongest(scores[layer.name], count)] = 1
-                norm = f"conv{number}_norm"
-                block[norm] = {key: value * kept for key, value in block[norm].items()}
-            found[name].append(loss({**variables["params"], name: block}) - dense)
+                norm = {key: value * kept for key, value in _parameters(variables, f"{layer.name}_norm").items()}
+                params = _with_parameters(params, f"{layer.name}_norm".split("/"), norm)
+            found[name].append(loss(params) - dense)
     return found
+
+
+def layer_window(spec: Network, layer: Layer) -> Window:
+    """Where a convolution reads, with a window of 1x1 for a pointwise layer."""
+    window = window_of(layer, spec.graph.operations.operations[layer.operation])
+    size = (layer.in_size[0], layer.in_size[1])
+    return window or Window((1, 1), (1, 1), ((0, 0), (0, 0)), size, size)
+
+
+def _parameters(variables: Any, name: str) -> Any:
+    """The parameters of a module by its path."""
+    return functools.reduce(lambda tree, part: tree[part], name.split("/"), variables["params"])
+
+
+def _with_parameters(tree: Any, path: Sequence[str], values: Any) -> Any:
+    """A copy of a tree with other values at a path."""
+    return values if not path else {**tree, path[0]: _with_parameters(tree[path[0]], path[1:], values)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +179,7 @@ class FilterPruned:
     """
 
     config: Config
-    spec: NetworkSpec
+    spec: Network
     variables: dict[str, Any]
     report: dict[str, Any]
 

@@ -13,13 +13,24 @@ import numpy as np
 
 from fdjax.data import Dataset, Images, normalize, open_dataset
 from fdjax.errors import UserError
-from fdjax.frozen import Frozen, FrozenNetwork, Stopwatch, check_target, fewest_macs, freeze, release_slower, save
+from fdjax.frozen import (
+    Frozen,
+    FrozenNetwork,
+    Program,
+    Stopwatch,
+    check_target,
+    fewest_macs,
+    freeze,
+    release_slower,
+    save,
+)
 from fdjax.frozen.choice import layers_of
-from fdjax.frozen.plan import BlockPlan, HeadPlan
 from fdjax.frozen.score import agreement, all_logits, check_finite, figures
+from fdjax.graph.counting import network_macs
+from fdjax.graph.masks import Counts, Network
 from fdjax.pruning import HardMasks
-from fdjax.spec import Counts, NetworkSpec, network_macs
 from fdjax.training.build import collection_of, hard_network
+from fdjax.training.network import graph_variables
 from fdjax.training.restore import Restored, check_data
 from fdjax.training.summary import versions
 from fdjax.zoo import FCMASK
@@ -79,22 +90,19 @@ def freeze_checkpoint(
     hard = hard_masks_of(restored)
     check_target(out)
     spec, state = restored.spec, restored.state
-    variables = {
-        name: jax.tree.map(np.asarray, collection)
-        for name, collection in (("params", state.params), ("batch_stats", state.batch_stats))
-    }
+    variables = graph_variables(spec, state.params, state.batch_stats)
     counts, released, newly = dict(hard.counts), list(hard.released), []
     if release:
         if stopwatch is None:
             raise ValueError("release compares times: it needs a stopwatch")
         counts, newly = release_slower(spec, variables, hard.counts, stopwatch)
-        released = [layer.name for layer in spec.layers if layer.name in {*released, *newly}]
+        released = [name for name in spec.layers if name in {*released, *newly}]
     frozen = freeze(spec, variables, counts, stopwatch.choose if stopwatch else fewest_macs)
     macs = network_macs(spec, counts, released)
     facts = {
         "macs": macs.to_dict(),
         "layers": [layer.to_dict() for layer in macs.layers],
-        "units": [_described(name, plan, stopwatch) for name, (plan, _) in layers_of(frozen).items()],
+        "units": [_described(name, program, stopwatch) for name, (program, _) in layers_of(frozen).items()],
         "choice": {
             "by": "time" if stopwatch else "macs",
             "batch": stopwatch.batch if stopwatch else None,
@@ -112,9 +120,10 @@ def freeze_checkpoint(
     return save(out, spec, frozen, facts)
 
 
-def _described(name: str, plan: BlockPlan | HeadPlan, stopwatch: Stopwatch | None) -> dict[str, Any]:
+def _described(name: str, program: Program, stopwatch: Stopwatch | None) -> dict[str, Any]:
     times = stopwatch.times.get(name) if stopwatch else None
-    return {"name": name, "form": plan.form, "macs": plan.macs(), "milliseconds": times}
+    form = getattr(program.operations[0], "form", "dense")
+    return {"name": name, "form": form, "macs": program.macs(), "milliseconds": times}
 
 
 def _accuracy(
@@ -149,7 +158,7 @@ def evaluate_frozen(network: FrozenNetwork, data_path: str | None = None) -> dic
     Raises:
       UserError: the data are not there or are others.
     """
-    dataset = run_data(network.spec, network.manifest["data"], data_path)
+    dataset = run_data(network.network, network.manifest["data"], data_path)
     checkpoint = network.manifest["checkpoint"]
     logits = all_logits(network.predict, dataset.test_images)
     check_finite(logits, "the frozen network")
@@ -161,7 +170,7 @@ def evaluate_frozen(network: FrozenNetwork, data_path: str | None = None) -> dic
     }
 
 
-def run_data(spec: NetworkSpec, data: Mapping[str, Any], data_path: str | None = None) -> Dataset:
+def run_data(spec: Network, data: Mapping[str, Any], data_path: str | None = None) -> Dataset:
     """The data set that a network was trained on.
 
     Args:

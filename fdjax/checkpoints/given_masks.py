@@ -16,11 +16,12 @@ from fdjax.data import Dataset, Images, ResizedImages, normalize, read_pictures,
 from fdjax.data.batches import seeded_permutation
 from fdjax.errors import UserError
 from fdjax.frozen.score import all_logits
+from fdjax.graph.masks import SIDES, Network
 from fdjax.ops.pointwise import masked_pointwise
 from fdjax.pruning.profiled import Masks, mask_energies
-from fdjax.spec import NetworkSpec
 from fdjax.training.devices import Devices
 from fdjax.training.evaluate import make_evaluator
+from fdjax.training.network import trace_network
 from fdjax.training.restore import Restored, load_restored_data
 from fdjax.zoo import FrequencyNetwork, FrequencyPointwise
 
@@ -41,26 +42,24 @@ class GivenMasks:
     """
 
     network: FrequencyNetwork
-    spec: NetworkSpec
+    spec: Network
 
     def apply(self, variables: dict[str, Any], x: jax.Array, train: bool = False) -> jax.Array:
         """As `network.apply`."""
         masks = variables[COEF_MASKS]
         collections = {name: value for name, value in variables.items() if name != COEF_MASKS}
-        layers = {layer.name: layer for layer in self.spec.layers}
 
         def masked(call, args, kwargs, context):
             module = context.module
             if not isinstance(module, FrequencyPointwise) or context.method_name != "__call__":
                 return call(*args, **kwargs)
-            layer = layers["/".join(module.path)]
-            sides = [masks.get(path) for path in (layer.input_mask, layer.output_mask)]
+            name = "/".join(module.path)
+            sides = [masks.get(self.spec.mask_of(name, side)) for side in SIDES]
             if all(mask is None for mask in sides):
                 return call(*args, **kwargs)
-            assert layer.block is not None
             kernel = module.get_variable("params", "kernel").astype(args[0].dtype)
             sides = [None if mask is None else mask.astype(args[0].dtype) for mask in sides]
-            y = masked_pointwise(args[0], kernel, layer.block, *sides)
+            y = masked_pointwise(args[0], kernel, self.spec.blocks[name], *sides)
             norm = kwargs.get("norm")
             return y if norm is None else norm(y)
 
@@ -103,7 +102,7 @@ class Subject:
         its dense MACs there.
     """
 
-    spec: NetworkSpec
+    spec: Network
     energies: dict[str, np.ndarray]
     num_images: int
     num_examples: int
@@ -141,7 +140,7 @@ def open_subject(restored: Restored, learn: LearnConfig, on: MeasuredOn) -> Subj
     else:
         assert dataset is not None
         images, _ = training_sample(restored.config, dataset, on.num_images)
-    blocks = sorted({layer.block for layer in spec.layers if layer.block})
+    blocks = sorted(set(spec.blocks.values()))
     energies = side_energies(restored.network, spec, collections, images, blocks, about_mean=False)
     if on.agreement:
         pictures = read_pictures(on.agreement, spec.input_shape, share)
@@ -158,10 +157,12 @@ def open_subject(restored: Restored, learn: LearnConfig, on: MeasuredOn) -> Subj
 
     def at_resolution(side: int) -> tuple[float, int]:
         plain = restored.network.without_masks()
-        small = plain.spec((side, side, spec.input_shape[2]), spec.count_classifier)
+        small = trace_network(
+            plain, (side, side, spec.input_shape[2]), LearnConfig(block=1), count_classifier=not spec.uncounted
+        )
         resized = ResizedImages(test_images, side)
         found = make_evaluator(plain, spec, Devices())(collections, resized, test_labels)
-        return found["top1"], sum(layer.dense_macs for layer in small.counted_layers)
+        return found["top1"], sum(layer.dense_macs for layer in small.counted_layers.values())
 
     energies = mask_energies(spec, energies)
     return Subject(spec, energies, len(images), len(test_labels), dataset, bool(on.agreement), top1, at_resolution)
@@ -174,7 +175,7 @@ def _sample(images: Images, labels: np.ndarray, seed: int, limit: int | None) ->
     return take_rows(images, rows), labels[rows]
 
 
-def _said(network: FrequencyNetwork, spec: NetworkSpec, variables: dict[str, Any], images: np.ndarray) -> np.ndarray:
+def _said(network: FrequencyNetwork, spec: Network, variables: dict[str, Any], images: np.ndarray) -> np.ndarray:
     """The classes that the unpruned network gives images: int32 [n]."""
 
     @jax.jit

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from fdjax.checkpoint import CHECKPOINT_FOLDER, Checkpoints
 from fdjax.config import Config
 from fdjax.errors import UserError
-from fdjax.spec import NetworkSpec
-from fdjax.training.build import collection_of
+from fdjax.graph.masks import Network
+from fdjax.training.build import collection_of, facts_of
 from fdjax.training.health import nonfinite_network
 from fdjax.training.optimizers import optimizers_for
 from fdjax.training.phases import Phase
@@ -34,7 +34,7 @@ def check_import_target(folder: Path) -> None:
 
 
 def save_imported(
-    folder: Path, config: Config, spec: NetworkSpec, variables: dict[str, Any], origin: dict[str, Any]
+    folder: Path, config: Config, spec: Network, variables: dict[str, Any], origin: dict[str, Any]
 ) -> None:
     """Writes variables as a checkpoint whose pretraining is done, and `import.json` beside it.
 
@@ -52,7 +52,7 @@ def save_imported(
     write_json(folder / IMPORT_FILE, origin)
 
 
-def save_trained(folder: Path, config: Config, spec: NetworkSpec, variables: dict[str, Any], done: Past) -> None:
+def save_trained(folder: Path, config: Config, spec: Network, variables: dict[str, Any], done: Past) -> None:
     """Writes variables as a checkpoint whose pretraining is done, with no step of it here.
 
     Args:
@@ -76,7 +76,7 @@ def save_trained(folder: Path, config: Config, spec: NetworkSpec, variables: dic
     state = create_state(jax.tree.map(jnp.asarray, whole), config.seed, *optimizers_for(config, phase))
     meta = {
         "config": config.to_dict(),
-        "spec": spec.to_dict(),
+        "network": facts_of(spec),
         "phase": dataclasses.asdict(phase),
         "phase_step": phase.steps,
         "done": dataclasses.asdict(done),

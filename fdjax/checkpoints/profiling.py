@@ -11,6 +11,7 @@ import numpy as np
 from fdjax.checkpoints.given_masks import MeasuredOn, Subject, open_subject
 from fdjax.config import Config, LearnConfig
 from fdjax.errors import UserError
+from fdjax.graph.masks import SIDES
 from fdjax.ops.dct import zigzag_order
 from fdjax.pruning.block_choice import block_units
 from fdjax.pruning.profiled import (
@@ -93,7 +94,7 @@ def profile(
         _say(f"agreement with the unpruned network, on {subject.num_examples:,} pictures")
     else:
         _say(f"dense: {100 * dense_top1:.2f}% on {subject.num_examples:,} test images")
-    blocks = {layer.name: layer.block for layer in spec.layers if layer.block}
+    blocks = dict(spec.blocks)
     form = f"{'tied masks' if learn.tied else 'untied masks'}, blocks of {_listed(sorted({*blocks.values()}))}"
     images = "pictures" if subject.agreement else "test images"
     return {
@@ -250,8 +251,8 @@ def measure_sensitivity(subject: Subject, dense_top1: float) -> list[dict[str, A
     spec = subject.spec
     whole, rows = whole_masks(spec), []
     for name, layers in block_units(spec).items():
-        num_coefs = layers[0].num_coefs
-        paths = {path for layer in layers for path in (layer.input_mask, layer.output_mask) if path}
+        num_coefs = spec.blocks[layers[0].name] ** 2
+        paths = {path for layer in layers for side in SIDES if (path := spec.mask_of(layer.name, side))}
         top1 = {}
         for count in sensitivity_counts(num_coefs):
             kept = np.arange(num_coefs)[:, None] < count

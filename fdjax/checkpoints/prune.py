@@ -15,6 +15,8 @@ from fdjax.config import Config, LearnConfig
 from fdjax.data import limit_training, split_validation
 from fdjax.data.batches import steps_per_epoch
 from fdjax.errors import UserError
+from fdjax.graph.counting import network_macs
+from fdjax.graph.masks import Counts
 from fdjax.pruning.profiled import (
     DENSE_METHODS,
     Pruned,
@@ -27,8 +29,7 @@ from fdjax.pruning.profiled import (
     prune_to_target,
     score,
 )
-from fdjax.spec import Counts, network_macs
-from fdjax.training.build import collection_of
+from fdjax.training.build import collection_of, facts_of
 from fdjax.training.devices import to_host
 from fdjax.training.optimizers import optimizers_for
 from fdjax.training.phases import has_teacher, plan_phases
@@ -170,7 +171,7 @@ def _write(out: Path, restored: Restored, subject: Subject, config: Config, coun
         state = state.with_teacher()
     meta = {
         "config": config.to_dict(),
-        "spec": subject.spec.to_dict(),
+        "network": facts_of(subject.spec),
         "phase": dataclasses.asdict(phase),
         "phase_step": 0,
         "done": dataclasses.asdict(done),

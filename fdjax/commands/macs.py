@@ -40,7 +40,7 @@ def macs_command(arguments: Sequence[str]) -> int:
         spec, macs = restored.spec, restored.macs()
     else:
         from fdjax.data import describe_source
-        from fdjax.spec import network_macs
+        from fdjax.graph.counting import network_macs
         from fdjax.training.build import build_network
 
         data = parsed.settings.data

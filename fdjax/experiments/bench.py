@@ -39,19 +39,19 @@ def bench_artifact(
     Raises:
       UserError: no sound artifact.
     """
-    network = load(folder)
-    spec, manifest = network.spec, network.manifest
-    dense, peer = dense_network(spec), onnxruntime_peer(threads)
+    artifact = load(folder)
+    network, manifest = artifact.network, artifact.manifest
+    dense, peer = dense_network(network), onnxruntime_peer(threads)
     facts = {
-        "network": f"{spec.name}_{spec.input_shape[0]}",
-        "masks": describe_masks(spec, manifest["layers"]),
+        "network": f"{network.name}_{network.input_shape[0]}",
+        "masks": describe_masks(network, manifest["layers"]),
         "target": None,
         "threads": threads,
         "mac_ratio": manifest["macs"]["ratio"],
         "paper_ratio": manifest["macs"]["paper_ratio"],
     }
-    rows = [bench(network.frozen, dense, facts, batch=n, dtype=dtype, rounds=rounds, peer=peer) for n in batches]
-    alone = {str(n): bench_layers(network.frozen, dense, batch=n) for n in batches} if layers else {}
+    rows = [bench(artifact.frozen, dense, facts, batch=n, dtype=dtype, rounds=rounds, peer=peer) for n in batches]
+    alone = {str(n): bench_layers(artifact.frozen, dense, batch=n) for n in batches} if layers else {}
     return {"rows": rows, "layers": alone, "machine": machine()}
 
 

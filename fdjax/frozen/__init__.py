@@ -1,17 +1,15 @@
-"""The frozen network: hard masks compiled into a dense network that needs neither Flax nor training code."""
+"""The deployable network: from a channel graph and hard masks to a program of dense operations, and its emitters."""
 
 from fdjax.frozen.artifact import FrozenNetwork, check_target, load, save
+from fdjax.frozen.assemble import Frozen, fewest_macs, freeze
 from fdjax.frozen.choice import Stopwatch, release_slower
-from fdjax.frozen.fold import Frozen, fewest_macs, freeze
-from fdjax.frozen.network import apply
-from fdjax.frozen.plan import NetworkPlan
+from fdjax.frozen.program import Program
 
 __all__ = [
     "Frozen",
     "FrozenNetwork",
-    "NetworkPlan",
+    "Program",
     "Stopwatch",
-    "apply",
     "check_target",
     "fewest_macs",
     "freeze",

@@ -17,13 +17,13 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from fdjax.errors import UserError
-from fdjax.frozen.fold import Frozen
-from fdjax.frozen.network import apply, compiler_options
-from fdjax.frozen.plan import NetworkPlan
-from fdjax.spec import NetworkSpec
+from fdjax.frozen.assemble import Frozen
+from fdjax.frozen.program import Program
+from fdjax.frozen.xla import apply, compiler_options
+from fdjax.graph.masks import Network
 
-FORMAT, FORMAT_VERSION = "fdjax frozen network", 2
-MANIFEST, ARRAYS, CHECKSUM = "manifest.json", "arrays.npz", "manifest.json.sha256"
+FORMAT, FORMAT_VERSION = "fdjax frozen network", 3
+MANIFEST, ARRAYS, GRAPH, CHECKSUM = "manifest.json", "arrays.npz", "network.json", "manifest.json.sha256"
 
 
 def file_sha256(path: Path) -> str:
@@ -40,26 +40,26 @@ class FrozenNetwork:
     """A frozen network that predicts. `load` makes one.
 
     Attributes:
-      spec: of the network.
-      frozen: plan and arrays.
+      network: the channel graph it was frozen from, with its masks.
+      frozen: program and arrays.
       manifest: all that was recorded when it was written; JSON types.
     """
 
-    def __init__(self, spec: NetworkSpec, frozen: Frozen, manifest: Mapping[str, Any]):
-        self.spec, self.frozen, self.manifest = spec, frozen, manifest
+    def __init__(self, network: Network, frozen: Frozen, manifest: Mapping[str, Any]):
+        self.network, self.frozen, self.manifest = network, frozen, manifest
         self._arrays = {name: jnp.asarray(array) for name, array in frozen.arrays.items()}
-        function = functools.partial(apply, frozen.plan, in_chunks=jax.default_backend() == "cpu")
-        self._logits = jax.jit(function, compiler_options=compiler_options())
+        function = functools.partial(apply, frozen.program, in_chunks=jax.default_backend() == "cpu")
+        self._logits = jax.jit(lambda arrays, images: function(arrays, images)[0], compiler_options=compiler_options())
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of an image."""
-        return self.spec.input_shape
+        return self.network.input_shape
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Of the logits, in order."""
-        return self.spec.class_names
+        return self.network.class_names
 
     def predict(self, images: ArrayLike) -> jax.Array:
         """Logits [B, num_classes] of raw images, uint8 or float [B, H, W, C] in 0..255; compiled once for each B.
@@ -78,7 +78,7 @@ class FrozenNetwork:
     def classify(self, image: np.ndarray, top: int = 1) -> list[tuple[str, float]]:
         """The `top` likeliest classes of one raw image [H, W, C], with their probabilities; names, or else numbers."""
         probabilities = np.asarray(jax.nn.softmax(self.predict(image[None])[0]))
-        names = self.class_names or tuple(map(str, range(self.spec.num_classes)))
+        names = self.class_names or tuple(map(str, range(self.network.num_classes)))
         return [(names[i], float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")[:top]]
 
 
@@ -100,13 +100,13 @@ def _is_artifact(folder: Path) -> bool:
         return False
 
 
-def save(folder: Path, spec: NetworkSpec, frozen: Frozen, facts: Mapping[str, Any]) -> dict[str, Any]:
+def save(folder: Path, network: Network, frozen: Frozen, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Writes a frozen network, whole or not at all.
 
     Args:
       folder: new, empty, or a frozen network to replace.
-      spec: of the network.
-      frozen: plan and arrays.
+      network: the channel graph it was frozen from, with its masks.
+      frozen: program and arrays.
       facts: what else the manifest is to hold; JSON types.
 
     Returns:
@@ -123,21 +123,21 @@ def save(folder: Path, spec: NetworkSpec, frozen: Frozen, facts: Mapping[str, An
         shutil.rmtree(leftover, ignore_errors=True)
     draft.mkdir()
     np.savez(draft / ARRAYS, **frozen.arrays)  # type: ignore[arg-type]
+    (draft / GRAPH).write_text(json.dumps(network.to_dict(), separators=(",", ":")) + "\n")
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "input": {
-            "shape": list(spec.input_shape),
+            "shape": list(network.input_shape),
             "layout": "NHWC",
             "range": [0, 255],
-            "mean": list(spec.input_mean),
-            "std": list(spec.input_std),
+            "mean": list(network.input_mean),
+            "std": list(network.input_std),
         },
-        "class_names": list(spec.class_names),
+        "class_names": list(network.class_names),
         **facts,
-        "spec": spec.to_dict(),
-        "plan": frozen.plan.to_dict(),
-        "files": {ARRAYS: file_sha256(draft / ARRAYS)},
+        "program": frozen.program.to_dict(),
+        "files": {name: file_sha256(draft / name) for name in (ARRAYS, GRAPH)},
     }
     (draft / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     (draft / CHECKSUM).write_text(f"{file_sha256(draft / MANIFEST)}  {MANIFEST}\n")
@@ -163,10 +163,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise _damaged(folder, MANIFEST) from error
     if manifest.get("format") != FORMAT:
         raise UserError(f"{folder / MANIFEST} is not of a frozen network; fdjax freeze writes one")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if version != FORMAT_VERSION:
+        way = "freeze the checkpoint again (fdjax freeze)"
+        newer = isinstance(version, int) and version > FORMAT_VERSION
         raise UserError(
-            f"the frozen network in {folder} has format version {version}; this fdjax reads up to {FORMAT_VERSION}: "
-            "update fdjax, or freeze the checkpoint again"
+            f"the frozen network in {folder} has format version {version}; this fdjax reads {FORMAT_VERSION}: "
+            f"{f'update fdjax, or {way}' if newer else way}"
         )
     try:
         recorded = (folder / CHECKSUM).read_text().split()[0]
@@ -196,9 +198,26 @@ def load(path: str | os.PathLike[str]) -> FrozenNetwork:
     folder = Path(path).expanduser()
     manifest = read_manifest(folder)
     try:
-        spec, plan = NetworkSpec.from_dict(manifest["spec"]), NetworkPlan.from_dict(manifest["plan"])
+        program = Program.from_dict(manifest["program"])
+        network = Network.from_dict(json.loads((folder / GRAPH).read_text()))
         with np.load(folder / ARRAYS) as stored:
             arrays = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, KeyError) as error:
+        _check(program, arrays, network)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"the frozen network in {folder} cannot be read: {error}") from error
-    return FrozenNetwork(spec, Frozen(plan, arrays), manifest)
+    return FrozenNetwork(network, Frozen(program, arrays), manifest)
+
+
+def _check(program: Program, arrays: Mapping[str, np.ndarray], network: Network) -> None:
+    """Raises `ValueError` unless a program and its arrays fit each other and the network, and are finite."""
+    for name, array in arrays.items():
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise ValueError(f"array {name} is not finite")
+    images = jax.ShapeDtypeStruct((1, *network.input_shape), jnp.float32)
+    shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
+    try:
+        (logits,) = jax.eval_shape(functools.partial(apply, program), shapes, images)
+    except Exception as error:  # whatever a program that is wrong makes JAX raise
+        raise ValueError(f"its program and its arrays do not fit each other: {error}") from error
+    if logits.shape != (1, network.num_classes):
+        raise ValueError(f"it gives {logits.shape[-1]} logits, where the network has {network.num_classes} classes")

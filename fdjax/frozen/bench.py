@@ -12,48 +12,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fdjax.frozen.choice import has_one_core, interleaved, layers_of, time_layer
-from fdjax.frozen.fold import Frozen, freeze
-from fdjax.frozen.network import apply, compiler_options
-from fdjax.spec import NetworkSpec
+from fdjax.frozen.assemble import Frozen, freeze
+from fdjax.frozen.choice import has_one_core, interleaved, layers_of, time_programs
+from fdjax.frozen.xla import apply, compiler_options
+from fdjax.graph.masks import Network
 
 # Builds another library's network for a batch size, and returns a function that runs it once.
 Peer = Callable[[Frozen, int], Callable[[], object]]
 
 
-def seeded_variables(spec: NetworkSpec, seed: int = 0) -> dict[str, Any]:
-    """`params` and `batch_stats` with random kernels and biases, for networks of which only the time matters."""
-    rng = np.random.default_rng(seed)
-    params: dict[str, Any] = {}
-    stats: dict[str, Any] = {}
+def seeded_variables(network: Network, seed: int = 0) -> list[np.ndarray]:
+    """Random arrays for a graph's variables, in their order, for networks of which only the time matters.
 
-    def norm(tree: dict[str, Any], averages: dict[str, Any], name: str, channels: int) -> None:
-        tree[name] = {"scale": np.ones(channels), "bias": rng.normal(0, 0.3, channels)}
-        averages[name] = {"mean": np.zeros(channels), "var": np.ones(channels)}
-
-    for layer in spec.layers:
-        window = (layer.window, layer.window)
-        *path, role = layer.name.split("/")
-        tree, averages = params, stats
-        for name in path:
-            tree, averages = tree.setdefault(name, {}), averages.setdefault(name, {})
-        shape = {
-            "conv": (*window, layer.in_channels // layer.groups, layer.out_channels),
-            "depthwise": (*window, layer.in_channels),
-        }.get(layer.kind, (layer.in_channels, layer.out_channels))
-        kernel = rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape)
-        if layer.kind == "dense":
-            tree[role] = {"kernel": kernel, "bias": np.zeros(layer.out_channels)}
-            continue
-        tree[role] = kernel if layer.kind == "depthwise" else {"kernel": kernel}
-        # Those of octave products lie beside them, too, one for all that make a map.
-        norm(tree, averages, layer.norm.split("/")[-1], layer.out_channels)
-    return {"params": params, "batch_stats": stats}
+    Kernels are scaled for the number of their inputs; vectors are biases, but for those named as scales or variances.
+    """
+    rng, made = np.random.default_rng(seed), []
+    operations = network.graph.operations
+    for value, path in operations.variables.items():
+        shape, name = operations.shapes[value], path.rpartition("/")[2]
+        if len(shape) > 1:
+            inputs = np.prod(shape[:-1]) if len(shape) != 3 else np.prod(shape[:2])
+            made.append(rng.normal(0, np.sqrt(2 / inputs), shape))
+        elif name in ("scale", "var", "std", "gamma", "variance", "moving_variance"):
+            made.append(np.ones(shape))
+        elif name in ("mean", "moving_mean"):
+            made.append(np.zeros(shape))
+        else:
+            made.append(rng.normal(0, 0.3, shape))
+    return made
 
 
-def dense_network(spec: NetworkSpec, seed: int = 0) -> Frozen:
+def dense_network(network: Network, seed: int = 0) -> Frozen:
     """The unpruned network in its best form, with random weights."""
-    return freeze(spec, seeded_variables(spec, seed), spec.full_counts())
+    return freeze(network, seeded_variables(network, seed), network.full_counts())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +71,9 @@ def compile_network(frozen: Frozen, batch: int, dtype: str = "float32") -> Compi
       dtype: of arrays and maps, "float32" or "bfloat16".
     """
     arrays = {name: jnp.asarray(array, dtype) for name, array in frozen.arrays.items()}
-    shape = (batch, *frozen.plan.input_shape)
+    shape = (batch, *frozen.program.shapes[frozen.program.inputs[0]])
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8))
-    function = functools.partial(apply, frozen.plan, in_chunks=jax.default_backend() == "cpu")
+    function = functools.partial(apply, frozen.program, in_chunks=jax.default_backend() == "cpu")
     start = time.perf_counter()
     compiled = jax.jit(function, compiler_options=compiler_options()).lower(arrays, images).compile()
     seconds = time.perf_counter() - start
@@ -91,7 +82,7 @@ def compile_network(frozen: Frozen, batch: int, dtype: str = "float32") -> Compi
     if usage is not None:
         sizes = (usage.argument_size_in_bytes, usage.output_size_in_bytes, usage.temp_size_in_bytes)
         memory = sum(sizes) / 1e6
-    return Compiled(lambda: compiled(arrays, images), seconds, memory)
+    return Compiled(lambda: compiled(arrays, images)[0], seconds, memory)
 
 
 def _quartiles(times: np.ndarray) -> list[float]:
@@ -140,36 +131,37 @@ def bench(
 
 
 def bench_layers(frozen: Frozen, dense: Frozen, *, batch: int = 1) -> list[dict[str, Any]]:
-    """Times each block, and the head, alone: frozen beside dense, turn by turn.
+    """Times each run, and each pointwise layer outside of any, alone: frozen beside dense, turn by turn.
 
     Returns:
       For each: name, form, `frozen_ms`, `dense_ms` (medians), `time_ratio`, `macs` and `dense_macs`.
     """
     rows, other = [], layers_of(dense)
-    for name, (plan, arrays) in layers_of(frozen).items():
-        dense_plan, dense_arrays = other[name]
-        times = time_layer({"frozen": (plan, arrays), "dense": (dense_plan, dense_arrays)}, batch)
-        if plan == dense_plan:  # One program; two times of it would differ by chance.
+    for name, (program, arrays) in layers_of(frozen).items():
+        dense_program, dense_arrays = other[name]
+        times = time_programs({"frozen": (program, arrays), "dense": (dense_program, dense_arrays)}, batch)
+        if program == dense_program:  # One program; two times of it would differ by chance.
             times["frozen"] = times["dense"]
+        (operation,) = program.operations
         rows.append(
             {
                 "name": name,
-                "form": plan.form,
+                "form": getattr(operation, "form", "dense"),
                 "frozen_ms": times["frozen"],
                 "dense_ms": times["dense"],
                 "time_ratio": times["frozen"] / times["dense"],
-                "macs": plan.macs(),
-                "dense_macs": dense_plan.macs(),
+                "macs": program.macs(),
+                "dense_macs": dense_program.macs(),
             }
         )
     return rows
 
 
-def describe_masks(spec: NetworkSpec, counts: Sequence[Mapping[str, Any]]) -> str:
+def describe_masks(network: Network, counts: Sequence[Mapping[str, Any]]) -> str:
     """Which masks a network has, in a word or two: "tied" or "paper", and the kept counts between 0 and N if few.
 
     Args:
-      spec: the network.
+      network: with its masks.
       counts: the `layers` of its manifest.
     """
     between = set()
@@ -177,4 +169,4 @@ def describe_masks(spec: NetworkSpec, counts: Sequence[Mapping[str, Any]]) -> st
         for histogram in (layer["kept_counts"]["input"], layer["kept_counts"]["output"]):
             between |= {n for n, channels in enumerate((histogram or [])[1:-1], 1) if channels}
     levels = "" if len(between) > 3 else f" {{{', '.join(['0', *map(str, sorted(between)), 'N'])}}}"
-    return ("tied" if spec.tied else "untied") + levels
+    return ("tied" if any(mask.tied for mask in network.masks.values()) else "untied") + levels

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fdjax import provenance
-from fdjax.frozen import kernels
-from fdjax.frozen.fold import Candidates, Frozen, HostArrays, Variables, fewest_macs, freeze
-from fdjax.frozen.network import compiler_options
-from fdjax.frozen.octave import OctavePlan
-from fdjax.frozen.plan import BlockPlan, HeadPlan
-from fdjax.spec import Counts, NetworkSpec, blocks
+from fdjax.frozen.assemble import Frozen, fewest_macs, freeze
+from fdjax.frozen.layers import HostArrays
+from fdjax.frozen.program import Pointwise, Program, Run
+from fdjax.frozen.runs import Candidates
+from fdjax.frozen.xla import apply, compiler_options
+from fdjax.graph.masks import SIDES, Counts, Network
 
 _WARM_UP, _FEWEST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 7, 200, 0.4
 # Times of a layer alone, a few percent apart, do not say which is faster in the network.
@@ -83,21 +83,24 @@ def interleaved(functions: Mapping[str, Callable[[], object]], rounds: int | Non
     return {name: Times(*np.asarray(found).T) for name, found in times.items()}
 
 
-def _layer_function(plan: BlockPlan | HeadPlan, arrays: HostArrays, batch: int) -> Callable[[], Any]:
-    evaluate, key = kernels.head if isinstance(plan, HeadPlan) else kernels.block, jax.random.key(0)
-    if isinstance(plan, OctavePlan):
-        x = plan.random_maps(key, batch)
-    else:
-        size = plan.size if isinstance(plan, HeadPlan) else plan.in_size
-        x = jax.random.uniform(key, (batch, *size, plan.inputs), jnp.float32, 0, 6)
+def alone(operation: Run | Pointwise, inputs: int) -> Program:
+    """A program of one operation, which reads a map of `inputs` channels."""
+    size = operation.in_size if isinstance(operation, Run) else operation.size
+    # What it makes is not looked at.
+    shapes = ((*size, inputs), (*size, operation.outputs))
+    return Program(shapes, (0,), (1,), (dataclasses.replace(operation, x=0, y=1),))
+
+
+def _function(program: Program, arrays: HostArrays, batch: int) -> Callable[[], Any]:
+    x = jax.random.uniform(jax.random.key(0), (batch, *program.shapes[0]), jnp.float32, 0, 6)
     on_device = {name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()}
-    function = jax.jit(functools.partial(evaluate, plan=plan), compiler_options=compiler_options())
-    return functools.partial(function, x, on_device)
+    function = jax.jit(functools.partial(apply, program), compiler_options=compiler_options())
+    return functools.partial(function, on_device, x)
 
 
-def time_layer(candidates: Mapping[str, tuple[BlockPlan | HeadPlan, HostArrays]], batch: int) -> dict[str, float]:
-    """Median milliseconds of a layer's forms, run in turn on random maps of `batch` images."""
-    functions = {name: _layer_function(plan, arrays, batch) for name, (plan, arrays) in candidates.items()}
+def time_programs(candidates: Mapping[str, tuple[Program, HostArrays]], batch: int) -> dict[str, float]:
+    """Median milliseconds of programs, run in turn on random maps of `batch` images."""
+    functions = {name: _function(program, arrays, batch) for name, (program, arrays) in candidates.items()}
     return {name: float(np.median(times.own)) for name, times in interleaved(functions).items()}
 
 
@@ -115,14 +118,12 @@ class Stopwatch:
     cache: Path | None = None
     times: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
 
-    def measure(
-        self, layer: str, candidates: Mapping[str, tuple[BlockPlan | HeadPlan, HostArrays]]
-    ) -> dict[str, float]:
-        """Milliseconds of a layer's forms."""
-        file = self._file({name: dataclasses.asdict(plan) for name, (plan, _) in candidates.items()})
+    def measure(self, layer: str, candidates: Mapping[str, tuple[Program, HostArrays]]) -> dict[str, float]:
+        """Milliseconds of the schedules of a run, or of the forms of a layer."""
+        file = self._file({name: program.to_dict() for name, (program, _) in candidates.items()})
         found = _read(file)
         if found is None:
-            found = time_layer(candidates, self.batch)
+            found = time_programs(candidates, self.batch)
             if file is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(json.dumps(found))
@@ -130,14 +131,14 @@ class Stopwatch:
         return found
 
     def choose(self, candidates: Candidates) -> str:
-        """The fastest form of an inverted residual block (`fdjax.frozen.freeze` takes it as `choose`).
+        """The fastest schedule of a run (`fdjax.frozen.freeze` takes it as `choose`).
 
         That with the fewest MACs, unless another is faster by more than 5%.
         """
         name = next(iter(candidates.values()))[0].name
         if len(candidates) == 1:
             return next(iter(candidates))
-        times, usual = self.measure(name, candidates), fewest_macs(candidates)
+        times, usual = self.measure(name, programs(candidates)), fewest_macs(candidates)
         fastest = min(times, key=times.__getitem__)
         return fastest if times[fastest] < _CLEARLY_FASTER * times[usual] else usual
 
@@ -156,53 +157,66 @@ def _read(file: Path | None) -> dict[str, float] | None:
         return None
 
 
+def programs(candidates: Candidates) -> dict[str, tuple[Program, HostArrays]]:
+    """The schedules of a run, each alone."""
+    return {name: (alone(run, run.inputs), arrays) for name, (run, arrays) in candidates.items()}
+
+
 def release_slower(
-    spec: NetworkSpec, variables: Variables, counts: Counts, stopwatch: Stopwatch
+    network: Network, variables: Any, counts: Counts, stopwatch: Stopwatch
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Releases the layers that take longer pruned than released, which changes the function.
 
-    Partial counts of an inverted residual block, or of the head, rise to N; removed channels stay removed.
+    Partial counts of a run, or of a layer outside of any, rise to N; removed channels stay removed.
+
+    Args:
+      network: with its masks.
+      variables: as `fdjax.frozen.freeze` takes them.
+      counts: path of every FCMask -> kept counts.
+      stopwatch: measures.
 
     Returns:
       The counts after release, and the names of the layers that were released.
     """
-    raised = {path: np.where(np.asarray(counts[path]) > 0, n, 0) for path, (_, n) in spec.mask_sizes.items()}
-    pruned, released = (_forms(spec, variables, c) for c in (counts, raised))
-    members = {name: list(roles.values()) for name, roles in blocks(spec).items()}
-    members |= {layer.name: [layer] for layer in spec.layers if layer.name == "head"}
+    raised = {path: np.where(np.asarray(counts[path]) > 0, n, 0) for path, (_, n) in network.mask_sizes.items()}
+    pruned, released = (_forms(network, variables, c) for c in (counts, raised))
     after, names = {path: np.asarray(count) for path, count in counts.items()}, []
-    for name, layers in members.items():
-        paths = [path for layer in layers for path in (layer.input_mask, layer.output_mask) if path]
-        if all(np.array_equal(raised[path], counts[path]) for path in paths):
+    for name, (layers, forms) in pruned.items():
+        paths = [path for layer in layers for side in SIDES if (path := network.mask_of(layer, side))]
+        if all(np.array_equal(raised[path], counts[path]) for path in paths) or name not in released:
             continue
-        forms = {f"released {form}": candidate for form, candidate in released[name].items()}
-        times = stopwatch.measure(name, {**pruned[name], **forms})
-        if min(times, key=times.__getitem__) in forms:
+        whole = {f"released {form}": candidate for form, candidate in released[name][1].items()}
+        times = stopwatch.measure(name, {**forms, **whole})
+        if min(times, key=times.__getitem__) in whole:
             after |= {path: raised[path] for path in paths}
-            names += [layer.name for layer in layers if layer.block]
+            names += [layer for layer in layers if layer in network.blocks]
     return after, names
 
 
 def _forms(
-    spec: NetworkSpec, variables: Variables, counts: Counts
-) -> dict[str, dict[str, tuple[BlockPlan | HeadPlan, HostArrays]]]:
-    """The exact forms of every block, and the head's only one, by name."""
-    found: dict[str, dict[str, tuple[BlockPlan | HeadPlan, HostArrays]]] = {}
+    network: Network, variables: Any, counts: Counts
+) -> dict[str, tuple[tuple[str, ...], dict[str, tuple[Program, HostArrays]]]]:
+    """Of every run, and of every wrapped layer outside of any: its layers, and its exact forms by name."""
+    found: dict[str, tuple[tuple[str, ...], dict[str, tuple[Program, HostArrays]]]] = {}
 
     def keep(candidates: Candidates) -> str:
-        found[next(iter(candidates.values()))[0].name] = dict(candidates)
+        run = next(iter(candidates.values()))[0]
+        found[run.name] = run.layers, programs(candidates)
         return fewest_macs(candidates)
 
-    head = layers_of(freeze(spec, variables, counts, keep)).get("head")
-    return {**found, "head": {head[0].form: head}} if head else found
+    frozen = freeze(network, variables, counts, keep)
+    for name, (program, arrays) in layers_of(frozen).items():
+        (operation,) = program.operations
+        if isinstance(operation, Pointwise) and name in network.blocks:
+            found[name] = (name,), {operation.form: (program, arrays)}
+    return found
 
 
-def layers_of(frozen: Frozen) -> dict[str, tuple[BlockPlan | HeadPlan, HostArrays]]:
-    """The blocks and the head of a frozen network with their own arrays, by name."""
-    plans: dict[str, BlockPlan | HeadPlan] = {unit.name: unit for unit in frozen.plan.units}
-    if frozen.plan.head is not None:
-        plans["head"] = frozen.plan.head
-    return {
-        name: (plan, {key: array for key, array in frozen.arrays.items() if key.startswith(f"{name}/")})
-        for name, plan in plans.items()
-    }
+def layers_of(frozen: Frozen) -> dict[str, tuple[Program, HostArrays]]:
+    """The runs and the pointwise layers of a frozen network, each a program with its own arrays, by name."""
+    found = {}
+    for operation in frozen.program.operations:
+        if isinstance(operation, (Run, Pointwise)):
+            arrays = {key: a for key, a in frozen.arrays.items() if key.startswith(f"{operation.name}/")}
+            found[operation.name] = alone(operation, frozen.program.shapes[operation.x][-1]), arrays
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ import jax.export
 import jax.numpy as jnp
 
 from fdjax.errors import UserError
-from fdjax.frozen.fold import Frozen
-from fdjax.frozen.network import apply
+from fdjax.frozen.assemble import Frozen
 from fdjax.frozen.onnx_export import write_onnx
+from fdjax.frozen.xla import apply
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -26,8 +25,8 @@ def to_stablehlo(frozen: Frozen, platforms: tuple[str, ...] = PLATFORMS) -> byte
     """
     arrays = {name: jnp.asarray(array) for name, array in frozen.arrays.items()}
     (batch,) = jax.export.symbolic_shape("batch", constraints=["batch >= 1"])
-    images = jax.ShapeDtypeStruct((batch, *frozen.plan.input_shape), jnp.float32)
-    function = jax.jit(functools.partial(apply, frozen.plan, arrays))
+    images = jax.ShapeDtypeStruct((batch, *frozen.program.shapes[frozen.program.inputs[0]]), jnp.float32)
+    function = jax.jit(lambda images: apply(frozen.program, arrays, images)[0])
     return jax.export.export(function, platforms=platforms)(images).serialize()
 
 

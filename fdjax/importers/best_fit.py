@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Iterator, Mapping
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from fdjax.zoo import MOBILENETS, RESNETS, FrequencyNetwork, MobileNet, ResNet
 
@@ -14,6 +18,8 @@ _WIDTHS = (1.0, 0.25, 0.35, 0.5, 0.75, 1.3, 1.4)
 _INPUT = (64, 64, 3)
 # Below this share of the kernels in common there is no point in naming a network.
 _LEAST = 0.5
+# Variants that are looked at more closely.
+_TRIED = 3
 
 
 def best_fit(tensors: Mapping[str, np.ndarray], width: float) -> str:
@@ -27,7 +33,9 @@ def best_fit(tensors: Mapping[str, np.ndarray], width: float) -> str:
     if not theirs:
         return ""
     best, name, common = 0.0, "", 0
-    for variant, multiplier, network in _candidates(width):
+    for variant, multiplier, network in _candidates(width, theirs.total()):
+        if best == 1:
+            break
         ours = collections.Counter(_kernels(network))
         shared = (ours & theirs).total()
         score = shared / (ours | theirs).total()
@@ -38,22 +46,28 @@ def best_fit(tensors: Mapping[str, np.ndarray], width: float) -> str:
     return f"The network that fits best is {name}: {common} of the file's {theirs.total()} kernels have its shapes"
 
 
-def _candidates(width: float) -> Iterator[tuple[str, float, FrequencyNetwork]]:
+def _candidates(width: float, kernels: int) -> Iterator[tuple[str, float, FrequencyNetwork]]:
+    """The variants that have the most similar number of kernels, at every width."""
+    made = {**dict.fromkeys(MOBILENETS, MobileNet), **dict.fromkeys(RESNETS, ResNet)}
+
+    def network(variant: str, multiplier: float) -> FrequencyNetwork:
+        return made[variant](variant=variant, width=multiplier).without_masks()
+
+    # The number does not depend on the width; at a small one it is soon told.
+    numbers = {variant: sum(1 for _ in _kernels(network(variant, _WIDTHS[1]))) for variant in made}
+    nearest = sorted(made, key=lambda variant: abs(numbers[variant] - kernels))[:_TRIED]
     for multiplier in dict.fromkeys((1.0, width, *_WIDTHS)):
-        for variant in MOBILENETS:
-            yield variant, multiplier, MobileNet(variant=variant, width=multiplier).without_masks()
-        for variant in RESNETS:
-            yield variant, multiplier, ResNet(variant=variant, width=multiplier).without_masks()
+        for variant in nearest:
+            yield variant, multiplier, network(variant, multiplier)
 
 
 def _kernels(network: FrequencyNetwork) -> Iterator[tuple[int, ...]]:
     """Of all layers but the classifier, whose outputs are anybody's."""
-    for layer in network.spec(_INPUT).layers[:-1]:
-        window = (layer.window, layer.window)
-        if layer.kind == "depthwise":
-            yield _signature((*window, layer.in_channels))
-        else:
-            yield _signature((*window, layer.in_channels // layer.groups, layer.out_channels))
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, *_INPUT))))
+    flat: dict[tuple[str, ...], Any] = flatten_dict(shapes["params"])  # type: ignore[assignment]
+    for path, leaf in flat.items():
+        if leaf.ndim > 1 and path[0] != "classifier":
+            yield _signature(leaf.shape)
 
 
 def _signature(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -11,13 +11,13 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fdjax.errors import UserError
+from fdjax.graph.masks import Network
 from fdjax.importers.by_order import Match, Wanted, match
 from fdjax.importers.formats import FORMATS, Framework
 from fdjax.importers.layouts import CLASSIFIER, KERNELS, SUFFIXES, VECTOR, Shape, Variable
 from fdjax.importers.misfits import CLASSIFIERS, message_of, order_message, problems_of
 from fdjax.importers.names import Layer, layers_of, schemes_of
 from fdjax.importers.state_dicts import without_prefix
-from fdjax.spec import NetworkSpec
 from fdjax.zoo import FrequencyNetwork
 
 _NORM_COLLECTIONS = {"scale": "params", "bias": "params", "mean": "batch_stats", "var": "batch_stats"}
@@ -41,7 +41,7 @@ _NEW_CLASSIFIER_STD = 0.01
 
 
 def convert(
-    tensors: Mapping[str, np.ndarray], source: str, network: FrequencyNetwork, spec: NetworkSpec, width: float
+    tensors: Mapping[str, np.ndarray], source: str, network: FrequencyNetwork, spec: Network, width: float
 ) -> dict[str, Any]:
     """The variables of `network` with the weights of a file, by names; see `fit`."""
     return fit(tensors, source, network, spec, width).variables
@@ -51,7 +51,7 @@ def fit(
     tensors: Mapping[str, np.ndarray],
     source: str,
     network: FrequencyNetwork,
-    spec: NetworkSpec,
+    spec: Network,
     width: float,
     *,
     by_order: bool = False,

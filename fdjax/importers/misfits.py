@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fdjax.errors import UserError
+from fdjax.graph.masks import Network
 from fdjax.importers.best_fit import best_fit
 from fdjax.importers.by_order import Match
 from fdjax.importers.formats import FORMATS
 from fdjax.importers.layouts import CLASSIFIER, SUFFIXES, Variable
 from fdjax.importers.names import layers_of
-from fdjax.spec import NetworkSpec
 from fdjax.zoo import FrequencyNetwork
 
 # Counters that have no part in what a network computes.
@@ -25,7 +25,7 @@ CLASSIFIERS = re.compile(
 
 
 def order_message(
-    found: Match, tensors: Mapping[str, np.ndarray], spec: NetworkSpec, width: float, left: Sequence[str]
+    found: Match, tensors: Mapping[str, np.ndarray], spec: Network, width: float, left: Sequence[str]
 ) -> str:
     parts = {"not found": found.problems, "left over": [f"{name} {list(tensors[name].shape)}" for name in left]}
     head = (
@@ -66,7 +66,7 @@ def message_of(
     variables: list[Variable],
     source: str,
     network: FrequencyNetwork,
-    spec: NetworkSpec,
+    spec: Network,
     width: float,
 ) -> str:
     counts = ", ".join(f"{len(names)} {kind}" for kind, names in problems.items())

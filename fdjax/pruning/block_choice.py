@@ -1,7 +1,7 @@
 """Choosing the block of each layer: the K that keeps the most energy for what its kept counts cost.
 
-What is pruned is priced by one Lagrange multiplier for the whole network. A unit (a layer, or an inverted residual
-block with tied masks, whose two wide sides need one K) takes, for every K, the kept counts that minimise
+What is pruned is priced by one Lagrange multiplier for the whole network. A unit (a layer, or the two layers of a run
+whose channels are tied, which need one K) takes, for every K, the kept counts that minimise
 
     -log(kept share of its energy) + multiplier * its MACs / the dense network's MACs
 
@@ -9,8 +9,8 @@ and then the K whose minimum is lowest. The multiplier is the one that brings th
 after the other, so what they pass on multiplies; by the sum of lost shares alone it would pay to empty the layer with
 the most MACs altogether.
 
-Layers without tied masks are counted one by one: what a wide channel that dies in one of them spares its neighbours
-shows only in the network's count.
+Layers without tied masks are counted one by one: what a channel that dies in one of them spares its neighbours shows
+only in the network's count.
 
 The kept counts that are tried minimise lost energy plus a price times MACs, for a row of prices: channel by channel,
 each along the lower convex hull of what its counts lose and cost.
@@ -27,11 +27,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fdjax.graph.counting import GroupRun, NetworkMacs, group_runs, network_macs
+from fdjax.graph.liveness import inner_spaces
+from fdjax.graph.masks import Network
+from fdjax.graph.network import Layer
 from fdjax.ops.blocks import check_block, num_blocks
 from fdjax.ops.dct import layer_dct
 from fdjax.ops.fcmask import level_counts
-from fdjax.ops.macs import block_transform_macs, cheapest_pointwise, depthwise_macs
-from fdjax.spec import LayerSpec, NetworkMacs, NetworkSpec, network_macs, tied_mask, unit_group_macs, units
+from fdjax.ops.macs import block_transform_macs, cheapest_pointwise
+from fdjax.pruning.harden import sharing_layers
 
 # (layer name, "input" or "output") -> K -> energy of each coefficient [N, channels].
 Energies = Mapping[tuple[str, str], Mapping[int, np.ndarray]]
@@ -57,7 +61,7 @@ class Option(NamedTuple):
       block: K.
       counts: path of each FCMask of the unit -> kept counts [channels].
       lost: the share of the unit's energy that is not kept, 0 to 1: what all its FCMasks in a row take away.
-      macs: of the unit, exact; the depthwise layer counts with a project layer.
+      macs: of the unit, exact; a depthwise layer counts with the layer that reads it.
     """
 
     block: int
@@ -74,14 +78,14 @@ class BlockChoice:
       multiplier: of MACs over dense MACs, against the logarithm of kept shares.
       options: unit -> what it keeps at every K that fits, K ascending.
       chosen: unit -> one of them.
-      spec: the network with the chosen blocks.
+      network: with the chosen blocks.
       macs: of that network with the kept counts of `chosen`.
     """
 
     multiplier: float
     options: dict[str, tuple[Option, ...]]
     chosen: dict[str, Option]
-    spec: NetworkSpec
+    network: Network
     macs: NetworkMacs
 
 
@@ -93,38 +97,41 @@ def coefficient_energy(x: jax.Array, block: int) -> jax.Array:
     return jnp.mean(jnp.square(layer_dct(x, block)), axis=(1, 2, 3)) / block**2
 
 
-def block_units(spec: NetworkSpec) -> dict[str, tuple[LayerSpec, ...]]:
-    """What takes one K: the wrapped layers of a block with tied masks, under its name, and every other masked layer."""
-    tied = {name for name, roles in units(spec).items() if tied_mask(roles)}
-    found: dict[str, tuple[LayerSpec, ...]] = {}
-    for layer in spec.layers:
-        if layer.input_mask or layer.output_mask:
-            name = layer.unit if layer.unit in tied else layer.name
-            assert name is not None
-            found[name] = (*found.get(name, ()), layer)
+def block_units(network: Network) -> dict[str, tuple[Layer, ...]]:
+    """What takes one K: layers that share masks, under the name of the module that holds them, or a masked layer."""
+    found: dict[str, tuple[Layer, ...]] = {}
+    for names in sharing_layers(network):
+        paths = [network.mask_of(name, side) for name in names for side in ("input", "output")]
+        shared = next((path for path in paths if path is not None and paths.count(path) > 1), None)
+        if any(path is not None for path in paths):
+            unit = names[0] if shared is None else shared.rpartition("/")[0]
+            found[unit] = tuple(network.layers[name] for name in names)
     return found
 
 
-def with_blocks(spec: NetworkSpec, blocks: Mapping[str, int]) -> NetworkSpec:
+def with_blocks(network: Network, blocks: Mapping[str, int]) -> Network:
     """The network with other blocks: unit -> K where it differs, units as `block_units` names them."""
     by_layer = {
-        layer.name: blocks[name] for name, layers in block_units(spec).items() if name in blocks for layer in layers
+        layer.name: blocks[name] for name, layers in block_units(network).items() if name in blocks for layer in layers
     }
-    layers = (dataclasses.replace(layer, block=by_layer.get(layer.name, layer.block)) for layer in spec.layers)
-    return dataclasses.replace(spec, layers=tuple(layers))
+    masks = {
+        path: dataclasses.replace(mask, block=by_layer.get(mask.sides[0][0], mask.block))
+        for path, mask in network.masks.items()
+    }
+    return dataclasses.replace(network, blocks={**network.blocks, **by_layer}, masks=masks)
 
 
-def fitting_blocks(layers: Sequence[LayerSpec], candidates: Sequence[int]) -> tuple[int, ...]:
+def fitting_blocks(layers: Sequence[Layer], candidates: Sequence[int]) -> tuple[int, ...]:
     """The candidates no larger than any map of `layers`, ascending; a map that K does not divide is padded."""
     shortest = min(side for layer in layers for side in layer.in_size)
     return tuple(sorted(block for block in {*candidates} if block <= shortest))
 
 
-def check_choice(spec: NetworkSpec, candidates: Sequence[int], target: float) -> None:
+def check_choice(network: Network, candidates: Sequence[int], target: float) -> None:
     """Raises `ValueError` if no candidate fits a unit, or no masks bring the MAC ratio down to `target`."""
     for block in candidates:
         check_block(block)
-    for name, layers in block_units(spec).items():
+    for name, layers in block_units(network).items():
         if not fitting_blocks(layers, candidates):
             height, width = min(layer.in_size for layer in layers)
             given = ", ".join(map(str, candidates)) or "none"
@@ -132,8 +139,8 @@ def check_choice(spec: NetworkSpec, candidates: Sequence[int], target: float) ->
                 f"no candidate block fits the {height}x{width} map of {name} (given: {given}); add a smaller one, "
                 "such as 1"
             )
-    nothing = {path: np.zeros(channels, int) for path, (channels, _) in spec.mask_sizes.items()}
-    floor = network_macs(spec, nothing).ratio
+    nothing = {path: np.zeros(mask.channels, int) for path, mask in network.masks.items()}
+    floor = network_macs(network, nothing).ratio
     if target <= floor:
         raise ValueError(
             f"a target of {target:g} cannot be met: with every masked channel removed {floor:.3f}x of the MACs remain; "
@@ -142,12 +149,12 @@ def check_choice(spec: NetworkSpec, candidates: Sequence[int], target: float) ->
 
 
 def choose_blocks(
-    spec: NetworkSpec, energies: Energies, candidates: Sequence[int], target: float, levels: Levels = None
+    network: Network, energies: Energies, candidates: Sequence[int], target: float, levels: Levels = None
 ) -> BlockChoice:
     """Chooses a K for every unit.
 
     Args:
-      spec: the network with the masks that will be learned, with one block everywhere, so that what can be tied is.
+      network: with the masks that will be learned, with one block everywhere, so that what can be tied is.
       energies: of every masked side, for all candidates that fit.
       candidates: the K to choose from.
       target: MAC ratio, above 0 to 1, that the chosen counts reach and do not exceed.
@@ -156,11 +163,11 @@ def choose_blocks(
     Raises:
       ValueError: no candidate fits a unit, or the target cannot be met.
     """
-    check_choice(spec, candidates, target)
-    dense = network_macs(spec, spec.full_counts()).to_dict()["dense"]
+    check_choice(network, candidates, target)
+    dense = network_macs(network, network.full_counts()).to_dict()["dense"]
     tried = {
-        name: [frontier(spec, name, block, energies, levels) for block in fitting_blocks(layers, candidates)]
-        for name, layers in block_units(spec).items()
+        name: [frontier(network, name, block, energies, levels) for block in fitting_blocks(layers, candidates)]
+        for name, layers in block_units(network).items()
     }
 
     def at(multiplier: float) -> BlockChoice:
@@ -175,7 +182,7 @@ def choose_blocks(
                 if objective(option) < objective(best) - _LEAST_GAIN:
                     best = option
             chosen[name] = best
-        there = with_blocks(spec, {name: option.block for name, option in chosen.items()})
+        there = with_blocks(network, {name: option.block for name, option in chosen.items()})
         counts = {path: kept for option in chosen.values() for path, kept in option.counts.items()}
         return BlockChoice(multiplier, options, chosen, there, network_macs(there, counts))
 
@@ -194,23 +201,22 @@ def choose_blocks(
     return high
 
 
-def frontier(spec: NetworkSpec, name: str, block: int, energies: Energies, levels: Levels = None) -> list[Option]:
+def frontier(network: Network, name: str, block: int, energies: Energies, levels: Levels = None) -> list[Option]:
     """What the unit `name` may keep at K = `block`, MACs ascending and lost shares falling; arguments as above."""
-    spec = with_blocks(spec, {name: block})
-    first, *others = layers = block_units(spec)[name]
-    roles = units(spec).get(first.unit or "", {})
+    network = with_blocks(network, {name: block})
+    first, *others = layers = block_units(network)[name]
     lost = {
         (layer.name, side): _lost_share(energies[layer.name, side][block])
         for layer in layers
         for side in ("input", "output")
-        if getattr(layer, f"{side}_mask")
+        if network.mask_of(layer.name, side) is not None
     }
     if others:
-        candidates = _tied_candidates(spec, roles, np.mean([*lost.values()], axis=0), levels)
+        run = _run_of(network, name, layers)
+        candidates = _tied_candidates(run, np.mean([*lost.values()], axis=0), levels)
     else:
-        depthwise = roles["depthwise"] if first is roles.get("project") else None
         sides = [lost.get((first.name, side)) for side in ("input", "output")]
-        candidates = _layer_candidates(first, depthwise, sides, levels)
+        candidates = _layer_candidates(network, first, sides, levels)
     dense = sum(layer.dense_macs for layer in layers)
     tried = [option for price in _PRICES for option in candidates(price / dense) if option.lost < _ALL]
     kept: list[Option] = []
@@ -228,34 +234,42 @@ def _lost_share(energy: np.ndarray) -> np.ndarray:
     return lost / total if total else lost
 
 
-def channel_macs(
-    spec: NetworkSpec, roles: Mapping[str, LayerSpec], counts: Sequence[int] | np.ndarray, *, narrow_transforms: bool
-) -> np.ndarray:
-    """MACs of a block with tied masks that has one wide channel, for each of the kept `counts`: int [len(counts)].
+def _run_of(network: Network, name: str, layers: Sequence[Layer]) -> GroupRun:
+    """The run by groups that the layers of a unit are.
+
+    Raises:
+      ValueError: they are none.
+    """
+    names = {layer.name for layer in layers}
+    for run in group_runs(network).values():
+        if {run.writer.name, run.reader.name} == names:
+            return run
+    raise ValueError(f"blocks are not chosen for the layers of {name}: they share masks otherwise than as one tied run")
+
+
+def channel_macs(run: GroupRun, counts: Sequence[int] | np.ndarray, *, narrow_transforms: bool) -> np.ndarray:
+    """MACs of a tied run that has one channel, for each of the kept `counts`: int [len(counts)].
 
     `narrow_transforms`: whether the transforms of its narrow sides, which all of its channels share, count.
     """
-    each = (unit_group_macs(spec, roles, np.array([n]), narrow_transforms=narrow_transforms) for n in counts)
-    return np.array([sum(by_role.values()) for by_role in each])
+    each = (run.macs(np.array([n]), narrow_transforms=narrow_transforms) for n in counts)
+    return np.array([sum(by_layer.values()) for by_layer in each])
 
 
-def _tied_candidates(
-    spec: NetworkSpec, roles: Mapping[str, LayerSpec], lost: np.ndarray, levels: Levels
-) -> Callable[[float], list[Option]]:
-    """Returns (price of a MAC) -> options of a block with tied masks, the best of all at this price among them.
+def _tied_candidates(run: GroupRun, lost: np.ndarray, levels: Levels) -> Callable[[float], list[Option]]:
+    """Returns (price of a MAC) -> options of a tied run, the best of all at this price among them.
 
-    A wide channel costs what it costs alone, and the groups share the transforms of the narrow sides. These are as long
-    as the highest partial count asks for: there is one option for each count that may be the highest.
+    A channel costs what it costs alone, and the groups share the transforms of the narrow sides. These are as long as
+    the highest partial count asks for: there is one option for each count that may be the highest.
 
-    `lost`: [N+1, E], the mean of the two wide sides.
+    `lost`: [N+1, E], the mean of the two sides.
     """
-    path, block = tied_mask(roles), roles["project"].block
-    assert path is not None and block is not None
+    path, block = run.mask.path, run.mask.block
     accepted = np.array(level_counts(block**2, levels))
     whole, channels = len(accepted) - 1, np.arange(lost.shape[1])
 
-    costs = channel_macs(spec, roles, accepted, narrow_transforms=False)
-    shared, lost = channel_macs(spec, roles, accepted, narrow_transforms=True) - costs, lost[accepted]
+    costs = channel_macs(run, accepted, narrow_transforms=False)
+    shared, lost = channel_macs(run, accepted, narrow_transforms=True) - costs, lost[accepted]
 
     def candidates(price: float) -> list[Option]:
         objective, options = lost + price * costs[:, None], []
@@ -270,7 +284,7 @@ def _tied_candidates(
 
 
 def _layer_candidates(
-    layer: LayerSpec, depthwise: LayerSpec | None, lost: Sequence[np.ndarray | None], levels: Levels
+    network: Network, layer: Layer, lost: Sequence[np.ndarray | None], levels: Levels
 ) -> Callable[[float], list[Option]]:
     """Returns (price of a MAC) -> options of a layer by itself: whole channels, and kept counts up to each level.
 
@@ -278,18 +292,20 @@ def _layer_candidates(
     other, and take turns until neither moves.
 
     Args:
-      layer: with its K.
-      depthwise: the depthwise layer whose channels are the layer's inputs and go with them, if any.
+      network: with the layer's K.
+      layer: one of it; a depthwise layer whose channels are its inputs, and go with them, counts with it.
       lost: [N+1, C] and [N+1, D]; None where a side has no mask.
       levels: see `choose_blocks`.
     """
-    block, num_coefs, size = layer.block, layer.num_coefs, layer.in_size
-    assert block is not None
+    block, (height, width) = network.blocks[layer.name], layer.in_size
+    num_coefs, size = block**2, (height, width)
     accepted = np.array(level_counts(num_coefs, levels))
-    widths, paths = (layer.in_channels, layer.out_channels), (layer.input_mask, layer.output_mask)
-    blocks = num_blocks(size[0], block) * num_blocks(size[1], block)
+    widths = (layer.in_channels, layer.out_channels)
+    paths = (network.mask_of(layer.name, "input"), network.mask_of(layer.name, "output"))
+    blocks = num_blocks(height, block) * num_blocks(width, block)
     transforms = np.array([block_transform_macs(block, count) for count in range(num_coefs + 1)])
-    tap_macs = depthwise_macs(depthwise.out_size, 1, depthwise.window) if depthwise else 0
+    run = inner_spaces(network).get(layer.source or "")
+    tap_macs = sum(taps.dense_macs for taps in run.depthwise) // layer.in_channels if run else 0
 
     def option(counts: Sequence[np.ndarray]) -> Option:
         inputs, outputs = (np.bincount(side, minlength=num_coefs + 1) for side in counts)

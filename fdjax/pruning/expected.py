@@ -8,13 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fdjax.graph.counting import GroupRun, group_runs
+from fdjax.graph.liveness import InnerSpace, inner_spaces, middle_layers
+from fdjax.graph.masks import Network, Side
+from fdjax.graph.network import Layer
 from fdjax.ops.fcmask import coef_mask, level_counts
-from fdjax.ops.macs import block_transform_macs, depthwise_macs, expected_pointwise_macs
-from fdjax.spec import LayerSpec, NetworkSpec, blocks, tied_mask, unit_group_macs, units
+from fdjax.ops.macs import block_transform_macs, expected_pointwise_macs
 
 
 def expected_macs(
-    spec: NetworkSpec,
+    network: Network,
     fcmasks: Mapping[str, jax.Array],
     levels: Sequence[int] | None = None,
     convention: str = "total",
@@ -22,8 +25,8 @@ def expected_macs(
     """Expected MACs of all that masks act on, transforms included; differentiable.
 
     In the convention "total" a channel that is removed takes its part of the neighbouring layers with it, the depthwise
-    layer's too, tied blocks are counted group by group, and levels of 0 and N alone need no transform. For hard masks
-    it is then what `network_macs` counts, but for
+    layer's too, tied runs are counted group by group, and levels of 0 and N alone need no transform. For hard masks it
+    is then what `network_macs` counts, but for
 
     - what channels share: the narrow transforms of groups;
     - what choosing the form of a layer as a whole gains: where groups or bands would cost more than the dense layer, or
@@ -34,7 +37,7 @@ def expected_macs(
     of either side.
 
     Args:
-      spec: the network.
+      network: the network.
       fcmasks: path -> FCMask [channels], in [0, 1].
       levels: kept counts below N that are accepted; None: all.
       convention: "total" or "paper".
@@ -43,31 +46,27 @@ def expected_macs(
       A float32 scalar.
     """
     masks = {
-        path: coef_mask(fcmasks[path].astype(jnp.float32), num_coefs, levels)
-        for path, (_, num_coefs) in spec.mask_sizes.items()
+        path: coef_mask(fcmasks[path].astype(jnp.float32), mask.num_coefs, levels)
+        for path, mask in network.masks.items()
     }
-    if convention == "paper":
-        wrapped = [layer for layer in spec.layers if layer.block]
-        return sum((_layer(layer, *_sides(layer, masks)) for layer in wrapped), start=jnp.zeros(()))
-
     total = jnp.zeros(())
-    in_unit = set()
-    for roles in units(spec).values():
-        in_unit |= {layer.name for layer in roles.values()}
-        shared = tied_mask(roles)
-        total += _tied_unit(spec, roles, masks[shared], levels) if shared else _unit(roles, masks, levels)
-    for roles in blocks(spec).values():
-        if "conv3" in roles:
-            in_unit |= {roles["conv1"].name, roles["conv3"].name}
-            total += _bottleneck(roles, masks, levels)
-    for layer in spec.layers:
-        if layer.block and layer.name not in in_unit:
-            total += _cheapest(layer, *_sides(layer, masks), levels)
+    if convention == "paper":
+        for name in network.wrapped_layers:
+            total += _layer(network, name, _side(network, masks, name, "input"), _side(network, masks, name, "output"))
+        return total
+    in_groups = set[str]()
+    for run in group_runs(network).values():
+        in_groups |= run.names
+        total += _group_run(run, masks[run.mask.path], levels)
+    lives = _Lives(network, masks)
+    for name in _counted(network):
+        if name not in in_groups:
+            total += lives.macs(name, levels)
     return total
 
 
 def expected_ratio(
-    spec: NetworkSpec,
+    network: Network,
     fcmasks: Mapping[str, jax.Array],
     levels: Sequence[int] | None = None,
     convention: str = "total",
@@ -76,83 +75,113 @@ def expected_ratio(
 
     With nothing pruned it is 1, or more where levels between 0 and N need transforms.
     """
-    counted = {layer.name for layer in spec.layers if layer.block}
-    if convention == "total":
-        counted |= {layer.name for roles in units(spec).values() for layer in roles.values()}
-        counted |= {roles["conv2"].name for roles in blocks(spec).values() if "conv3" in roles}
-    dense = sum(layer.dense_macs for layer in spec.counted_layers)
-    rest = sum(layer.dense_macs for layer in spec.counted_layers if layer.name not in counted)
+    counted = network.wrapped_layers if convention == "paper" else _counted(network)
+    layers = network.counted_layers
+    dense = sum(layer.dense_macs for layer in layers.values())
+    rest = sum(layer.dense_macs for name, layer in layers.items() if name not in counted)
     # As floats: ResNet-50's count is no int32.
-    return (expected_macs(spec, fcmasks, levels, convention) + float(rest)) / float(dense)
+    return (expected_macs(network, fcmasks, levels, convention) + float(rest)) / float(dense)
 
 
-def _sides(layer: LayerSpec, masks: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Coefficient masks [N, C] and [N, D]; ones where a side has none."""
-    pairs = ((layer.input_mask, layer.in_channels), (layer.output_mask, layer.out_channels))
-    inputs, outputs = (
-        masks[path] if path else jnp.ones((layer.num_coefs, channels), jnp.float32) for path, channels in pairs
-    )
-    return inputs, outputs
+def _counted(network: Network) -> dict[str, Layer]:
+    """The layers that masks act on: wrapped ones, and those that inner spaces pass."""
+    inner, middle = inner_spaces(network), middle_layers(network)
+    return {
+        name: layer
+        for name, layer in network.layers.items()
+        if name in network.blocks or name in middle or (not layer.mixes and layer.target in inner)
+    }
 
 
-def _cheapest(layer: LayerSpec, inputs: jax.Array, outputs: jax.Array, levels: Sequence[int] | None) -> jax.Array:
-    """By bands, with the cheapest transforms; by channels where there are no levels between 0 and N."""
-    assert layer.block is not None
-    if len(level_counts(layer.num_coefs, levels)) == 2:
-        # All coefficients of a channel are the same, and a map that is not transformed is not padded to whole blocks.
-        return layer.in_size[0] * layer.in_size[1] * inputs[0].sum() * outputs[0].sum()
-    costs = np.diff([block_transform_macs(layer.block, count) for count in range(layer.num_coefs + 1)])
-    return _layer(layer, inputs, outputs, costs.tolist())
+def _side(network: Network, masks: Mapping[str, jax.Array], layer: str, side: Side) -> jax.Array:
+    """The coefficient mask [N, channels] of a wrapped layer's side; ones where it has none."""
+    path = network.mask_of(layer, side)
+    if path is not None:
+        return masks[path]
+    found = network.layers[layer]
+    channels = found.in_channels if side == "input" else found.out_channels
+    return jnp.ones((network.blocks[layer] ** 2, channels), jnp.float32)
 
 
 def _layer(
-    layer: LayerSpec, inputs: jax.Array, outputs: jax.Array, transforms: bool | Sequence[float] = True
+    network: Network,
+    name: str,
+    inputs: jax.Array,
+    outputs: jax.Array,
+    transforms: bool | Sequence[float] = True,
 ) -> jax.Array:
-    assert layer.block is not None
-    return expected_pointwise_macs(
-        layer.in_size, layer.block, layer.in_channels, layer.out_channels, inputs, outputs, transforms
-    )
+    layer = network.layers[name]
+    height, width = layer.in_size
+    shape = ((height, width), network.blocks[name], layer.in_channels, layer.out_channels)
+    return expected_pointwise_macs(*shape, inputs, outputs, transforms)
 
 
-def _unit(roles: Mapping[str, LayerSpec], masks: Mapping[str, jax.Array], levels: Sequence[int] | None) -> jax.Array:
-    """An inverted residual block without tied masks: a wide channel lives if both of its layers keep its mean."""
-    expand, depthwise, project = roles.get("expand"), roles["depthwise"], roles["project"]
-    total, before = jnp.zeros(()), jnp.ones(project.in_channels)
-    project_in, project_out = _sides(project, masks)
-    after = project_in[0]
-    if expand is not None:
-        expand_in, expand_out = _sides(expand, masks)
-        before = expand_out[0]
-        total += _cheapest(expand, expand_in, expand_out * after, levels)
-    per_channel = depthwise_macs(depthwise.out_size, 1, depthwise.window)
-    total += per_channel * (before @ after)
-    return total + _cheapest(project, project_in * before, project_out, levels)
-
-
-def _bottleneck(
-    roles: Mapping[str, LayerSpec], masks: Mapping[str, jax.Array], levels: Sequence[int] | None
+def _cheapest(
+    network: Network, name: str, inputs: jax.Array, outputs: jax.Array, levels: Sequence[int] | None
 ) -> jax.Array:
-    """A bottleneck: a group of the 3x3 convolution lives as much as the most alive of what is read of it."""
-    first, conv, last = roles["conv1"], roles["conv2"], roles["conv3"]
-    (reads, made), (read, writes) = _sides(first, masks), _sides(last, masks)
-    groups = read[0].reshape(conv.groups, -1).max(axis=1)
-    if conv.groups == 1:
-        per_product = conv.dense_macs / (conv.in_channels * conv.out_channels)
-        middle = per_product * made[0].sum() * read[0].sum()
-    else:
-        middle = conv.dense_macs / conv.groups * groups.sum()
-    made = made * jnp.repeat(groups, conv.in_channels // conv.groups)
-    return middle + _cheapest(first, reads, made, levels) + _cheapest(last, read, writes, levels)
+    """By bands, with the cheapest transforms; by channels where there are no levels between 0 and N."""
+    block, (height, width) = network.blocks[name], network.layers[name].in_size
+    if len(level_counts(block**2, levels)) == 2:
+        # All coefficients of a channel are the same, and a map that is not transformed is not padded to whole blocks.
+        return height * width * inputs[0].sum() * outputs[0].sum()
+    costs = np.diff([block_transform_macs(block, count) for count in range(block**2 + 1)])
+    return _layer(network, name, inputs, outputs, costs.tolist())
 
 
-def _tied_unit(
-    spec: NetworkSpec, roles: Mapping[str, LayerSpec], mask: jax.Array, levels: Sequence[int] | None
-) -> jax.Array:
-    """A block with tied masks: each wide channel costs what its kept count costs, alone."""
+class _Lives:
+    """How much each channel of the inner spaces lives: as much as both of its ends keep of its mean."""
+
+    def __init__(self, network: Network, masks: Mapping[str, jax.Array]):
+        self._network, self._masks = network, masks
+        self._inner = inner_spaces(network)
+
+    def made(self, run: InnerSpace) -> jax.Array:
+        """[channels], what the writer keeps of a channel's mean."""
+        if run.writer.name not in self._network.blocks:
+            return jnp.ones(run.writer.out_channels)
+        return _side(self._network, self._masks, run.writer.name, "output")[0]
+
+    def read(self, run: InnerSpace) -> jax.Array:
+        """[channels], what the reader keeps; of a layer without masks a group is as alive as the most alive output."""
+        reader = run.reader
+        if reader.name in self._network.blocks:
+            return run.of_reader(_side(self._network, self._masks, reader.name, "input")[0])
+        if reader.target not in self._inner:
+            return jnp.ones(reader.in_channels)
+        return run.of_reader(jnp.repeat(self._groups_read(reader), reader.in_channels // reader.groups))
+
+    def _groups_read(self, middle: Layer) -> jax.Array:
+        return self.read(self._inner[middle.target]).reshape(middle.groups, -1).max(axis=1)
+
+    def macs(self, name: str, levels: Sequence[int] | None) -> jax.Array:
+        """Of one layer that masks act on."""
+        layer = self._network.layers[name]
+        source = self._inner.get(layer.source) if layer.source is not None else None
+        target = self._inner.get(layer.target)
+        if name in self._network.blocks:
+            inputs, outputs = (_side(self._network, self._masks, name, side) for side in ("input", "output"))
+            if source is not None:
+                inputs = inputs * source.to_reader(self.made(source))
+            if target is not None:
+                outputs = outputs * self.read(target)
+            return _cheapest(self._network, name, inputs, outputs, levels)
+        assert target is not None
+        if not layer.mixes:
+            made, read, places = self.made(target), self.read(target), target.places(layer)
+            if places is not None:
+                made, read = made[places], read[places]
+            return layer.dense_macs / layer.in_channels * (made @ read)
+        if layer.groups > 1:
+            return layer.dense_macs / layer.groups * self._groups_read(layer).sum()
+        assert source is not None
+        per_product = layer.dense_macs / (layer.in_channels * layer.out_channels)
+        return per_product * self.made(source).sum() * self.read(target).sum()
+
+
+def _group_run(run: GroupRun, mask: jax.Array, levels: Sequence[int] | None) -> jax.Array:
+    """A tied run: each channel costs what its kept count costs, alone."""
     accepted = level_counts(mask.shape[0], levels)
-    costs = [
-        sum(unit_group_macs(spec, roles, np.array([count]), narrow_transforms=False).values()) for count in accepted
-    ]
+    costs = [sum(run.macs(np.array([count]), narrow_transforms=False).values()) for count in accepted]
     # Some levels cost about as much as N does, or more: a channel comes down past them, along the convex hull.
     places = range(len(accepted))
     steps = np.diff(np.interp(places, *_lower_hull(places, costs)))

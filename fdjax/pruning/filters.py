@@ -1,8 +1,9 @@
-"""Filter pruning: which filters inside a ResNet's blocks go, so that the network really shrinks, its 3x3 layers too.
+"""Filter pruning: which filters between convolutions go, so that the network really shrinks, its 3x3 layers too.
 
 Methods share one signature, (what was measured of a layer) -> a score for each of its filters, and differ by their
-scores; the filters with the lowest scores of a block go first. What stays fixed is the map that runs from block to
-block: pruned are a block's inner maps.
+scores; the filters with the lowest scores of a block go first. A block here is a row of convolutions, each of which
+alone reads what the one before it writes. What stays fixed is the map that runs from block to block: pruned are the
+maps within.
 
 How many filters a block loses is one share for all blocks, or chosen for each from what blocks lose when pruned
 alone (`choose_rates`).
@@ -11,12 +12,15 @@ alone (`choose_rates`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from scipy.fft import dctn
 
-from fdjax.spec import LayerSpec, NetworkSpec, blocks
+from fdjax.graph.channels import SEVERAL, UNARY
+from fdjax.graph.masks import Network
+from fdjax.graph.network import Layer, Space
 
 # What is left of a block at the least.
 _FEWEST = 1
@@ -115,34 +119,98 @@ METHODS: Mapping[str, Callable[[Measured], np.ndarray]] = {
 }
 
 
-def prunable(spec: NetworkSpec) -> dict[str, tuple[LayerSpec, ...]]:
-    """Block name -> the convolutions whose filters go together in number: those inside of a ResNet's blocks.
+@functools.lru_cache(maxsize=16)
+def prunable(network: Network) -> Mapping[str, tuple[Layer, ...]]:
+    """Block name -> the convolutions whose filters go together in number, in order.
+
+    Their maps have one reader, also a convolution, and nothing but elementwise operations in between; one of the two
+    has a window, and the first is not the network's first. A block is named after the module that holds it.
 
     Raises:
       ValueError: a network that has none, or with groups.
     """
-    found = {}
-    for name, roles in blocks(spec).items():
-        if "conv1" in roles:
-            inner = ("conv1", "conv2") if "conv3" in roles else ("conv1",)
-            found[name] = tuple(roles[role] for role in inner)
+    after = {
+        space.writers[0]: network.layers[space.readers[0]]
+        for space in network.graph.spaces.values()
+        if space.is_run and _prunable_space(network, space)
+    }
+    found: dict[str, tuple[Layer, ...]] = {}
+    inside = set[str]()
+    for name in after:
+        row = [network.layers[name]]
+        while row[-1].name in after and row[0].name not in inside:
+            row.append(after[row[-1].name])
+            inside.add(row[-1].name)
+        if len(row) > 1:
+            found[_module(row)] = tuple(row[:-1])
     if not found:
-        instead = ": prune its channels (method channel)" if spec.mask_sizes else ""
-        raise ValueError(f"filter pruning is for ResNets, which {spec.name} is not{instead}")
+        instead = ": prune its channels (method channel)" if network.masks else ""
+        raise ValueError(
+            f"filter pruning removes maps between two convolutions, one of them with a window, that nothing else "
+            f"reads, and {network.name} has none{instead}"
+        )
     if any(layer.groups > 1 for layers in found.values() for layer in layers):
-        raise ValueError(f"filter pruning is for convolutions without groups, and {spec.name} has groups")
+        raise ValueError(f"filter pruning is for convolutions without groups, and {network.name} has groups")
     return found
 
 
-def block_macs(spec: NetworkSpec, name: str, filters: int) -> int:
-    """Dense MACs of a block whose inner maps have so many channels, shortcut included."""
-    roles, total = blocks(spec)[name], 0
-    inner = {layer.name for layer in prunable(spec)[name]}
-    for role, layer in roles.items():
-        channels, features = layer.in_channels, layer.out_channels
-        features = filters if layer.name in inner else features
-        channels = filters if role != "shortcut" and role != "conv1" else channels
-        total += dataclasses.replace(layer, in_channels=channels, out_channels=features).dense_macs
+def _prunable_space(network: Network, space: Space) -> bool:
+    writer, reader = network.layers[space.writers[0]], network.layers[space.readers[0]]
+    ends = (writer, reader)
+    convolutions = all(layer.kind in ("conv", "pointwise") for layer in ends) and any(
+        side > 1 for layer in ends for side in layer.window
+    )
+    first = writer.source is None or network.graph.spaces[writer.source].pinned is not None
+    read_in_order = np.array_equal(writer.writes, reader.reads)
+    return convolutions and not first and read_in_order and _is_elementwise(network, space)
+
+
+def _is_elementwise(network: Network, space: Space) -> bool:
+    """Whether all that is done to the maps of a run keeps every pixel by itself."""
+    reader = network.layers[space.readers[0]].operation
+    return all(
+        network.graph.operations.operations[index].kind in UNARY | SEVERAL
+        for index in _operations_on(network, space)
+        if index != reader
+    )
+
+
+def _operations_on(network: Network, space: Space) -> list[int]:
+    """The indices of the operations that take a value of a space."""
+    walk, channels = network.graph.walk, set(space.channels.tolist())
+    found = []
+    for index, operation in enumerate(network.graph.operations.operations):
+        lives = (walk.live[value].ids for value in operation.inputs if value in walk.live)
+        if any(ids is not None and len(ids) and int(walk.classes.find(ids[:1])[0]) in channels for ids in lives):
+            found.append(index)
+    return found
+
+
+def _module(layers: Sequence[Layer]) -> str:
+    """The path of the module that holds layers, or the name of the first."""
+    parts = [layer.name.split("/")[:-1] for layer in layers]
+    common = []
+    for names in zip(*parts, strict=False):
+        if len(set(names)) > 1:
+            break
+        common.append(names[0])
+    return "/".join(common) or layers[0].name
+
+
+def reader_of(network: Network, layer: Layer) -> Layer:
+    """The layer that reads what a prunable convolution writes."""
+    return network.layers[network.graph.spaces[layer.target].readers[0]]
+
+
+def block_macs(network: Network, name: str, filters: int) -> int:
+    """Dense MACs of a block's convolutions whose maps have so many channels, and of the one that reads the last."""
+    layers = prunable(network)[name]
+    inner = {layer.name for layer in layers}
+    total = 0
+    for place, layer in enumerate((*layers, reader_of(network, layers[-1]))):
+        features = filters if layer.name in inner else layer.out_channels
+        channels = filters if place else layer.in_channels
+        total += layer.dense_macs // (layer.in_channels * layer.out_channels) * channels * features
     return total
 
 
@@ -156,34 +224,34 @@ def rates(filters: int, steps: int = 8) -> tuple[int, ...]:
     return tuple(sorted({max(_FEWEST, round(filters * step / steps)) for step in range(1, steps + 1)}))
 
 
-def one_share(spec: NetworkSpec, target: float) -> dict[str, int]:
+def one_share(network: Network, target: float) -> dict[str, int]:
     """Filters left in each block, the same share of all, so that the network comes nearest to `target`.
 
     Args:
-      spec: the network.
+      network: the network.
       target: MACs over the network's, 0 to 1.
 
     Raises:
       ValueError: no share reaches the target; the message says the lowest.
     """
-    widths = {name: layers[0].out_channels for name, layers in prunable(spec).items()}
+    widths = {name: layers[0].out_channels for name, layers in prunable(network).items()}
 
     def at(share: float) -> dict[str, int]:
         return {name: max(_FEWEST, round(share * width)) for name, width in widths.items()}
 
-    _check_reach(spec, target, at(0.0))
+    _check_reach(network, target, at(0.0))
     # The number of filters steps at these shares only.
     shares = sorted({(count + 0.5) / width for width in set(widths.values()) for count in range(width)} | {1.0})
-    return min((at(np.nextafter(share, 0)) for share in shares), key=lambda left: abs(_ratio(spec, left) - target))
+    return min((at(np.nextafter(share, 0)) for share in shares), key=lambda left: abs(_ratio(network, left) - target))
 
 
-def choose_rates(spec: NetworkSpec, losses: Mapping[str, Sequence[float]], target: float) -> dict[str, int]:
+def choose_rates(network: Network, losses: Mapping[str, Sequence[float]], target: float) -> dict[str, int]:
     """Filters left in each block, so that the sum of losses is least for what the network costs.
 
     One price for MACs, found by halving; every block takes the rate that minimises its loss plus the price of its MACs.
 
     Args:
-      spec: the network.
+      network: the network.
       losses: block name -> what the network loses (in any unit) with only that block pruned, at each of `rates` of its
         filters, in order.
       target: MACs over the network's, 0 to 1; the result is at most that.
@@ -191,10 +259,10 @@ def choose_rates(spec: NetworkSpec, losses: Mapping[str, Sequence[float]], targe
     Raises:
       ValueError: no choice reaches the target; the message says the lowest.
     """
-    accepted = {name: rates(layers[0].out_channels) for name, layers in prunable(spec).items()}
-    macs = {name: np.array([block_macs(spec, name, count) for count in counts]) for name, counts in accepted.items()}
-    _check_reach(spec, target, {name: counts[0] for name, counts in accepted.items()})
-    total = sum(layer.dense_macs for layer in spec.counted_layers)
+    accepted = {name: rates(layers[0].out_channels) for name, layers in prunable(network).items()}
+    macs = {name: np.array([block_macs(network, name, count) for count in counts]) for name, counts in accepted.items()}
+    _check_reach(network, target, {name: counts[0] for name, counts in accepted.items()})
+    total = sum(layer.dense_macs for layer in network.counted_layers.values())
 
     def at(price: float) -> dict[str, int]:
         left = {}
@@ -205,54 +273,98 @@ def choose_rates(spec: NetworkSpec, losses: Mapping[str, Sequence[float]], targe
         return left
 
     low, high = 0.0, 1.0
-    while _ratio(spec, at(high)) > target:
+    while _ratio(network, at(high)) > target:
         high *= 2
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        low, high = (middle, high) if _ratio(spec, at(middle)) > target else (low, middle)
+        low, high = (middle, high) if _ratio(network, at(middle)) > target else (low, middle)
     return at(high)
 
 
-def _ratio(spec: NetworkSpec, left: Mapping[str, int]) -> float:
-    total = sum(layer.dense_macs for layer in spec.counted_layers)
-    saved = sum(block_macs(spec, name, prunable(spec)[name][0].out_channels) for name in left)
-    return (total - saved + sum(block_macs(spec, name, count) for name, count in left.items())) / total
+def _ratio(network: Network, left: Mapping[str, int]) -> float:
+    total = sum(layer.dense_macs for layer in network.counted_layers.values())
+    saved = sum(block_macs(network, name, prunable(network)[name][0].out_channels) for name in left)
+    return (total - saved + sum(block_macs(network, name, count) for name, count in left.items())) / total
 
 
-def _check_reach(spec: NetworkSpec, target: float, fewest: Mapping[str, int]) -> None:
-    lowest = _ratio(spec, fewest)
+def _check_reach(network: Network, target: float, fewest: Mapping[str, int]) -> None:
+    lowest = _ratio(network, fewest)
     if target < lowest:
         raise ValueError(
-            f"filter pruning of {spec.name} can come down to {lowest:.3f}x of the MACs, not to {target:g}x: one filter "
-            "stays in each block, and the maps between blocks keep all their channels"
+            f"filter pruning of {network.name} can come down to {lowest:.3f}x of the MACs, not to {target:g}x: one "
+            "filter stays in each block, and the maps between blocks keep all their channels"
         )
 
 
-def keep_filters(
-    spec: NetworkSpec, variables: Mapping[str, Mapping], kept: Mapping[str, np.ndarray]
-) -> dict[str, dict]:
+def keep_filters(network: Network, variables: Mapping[str, Mapping], kept: Mapping[str, np.ndarray]) -> dict[str, dict]:
     """Variables of the network with only these filters.
 
     Args:
-      spec: of the network before.
-      variables: its collections `params` and `batch_stats`, nested dicts of arrays.
+      network: as it was before.
+      variables: its collections, nested dicts of arrays; kernels are [..., C, D].
       kept: name of each convolution of `prunable` -> the filters that stay, ascending.
 
     Returns:
-      The two collections; arrays that nothing was removed of are the same objects.
+      The collections that the graph reads; arrays that nothing was removed of are the same objects.
+
+    Raises:
+      ValueError: a variable along the channels of which it is not known where they lie in it.
     """
+    paths = network.graph.operations.variables.values()
 
     def copied(tree: Mapping) -> dict:
         return {key: copied(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
 
-    shrunk = {name: copied(variables[name]) for name in ("params", "batch_stats")}
-    for name, layers in prunable(spec).items():
-        for number, layer in enumerate(layers, 1):
+    collections = dict.fromkeys(path.split("/")[0] for path in paths)
+    shrunk = {name: copied(variables[name]) for name in collections if name in variables}
+
+    def shrink(path: str, stays: np.ndarray, axis: int) -> None:
+        *parents, leaf = path.split("/")
+        tree = functools.reduce(lambda tree, part: tree[part], parents, shrunk)
+        tree[leaf] = np.take(tree[leaf], stays, axis)
+
+    for layers in prunable(network).values():
+        for layer in layers:
             stays = kept[layer.name]
-            own, after = shrunk["params"][name][f"conv{number}"], shrunk["params"][name][f"conv{number + 1}"]
-            own["kernel"] = own["kernel"][..., stays]
-            after["kernel"] = after["kernel"][..., stays, :]
-            for collection in shrunk.values():
-                norm = collection[name][f"conv{number}_norm"]
-                collection[name][f"conv{number}_norm"] = {key: value[stays] for key, value in norm.items()}
+            shrink(_kernel(network, layer), stays, -1)
+            shrink(_kernel(network, reader_of(network, layer)), stays, -2)
+            for path in channel_variables(network, layer):
+                shrink(path, stays, 0)
     return shrunk
+
+
+def _kernel(network: Network, layer: Layer) -> str:
+    return next(mixing.kernel for mixing in network.graph.walk.mixing if mixing.operation == layer.operation)
+
+
+def channel_variables(network: Network, layer: Layer) -> list[str]:
+    """The paths of the vectors [D] that act on what a prunable convolution writes, such as those of its batch norm.
+
+    Raises:
+      ValueError: a variable that acts on it and is no such vector.
+    """
+    operations, walk = network.graph.operations, network.graph.walk
+    kernel = operations.operations[layer.operation].inputs
+    space = network.graph.spaces[layer.target]
+    reader = reader_of(network, layer).operation
+    seen = [value for value in kernel if value not in walk.live]
+    for index in _operations_on(network, space):
+        if index != reader:
+            seen += [value for value in operations.operations[index].inputs if value not in walk.live]
+    made_by = {value: operation for operation in operations.operations for value in operation.outputs}
+    found, known = [], set[int]()
+    while seen:
+        value = seen.pop()
+        if value in known:
+            continue
+        known.add(value)
+        if value in made_by:
+            seen += made_by[value].inputs
+            continue
+        path, shape = operations.variables.get(value), operations.shapes[value]
+        if path is None or path == _kernel(network, layer) or not shape:
+            continue
+        if shape != (layer.out_channels,):
+            raise ValueError(f"filters of {layer.name} cannot be removed: {path} acts on its maps and is no vector")
+        found.append(path)
+    return sorted(found)

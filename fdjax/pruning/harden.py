@@ -7,21 +7,15 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
+from fdjax.graph.counting import NetworkMacs, layer_totals, network_macs
+from fdjax.graph.masks import Counts, Network, Side
 from fdjax.ops.fcmask import level_counts
-from fdjax.ops.macs import cheapest_pointwise, pointwise_macs
-from fdjax.spec import (
-    Counts,
-    LayerSpec,
-    NetworkMacs,
-    NetworkSpec,
-    effective_counts,
-    network_macs,
-    tied_mask,
-    units,
-)
+from fdjax.ops.macs import pointwise_macs
 
 FcMasks = Mapping[str, np.ndarray]
 Levels = Sequence[int] | None
+
+_SIDES: tuple[Side, ...] = ("input", "output")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +35,14 @@ class HardMasks:
     macs: NetworkMacs
 
 
-def round_masks(spec: NetworkSpec, fcmasks: FcMasks, levels: Levels = None, offset: float = 0.0) -> Counts:
+def round_masks(network: Network, fcmasks: FcMasks, levels: Levels = None, offset: float = 0.0) -> Counts:
     """Path -> FCMask [channels] in [0, 1] to path -> kept counts: m + offset rounded to a level.
 
     The arithmetic is float32, as in `fdjax.ops.fcmask.kept_counts`, so that both round alike.
     """
     counts = {}
-    for path, (_, num_coefs) in spec.mask_sizes.items():
-        accepted = np.asarray(level_counts(num_coefs, levels))
+    for path, mask in network.masks.items():
+        accepted = np.asarray(level_counts(mask.num_coefs, levels))
         stretches = len(accepted) - 1
         scaled = (np.asarray(fcmasks[path], np.float32) + np.float32(offset)) * np.float32(stretches)
         below = np.floor(scaled)
@@ -56,14 +50,14 @@ def round_masks(spec: NetworkSpec, fcmasks: FcMasks, levels: Levels = None, offs
     return counts
 
 
-def even_groups(spec: NetworkSpec, fcmasks: FcMasks, counts: Counts, multiple: int) -> Counts:
+def even_groups(network: Network, fcmasks: FcMasks, counts: Counts, multiple: int) -> Counts:
     """Makes groups of tied channels as wide as hardware likes.
 
-    In every tied block the number of channels that keep a given count or more becomes the nearest multiple of
+    In every tied run the number of channels that keep a given count or more becomes the nearest multiple of
     `multiple`, a half upwards, or all channels; where it changes, the channels whose masks are nearest move.
 
     Args:
-      spec: the network.
+      network: the network.
       fcmasks: path -> FCMask [channels].
       counts: path -> kept counts, from `round_masks`.
       multiple: 1 or more.
@@ -71,9 +65,8 @@ def even_groups(spec: NetworkSpec, fcmasks: FcMasks, counts: Counts, multiple: i
     evened = dict(counts)
     if multiple == 1:
         return evened
-    for roles in units(spec).values():
-        path = tied_mask(roles)
-        if path is None:
+    for path, mask in network.masks.items():
+        if not mask.tied:
             continue
         old = counts[path]
         # Highest mask first; among equals the first channel.
@@ -86,13 +79,29 @@ def even_groups(spec: NetworkSpec, fcmasks: FcMasks, counts: Counts, multiple: i
     return evened
 
 
+def sharing_layers(network: Network) -> list[tuple[str, ...]]:
+    """The wrapped layers, in order, those that share masks together: what one mask serves is released as a whole."""
+    groups: list[tuple[set[str], list[str]]] = []
+    for name in network.wrapped_layers:
+        paths, names = _paths(network, name), [name]
+        for group in [group for group in groups if group[0] & paths]:
+            groups.remove(group)
+            paths, names = paths | group[0], group[1] + names
+        groups.append((paths, names))
+    return [tuple(names) for _, names in groups]
+
+
+def _paths(network: Network, layer: str) -> set[str]:
+    return {path for side in _SIDES if (path := network.mask_of(layer, side)) is not None}
+
+
 def gate_counts(
-    spec: NetworkSpec, counts: Counts, convention: str = "total"
+    network: Network, counts: Counts, convention: str = "total"
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Releases what is no cheaper pruned than whole, by MACs: partial counts rise to N, dead channels stay dead.
 
     Args:
-      spec: the network.
+      network: the network.
       counts: path of every FCMask -> kept counts.
       convention: "total" compares cheapest exact forms, "paper" the paper's count.
 
@@ -100,70 +109,44 @@ def gate_counts(
       The counts after release, and the names of the released layers, in order.
     """
     gated = dict(counts)
-    released: list[str] = []
-    effective = effective_counts(spec, counts)
-    tied_units = {name: roles for name, roles in units(spec).items() if tied_mask(roles)}
-    for roles in tied_units.values():
-        layers = [layer for layer in roles.values() if layer.block]
-        _release_if_no_cheaper(spec, gated, released, tuple(roles.values()), layers, convention)
-    for layer in spec.layers:
-        if not layer.block or layer.unit in tied_units:
-            continue
+    released = set[str]()
+    for names in sharing_layers(network):
+        raised = {
+            path: _whole(gated[path], network.masks[path].num_coefs) for name in names for path in _paths(network, name)
+        }
         if convention == "paper":
-            inputs, outputs = layer.input_counts(counts), layer.output_counts(counts)
+            pruned = _paper_macs(network, counts, names, False)
+            whole = _paper_macs(network, {**counts, **raised}, names, True)
         else:
-            inputs, outputs = effective[layer.name]
-        if _layer_cost(layer, inputs, outputs, False, convention) >= _layer_cost(
-            layer, _whole(inputs, layer), _whole(outputs, layer), True, convention
-        ):
-            released.append(layer.name)
-            for path in (layer.input_mask, layer.output_mask):
-                if path:
-                    gated[path] = _whole(gated[path], layer)
-    order = {layer.name: index for index, layer in enumerate(spec.layers)}
-    return gated, tuple(sorted(released, key=order.__getitem__))
+            pruned, whole = (_total_macs(network, of, names) for of in (counts, {**counts, **raised}))
+        if pruned >= whole:
+            released.update(names)
+            gated |= raised
+    return gated, tuple(name for name in network.layers if name in released)
 
 
-def _whole(counts: np.ndarray, layer: LayerSpec) -> np.ndarray:
-    return np.where(counts > 0, layer.num_coefs, 0)
+def _whole(counts: np.ndarray, num_coefs: int) -> np.ndarray:
+    return np.where(counts > 0, num_coefs, 0)
 
 
-def _layer_cost(layer: LayerSpec, inputs: np.ndarray, outputs: np.ndarray, released: bool, convention: str) -> int:
-    assert layer.block is not None
-    if convention == "paper":
-        return pointwise_macs(layer.in_size, layer.block, inputs, outputs, released).paper_total
-    histograms = [np.bincount(side, minlength=layer.num_coefs + 1) for side in (inputs, outputs)]
-    return cheapest_pointwise(layer.in_size, layer.block, histograms[0], histograms[1])[0]
+def _paper_macs(network: Network, counts: Counts, names: Sequence[str], released: bool) -> int:
+    total = 0
+    for name in names:
+        height, width = network.layers[name].in_size
+        inputs, outputs = (network.side_counts(counts, name, side) for side in _SIDES)
+        total += pointwise_macs((height, width), network.blocks[name], inputs, outputs, released).paper_total
+    return total
 
 
-def _release_if_no_cheaper(
-    spec: NetworkSpec,
-    gated: dict[str, np.ndarray],
-    released: list[str],
-    unit: tuple[LayerSpec, ...],
-    layers: list[LayerSpec],
-    convention: str,
-) -> None:
-    """A tied block is released as a whole: one mask serves both of its layers."""
-    alone = dataclasses.replace(spec, layers=unit)
-    raised = dict(gated)
-    for layer in layers:
-        for path in (layer.input_mask, layer.output_mask):
-            if path:
-                raised[path] = _whole(gated[path], layer)
-
-    def cost(counts: Counts, names: tuple[str, ...]) -> int:
-        macs = network_macs(alone, counts, names).to_dict()
-        return macs["paper_total" if convention == "paper" else "total"]
-
-    names = tuple(layer.name for layer in layers)
-    if cost(gated, ()) >= cost(raised, names):
-        gated.update(raised)
-        released.extend(names)
+def _total_macs(network: Network, counts: Counts, names: Sequence[str]) -> int:
+    """Of these layers and the depthwise layers between them, which the form of a run takes in."""
+    targets = {network.layers[name].target for name in names} & {network.layers[name].source for name in names}
+    between = (name for name, layer in network.layers.items() if not layer.mixes and layer.target in targets)
+    return sum(macs for macs, _ in layer_totals(network, counts, {*names, *between}).values())
 
 
 def harden(
-    spec: NetworkSpec,
+    network: Network,
     fcmasks: FcMasks,
     *,
     levels: Levels = None,
@@ -176,7 +159,7 @@ def harden(
     """Rounds masks and gates the result.
 
     Args:
-      spec: the network.
+      network: the network.
       fcmasks: path -> FCMask [channels] in [0, 1].
       levels: the accepted kept counts below N, or None for all (`fdjax.ops.fcmask.level_counts`).
       gate: "macs" or "none".
@@ -185,15 +168,14 @@ def harden(
       group_multiple: of which the sizes of tied groups are made multiples (`even_groups`).
       released: layers to release whatever they cost.
     """
-    counts = dict(even_groups(spec, fcmasks, round_masks(spec, fcmasks, levels, offset), group_multiple))
-    for layer in spec.layers:
-        for path in (layer.input_mask, layer.output_mask) if layer.name in released else ():
-            if path:
-                counts[path] = _whole(counts[path], layer)
+    counts = dict(even_groups(network, fcmasks, round_masks(network, fcmasks, levels, offset), group_multiple))
+    for name in network.wrapped_layers:
+        for path in _paths(network, name) if name in released else ():
+            counts[path] = _whole(counts[path], network.masks[path].num_coefs)
     names: tuple[str, ...] = ()
     if gate == "macs":
-        counts, names = gate_counts(spec, counts, convention)
-    return HardMasks(counts, names, offset, network_macs(spec, counts, names))
+        counts, names = gate_counts(network, counts, convention)
+    return HardMasks(counts, names, offset, network_macs(network, counts, names))
 
 
 def mac_ratio(macs: NetworkMacs, convention: str) -> float:
@@ -202,7 +184,7 @@ def mac_ratio(macs: NetworkMacs, convention: str) -> float:
 
 
 def harden_to_target(
-    spec: NetworkSpec,
+    network: Network,
     fcmasks: FcMasks,
     target: float,
     *,
@@ -222,7 +204,7 @@ def harden_to_target(
 
     def at(offset: float) -> tuple[float, HardMasks]:
         hard = harden(
-            spec,
+            network,
             fcmasks,
             levels=levels,
             gate=gate,

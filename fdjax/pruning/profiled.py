@@ -19,11 +19,12 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from fdjax.errors import UserError, suggestion
+from fdjax.graph.counting import network_macs
+from fdjax.graph.masks import Network
 from fdjax.ops.dct import zigzag_order
 from fdjax.ops.macs import explicit_mask_macs
 from fdjax.pruning.block_choice import Energies
-from fdjax.pruning.harden import gate_counts
-from fdjax.spec import LayerSpec, NetworkSpec, network_macs
+from fdjax.pruning.harden import gate_counts, sharing_layers
 
 Masks = Mapping[str, np.ndarray]
 Scores = Mapping[str, np.ndarray]
@@ -36,23 +37,21 @@ _NO_DENSE_FORM = "its masks are no low-frequency prefixes, which alone have a de
 _HALVINGS = 18
 
 
-def mask_energies(spec: NetworkSpec, energies: Energies) -> dict[str, np.ndarray]:
+def mask_energies(network: Network, energies: Energies) -> dict[str, np.ndarray]:
     """The energy of what each FCMask multiplies, as shares of its side's whole; the mean over sides that share a mask.
 
     Args:
-      spec: the network.
+      network: the network.
       energies: mean squared coefficients of every masked side, for the block that it has.
 
     Returns:
       path of every FCMask -> float64 [N, channels], with sum 1 (0 where a side is silent).
     """
     found: dict[str, list[np.ndarray]] = {}
-    for layer in spec.layers:
-        for side, path in (("input", layer.input_mask), ("output", layer.output_mask)):
-            if path:
-                assert layer.block is not None
-                energy = np.asarray(energies[layer.name, side][layer.block], np.float64)
-                found.setdefault(path, []).append(energy / (energy.sum() or 1.0))
+    for path, mask in network.masks.items():
+        for side in mask.sides:
+            energy = np.asarray(energies[side][mask.block], np.float64)
+            found.setdefault(path, []).append(energy / (energy.sum() or 1.0))
     return {path: np.mean(sides, axis=0) for path, sides in found.items()}
 
 
@@ -93,13 +92,13 @@ def score(method: str, energies: Masks) -> dict[str, np.ndarray]:
     return {path: METHODS[method](energy) for path, energy in energies.items()}
 
 
-def prune_share(spec: NetworkSpec, scores: Scores, share: float, scope: Scope = "layer") -> dict[str, np.ndarray]:
+def prune_share(network: Network, scores: Scores, share: float, scope: Scope = "layer") -> dict[str, np.ndarray]:
     """Prunes the pieces with the lowest scores.
 
     Of equal scores the higher coefficient goes first, then the later channel.
 
     Args:
-      spec: the network.
+      network: the network.
       scores: path of every FCMask -> an array that broadcasts to [N, channels].
       share: of the pieces, 0 to 1, rounded to whole pieces.
       scope: "layer" takes that share of every side (the paper's percentile), "global" of all pieces of the network,
@@ -113,7 +112,7 @@ def prune_share(spec: NetworkSpec, scores: Scores, share: float, scope: Scope = 
     else:
         relative = {path: of.ravel() / (of.mean() or 1.0) for path, of in scores.items()}
         kept = _strongest_of_all(relative, share)
-    sizes = spec.mask_sizes
+    sizes = network.mask_sizes
     return {
         path: np.broadcast_to(pieces.reshape(scores[path].shape), sizes[path][::-1]).copy()
         for path, pieces in kept.items()
@@ -147,14 +146,14 @@ def prefix_counts(masks: Masks) -> dict[str, np.ndarray] | None:
     return {path: mask.sum(axis=0) for path, mask in masks.items()}
 
 
-def masks_of_counts(spec: NetworkSpec, counts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def masks_of_counts(network: Network, counts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The masks [N, channels] of kept counts."""
-    return {path: np.arange(num_coefs)[:, None] < counts[path] for path, (_, num_coefs) in spec.mask_sizes.items()}
+    return {path: np.arange(num_coefs)[:, None] < counts[path] for path, (_, num_coefs) in network.mask_sizes.items()}
 
 
-def whole_masks(spec: NetworkSpec) -> dict[str, np.ndarray]:
+def whole_masks(network: Network) -> dict[str, np.ndarray]:
     """The masks [N, channels] that prune nothing."""
-    return {path: np.ones((num_coefs, channels), bool) for path, (channels, num_coefs) in spec.mask_sizes.items()}
+    return {path: np.ones((num_coefs, channels), bool) for path, (channels, num_coefs) in network.mask_sizes.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,32 +189,34 @@ class MaskMacs:
         }
 
 
-def mask_macs(spec: NetworkSpec, masks: Masks, released: Collection[str] = ()) -> MaskMacs:
+def mask_macs(network: Network, masks: Masks, released: Collection[str] = ()) -> MaskMacs:
     """Counts a network under explicit masks; `released`: names of layers that the gate has released."""
     counts = prefix_counts(masks)
-    total = None if counts is None else network_macs(spec, counts, released).to_dict()["total"]
-    return dataclasses.replace(_papers_macs(spec, masks, released), total=total)
+    total = None if counts is None else network_macs(network, counts, released).to_dict()["total"]
+    return dataclasses.replace(_papers_macs(network, masks, released), total=total)
 
 
-def _papers_macs(spec: NetworkSpec, masks: Masks, released: Collection[str]) -> MaskMacs:
+def _papers_macs(network: Network, masks: Masks, released: Collection[str]) -> MaskMacs:
     """All but the total, which takes long to count."""
     dense = pruned = paper = 0
-    for layer in spec.counted_layers:
+    for name, layer in network.counted_layers.items():
         of_layer = (layer.dense_macs, layer.dense_macs)
-        if layer.block:
-            of_layer = _layer_macs(layer, masks, layer.name in released)
+        if name in network.blocks:
+            of_layer = _layer_macs(network, name, masks, name in released)
         dense, pruned, paper = dense + layer.dense_macs, pruned + of_layer[0], paper + of_layer[1]
     return MaskMacs(dense, pruned, paper, None)
 
 
-def _layer_macs(layer: LayerSpec, masks: Masks, released: bool = False) -> tuple[int, int]:
+def _layer_macs(network: Network, name: str, masks: Masks, released: bool = False) -> tuple[int, int]:
     """(pruned, paper_total) of a wrapped layer; a side without a mask keeps all."""
-    assert layer.block is not None
+    layer, block = network.layers[name], network.blocks[name]
+    paths = network.mask_of(name, "input"), network.mask_of(name, "output")
     inputs, outputs = (
-        np.ones((layer.num_coefs, channels), bool) if path is None else masks[path]
-        for path, channels in ((layer.input_mask, layer.in_channels), (layer.output_mask, layer.out_channels))
+        np.ones((block**2, channels), bool) if path is None else masks[path]
+        for path, channels in zip(paths, (layer.in_channels, layer.out_channels), strict=True)
     )
-    return explicit_mask_macs(layer.in_size, layer.block, inputs, outputs, released)
+    height, width = layer.in_size
+    return explicit_mask_macs((height, width), block, inputs, outputs, released)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,16 +236,14 @@ class Pruned:
     macs: MaskMacs
 
 
-def gate_masks(
-    spec: NetworkSpec, masks: Masks, convention: Convention
-) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+def gate_masks(network: Network, masks: Masks, convention: Convention) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Releases what is no cheaper pruned than whole: channels that keep something keep all.
 
     Prefixes are gated as learned masks are (`fdjax.pruning.gate_counts`). Of other masks there is only the paper's
     count; layers that share a mask are released together.
 
     Args:
-      spec: the network.
+      network: the network.
       masks: path -> bool [N, channels].
       convention: "bare" counts no transforms, so that nothing is gained by a release and nothing is released.
 
@@ -258,36 +257,20 @@ def gate_masks(
         return dict(masks), ()
     counts = prefix_counts(masks)
     if counts is not None:
-        gated, released = gate_counts(spec, counts, convention)
-        return masks_of_counts(spec, gated), released
+        gated, released = gate_counts(network, counts, convention)
+        return masks_of_counts(network, gated), released
     if convention == "total":
         raise ValueError(_NO_DENSE_FORM)
     whole = {path: np.broadcast_to(mask.any(axis=0), mask.shape) for path, mask in masks.items()}
     found, released = dict(masks), set[str]()
-    for layers in _sharing_masks(spec):
-        pruned = sum(_layer_macs(layer, masks)[1] for layer in layers)
-        if pruned >= sum(_layer_macs(layer, whole, released=True)[1] for layer in layers):
-            released.update(layer.name for layer in layers)
-            found |= {path: whole[path].copy() for layer in layers for path in _paths(layer)}
-    return found, tuple(layer.name for layer in spec.layers if layer.name in released)
-
-
-def _paths(layer: LayerSpec) -> set[str]:
-    return {path for path in (layer.input_mask, layer.output_mask) if path}
-
-
-def _sharing_masks(spec: NetworkSpec) -> list[list[LayerSpec]]:
-    """The masked layers, those that share a mask together."""
-    groups: list[tuple[set[str], list[LayerSpec]]] = []
-    for layer in spec.layers:
-        paths, layers = _paths(layer), [layer]
-        if not paths:
-            continue
-        for group in [group for group in groups if group[0] & paths]:
-            groups.remove(group)
-            paths, layers = paths | group[0], group[1] + layers
-        groups.append((paths, layers))
-    return [layers for _, layers in groups]
+    for names in sharing_layers(network):
+        sides = ((name, side) for name in names for side in ("input", "output"))
+        paths = {path for side in sides if (path := network.mask_of(*side)) is not None}
+        pruned = sum(_layer_macs(network, name, masks)[1] for name in names)
+        if paths and pruned >= sum(_layer_macs(network, name, whole, released=True)[1] for name in names):
+            released.update(names)
+            found |= {path: whole[path].copy() for path in paths}
+    return found, tuple(name for name in network.layers if name in released)
 
 
 class UnreachableTarget(ValueError):
@@ -302,7 +285,7 @@ class UnreachableTarget(ValueError):
 
 
 def prune_to_target(
-    spec: NetworkSpec, scores: Scores, target: float, *, scope: Scope = "layer", convention: Convention = "bare"
+    network: Network, scores: Scores, target: float, *, scope: Scope = "layer", convention: Convention = "bare"
 ) -> Pruned:
     """Finds the share whose masks, after the gate, come nearest to a MAC ratio.
 
@@ -310,7 +293,7 @@ def prune_to_target(
     `macs.ratio(convention)` of what comes back with the target.
 
     Args:
-      spec: the network.
+      network: the network.
       scores: as for `prune_share`.
       target: MAC ratio, above 0 to 1.
       scope: as for `prune_share`.
@@ -323,9 +306,9 @@ def prune_to_target(
     """
 
     def at(share: float) -> Pruned:
-        masks, released = gate_masks(spec, prune_share(spec, scores, share, scope), convention)
+        masks, released = gate_masks(network, prune_share(network, scores, share, scope), convention)
         count = mask_macs if convention == "total" else _papers_macs
-        return Pruned(masks, share, released, count(spec, masks, released))
+        return Pruned(masks, share, released, count(network, masks, released))
 
     def distance(pruned: Pruned) -> float:
         return abs(pruned.macs.ratio(convention) - target)
@@ -343,7 +326,7 @@ def prune_to_target(
             low = middle.share
         else:
             high = middle.share
-    return dataclasses.replace(best, macs=mask_macs(spec, best.masks, best.released))
+    return dataclasses.replace(best, macs=mask_macs(network, best.masks, best.released))
 
 
 def contiguous_share(masks: Masks) -> dict[str, Any]:

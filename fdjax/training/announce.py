@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fdjax.config import Config
-from fdjax.spec import NetworkSpec, network_macs
+from fdjax.graph.counting import network_macs
+from fdjax.graph.masks import Network
 from fdjax.training.phases import Phase
 from fdjax.training.restore import Restored
 
 
 def announcement(
-    config: Config, spec: NetworkSpec, phases: Sequence[Phase], sizes: tuple[int, int, int], skipped: str = ""
+    config: Config, spec: Network, phases: Sequence[Phase], sizes: tuple[int, int, int], skipped: str = ""
 ) -> str:
     """The network, its MACs and the phases, in a few lines.
 

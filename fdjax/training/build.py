@@ -1,10 +1,10 @@
-"""From a config to the network it asks for, its spec, and its hard masks."""
+"""From a config to the network it asks for, its channel graph, and its hard masks."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,16 +15,18 @@ from fdjax.config import Config, LearnConfig
 from fdjax.errors import UserError
 from fdjax.frozen.bench import seeded_variables
 from fdjax.frozen.choice import Stopwatch, release_slower
+from fdjax.graph.masks import SIDES, Counts, Network
+from fdjax.graph.network import Layer, Space
 from fdjax.ops.fcmask import counts_to_fcmask, kept_counts
 from fdjax.pruning import HardMasks, harden, harden_to_target
-from fdjax.spec import Counts, NetworkSpec, tied_mask, units
+from fdjax.training.network import trace_network
 from fdjax.zoo import MOBILENETS, RESNETS, FrequencyNetwork, MobileNet, OctaveMobileNet, ResNet, WideGroups
 
 
 def build_network(
     config: Config, input_shape: tuple[int, int, int], num_classes: int
-) -> tuple[FrequencyNetwork, NetworkSpec]:
-    """Makes the network and its spec.
+) -> tuple[FrequencyNetwork, Network]:
+    """Makes the network and its channel graph.
 
     Args:
       config: model and mask settings are read.
@@ -53,7 +55,8 @@ def build_network(
             fields = ("cardinality", "group_width", "inner_channels")
             network = ResNet(**common, **{field: getattr(model, field) for field in fields})
     try:
-        return network, network.spec(input_shape, config.model.count_classifier)
+        classifier = config.model.count_classifier
+        return network, trace_network(network, input_shape, config.learn, count_classifier=classifier)
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -77,9 +80,35 @@ def mask_fields(learn: LearnConfig, variant: str) -> dict[str, Any]:
     return fields
 
 
-def check_maskable(spec: NetworkSpec) -> None:
+# What of a network is not in its config: it depends on the data.
+_FACTS = ("input_mean", "input_std", "class_names")
+
+
+def facts_of(spec: Network) -> dict[str, Any]:
+    """What a checkpoint keeps of a network beside its config; JSON types."""
+    shown = {"name": spec.name, "input_shape": list(spec.input_shape), "num_classes": spec.num_classes}
+    return {**shown, **{name: list(getattr(spec, name)) for name in _FACTS}}
+
+
+def network_of(config: Config, facts: Mapping[str, Any]) -> tuple[FrequencyNetwork, Network]:
+    """The network of a checkpoint, from its config and what `facts_of` wrote.
+
+    Raises:
+      UserError: a config that makes no network.
+      ValueError: facts that are no network's.
+    """
+    try:
+        height, width, channels = map(int, facts["input_shape"])
+        known = {name: tuple(facts[name]) for name in _FACTS}
+        network, spec = build_network(config, (height, width, channels), int(facts["num_classes"]))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no facts of a network: {error!r}") from error
+    return network, dataclasses.replace(spec, **known)
+
+
+def check_maskable(spec: Network) -> None:
     """Raises `UserError` if a network has no layer that is wrapped, and so none that could have masks."""
-    if not any(layer.block for layer in spec.layers):
+    if not spec.blocks:
         raise UserError(
             f"{spec.name} has no wrapped layers, so there are no masks to learn, set or choose blocks for (a ResNet of "
             "3x3 convolutions has no pointwise layers, and with model.octave none is wrapped): train it with --phases "
@@ -92,13 +121,13 @@ def flat_masks(fcmask) -> dict[str, np.ndarray]:
     return {path: np.asarray(mask) for path, mask in flatten_dict(fcmask, sep="/").items()}
 
 
-def collection_of(spec: NetworkSpec, counts: Counts) -> dict:
+def collection_of(spec: Network, counts: Counts) -> dict:
     """Hard masks as an `fcmask` collection: kept counts / N."""
     sizes = spec.mask_sizes
     return unflatten_dict({path: counts_to_fcmask(count, sizes[path][1]) for path, count in counts.items()}, sep="/")
 
 
-def counts_of(spec: NetworkSpec, fcmask: Any) -> dict[str, np.ndarray]:
+def counts_of(spec: Network, fcmask: Any) -> dict[str, np.ndarray]:
     """Kept counts of a collection as it stands, without levels or gate."""
     sizes = spec.mask_sizes
     return {path: np.asarray(kept_counts(jnp.asarray(m), sizes[path][1])) for path, m in flat_masks(fcmask).items()}
@@ -106,7 +135,7 @@ def counts_of(spec: NetworkSpec, fcmask: Any) -> dict[str, np.ndarray]:
 
 def hard_masks(
     learn: LearnConfig,
-    spec: NetworkSpec,
+    spec: Network,
     fcmask,
     *,
     to_target: bool,
@@ -134,7 +163,7 @@ def hard_masks(
     return harden(spec, masks, **rounding)
 
 
-def hard_masks_by_time(learn: LearnConfig, spec: NetworkSpec, fcmask, stopwatch: Stopwatch) -> HardMasks:
+def hard_masks_by_time(learn: LearnConfig, spec: Network, fcmask, stopwatch: Stopwatch) -> HardMasks:
     """As `hard_masks` to the target, but also without what takes longer pruned than released, frozen, on this machine.
 
     Each look releases what it finds slower, and the rest is rounded anew, so that the target is still met.
@@ -149,14 +178,13 @@ def hard_masks_by_time(learn: LearnConfig, spec: NetworkSpec, fcmask, stopwatch:
         released.update(slower)
 
 
-def layers_at_levels(spec: NetworkSpec, counts: Counts, levels: tuple[int, ...]) -> frozenset[str]:
+def layers_at_levels(spec: Network, counts: Counts, levels: tuple[int, ...]) -> frozenset[str]:
     """The wrapped layers whose kept counts are all among `levels` and N."""
     found = set()
-    for layer in spec.layers:
-        if layer.block:
-            sides = (layer.input_counts(counts), layer.output_counts(counts))
-            if all(np.isin(side, (*levels, layer.num_coefs)).all() for side in sides):
-                found.add(layer.name)
+    for name, block in spec.blocks.items():
+        sides = (spec.side_counts(counts, name, side) for side in SIDES)
+        if all(np.isin(side, (*levels, block**2)).all() for side in sides):
+            found.add(name)
     return frozenset(found)
 
 
@@ -164,30 +192,41 @@ def layers_at_levels(spec: NetworkSpec, counts: Counts, levels: tuple[int, ...])
 _SMALLEST_MAP = 64
 
 
-def wide_groups(spec: NetworkSpec, counts: Counts) -> tuple[tuple[str, WideGroups], ...]:
-    """(block name, groups of its wide channels) of the blocks that are worth running group by group.
+def wide_groups(spec: Network, counts: Counts) -> tuple[tuple[str, WideGroups], ...]:
+    """(module, groups of its wide channels) of the runs that are worth running group by group.
 
-    A block without a dead channel or anything to gain from tied masks is left out, as is one of dead channels only.
+    A run without a dead channel or anything to gain from tied masks is left out, as is one of dead channels only.
     """
     found = []
-    for name, roles in units(spec).items():
-        project, expand = roles["project"], roles.get("expand")
-        if not project.block:
-            continue
-        kept, whole, means = project.input_counts(counts), np.array([], int), np.array([], int)
-        narrow_masks = expand is None or expand.input_mask or project.output_mask
-        if tied_mask(roles) and not narrow_masks and math.prod(project.in_size) >= _SMALLEST_MAP:
-            whole = np.flatnonzero(kept == project.num_coefs)
-            sides = (*roles["depthwise"].in_size, *roles["depthwise"].out_size)
-            if all(side % project.block == 0 for side in sides):
-                means = np.flatnonzero((kept == 1) & (project.num_coefs > 1))
-        others = np.setdiff1d(np.flatnonzero(kept), np.concatenate([whole, means]))
-        if 0 < len(others) < len(kept) or len(whole) or len(means):
-            found.append((name, WideGroups(*(tuple(map(int, group)) for group in (whole, means, others)))))
+    for space in spec.graph.spaces.values():
+        for module in {name.rpartition("/")[0] for name in space.depthwise}:
+            readers = [name for name in space.readers if name.rpartition("/")[0] == module and name in spec.blocks]
+            if len(readers) == 1:
+                groups = _groups_of(spec, counts, space, module, spec.layers[readers[0]])
+                found += [(module, groups)] if groups else []
     return tuple(found)
 
 
-def hard_network(network: FrequencyNetwork, spec: NetworkSpec, counts: Counts) -> FrequencyNetwork:
+def _groups_of(spec: Network, counts: Counts, space: Space, module: str, reader: Layer) -> WideGroups | None:
+    block = spec.blocks[reader.name]
+    depthwise = next(spec.layers[name] for name in space.depthwise if name.rpartition("/")[0] == module)
+    kept, whole, means = spec.side_counts(counts, reader.name, "input"), np.array([], int), np.array([], int)
+    if spec.tied_mask(space) and _unmasked_outside(spec, space) and math.prod(reader.in_size) >= _SMALLEST_MAP:
+        whole = np.flatnonzero(kept == block**2)
+        if all(side % block == 0 for side in (*depthwise.in_size, *depthwise.out_size)):
+            means = np.flatnonzero((kept == 1) & (block > 1))
+    others = np.setdiff1d(np.flatnonzero(kept), np.concatenate([whole, means]))
+    if not (0 < len(others) < len(kept) or len(whole) or len(means)):
+        return None
+    return WideGroups(*(tuple(map(int, group)) for group in (whole, means, others)))
+
+
+def _unmasked_outside(spec: Network, space: Space) -> bool:
+    """Whether the writer's input and the reader's output have no masks."""
+    return spec.mask_of(space.writers[0], "input") is None and spec.mask_of(space.readers[0], "output") is None
+
+
+def hard_network(network: FrequencyNetwork, spec: Network, counts: Counts) -> FrequencyNetwork:
     """The network with rounded masks: without transforms where `counts` need none, and without dead wide channels."""
     if isinstance(network, MobileNet):
         network = dataclasses.replace(network, wide_groups=wide_groups(spec, counts))

@@ -8,10 +8,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from fdjax.config import MASK_PHASES, Config, LearnConfig
+from fdjax.config import MASK_PHASES, Config, LearnConfig, ModelConfig
 from fdjax.errors import UserError
+from fdjax.graph.counting import network_macs
+from fdjax.graph.masks import Network
 from fdjax.pruning import mac_ratio
-from fdjax.spec import NetworkSpec, network_macs
 from fdjax.training.build import check_maskable
 from fdjax.training.phases import Phase, has_teacher
 from fdjax.training.restore import Restored
@@ -20,7 +21,7 @@ from fdjax.training.restore import Restored
 _CHANCE = 1.5
 
 
-def check_target_macs(learn: LearnConfig, spec: NetworkSpec, phases: Sequence[Phase]) -> None:
+def check_target_macs(learn: LearnConfig, spec: Network, phases: Sequence[Phase]) -> None:
     """Raises `UserError` if there is nothing to mask, or even removing every masked channel misses the target."""
     if not any(phase.learns_masks for phase in phases):
         return
@@ -45,7 +46,7 @@ def check_gate(learn: LearnConfig) -> None:
         )
 
 
-def check_same_data(workdir: Path, spec: NetworkSpec, num_train: int, resumed: Restored) -> None:
+def check_same_data(workdir: Path, spec: Network, num_train: int, resumed: Restored) -> None:
     """Raises `UserError` if the run in `workdir` was begun on other data than there are now (`spec`, `num_train`)."""
     before, trained_on = resumed.spec, resumed.done.num_train
     if (spec.input_shape, spec.class_names, num_train) != (before.input_shape, before.class_names, trained_on):
@@ -77,10 +78,10 @@ def check_beginning(config: Config) -> None:
         )
 
 
-def check_init(spec: NetworkSpec, init: Restored) -> None:
-    """Raises `UserError` if --init holds another network than `spec`, or masks of other settings."""
+def check_init(model: ModelConfig, spec: Network, init: Restored) -> None:
+    """Raises `UserError` if --init holds another network than `spec`, made by `model`, or masks of other settings."""
     shapes = [[(layer.name, layer.kind, layer.in_channels, layer.out_channels, layer.window, layer.stride)
-               for layer in of.layers] for of in (spec, init.spec)]  # fmt: skip
+               for layer in of.layers.values()] for of in (spec, init.spec)]  # fmt: skip
     if shapes[0] != shapes[1]:
         other = next((pair for pair in zip(*shapes, strict=False) if pair[0] != pair[1]), None)
         detail = f": layer {other[1][0]} there, {other[0][0]} here differ" if other else ""
@@ -88,7 +89,7 @@ def check_init(spec: NetworkSpec, init: Restored) -> None:
             f"--init holds {init.spec.name} for {init.spec.num_classes} classes, which does not fit "
             f"{spec.name} for {spec.num_classes} classes{detail}"
         )
-    own, theirs = ((of.padding, of.batch_norm_epsilon) for of in (spec, init.spec))
+    own, theirs = ((of.padding, of.batch_norm_epsilon) for of in (model, init.config.model))
     if own != theirs:
         raise UserError(
             f"--init was trained with padding {theirs[0]!r} and batch norm epsilon {theirs[1]}, and the config has "

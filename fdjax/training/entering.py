@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fdjax.config import Config
-from fdjax.spec import NetworkSpec
+from fdjax.graph.masks import Network
 from fdjax.training.build import collection_of
 from fdjax.training.controller import first_lambda
 from fdjax.training.optimizers import optimizers_for
@@ -20,7 +20,7 @@ from fdjax.zoo import FrequencyNetwork
 def enter_phase(
     config: Config,
     network: FrequencyNetwork,
-    spec: NetworkSpec,
+    spec: Network,
     done: Past,
     state: TrainState,
     phase: Phase,

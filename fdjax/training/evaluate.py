@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from fdjax.data import Images, normalize
-from fdjax.spec import NetworkSpec
+from fdjax.graph.masks import Network
 from fdjax.training.devices import Devices
 
 EVAL_BATCH = 250
@@ -29,7 +29,7 @@ class Applied(Protocol):
 
 def make_evaluator(
     network: Applied,
-    spec: NetworkSpec,
+    spec: Network,
     devices: Devices,
     batch_size: int = EVAL_BATCH,
     between_batches: Callable[[], None] = lambda: None,

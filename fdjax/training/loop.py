@@ -19,7 +19,7 @@ from fdjax.data import (
 )
 from fdjax.errors import RunInterrupted
 from fdjax.training.announce import announcement, beginning
-from fdjax.training.build import build_network
+from fdjax.training.build import build_network, facts_of
 from fdjax.training.cadence import Cadence
 from fdjax.training.checks import (
     check_beginning,
@@ -324,7 +324,7 @@ class Run:
         self._tick_clock()
         meta = {
             "config": self.config.to_dict(),
-            "spec": self.spec.to_dict(),
+            "network": facts_of(self.spec),
             "phase": dataclasses.asdict(phase),
             "phase_step": phase_step,
             "done": dataclasses.asdict(self.done),

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 
 from fdjax.config import LearnConfig
+from fdjax.graph.masks import Network
 from fdjax.pruning import mac_ratio
 from fdjax.pruning.expected import expected_ratio
-from fdjax.spec import NetworkSpec
 from fdjax.training.build import flat_masks, hard_masks
 from fdjax.training.controller import next_lambda
 from fdjax.training.devices import Devices
@@ -21,7 +21,7 @@ _HIGHEST_TARGET = 0.95
 class MaskControl:
     """Measures the masks of a state and moves its lambda."""
 
-    def __init__(self, learn: LearnConfig, spec: NetworkSpec, devices: Devices):
+    def __init__(self, learn: LearnConfig, spec: Network, devices: Devices):
         self._learn, self._spec, self._devices = learn, spec, devices
         self._expected_ratio = jax.jit(
             lambda masks: expected_ratio(spec, masks, learn.counts_below_whole, learn.target_convention)

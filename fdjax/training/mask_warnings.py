@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fdjax.config import LearnConfig
 from fdjax.pruning import mac_ratio
-from fdjax.spec import NetworkMacs
+from fdjax.graph.counting import NetworkMacs
 
 # How far from the target, relatively, a network may land without a warning.
 _TOLERANCE = 0.02

@@ -16,8 +16,9 @@ import numpy as np
 from fdjax.config import Config
 from fdjax.data import Images
 from fdjax.errors import RunStopped
+from fdjax.graph.counting import NetworkMacs, network_macs
+from fdjax.graph.masks import Network
 from fdjax.reports import plot_run
-from fdjax.spec import NetworkMacs, NetworkSpec, network_macs
 from fdjax.training.build import collection_of, flat_masks, hard_network
 from fdjax.training.devices import Devices
 from fdjax.training.evaluate import EVAL_BATCH, Evaluator, make_evaluator
@@ -70,7 +71,7 @@ class Measurements:
         self,
         config: Config,
         network: FrequencyNetwork,
-        spec: NetworkSpec,
+        spec: Network,
         workdir: Path,
         *,
         test: LabelledImages,

@@ -69,7 +69,7 @@ def trace_network(
     blocks = layer_blocks(graph, wrapped, learn.block, dict(learn.block_by_map), dict(learn.block_by_layer))
     uncounted = () if count_classifier else (layer.name for layer in graph.layers.values() if layer.kind == "dense")
     return Network(
-        name=network.variant,
+        name=network.title,
         graph=graph,
         masks=place_masks(graph, blocks, learn.sides, learn.tied),
         blocks=blocks,
@@ -77,6 +77,19 @@ def trace_network(
         uncounted=frozenset(uncounted),
         **facts,
     )
+
+
+def remasked(network: Network, learn: LearnConfig) -> Network:
+    """The same graph with the blocks, sides and tying of `learn` in place of its own.
+
+    Raises:
+      ValueError: a block larger than its map, or a block setting for a map or layer that does not exist.
+    """
+    blocks = layer_blocks(
+        network.graph, network.blocks, learn.block, dict(learn.block_by_map), dict(learn.block_by_layer)
+    )
+    masks = place_masks(network.graph, blocks, learn.sides, learn.tied)
+    return dataclasses.replace(network, blocks=blocks, masks=masks)
 
 
 def _apply(module: nn.Module, variables: Any, images: jax.Array) -> Any:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fdjax.config import Config, WeightPhaseConfig
-from fdjax.spec import NetworkSpec
+from fdjax.graph.masks import Network
 from fdjax.training.build import counts_of, hard_network
 from fdjax.training.feed import Dispatch, Feed
 from fdjax.training.optimizers import optimizers_for
@@ -71,7 +71,7 @@ def _key_of(config: Config, phase: Phase, step: int) -> Hashable:
 def make_programs(
     config: Config,
     network: FrequencyNetwork,
-    spec: NetworkSpec,
+    spec: Network,
     phase: Phase,
     state: TrainState,
     feed: Feed,
@@ -125,7 +125,7 @@ def make_programs(
     return programs
 
 
-def _network_for(network: FrequencyNetwork, spec: NetworkSpec, phase: Phase, state: TrainState) -> FrequencyNetwork:
+def _network_for(network: FrequencyNetwork, spec: Network, phase: Phase, state: TrainState) -> FrequencyNetwork:
     if phase.learns_masks:
         return dataclasses.replace(network, mode="soft")
     if phase.hard:

@@ -13,9 +13,10 @@ from fdjax.checkpoint import Checkpoints, DamagedCheckpoint, find_checkpoint
 from fdjax.config import Config
 from fdjax.data import Dataset, limit_training, open_dataset, split_validation
 from fdjax.errors import UserError
+from fdjax.graph.counting import NetworkMacs, network_macs
+from fdjax.graph.masks import Network
 from fdjax.pruning import HardMasks
-from fdjax.spec import NetworkMacs, NetworkSpec, network_macs
-from fdjax.training.build import build_network, collection_of, counts_of, hard_masks, hard_network
+from fdjax.training.build import collection_of, counts_of, hard_masks, hard_network, network_of
 from fdjax.training.devices import Devices
 from fdjax.training.evaluate import make_evaluator
 from fdjax.training.health import nonfinite_network
@@ -72,7 +73,7 @@ class Restored:
 
     config: Config
     network: FrequencyNetwork
-    spec: NetworkSpec
+    spec: Network
     phase: Phase
     phase_step: int
     state: TrainState
@@ -113,7 +114,9 @@ def restore(checkpoints: Checkpoints, step: int) -> Restored:
     """
     meta = checkpoints.meta(step)
     try:
-        config, spec = Config.from_dict(meta["config"]), NetworkSpec.from_dict(meta["spec"])
+        config = Config.from_dict(meta["config"])
+        # Checkpoints of version 0.1 call it a spec.
+        network, spec = network_of(config, meta["network"] if "network" in meta else meta["spec"])
         # level_losses: of an option that has been removed; no config that is accepted used it.
         past = {name: value for name, value in meta["done"].items() if name != "level_losses"}
         phase, phase_step, done = Phase(**meta["phase"]), int(meta["phase_step"]), Past(**past)
@@ -121,7 +124,6 @@ def restore(checkpoints: Checkpoints, step: int) -> Restored:
         raise UserError(f"checkpoint {checkpoints.folder / str(step)} cannot be read: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"checkpoint {checkpoints.folder / str(step)} is not of an fdjax run: {error}") from error
-    network, _ = build_network(config, spec.input_shape, spec.num_classes)
     like = _abstract_state(config, network, spec, phase)
     state = checkpoints.restore(step, like)
     problem = nonfinite_network(state.collections())
@@ -184,7 +186,7 @@ def open_checkpoint(path: str, which: str = "latest") -> tuple[Checkpoints, int,
     return checkpoints, *found
 
 
-def _abstract_state(config: Config, network: FrequencyNetwork, spec: NetworkSpec, phase: Phase) -> TrainState:
+def _abstract_state(config: Config, network: FrequencyNetwork, spec: Network, phase: Phase) -> TrainState:
     def create():
         variables = init_variables(network, spec.input_shape, config.seed)
         state = create_state(variables, config.seed, *optimizers_for(config, phase))
@@ -194,7 +196,7 @@ def _abstract_state(config: Config, network: FrequencyNetwork, spec: NetworkSpec
 
 
 def masks_as_they_stand(
-    config: Config, spec: NetworkSpec, phase: Phase, finished: bool, fcmask: Any, done: Past
+    config: Config, spec: Network, phase: Phase, finished: bool, fcmask: Any, done: Past
 ) -> HardMasks | None:
     """Masks as the network is evaluated with; None in pretraining, where they are all 1."""
     if phase.learns_masks:
@@ -226,7 +228,7 @@ def load_restored_data(restored: Restored, data_path: str | None = None) -> Data
     return dataset
 
 
-def check_data(spec: NetworkSpec, dataset: Dataset) -> None:
+def check_data(spec: Network, dataset: Dataset) -> None:
     """Raises `UserError` unless a network is for such images and for these classes.
 
     One whose classes have no names takes any data with as many classes, in the order that the data have them.

@@ -7,12 +7,12 @@ from typing import Any
 from fdjax import runtime
 from fdjax.config import LearnConfig
 from fdjax.frozen.choice import Stopwatch
+from fdjax.graph.masks import Network
 from fdjax.pruning import HardMasks
-from fdjax.spec import NetworkSpec
 from fdjax.training.build import hard_masks, hard_masks_by_time
 
 
-def gated_masks(learn: LearnConfig, spec: NetworkSpec, fcmask: Any, *, learned: bool) -> HardMasks:
+def gated_masks(learn: LearnConfig, spec: Network, fcmask: Any, *, learned: bool) -> HardMasks:
     """The masks that a hard phase begins with; prints what was released for its time.
 
     Args:

@@ -11,14 +11,15 @@ from fdjax import runtime
 from fdjax.config import LearnConfig
 from fdjax.frozen import Stopwatch, fewest_macs, freeze
 from fdjax.frozen.bench import bench, dense_network
-from fdjax.spec import Counts, NetworkSpec
+from fdjax.graph.masks import Counts, Network
+from fdjax.training.network import graph_variables
 from fdjax.training.state import TrainState
 
 # Kept counts between 0 and N, summed over masks, above which compiling the frozen network takes more than some 15 s.
 _MOST_PARTIAL_COUNTS = 150
 
 
-def frozen_speed(learn: LearnConfig, spec: NetworkSpec, state: TrainState, counts: Counts) -> dict[str, Any] | None:
+def frozen_speed(learn: LearnConfig, spec: Network, state: TrainState, counts: Counts) -> dict[str, Any] | None:
     """Freezes the network as it stands and the dense one, and times them in turn.
 
     Forms are chosen as the masks were gated: by time with `gate="time"`, else by MACs.
@@ -48,7 +49,7 @@ def frozen_speed(learn: LearnConfig, spec: NetworkSpec, state: TrainState, count
     if sum(len({*counts[path]} - {0, n}) for path, (_, n) in sizes.items()) > _MOST_PARTIAL_COUNTS:
         return {**facts, **dict.fromkeys(("clock", "dense_ms", "pruned_ms", "ratio")), "advice": _advice(learn)}
     stopwatch = Stopwatch(learn.gate_batch, runtime.times_cache_dir()) if learn.gate == "time" else None
-    variables = jax.tree.map(np.asarray, {"params": state.params, "batch_stats": state.batch_stats})
+    variables = graph_variables(spec, state.params, state.batch_stats)
     frozen = freeze(spec, variables, counts, stopwatch.choose if stopwatch else fewest_macs)
     row = bench(frozen, dense_network(spec), {}, batch=learn.gate_batch)
     return {

@@ -14,9 +14,9 @@ from flax.traverse_util import flatten_dict
 
 from fdjax.config import DistillConfig, LearnConfig
 from fdjax.data import augment, mixup, normalize
+from fdjax.graph.masks import Network
 from fdjax.ops.fcmask import fcmask_penalty
 from fdjax.pruning import expected_macs
-from fdjax.spec import NetworkSpec
 from fdjax.training.state import TrainState
 from fdjax.zoo import FCMASK, FrequencyNetwork
 
@@ -28,7 +28,7 @@ Objective = Callable[[TrainState, jax.Array], Callable[..., jax.Array]]
 
 
 def make_prepare(
-    spec: NetworkSpec,
+    spec: Network,
     crop_padding: int,
     flip: bool,
     precision: str = "float32",
@@ -192,19 +192,19 @@ def make_weight_step(
     return step
 
 
-def mask_penalty(spec: NetworkSpec, fcmask: Any, learn: LearnConfig) -> jax.Array:
+def mask_penalty(spec: Network, fcmask: Any, learn: LearnConfig) -> jax.Array:
     """The term that lambda weighs: the paper's, or expected MACs over the network's dense MACs."""
     if learn.penalty == "fcmask":
         return fcmask_penalty(jax.tree.leaves(fcmask))
     masks: dict[str, Any] = flatten_dict(fcmask, sep="/")
     expected = expected_macs(spec, masks, learn.counts_below_whole, learn.target_convention)
     # As a float: ResNet-50's count is no int32.
-    return expected / float(sum(layer.dense_macs for layer in spec.counted_layers))
+    return expected / float(sum(layer.dense_macs for layer in spec.counted_layers.values()))
 
 
 def make_mask_step(
     network: FrequencyNetwork,
-    spec: NetworkSpec,
+    spec: Network,
     optimizer: optax.GradientTransformation,
     prepare: Prepare,
     learn: LearnConfig,

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 
 from fdjax import __version__
+from fdjax.graph.counting import NetworkMacs
 from fdjax.provenance import commit, processor
-from fdjax.spec import NetworkMacs
 from fdjax.training.progress import duration
 from fdjax.training.speed import speed_words
 

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from fdjax.ops.block_means import block_means, spread_blocks
-from fdjax.spec import LayerSpec, NetworkSpec
 from fdjax.zoo.frequency import FCMASK, FrequencyPointwise
 from fdjax.zoo.network import FAN_OUT, FrequencyNetwork, Size, round_channels, strided
 from fdjax.zoo.normalization import BatchNorm, Channels, Depthwise
@@ -247,53 +246,6 @@ class MobileNet(FrequencyNetwork):
             and plan.has_expand
             and self.layer_block(f"{plan.name}/expand", plan.in_size)
             == self.layer_block(f"{plan.name}/project", plan.out_size)
-        )
-
-    def spec(self, input_shape: tuple[int, int, int], count_classifier: bool = False) -> NetworkSpec:
-        """The network as data, for inputs of `input_shape` (H, W, C).
-
-        Raises:
-          ValueError: a block larger than its map, or a block setting for a layer that does not exist.
-        """
-        variant = VARIANTS[self.variant]
-        stem = self.stem_spec(input_shape, variant.stem_window, variant.stem_stride)
-        layers = [stem]
-        for plan in self.blocks(stem.out_size):
-            expand, depthwise, project = (f"{plan.name}/{role}" for role in ("expand", "depthwise", "project"))
-            tied = f"{plan.name}/wide" if self._is_tied(plan) else None
-            if plan.has_expand:
-                layers.append(
-                    self.wrapped_spec(
-                        expand, plan.in_size, plan.in_channels, plan.wide_channels,
-                        input_mask=None if tied else self.side(expand, "input"),
-                        output_mask=tied or self.side(expand, "output"),
-                        unit=plan.name,
-                    )
-                )  # fmt: skip
-            layers.append(
-                LayerSpec(
-                    depthwise, "depthwise", plan.in_size, plan.out_size, plan.wide_channels, plan.wide_channels,
-                    plan.window, plan.stride, unit=plan.name,
-                )
-            )  # fmt: skip
-            layers.append(
-                self.wrapped_spec(
-                    project, plan.out_size, plan.wide_channels, plan.out_channels,
-                    input_mask=tied or self.side(project, "input"),
-                    output_mask=None if tied else self.side(project, "output"),
-                    unit=plan.name,
-                )
-            )  # fmt: skip
-        last, features = layers[-1], self.head_channels
-        if features is not None:
-            layers.append(
-                self.wrapped_spec(
-                    "head", last.out_size, last.out_channels, features,
-                    input_mask=self.side("head", "input"), output_mask=self.side("head", "output"),
-                )
-            )  # fmt: skip
-        return self.network_spec(
-            input_shape, count_classifier, layers, tied=self.tied, linear_bottlenecks=variant.linear
         )
 
     def apply_stem(self, x: jax.Array, norm: Callable[..., BatchNorm]) -> jax.Array:

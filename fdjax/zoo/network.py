@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Self
 
 import flax.linen as nn
@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from fdjax.ops.conv import grouped_conv
-from fdjax.spec import LayerSpec, NetworkSpec
 from fdjax.zoo.frequency import FrequencyPointwise, MaskMode
 from fdjax.zoo.normalization import BatchNorm
 
@@ -92,13 +91,10 @@ class FrequencyNetwork(nn.Module):
     batch_norm_momentum: float = 0.9
     batch_norm_epsilon: float = 1e-5
 
-    def spec(self, input_shape: tuple[int, int, int], count_classifier: bool = False) -> NetworkSpec:
-        """The network as data, for inputs of `input_shape` (H, W, C).
-
-        Raises:
-          ValueError: a block larger than its map, or a block setting for a layer that does not exist.
-        """
-        raise NotImplementedError
+    @property
+    def title(self) -> str:
+        """What the network is called in tables."""
+        return self.variant
 
     @property
     def hard_form(self) -> Hashable:
@@ -112,70 +108,10 @@ class FrequencyNetwork(nn.Module):
             whole_channels=frozenset(), block_means=frozenset(),
         )  # fmt: skip
 
-    @property
-    def stem_channels(self) -> int:
-        """Of the stem's output."""
-        raise NotImplementedError
-
-    def stem_spec(self, input_shape: tuple[int, int, int], window: int, stride: int) -> LayerSpec:
-        """The spec of the first convolution, for inputs of `input_shape` (H, W, C)."""
-        size = (input_shape[0], input_shape[1])
-        channels = input_shape[2], self.stem_channels
-        return LayerSpec("stem", "conv", size, strided(size, stride), *channels, window, stride)
-
     def layer_block(self, name: str, size: Size) -> int:
         """K of the wrapped layer `name` on a map of `size`."""
         by_layer, by_map = self.block_by_layer or {}, self.block_by_map or {}
         return by_layer.get(name, by_map.get(size[0], self.block))
-
-    def side(self, name: str, which: str) -> str | None:
-        """The path of a layer's own mask on the side `which`, or None."""
-        return f"{name}/{which}" if self.sides in ("both", which) else None
-
-    def wrapped_spec(self, name: str, size: Size, channels: int, features: int, **fields) -> LayerSpec:
-        """The spec of a frequency layer.
-
-        Raises:
-          ValueError: a block larger than its map.
-        """
-        block = self.layer_block(name, size)
-        if block > min(size):
-            raise ValueError(
-                f"block {block} is larger than the {size[0]}x{size[1]} map of layer {name}; give that map "
-                "a smaller one (block_by_map or block_by_layer)"
-            )
-        return LayerSpec(name, "pointwise", size, size, channels, features, block=block, **fields)
-
-    def network_spec(
-        self, input_shape: tuple[int, int, int], count_classifier: bool, layers: Iterable[LayerSpec], **fields
-    ) -> NetworkSpec:
-        """The spec of the whole network: `layers`, and the classifier after them.
-
-        Raises:
-          ValueError: a block setting for a map or layer that does not exist.
-        """
-        layers = tuple(layers)
-        classifier = LayerSpec("classifier", "dense", (1, 1), (1, 1), layers[-1].out_channels, self.num_classes)
-        maps = sorted({layer.in_size[0] for layer in layers if layer.block})
-        for map_side in self.block_by_map or {}:
-            if int(map_side) not in maps:
-                raise ValueError(
-                    f"block_by_map names maps of side {map_side}; wrapped layers have {', '.join(map(str, maps))}"
-                )
-        names = {layer.name for layer in layers if layer.block}
-        for name in self.block_by_layer or {}:
-            if name not in names:
-                raise ValueError(f"block_by_layer names {name!r}; wrapped layers are {', '.join(sorted(names))}")
-        return NetworkSpec(
-            name=self.variant,
-            input_shape=input_shape,
-            num_classes=self.num_classes,
-            layers=(*layers, classifier),
-            count_classifier=count_classifier,
-            padding=self.padding,
-            batch_norm_epsilon=self.batch_norm_epsilon,
-            **fields,
-        )
 
     def pointwise(self, name: str, features: int, size: Size, own_masks: bool = True) -> FrequencyPointwise:
         """The frequency layer `name`, unbound, on a map of `size`; without `own_masks` it is given any it has."""

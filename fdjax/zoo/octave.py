@@ -6,7 +6,6 @@ and nothing has masks.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -14,8 +13,7 @@ import flax.linen as nn
 import jax
 
 from fdjax.ops.octave import FREQUENCIES, Split, octave_pointwise, product_name, split_channels
-from fdjax.spec import LayerSpec, NetworkSpec
-from fdjax.zoo.mobilenet import DEPTHWISE_FAN_OUT, VARIANTS, BlockPlan, MobileNet
+from fdjax.zoo.mobilenet import DEPTHWISE_FAN_OUT, BlockPlan, MobileNet
 from fdjax.zoo.network import FAN_OUT, Size
 from fdjax.zoo.normalization import BatchNorm, Depthwise, Pointwise
 
@@ -168,66 +166,30 @@ class OctaveMobileNet(MobileNet):
     def _split(self, channels: int, splits: bool) -> Split:
         return split_channels(channels, self.octave) if splits else Split(channels, 0)
 
-    def spec(self, input_shape: tuple[int, int, int], count_classifier: bool = False) -> NetworkSpec:
-        """The network as data, for inputs of `input_shape` (H, W, C).
+    @property
+    def title(self) -> str:
+        """See `FrequencyNetwork.title`."""
+        return f"{self.variant}_octave{self.octave:g}{'_all' if self.octave_maps == 'all' else ''}"
 
-        Every product is a layer of its own, such as block00/expand/high_to_low, of the size at which it is made: half
-        of the map's for all but high_to_high. Means and repetitions of 2x2 pixels are not counted, as no pool,
-        residual or global mean of a network is.
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Normalised images [B, H, W, C] -> logits [B, num_classes]; see `MobileNet`.
 
         Raises:
           ValueError: no map can have low channels.
         """
-        stem = self.stem_spec(input_shape, VARIANTS[self.variant].stem_window, VARIANTS[self.variant].stem_stride)
-        layers, plans = [stem], list(self.octave_blocks(stem.out_size))
+        norm = self.norms(train)
+        pixels = f"{x.shape[1]}x{x.shape[2]}"
+        x = self.apply_stem(x, norm)
+        maps, plans = {"high": x}, list(self.octave_blocks((x.shape[1], x.shape[2])))
         if not any(plan.wide.low or plan.outputs.low for plan in plans):
             raise ValueError(
-                f"octave {self.octave:g} leaves no low channel in {self.variant} at {input_shape[0]}x{input_shape[1]} "
-                "pixels: only maps with even sides have them; give a larger share, or another image size"
+                f"octave {self.octave:g} leaves no low channel in {self.variant} at {pixels} pixels: only maps with "
+                "even sides have them; give a larger share, or another image size"
             )
         for plan in plans:
-            layers += self._block_layers(plan)
-        size, channels = layers[-1].out_size, plans[-1].outputs.high
-        assert self.head_channels is not None
-        layers.append(LayerSpec("head", "pointwise", size, size, channels, self.head_channels))
-        spec = self.network_spec(input_shape, count_classifier, layers)
-        everywhere = "_all" if self.octave_maps == "all" else ""
-        return dataclasses.replace(spec, name=f"{self.variant}_octave{self.octave:g}{everywhere}")
-
-    def _block_layers(self, plan: OctaveBlockPlan) -> Iterator[LayerSpec]:
-        block = plan.block
-        if block.has_expand:
-            yield from _products(f"{block.name}/expand", block.in_size, plan.inputs, plan.wide, block.name)
-        for frequency, channels in zip(FREQUENCIES, plan.wide, strict=True):
-            if channels:
-                in_size, out_size = (
-                    size if frequency == "high" else _halved(size) for size in (block.in_size, block.out_size)
-                )
-                yield LayerSpec(
-                    f"{block.name}/depthwise/{frequency}", "depthwise", in_size, out_size, channels, channels,
-                    block.window, block.stride, unit=block.name,
-                )  # fmt: skip
-        yield from _products(f"{block.name}/project", block.out_size, plan.wide, plan.outputs, block.name)
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Normalised images [B, H, W, C] -> logits [B, num_classes]; see `MobileNet`."""
-        norm = self.norms(train)
-        x = self.apply_stem(x, norm)
-        maps = {"high": x}
-        for plan in self.octave_blocks((x.shape[1], x.shape[2])):
             maps = OctaveResidual(plan, norm, self.padding, name=plan.block.name)(maps)
         x = maps["high"]
         assert self.head_channels is not None
         kernel = _Kernel((x.shape[-1], self.head_channels), name="head")()
         return self.classify(norm(relu6=True, name="head_norm")(x, Pointwise(kernel)))
-
-
-def _products(name: str, size: Size, inputs: Split, outputs: Split, unit: str) -> Iterator[LayerSpec]:
-    """The specs of an octave layer's products, on a map of `size`."""
-    for target, features in zip(FREQUENCIES, outputs, strict=True):
-        for source, channels in zip(FREQUENCIES, inputs, strict=True):
-            if channels and features:
-                at = size if source == target == "high" else _halved(size)
-                path = f"{name}/{product_name(source, target)}"
-                yield LayerSpec(path, "pointwise", at, at, channels, features, unit=unit)

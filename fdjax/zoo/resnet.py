@@ -16,7 +16,6 @@ import jax.numpy as jnp
 
 from fdjax.ops.conv import max_pool
 from fdjax.ops.depthwise import conv_pads
-from fdjax.spec import LayerSpec, NetworkSpec
 from fdjax.zoo.frequency import FrequencyPointwise
 from fdjax.zoo.network import Conv, FrequencyNetwork, Size, round_channels, strided
 from fdjax.zoo.normalization import BatchNorm
@@ -183,46 +182,6 @@ class ResNet(FrequencyNetwork):
                     out_size=out_size,
                 )
                 channels, size, index = out_channels, out_size, index + 1
-
-    def spec(self, input_shape: tuple[int, int, int], count_classifier: bool = False) -> NetworkSpec:
-        """The network as data, for inputs of `input_shape` (H, W, C).
-
-        Raises:
-          ValueError: a block larger than its map, or a block setting for a layer that does not exist.
-        """
-        variant = VARIANTS[self.variant]
-        stem = self.stem_spec(input_shape, variant.stem_window, variant.stem_stride)
-        layers = [stem]
-        for plan in self.blocks(strided(stem.out_size, 2) if variant.stem_pool else stem.out_size):
-            layers += self._bottleneck_layers(plan) if plan.bottleneck else self._basic_layers(plan)
-        return self.network_spec(input_shape, count_classifier, layers, stem_pool=variant.stem_pool)
-
-    def _bottleneck_layers(self, plan: BlockPlan) -> Iterator[LayerSpec]:
-        conv1, conv2, conv3 = (f"{plan.name}/conv{number}" for number in (1, 2, 3))
-        inner = plan.inner_channels
-        if plan.has_projection:
-            yield LayerSpec(
-                f"{plan.name}/shortcut", "conv", plan.in_size, plan.out_size, plan.in_channels, plan.out_channels,
-                1, plan.stride, unit=plan.name,
-            )  # fmt: skip
-
-        def wrapped(name: str, size: Size, channels: int, features: int) -> LayerSpec:
-            masks = {f"{which}_mask": self.side(name, which) for which in ("input", "output")}
-            return self.wrapped_spec(name, size, channels, features, unit=plan.name, **masks)
-
-        yield wrapped(conv1, plan.in_size, plan.in_channels, inner)
-        yield LayerSpec(
-            conv2, "conv", plan.in_size, plan.out_size, inner, inner, 3, plan.stride, unit=plan.name, groups=plan.groups
-        )
-        yield wrapped(conv3, plan.out_size, inner, plan.out_channels)
-
-    @staticmethod
-    def _basic_layers(plan: BlockPlan) -> Iterator[LayerSpec]:
-        for name, size, channels, features, stride in (
-            (f"{plan.name}/conv1", plan.in_size, plan.in_channels, plan.inner_channels, plan.stride),
-            (f"{plan.name}/conv2", plan.out_size, plan.inner_channels, plan.out_channels, 1),
-        ):
-            yield LayerSpec(name, "conv", size, plan.out_size, channels, features, 3, stride, unit=plan.name)
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
