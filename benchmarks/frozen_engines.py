@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runtime.limit_threads(flags.threads)
     runtime.setup()
     from fdjax.frozen import load
-    from fdjax.frozen.onnx_export import onnxruntime_peer
+    from fdjax.frozen.onnx_model import onnxruntime_peer
 
     networks = {Path(folder).name: load(folder) for folder in flags.frozen}
     peer, report = onnxruntime_peer(flags.threads), contest.new_report(flags)

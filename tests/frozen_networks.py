@@ -8,11 +8,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from fdjax.spec import NetworkSpec
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fdjax.frozen import Frozen, apply
 from fdjax.ops.fcmask import counts_to_fcmask, level_counts
-from fdjax.spec import NetworkSpec
 from fdjax.zoo import MobileNet
 
 # Frozen networks are as many programs as there are masks: compiled in haste, each runs once.

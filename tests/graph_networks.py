@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from fdjax.spec import NetworkSpec
 
 from fdjax.graph.masks import Network, layer_blocks, place_masks
 from fdjax.graph.network import trace
-from fdjax.spec import NetworkSpec
 from fdjax.zoo import FrequencyNetwork
 
 

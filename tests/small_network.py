@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fdjax.spec import NetworkSpec
+
 from fdjax.zoo import MobileNet
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fdjax.spec import LayerSpec, NetworkSpec, network_macs, unit_group_macs, units
 
 from fdjax.checkpoint import find_checkpoint
 from fdjax.checkpoints.calibrate import choose_blocks_of, side_energies
@@ -30,7 +31,6 @@ from fdjax.pruning.block_choice import (
     frontier,
     with_blocks,
 )
-from fdjax.spec import LayerSpec, NetworkSpec, network_macs, unit_group_macs, units
 from fdjax.training.restore import restore
 from fdjax.training.run import train
 from fdjax.zoo import FCMASK, FrequencyPointwise

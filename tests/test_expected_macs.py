@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fdjax.spec import NetworkMacs, NetworkSpec, network_macs, tied_mask, unit_group_macs, units
 from flax.traverse_util import unflatten_dict
 
 from fdjax.config import LearnConfig
 from fdjax.ops.fcmask import level_counts
 from fdjax.ops.macs import block_transform_macs
 from fdjax.pruning import expected_macs
-from fdjax.spec import NetworkMacs, NetworkSpec, network_macs, tied_mask, unit_group_macs, units
 from fdjax.training.steps import mask_penalty
 from fdjax.zoo import MobileNet
 from tests.small_network import small

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.spatial.distance
+from fdjax.spec import network_macs
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,7 +35,6 @@ from fdjax.pruning.filters import (
     rates,
     strongest,
 )
-from fdjax.spec import network_macs
 from fdjax.training.build import build_network, collection_of
 from fdjax.training.restore import Past, restore
 from fdjax.training.run import train

@@ -9,14 +9,14 @@ import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
+from fdjax.frozen.kernels import pack, pointwise
+from fdjax.frozen.plan import plan_product
+from fdjax.spec import network_macs
 from flax.core import FrozenDict
 from hypothesis import given, settings
 
 from fdjax.frozen import NetworkPlan, freeze
-from fdjax.frozen.kernels import pack, pointwise
-from fdjax.frozen.plan import plan_product
 from fdjax.ops.macs import depthwise_macs
-from fdjax.spec import network_macs
 from fdjax.zoo import MobileNet
 from tests.frozen_networks import (
     HASTE,

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fdjax.spec import network_macs
 
 from fdjax import runtime
 from fdjax.commands.main import fdjax_command
@@ -18,7 +19,6 @@ from fdjax.errors import UserError
 from fdjax.frozen import freeze, save
 from fdjax.frozen.bench import bench, bench_layers, compile_network, dense_network, describe_masks, seeded_variables
 from fdjax.reports import bench_figure, bench_table
-from fdjax.spec import network_macs
 from tests.frozen_networks import random_counts, random_variables
 from tests.test_frozen import MEANS, TIED, UNTIED, make
 

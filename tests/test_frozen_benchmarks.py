@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fdjax.spec import network_macs
 
 from fdjax import runtime
 from fdjax.checkpoint import find_checkpoint
 from fdjax.checkpoints.freeze import freeze_checkpoint
-from fdjax.spec import network_macs
 from fdjax.training.restore import restore
 from fdjax.zoo import MobileNet
 from tests.frozen_checkpoints import write_checkpoint

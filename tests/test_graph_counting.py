@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from fdjax.graph.counting import network_macs
-from fdjax.pruning.graph_expected import expected_ratio
-from fdjax.pruning.graph_harden import harden_to_target
+from fdjax.pruning.expected import expected_ratio
+from fdjax.pruning.harden import harden_to_target
 from fdjax.zoo import MobileNet, ResNet
 from tests.graph_networks import network_for
 

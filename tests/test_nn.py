@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fdjax.spec import NetworkSpec, network_macs, units
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fdjax.ops import banded_pointwise, plan_bands, pointwise
 from fdjax.ops.fcmask import counts_to_fcmask
 from fdjax.pruning import gate_counts
-from fdjax.spec import NetworkSpec, network_macs, units
 from fdjax.training.build import hard_network
 from fdjax.zoo import FCMASK, MOBILENETS, FrequencyPointwise, MobileNet, frequency, normalization
 from fdjax.zoo.network import round_channels

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fdjax.spec import NetworkSpec, network_macs
 from flax.traverse_util import flatten_dict
 
 from fdjax.checkpoints.imported import save_trained
@@ -22,7 +23,6 @@ from fdjax.frozen import Frozen, NetworkPlan, freeze
 from fdjax.frozen.bench import seeded_variables
 from fdjax.importers.names import layers_of
 from fdjax.ops.octave import FREQUENCIES, Split, octave_pointwise, split_channels
-from fdjax.spec import NetworkSpec, network_macs
 from fdjax.training.build import build_network
 from fdjax.training.restore import Past
 from fdjax.training.run import train

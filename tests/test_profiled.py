@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fdjax.spec import network_macs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -44,7 +45,6 @@ from fdjax.pruning.profiled import (
     score,
     whole_masks,
 )
-from fdjax.spec import network_macs
 from fdjax.training.build import build_network, collection_of, hard_network
 from fdjax.training.restore import evaluate_restored, restore
 from fdjax.training.run import train

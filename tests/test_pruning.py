@@ -8,6 +8,7 @@ import itertools
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fdjax.spec import NetworkSpec, effective_counts, network_macs, tied_mask, units
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -15,7 +16,6 @@ from fdjax.config import LearnConfig
 from fdjax.ops import kept_counts
 from fdjax.ops.fcmask import counts_to_fcmask, level_counts
 from fdjax.pruning import HardMasks, even_groups, gate_counts, harden, harden_to_target, mac_ratio, round_masks
-from fdjax.spec import NetworkSpec, effective_counts, network_macs, tied_mask, units
 from tests.small_network import small
 
 SPECS = {

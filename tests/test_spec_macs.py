@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fdjax.spec import NetworkSpec, effective_counts, network_macs, unit_group_macs, units
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fdjax.ops import banded_pointwise, dense_pointwise, expected_pointwise_macs, plan_bands, pointwise_macs
 from fdjax.ops.macs import block_constant_taps, block_transform_macs, conv_macs, depthwise_macs, group_macs
-from fdjax.spec import NetworkSpec, effective_counts, network_macs, unit_group_macs, units
 from fdjax.zoo import MobileNet
 from tests.small_network import small
 

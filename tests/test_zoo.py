@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fdjax.spec import NetworkSpec, network_macs
 from flax.traverse_util import unflatten_dict
 
 from fdjax.config import Config, LearnConfig, ModelConfig
@@ -19,7 +20,6 @@ from fdjax.frozen.bench import seeded_variables
 from fdjax.ops.fcmask import level_counts
 from fdjax.pruning import harden
 from fdjax.pruning.expected import expected_macs, expected_ratio
-from fdjax.spec import NetworkSpec, network_macs
 from fdjax.training.build import build_network, hard_network
 from fdjax.training.steps import mask_penalty
 from fdjax.zoo import FCMASK, MOBILENETS, RESNETS, FrequencyNetwork, MobileNet, ResNet, mobilenet, resnet

@@ -125,13 +125,14 @@ def subject(side: str, config: Any, shape: tuple[int, int, int], classes: int) -
 
     module, made = build_network(config, shape, classes)
     if side == "before":
-        from fdjax.pruning import expected_macs, harden_to_target
         from fdjax.spec import network_macs
+
+        from fdjax.pruning import expected_macs, harden_to_target
 
         return made, (expected_macs, harden_to_target, network_macs)
     from fdjax.graph.counting import network_macs
-    from fdjax.pruning.graph_expected import expected_macs
-    from fdjax.pruning.graph_harden import harden_to_target
+    from fdjax.pruning.expected import expected_macs
+    from fdjax.pruning.harden import harden_to_target
     from tests.graph_networks import network_of
 
     return network_of(module, made), (expected_macs, harden_to_target, network_macs)

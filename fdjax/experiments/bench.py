@@ -10,7 +10,7 @@ import jax
 
 from fdjax.frozen import load
 from fdjax.frozen.bench import bench, bench_layers, dense_network, describe_masks
-from fdjax.frozen.onnx_export import onnxruntime_peer
+from fdjax.frozen.onnx_model import onnxruntime_peer
 from fdjax.provenance import commit, processor
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from fdjax.errors import UserError
 from fdjax.frozen.assemble import Frozen
-from fdjax.frozen.onnx_export import write_onnx
+from fdjax.frozen.onnx_model import write_onnx
 from fdjax.frozen.xla import apply
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -45,7 +45,7 @@ def read_stablehlo(file: Path) -> Callable[[Any], jax.Array]:
 
 WRITERS: dict[str, Callable[[Frozen, Path], Any]] = {
     ".stablehlo": lambda frozen, file: file.write_bytes(to_stablehlo(frozen)),
-    ".onnx": write_onnx,
+    ".onnx": lambda frozen, file: write_onnx(frozen.program, frozen.arrays, file),
 }
 
 

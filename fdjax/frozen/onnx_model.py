@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from fdjax.errors import UserError
+from fdjax.frozen.assemble import Frozen
+from fdjax.frozen.bench import Peer
 from fdjax.frozen.onnx_apply import apply_primitive
 from fdjax.frozen.onnx_graph import INPUT, OUTPUT, Graph, Value
 from fdjax.frozen.onnx_layers import Layers
@@ -109,3 +111,17 @@ def onnxruntime_session(model: Any, threads: int | None = None) -> Callable[...,
         return made[0] if len(made) == 1 else made
 
     return run
+
+
+def onnxruntime_peer(threads: int | None = None) -> Peer | None:
+    """ONNX Runtime as a peer of `fdjax.frozen.bench.bench`; None where onnx or onnxruntime is not installed."""
+    if any(importlib.util.find_spec(package) is None for package in ("onnx", "onnxruntime")):
+        return None
+
+    def peer(dense: Frozen, batch: int) -> Callable[[], object]:
+        run = onnxruntime_session(to_onnx(dense.program, dense.arrays), threads)
+        shape = (batch, *dense.program.shapes[dense.program.inputs[0]])
+        images = np.random.default_rng(0).integers(0, 256, shape).astype(np.float32)
+        return lambda: run(images)
+
+    return peer

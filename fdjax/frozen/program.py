@@ -1,7 +1,7 @@
 """A frozen network as data: what it computes, operation by operation, static and hashable; JSON in both directions.
 
 A program is a list of operations over numbered values, with arrays by name beside it. Its emitters (`fdjax.frozen.xla`,
-`fdjax.frozen.onnx_export`, `fdjax.frozen.native`) walk the list; each has one function for a kind of operation.
+`fdjax.frozen.onnx_model`, `fdjax.frozen.native`) walk the list; each has one function for a kind of operation.
 
 Maps are NHWC. Channels lie in the order of the frozen network. Shape letters: `fdjax.ops.blocks`.
 """

@@ -142,7 +142,7 @@ class _Lives:
         return _side(self._network, self._masks, run.writer.name, "output")[0]
 
     def read(self, run: InnerSpace) -> jax.Array:
-        """[channels], what the reader keeps; of a layer without masks a group is as alive as the most alive output."""
+        """[channels], what the reader keeps; a group of a layer without masks: its most alive output."""
         reader = run.reader
         if reader.name in self._network.blocks:
             return run.of_reader(_side(self._network, self._masks, reader.name, "input")[0])

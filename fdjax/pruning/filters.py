@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.fft import dctn
@@ -203,7 +204,7 @@ def reader_of(network: Network, layer: Layer) -> Layer:
 
 
 def block_macs(network: Network, name: str, filters: int) -> int:
-    """Dense MACs of a block's convolutions whose maps have so many channels, and of the one that reads the last."""
+    """Dense MACs of a block whose maps have so many channels: its convolutions, and the one that reads the last map."""
     layers = prunable(network)[name]
     inner = {layer.name for layer in layers}
     total = 0
@@ -320,8 +321,8 @@ def keep_filters(network: Network, variables: Mapping[str, Mapping], kept: Mappi
 
     def shrink(path: str, stays: np.ndarray, axis: int) -> None:
         *parents, leaf = path.split("/")
-        tree = functools.reduce(lambda tree, part: tree[part], parents, shrunk)
-        tree[leaf] = np.take(tree[leaf], stays, axis)
+        tree: Any = functools.reduce(lambda tree, part: tree[part], parents, shrunk)
+        tree[leaf] = np.take(np.asarray(tree[leaf]), stays, axis)
 
     for layers in prunable(network).values():
         for layer in layers:

@@ -264,8 +264,8 @@ def gate_masks(network: Network, masks: Masks, convention: Convention) -> tuple[
     whole = {path: np.broadcast_to(mask.any(axis=0), mask.shape) for path, mask in masks.items()}
     found, released = dict(masks), set[str]()
     for names in sharing_layers(network):
-        sides = ((name, side) for name in names for side in ("input", "output"))
-        paths = {path for side in sides if (path := network.mask_of(*side)) is not None}
+        sides = (network.mask_of(name, side) for name in names for side in ("input", "output"))
+        paths = {path for path in sides if path is not None}
         pruned = sum(_layer_macs(network, name, masks)[1] for name in names)
         if paths and pruned >= sum(_layer_macs(network, name, whole, released=True)[1] for name in names):
             released.update(names)

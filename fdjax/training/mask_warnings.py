@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fdjax.config import LearnConfig
-from fdjax.pruning import mac_ratio
 from fdjax.graph.counting import NetworkMacs
+from fdjax.pruning import mac_ratio
 
 # How far from the target, relatively, a network may land without a warning.
 _TOLERANCE = 0.02
