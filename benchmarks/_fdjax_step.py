@@ -31,8 +31,8 @@ def fitted_config(case: Case) -> Config:
     learn = LearnConfig(
         block=1, tied=case.step == "masks_tied", sides="input" if case.step == "masks_one_sided" else "both"
     )
-    _, spec = build_network(dataclasses.replace(config, learn=learn), input_shape(case), NUM_CLASSES)
-    small = sorted({layer.in_size[0] for layer in spec.layers if layer.block and layer.in_size[0] < case.block})
+    _, graph = build_network(dataclasses.replace(config, learn=learn), input_shape(case), NUM_CLASSES)
+    small = sorted({layer.in_size[0] for layer in graph.layers if layer.block and layer.in_size[0] < case.block})
     learn = dataclasses.replace(learn, block=case.block, block_by_map=tuple((side, side) for side in small))
     return dataclasses.replace(config, learn=learn)
 
@@ -51,18 +51,18 @@ def half_learned(fcmask: Any, seed: int) -> Any:
 def make_our_step(case: Case) -> tuple[Any, TrainState]:
     """The jitted step of a case, and the state it begins with. All that touches fdjax's steps stands here."""
     config = fitted_config(case)
-    network, spec = build_network(config, input_shape(case), NUM_CLASSES)
-    spec = dataclasses.replace(spec, input_mean=(120.0,) * 3, input_std=(60.0,) * 3)
+    network, graph = build_network(config, input_shape(case), NUM_CLASSES)
+    graph = dataclasses.replace(graph, input_mean=(120.0,) * 3, input_std=(60.0,) * 3)
     trains_weights = case.step == "weights"
     phase_name = "pretrain" if trains_weights else "learn"
     phase = next(phase for phase in plan_phases(config, STEPS_PER_EPOCH) if phase.name == phase_name)
     weight_optimizer, mask_optimizer = optimizers_for(config, phase)
-    prepare = make_prepare(spec, config.data.crop_padding, config.data.flip, config.model.precision)
+    prepare = make_prepare(graph, config.data.crop_padding, config.data.flip, config.model.precision)
     if trains_weights:
         step = make_weight_step(dataclasses.replace(network, mode="off"), weight_optimizer, prepare)
     else:
-        step = make_mask_step(dataclasses.replace(network, mode="soft"), spec, mask_optimizer, prepare, config.learn)
-    variables = init_variables(network, spec.input_shape, case.seed)
+        step = make_mask_step(dataclasses.replace(network, mode="soft"), graph, mask_optimizer, prepare, config.learn)
+    variables = init_variables(network, graph.input_shape, case.seed)
     if not trains_weights:
         variables[FCMASK] = half_learned(variables[FCMASK], case.seed)
     return jax.jit(step, donate_argnums=0), create_state(variables, case.seed, weight_optimizer, mask_optimizer)

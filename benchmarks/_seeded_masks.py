@@ -17,7 +17,7 @@ from collections.abc import Collection
 import numpy as np
 
 from fdjax.graph.counting import NetworkMacs, network_macs
-from fdjax.graph.masks import Counts, Network
+from fdjax.graph.masks import Counts, MaskedGraph
 from fdjax.pruning import gate_counts
 
 MASKS = ("tied", "paper")
@@ -46,33 +46,35 @@ def severity_at(depth: float) -> float:
     return 0.0 if depth < _UNPRUNED else min(1.0, 0.25 + 1.5 * depth)
 
 
-def seeded_masks(spec: Network, masks: str, target: float, seed: int, released: Collection[str] = ()) -> SeededMasks:
+def seeded_masks(
+    graph: MaskedGraph, masks: str, target: float, seed: int, released: Collection[str] = ()
+) -> SeededMasks:
     """Masks whose `macs.paper_ratio` comes nearest to `target`.
 
     Args:
-      spec: the network; `spec.tied` for "tied" masks.
+      graph: the network; `graph.tied` for "tied" masks.
       masks: one of `MASKS`.
       target: above 0, at most 1.
       seed: which channels keep what.
       released: layers to release whatever they cost; the others meet the target, as far as they can.
     """
-    low, high, best = 0.0, _MOST_SEVERE, _at(spec, masks, 0.0, seed, released)
+    low, high, best = 0.0, _MOST_SEVERE, _at(graph, masks, 0.0, seed, released)
     for _ in range(_STEPS):
         middle = (low + high) / 2
-        found = _at(spec, masks, middle, seed, released)
+        found = _at(graph, masks, middle, seed, released)
         if abs(found.macs.paper_ratio - target) < abs(best.macs.paper_ratio - target):
             best = found
         low, high = (middle, high) if found.macs.paper_ratio > target else (low, middle)
     return best
 
 
-def _at(spec: Network, masks: str, severity: float, seed: int, released: Collection[str]) -> SeededMasks:
+def _at(graph: MaskedGraph, masks: str, severity: float, seed: int, released: Collection[str]) -> SeededMasks:
     rng = np.random.default_rng(seed)
-    depths = {name: index / len(units(spec)) for index, name in enumerate(units(spec))}
+    depths = {name: index / len(units(graph)) for index, name in enumerate(units(graph))}
     draw = _tied_counts if masks == "tied" else _paper_counts
     counts: dict[str, np.ndarray] = {}
     kept_whole: set[str] = set()
-    for layer in spec.layers:
+    for layer in graph.layers:
         scaled = severity * severity_at(depths.get(layer.unit or "", 1.0))
         sides = ((layer.input_mask, layer.in_channels), (layer.output_mask, layer.out_channels))
         for path, channels in sides:
@@ -82,9 +84,9 @@ def _at(spec: Network, masks: str, severity: float, seed: int, released: Collect
             if path and layer.name in released:
                 kept_whole.add(path)
     for path in kept_whole:
-        counts[path] = np.where(counts[path] > 0, spec.mask_sizes[path][1], 0)
-    gated, names = gate_counts(spec, counts, "paper")
-    return SeededMasks(gated, names, network_macs(spec, gated, names))
+        counts[path] = np.where(counts[path] > 0, graph.mask_sizes[path][1], 0)
+    gated, names = gate_counts(graph, counts, "paper")
+    return SeededMasks(gated, names, network_macs(graph, gated, names))
 
 
 def _tied_counts(rng: np.random.Generator, channels: int, num_coefs: int, severity: float) -> np.ndarray:

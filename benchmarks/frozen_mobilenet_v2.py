@@ -23,7 +23,7 @@ from fdjax.errors import UserError, reports_user_errors
 if TYPE_CHECKING:
     from fdjax.frozen import Frozen, Stopwatch
     from fdjax.frozen.bench import Peer
-    from fdjax.graph.masks import Network
+    from fdjax.graph.masks import MaskedGraph
 
 # Name -> variant, pixels a side, channels, classes, block, blocks by map: the paper's, where it has the network.
 NETWORKS: dict[str, tuple[str, int, int, int, int, dict[int, int]]] = {
@@ -58,8 +58,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def build_spec(name: str, tied: bool, block: int | None) -> Network:
-    """The spec of a network at width 1.0."""
+def build_graph(name: str, tied: bool, block: int | None) -> MaskedGraph:
+    """The graph of a network at width 1.0."""
     from flax.core import FrozenDict
 
     from fdjax.zoo import MobileNet
@@ -71,13 +71,13 @@ def build_spec(name: str, tied: bool, block: int | None) -> Network:
         by_map = {}
     try:
         network = MobileNet(variant, classes, 1.0, tied=tied, block=block, block_by_map=FrozenDict(by_map))
-        return network.spec((side, side, channels), classes == 1000)
+        return network.graph((side, side, channels), classes == 1000)
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
 def freeze_seeded(
-    spec: Network, masks: str, target: float, seed: int, gate: str, stopwatch: Stopwatch
+    graph: MaskedGraph, masks: str, target: float, seed: int, gate: str, stopwatch: Stopwatch
 ) -> tuple[Frozen, dict[str, Any]]:
     """A network with seeded masks, and what a row says of them. Forms are chosen by measured time."""
     from _seeded_masks import seeded_masks
@@ -85,10 +85,10 @@ def freeze_seeded(
     from fdjax.frozen import freeze, release_slower
     from fdjax.frozen.bench import seeded_variables
 
-    variables, slower = seeded_variables(spec, seed), set[str]()
+    variables, slower = seeded_variables(graph, seed), set[str]()
     while True:
-        found = seeded_masks(spec, masks, target, seed, slower)
-        newly = release_slower(spec, variables, found.counts, stopwatch)[1] if gate == "time" else []
+        found = seeded_masks(graph, masks, target, seed, slower)
+        newly = release_slower(graph, variables, found.counts, stopwatch)[1] if gate == "time" else []
         if slower.issuperset(newly):
             break
         slower.update(newly)
@@ -101,7 +101,7 @@ def freeze_seeded(
         "released": list(found.released),
         "released_by_time": sorted(slower),
     }
-    return freeze(spec, variables, found.counts, stopwatch.choose), facts
+    return freeze(graph, variables, found.counts, stopwatch.choose), facts
 
 
 def measure(name: str, masks: str, target: float, batch: int, flags: argparse.Namespace, peer: Peer | None):
@@ -109,10 +109,10 @@ def measure(name: str, masks: str, target: float, batch: int, flags: argparse.Na
     from fdjax.frozen import Stopwatch
     from fdjax.frozen.bench import bench, bench_layers, dense_network
 
-    spec = build_spec(name, masks == "tied", flags.block)
+    graph = build_graph(name, masks == "tied", flags.block)
     stopwatch = Stopwatch(batch, runtime.times_cache_dir())
-    frozen, facts = freeze_seeded(spec, masks, target, flags.seed, flags.gate, stopwatch)
-    dense = dense_network(spec, flags.seed)
+    frozen, facts = freeze_seeded(graph, masks, target, flags.seed, flags.gate, stopwatch)
+    dense = dense_network(graph, flags.seed)
     facts = {"network": name, "threads": flags.threads, **facts}
     row = bench(frozen, dense, facts, batch=batch, dtype=flags.dtype, rounds=flags.rounds, peer=peer)
     return row, bench_layers(frozen, dense, batch=batch) if flags.layers else []

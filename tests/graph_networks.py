@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from fdjax.spec import NetworkSpec
 
-from fdjax.graph.masks import Network, layer_blocks, place_masks
+from fdjax.graph.masks import MaskedGraph, layer_blocks, place_masks
 from fdjax.graph.network import trace
 from fdjax.zoo import FrequencyNetwork
 
 
-def network_of(module: FrequencyNetwork, spec: NetworkSpec) -> Network:
+def network_of(module: FrequencyNetwork, spec: NetworkSpec) -> MaskedGraph:
     """The network of a module and its spec."""
     dense, image = module.without_masks(), (1, *spec.input_shape)
     variables = jax.eval_shape(lambda: dense.init(jax.random.key(0), jnp.zeros(image)))
@@ -22,9 +22,11 @@ def network_of(module: FrequencyNetwork, spec: NetworkSpec) -> Network:
     masks = place_masks(graph, placed, module.sides, spec.tied)
     assert {path: (mask.channels, mask.num_coefs) for path, mask in masks.items()} == spec.mask_sizes
     uncounted = frozenset() if spec.count_classifier else frozenset({"classifier"})
-    return Network(spec.name, graph, masks, placed, spec.num_classes, uncounted)
+    return MaskedGraph(spec.name, graph, masks, placed, spec.num_classes, uncounted)
 
 
-def network_for(module: FrequencyNetwork, input_shape: tuple[int, int, int], count_classifier: bool = False) -> Network:
+def network_for(
+    module: FrequencyNetwork, input_shape: tuple[int, int, int], count_classifier: bool = False
+) -> MaskedGraph:
     """The network of a module for images (H, W, C)."""
     return network_of(module, module.spec(input_shape, count_classifier))

@@ -16,7 +16,7 @@ from fdjax.config import Config, LearnConfig, ModelConfig
 from fdjax.frozen.assemble import freeze
 from fdjax.frozen.program import Program
 from fdjax.frozen.xla import apply
-from fdjax.graph.masks import Network, layer_blocks
+from fdjax.graph.masks import MaskedGraph, layer_blocks
 from fdjax.graph.network import Graph, trace
 from fdjax.training.build import build_network, collection_of, hard_network
 from fdjax.training.network import graph_variables, trace_network
@@ -82,8 +82,8 @@ def test_a_graph_has_the_layers_and_masks_of_its_network_and_freezes_to_the_mask
 
 def test_a_network_survives_json() -> None:
     _, _, network = networks("mobilenetv2_small", SMALL, 0.5, 2, True, {})
-    read = Network.from_dict(json.loads(json.dumps(network.to_dict())))
-    for field in dataclasses.fields(Network):
+    read = MaskedGraph.from_dict(json.loads(json.dumps(network.to_dict())))
+    for field in dataclasses.fields(MaskedGraph):
         if field.name not in ("graph", "masks", "blocks"):
             assert getattr(read, field.name) == getattr(network, field.name), field.name
     assert dict(read.masks) == dict(network.masks) and dict(read.blocks) == dict(network.blocks)
@@ -183,7 +183,7 @@ def test_a_bias_and_a_scale_are_applied_once_whatever_reads_them() -> None:
     variables = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     images = rng.normal(size=(2, 4, 4, 3)).astype(np.float32)
     graph = trace(pooled_without_activation, variables, images[:1])
-    frozen = freeze(Network("plain", graph, {}, {}, 4), variables, {})
+    frozen = freeze(MaskedGraph("plain", graph, {}, {}, 4), variables, {})
     (logits,) = apply(frozen.program, frozen.arrays, jnp.asarray(images))
     expected = pooled_without_activation(variables, images)
     assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()

@@ -34,7 +34,7 @@ from tests.frozen_networks import (
     with_preprocessing,
 )
 
-# Network, input, classes, classifier counted, dense MACs, parameters without batch norm's averages. The paper's
+# MaskedGraph, input, classes, classifier counted, dense MACs, parameters without batch norm's averages. The paper's
 # networks are those of its counts, the parameters of ImageNet's networks are published to the digit; MACs that are
 # published in round numbers only are counted once more by `cifar_resnet_macs` and `lite0_macs`.
 PUBLISHED = [

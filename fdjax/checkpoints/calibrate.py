@@ -16,7 +16,7 @@ from fdjax.config import Config, LearnConfig
 from fdjax.data import Dataset, limit_training, normalize, split_validation
 from fdjax.data.batches import seeded_permutation
 from fdjax.errors import UserError
-from fdjax.graph.masks import SIDES, Network
+from fdjax.graph.masks import SIDES, MaskedGraph
 from fdjax.ops.pointwise import dense_pointwise
 from fdjax.pruning.block_choice import (
     BlockChoice,
@@ -39,7 +39,7 @@ _BATCH = 64
 
 def side_energies(
     network: FrequencyNetwork,
-    spec: Network,
+    graph: MaskedGraph,
     variables: dict[str, Any],
     images: np.ndarray,
     candidates: Sequence[int],
@@ -53,7 +53,7 @@ def side_energies(
 
     Args:
       network: any masks it has are not used.
-      spec: of it, with the masks that will be learned and with preprocessing.
+      graph: channel graph of it, with the masks that will be learned and with preprocessing.
       variables: its collections.
       images: uint8 [n, H, W, C], shuffled, so that each batch is like the others.
       candidates: K; of each side those that fit are measured.
@@ -66,10 +66,10 @@ def side_energies(
     network = dataclasses.replace(network, mode="off")
     wanted = {
         (layer.name, side): fitting_blocks(layers, candidates)
-        for layers in block_units(spec).values()
+        for layers in block_units(graph).values()
         for layer in layers
         for side in SIDES
-        if spec.mask_of(layer.name, side)
+        if graph.mask_of(layer.name, side)
     }
 
     @jax.jit
@@ -92,7 +92,7 @@ def side_energies(
             return call(*args, **kwargs)
 
         with nn.intercept_methods(look):
-            network.apply(variables, normalize(images, spec.input_mean, spec.input_std), train=False)
+            network.apply(variables, normalize(images, graph.input_mean, graph.input_std), train=False)
         return found
 
     total: Any = None
@@ -117,15 +117,15 @@ def training_sample(config: Config, dataset: Dataset, num_images: int) -> tuple[
     return dataset.train_images[rows], dataset.train_labels[rows]
 
 
-def masked_spec(restored: Restored, learn: LearnConfig) -> Network:
+def masked_graph(restored: Restored, learn: LearnConfig) -> MaskedGraph:
     """The channel graph of a restored network, with the blocks, sides and tying of `learn` in place of its own.
 
     Raises:
       UserError: settings that do not fit the network, or one without wrapped layers.
     """
-    check_maskable(restored.spec)
+    check_maskable(restored.graph)
     mask_fields(learn, restored.network.variant)
-    own = restored.spec
+    own = restored.graph
     try:
         return remasked(own, learn)
     except ValueError as error:
@@ -159,17 +159,17 @@ def choose_blocks_of(
         raise UserError("the checkpoint's config has no target; give one: --target-macs 0.5")
     if num_images < 1:
         raise UserError(f"--images must be at least 1, got {num_images}")
-    spec = masked_spec(restored, dataclasses.replace(learn, block=1, block_by_map=(), block_by_layer=()))
+    graph = masked_graph(restored, dataclasses.replace(learn, block=1, block_by_map=(), block_by_layer=()))
     try:
-        check_choice(spec, candidates, learn.target_macs)
+        check_choice(graph, candidates, learn.target_macs)
     except ValueError as error:
         raise UserError(str(error)) from error
 
     dataset = load_restored_data(restored, data_path)
     images, _ = training_sample(restored.config, dataset, num_images)
-    energies = side_energies(restored.network, spec, restored.state.variables(), images, candidates)
+    energies = side_energies(restored.network, graph, restored.state.variables(), images, candidates)
     try:
-        choice = choose_blocks(spec, energies, candidates, learn.target_macs, learn.counts_below_whole)
+        choice = choose_blocks(graph, energies, candidates, learn.target_macs, learn.counts_below_whole)
     except ValueError as error:
         raise UserError(str(error)) from error
     return _report(choice, restored.config.learn, learn, len(images))
@@ -202,15 +202,15 @@ def _report(choice: BlockChoice, before: LearnConfig, learn: LearnConfig, num_im
     }
 
 
-def block_flags(spec: Network, before: LearnConfig, learn: LearnConfig) -> list[str]:
-    """The flags of `train.py` that turn the mask settings `before` into `learn`, with the blocks of `spec`."""
-    frequent = Counter(spec.blocks.values())
+def block_flags(graph: MaskedGraph, before: LearnConfig, learn: LearnConfig) -> list[str]:
+    """The flags of `train.py` that turn the mask settings `before` into `learn`, with the blocks of `graph`."""
+    frequent = Counter(graph.blocks.values())
     common = min(frequent, key=lambda block: (-frequent[block], block))
     by_map = dict(before.block_by_map)
     others = [
         (name, block)
-        for name, block in spec.blocks.items()
-        if by_map.get(spec.layers[name].in_size[0], common) != block
+        for name, block in graph.blocks.items()
+        if by_map.get(graph.layers[name].in_size[0], common) != block
     ]
     flags = ["--learn.block", str(common)]
     if others or before.block_by_layer:

@@ -20,7 +20,7 @@ from fdjax.errors import UserError, suggestion
 from fdjax.frozen.kernels_of_layers import window_of
 from fdjax.frozen.products import Window
 from fdjax.graph.counting import network_macs
-from fdjax.graph.masks import Network
+from fdjax.graph.masks import MaskedGraph
 from fdjax.graph.network import Layer
 from fdjax.pruning.filters import (
     METHODS,
@@ -47,9 +47,9 @@ _BATCH = 64
 _SAMPLES = 10
 
 
-def inner_maps(network: FrequencyNetwork, spec: Network, variables: Any, images: np.ndarray) -> dict[str, Any]:
+def inner_maps(network: FrequencyNetwork, graph: MaskedGraph, variables: Any, images: np.ndarray) -> dict[str, Any]:
     """The maps inside of blocks whose filters may go: convolution's name -> float32 [n, H, W, D], after ReLU."""
-    wanted = {f"{layer.name}_norm": layer.name for layers in prunable(spec).values() for layer in layers}
+    wanted = {f"{layer.name}_norm": layer.name for layers in prunable(graph).values() for layer in layers}
 
     @jax.jit
     def measure(variables: Any, images: jax.Array):
@@ -62,7 +62,7 @@ def inner_maps(network: FrequencyNetwork, spec: Network, variables: Any, images:
             return y
 
         with nn.intercept_methods(look):
-            network.apply(variables, normalize(images, spec.input_mean, spec.input_std), train=False)
+            network.apply(variables, normalize(images, graph.input_mean, graph.input_std), train=False)
         return found
 
     parts = [jax.device_get(measure(variables, batch)) for batch in np.array_split(images, -(-len(images) // _BATCH))]
@@ -93,24 +93,24 @@ def contributions(maps: np.ndarray, kernel: np.ndarray, window: Window, rng: np.
 
 
 def measure_filters(
-    network: FrequencyNetwork, spec: Network, variables: Any, images: np.ndarray, seed: int
+    network: FrequencyNetwork, graph: MaskedGraph, variables: Any, images: np.ndarray, seed: int
 ) -> dict[str, Measured]:
     """What filter pruners look at, for each convolution whose filters may go.
 
     Args:
       network: of the checkpoint.
-      spec: of it, with preprocessing.
+      graph: channel graph of it, with preprocessing.
       variables: its collections.
       images: uint8 [n, H, W, C], for calibration.
       seed: of ThiNet's samples.
     """
-    maps, rng = inner_maps(network, spec, variables, images), np.random.default_rng(seed)
+    maps, rng = inner_maps(network, graph, variables, images), np.random.default_rng(seed)
     found = {}
-    for layers in prunable(spec).values():
+    for layers in prunable(graph).values():
         for layer in layers:
-            following = reader_of(spec, layer)
+            following = reader_of(graph, layer)
             kernel, after = (np.asarray(_parameters(variables, of.name)["kernel"]) for of in (layer, following))
-            contributed = contributions(maps[layer.name], after, layer_window(spec, following), rng)
+            contributed = contributions(maps[layer.name], after, layer_window(graph, following), rng)
             kernel = kernel if kernel.ndim == 4 else kernel[None, None]
             found[layer.name] = Measured(kernel, maps[layer.name], contributed)
     return found
@@ -118,7 +118,7 @@ def measure_filters(
 
 def block_losses(
     network: FrequencyNetwork,
-    spec: Network,
+    graph: MaskedGraph,
     variables: Any,
     scores: Mapping[str, np.ndarray],
     images: np.ndarray,
@@ -128,7 +128,7 @@ def block_losses(
 
     @jax.jit
     def entropy(variables: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        x = normalize(images, spec.input_mean, spec.input_std)
+        x = normalize(images, graph.input_mean, graph.input_std)
         logits: Any = network.apply(variables, x, train=False)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum()
 
@@ -137,7 +137,7 @@ def block_losses(
         return sum(float(entropy({**variables, "params": params}, *batch)) for batch in batches) / len(images)
 
     dense, found = loss(variables["params"]), {}
-    for name, layers in prunable(spec).items():
+    for name, layers in prunable(graph).items():
         found[name] = []
         for count in rates(layers[0].out_channels):
             params = variables["params"]
@@ -150,9 +150,9 @@ def block_losses(
     return found
 
 
-def layer_window(spec: Network, layer: Layer) -> Window:
+def layer_window(graph: MaskedGraph, layer: Layer) -> Window:
     """Where a convolution reads, with a window of 1x1 for a pointwise layer."""
-    window = window_of(layer, spec.graph.operations.operations[layer.operation])
+    window = window_of(layer, graph.operations.operations[layer.operation])
     size = (layer.in_size[0], layer.in_size[1])
     return window or Window((1, 1), (1, 1), ((0, 0), (0, 0)), size, size)
 
@@ -173,13 +173,13 @@ class FilterPruned:
 
     Attributes:
       config: with `model.inner_channels` of the smaller network.
-      spec: of it.
+      graph: channel graph of it.
       variables: its collections, all masks whole.
       report: of `fdjax prune`, of JSON types.
     """
 
     config: Config
-    spec: Network
+    graph: MaskedGraph
     variables: dict[str, Any]
     report: dict[str, Any]
 
@@ -213,36 +213,36 @@ def prune_filters(
         raise UserError(
             f"no filter pruning method {method!r}{suggestion(method, METHODS)}; accepted are {', '.join(METHODS)}"
         )
-    network, spec, config = dataclasses.replace(restored.network, mode="off"), restored.spec, restored.config
+    network, graph, config = dataclasses.replace(restored.network, mode="off"), restored.graph, restored.config
     variables = restored.state.variables()
     try:
-        prunable(spec)
+        prunable(graph)
         dataset = load_restored_data(restored, data_path)
         images, labels = training_sample(config, dataset, num_images)
-        measured = measure_filters(network, spec, variables, images, config.seed)
+        measured = measure_filters(network, graph, variables, images, config.seed)
         scores = {name: METHODS[method](layer) for name, layer in measured.items()}
         if per_block == "one":
-            left = one_share(spec, target)
+            left = one_share(graph, target)
         else:
-            left = choose_rates(spec, block_losses(network, spec, variables, scores, images, labels), target)
+            left = choose_rates(graph, block_losses(network, graph, variables, scores, images, labels), target)
     except ValueError as error:
         raise UserError(str(error)) from error
     kept = {
         layer.name: strongest(scores[layer.name], left[name])
-        for name, layers in prunable(spec).items()
+        for name, layers in prunable(graph).items()
         for layer in layers
     }
-    smaller: dict[str, Any] = keep_filters(spec, jax.device_get(variables), kept)
+    smaller: dict[str, Any] = keep_filters(graph, jax.device_get(variables), kept)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, inner_channels=tuple(left.values())))
-    new_network, new_spec = build_network(config, spec.input_shape, spec.num_classes)
+    new_network, new_spec = build_network(config, graph.input_shape, graph.num_classes)
     new_spec = dataclasses.replace(
-        new_spec, input_mean=spec.input_mean, input_std=spec.input_std, class_names=spec.class_names
+        new_spec, input_mean=graph.input_mean, input_std=graph.input_std, class_names=graph.class_names
     )
     smaller[FCMASK] = collection_of(new_spec, new_spec.full_counts())
     tested = slice(None, eval_limit)
     evaluate = make_evaluator(dataclasses.replace(new_network, mode="off"), new_spec, Devices())
     figures = evaluate(jax.tree.map(jnp.asarray, smaller), dataset.test_images[tested], dataset.test_labels[tested])
-    before, after = (network_macs(s, s.full_counts()) for s in (spec, new_spec))
+    before, after = (network_macs(s, s.full_counts()) for s in (graph, new_spec))
     report = {
         "method": method,
         "per_block": per_block,
@@ -254,7 +254,7 @@ def prune_filters(
         "ratio": after.to_dict()["dense"] / before.to_dict()["dense"],
         "parameters": {"before": _size(variables["params"]), "after": _size(smaller["params"])},
         "filters": {
-            name: {"before": prunable(spec)[name][0].out_channels, "after": count} for name, count in left.items()
+            name: {"before": prunable(graph)[name][0].out_channels, "after": count} for name, count in left.items()
         },
         "flags": ["--model.inner-channels", *map(str, left.values())],
     }

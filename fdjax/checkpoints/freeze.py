@@ -27,7 +27,7 @@ from fdjax.frozen import (
 from fdjax.frozen.choice import layers_of
 from fdjax.frozen.score import agreement, all_logits, check_finite, figures
 from fdjax.graph.counting import network_macs
-from fdjax.graph.masks import Counts, Network
+from fdjax.graph.masks import Counts, MaskedGraph
 from fdjax.pruning import HardMasks
 from fdjax.training.build import collection_of, hard_network
 from fdjax.training.network import graph_variables
@@ -45,11 +45,11 @@ def hard_masks_of(restored: Restored) -> HardMasks:
     Raises:
       UserError: there are none, or they are still being learned.
     """
-    phase, spec = restored.phase, restored.spec
-    if restored.hard is None and (restored.done.imported or not spec.mask_sizes):
+    phase, graph = restored.phase, restored.graph
+    if restored.hard is None and (restored.done.imported or not graph.mask_sizes):
         # Whoever imports a network may want it as it is: all masks are 1. One without wrapped layers has none.
-        counts = spec.full_counts()
-        return HardMasks(counts, (), 0.0, network_macs(spec, counts))
+        counts = graph.full_counts()
+        return HardMasks(counts, (), 0.0, network_macs(graph, counts))
     if restored.hard is None:
         raise UserError(
             f"the checkpoint has no masks: it is in {phase.name}, and nothing has been pruned; let its run go on with "
@@ -89,16 +89,16 @@ def freeze_checkpoint(
     """
     hard = hard_masks_of(restored)
     check_target(out)
-    spec, state = restored.spec, restored.state
-    variables = graph_variables(spec, state.params, state.batch_stats)
+    graph, state = restored.graph, restored.state
+    variables = graph_variables(graph, state.params, state.batch_stats)
     counts, released, newly = dict(hard.counts), list(hard.released), []
     if release:
         if stopwatch is None:
             raise ValueError("release compares times: it needs a stopwatch")
-        counts, newly = release_slower(spec, variables, hard.counts, stopwatch)
-        released = [name for name in spec.layers if name in {*released, *newly}]
-    frozen = freeze(spec, variables, counts, stopwatch.choose if stopwatch else fewest_macs)
-    macs = network_macs(spec, counts, released)
+        counts, newly = release_slower(graph, variables, hard.counts, stopwatch)
+        released = [name for name in graph.layers if name in {*released, *newly}]
+    frozen = freeze(graph, variables, counts, stopwatch.choose if stopwatch else fewest_macs)
+    macs = network_macs(graph, counts, released)
     facts = {
         "macs": macs.to_dict(),
         "layers": [layer.to_dict() for layer in macs.layers],
@@ -117,7 +117,7 @@ def freeze_checkpoint(
         "data": {name: getattr(restored.config.data, name) for name in DATA_FIELDS},
         "versions": versions(),
     }
-    return save(out, spec, frozen, facts)
+    return save(out, graph, frozen, facts)
 
 
 def _described(name: str, program: Program, stopwatch: Stopwatch | None) -> dict[str, Any]:
@@ -134,17 +134,17 @@ def _accuracy(
     `before`: the counts that were released, if any: their accuracy is reported, too.
     """
     try:
-        dataset = run_data(restored.spec, dataclasses.asdict(restored.config.data), data_path)
+        dataset = run_data(restored.graph, dataclasses.asdict(restored.config.data), data_path)
     except UserError:
         if data_path is not None:
             raise
-        grey = np.full((1, *restored.spec.input_shape), 128, np.uint8)
+        grey = np.full((1, *restored.graph.input_shape), 128, np.uint8)
         check_finite(masked_logits(restored, counts, grey), "the checkpoint's network")
         return None
     images, labels = dataset.test_images, dataset.test_labels
     masked = masked_logits(restored, counts, images)
     check_finite(masked, "the checkpoint's network")
-    logits = all_logits(FrozenNetwork(restored.spec, frozen, {}).predict, images)
+    logits = all_logits(FrozenNetwork(restored.graph, frozen, {}).predict, images)
     check_finite(logits, "the frozen network")
     found = {**figures(logits, labels), "masked": {**figures(masked, labels), **agreement(logits, masked)}}
     if before is not None:
@@ -170,11 +170,11 @@ def evaluate_frozen(network: FrozenNetwork, data_path: str | None = None) -> dic
     }
 
 
-def run_data(spec: Network, data: Mapping[str, Any], data_path: str | None = None) -> Dataset:
+def run_data(graph: MaskedGraph, data: Mapping[str, Any], data_path: str | None = None) -> Dataset:
     """The data set that a network was trained on.
 
     Args:
-      spec: of the network.
+      graph: channel graph of the network.
       data: the fields `DATA_FIELDS` of its run's config.
       data_path: in place of `path`.
 
@@ -191,20 +191,20 @@ def run_data(spec: Network, data: Mapping[str, Any], data_path: str | None = Non
         stream=data.get("loading") == "stream",
         crop_share=data.get("eval_crop", 1.0),
         background=data.get("background", "white"),
-    ).in_order_of(spec.class_names)
-    check_data(spec, dataset)
+    ).in_order_of(graph.class_names)
+    check_data(graph, dataset)
     return dataset
 
 
 def masked_logits(restored: Restored, counts: Counts, images: Images) -> np.ndarray:
     """What the masked network says of raw images [n, H, W, C] with masks of these kept counts: logits [n, classes]."""
-    spec = restored.spec
-    network = hard_network(restored.network, spec, counts)
-    variables = {**restored.state.variables(), FCMASK: collection_of(spec, counts)}
+    graph = restored.graph
+    network = hard_network(restored.network, graph, counts)
+    variables = {**restored.state.variables(), FCMASK: collection_of(graph, counts)}
 
     @jax.jit
     def logits(variables: Any, images: jax.Array) -> Any:
-        x = normalize(images, spec.input_mean, spec.input_std, jnp.float32)
+        x = normalize(images, graph.input_mean, graph.input_std, jnp.float32)
         return network.apply(variables, x, train=False)
 
     return all_logits(lambda batch: logits(variables, batch), images)

@@ -10,13 +10,13 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from fdjax.checkpoints.calibrate import calibration_sample, masked_spec, side_energies, training_sample
+from fdjax.checkpoints.calibrate import calibration_sample, masked_graph, side_energies, training_sample
 from fdjax.config import LearnConfig
 from fdjax.data import Dataset, Images, ResizedImages, normalize, read_pictures, take_rows
 from fdjax.data.batches import seeded_permutation
 from fdjax.errors import UserError
 from fdjax.frozen.score import all_logits
-from fdjax.graph.masks import SIDES, Network
+from fdjax.graph.masks import SIDES, MaskedGraph
 from fdjax.ops.pointwise import masked_pointwise
 from fdjax.pruning.profiled import Masks, mask_energies
 from fdjax.training.devices import Devices
@@ -38,11 +38,11 @@ class GivenMasks:
 
     Attributes:
       network: its own masks, if it has any, are not used.
-      spec: says which layers read which masks, and their blocks.
+      graph: says which layers read which masks, and their blocks.
     """
 
     network: FrequencyNetwork
-    spec: Network
+    graph: MaskedGraph
 
     def apply(self, variables: dict[str, Any], x: jax.Array, train: bool = False) -> jax.Array:
         """As `network.apply`."""
@@ -54,12 +54,12 @@ class GivenMasks:
             if not isinstance(module, FrequencyPointwise) or context.method_name != "__call__":
                 return call(*args, **kwargs)
             name = "/".join(module.path)
-            sides = [masks.get(self.spec.mask_of(name, side)) for side in SIDES]
+            sides = [masks.get(self.graph.mask_of(name, side)) for side in SIDES]
             if all(mask is None for mask in sides):
                 return call(*args, **kwargs)
             kernel = module.get_variable("params", "kernel").astype(args[0].dtype)
             sides = [None if mask is None else mask.astype(args[0].dtype) for mask in sides]
-            y = masked_pointwise(args[0], kernel, self.spec.blocks[name], *sides)
+            y = masked_pointwise(args[0], kernel, self.graph.blocks[name], *sides)
             norm = kwargs.get("norm")
             return y if norm is None else norm(y)
 
@@ -91,7 +91,7 @@ class Subject:
     """A trained network on which masks are tried.
 
     Attributes:
-      spec: of the network, with the masks that are tried and with preprocessing.
+      graph: channel graph of the network, with the masks that are tried and with preprocessing.
       energies: path of every FCMask -> mean squared coefficients, see `fdjax.pruning.profiled.mask_energies`.
       num_images: images by which they were measured.
       num_examples: test images that `top1` takes.
@@ -102,7 +102,7 @@ class Subject:
         its dense MACs there.
     """
 
-    spec: Network
+    graph: MaskedGraph
     energies: dict[str, np.ndarray]
     num_images: int
     num_examples: int
@@ -131,25 +131,25 @@ def open_subject(restored: Restored, learn: LearnConfig, on: MeasuredOn) -> Subj
     for flag, number in (("images", on.num_images), ("eval-limit", on.eval_limit)):
         if number is not None and number < 1:
             raise UserError(f"--{flag} must be at least 1, got {number}")
-    spec, collections = masked_spec(restored, learn), restored.state.variables()
+    graph, collections = masked_graph(restored, learn), restored.state.variables()
     dataset = None if on.calibration and on.agreement else load_restored_data(restored, on.data_path)
     share, seed = restored.config.data.eval_crop, restored.config.seed
     if on.calibration:
-        images = read_pictures(on.calibration, spec.input_shape, share)
+        images = read_pictures(on.calibration, graph.input_shape, share)
         images = images[calibration_sample(np.arange(len(images)), seed, on.num_images)]
     else:
         assert dataset is not None
         images, _ = training_sample(restored.config, dataset, on.num_images)
-    blocks = sorted(set(spec.blocks.values()))
-    energies = side_energies(restored.network, spec, collections, images, blocks, about_mean=False)
+    blocks = sorted(set(graph.blocks.values()))
+    energies = side_energies(restored.network, graph, collections, images, blocks, about_mean=False)
     if on.agreement:
-        pictures = read_pictures(on.agreement, spec.input_shape, share)
-        said = _said(restored.network, spec, collections, pictures)
+        pictures = read_pictures(on.agreement, graph.input_shape, share)
+        said = _said(restored.network, graph, collections, pictures)
         test_images, test_labels = _sample(pictures, said, seed, on.eval_limit)
     else:
         assert dataset is not None
         test_images, test_labels = _sample(dataset.test_images, dataset.test_labels, seed, on.eval_limit)
-    evaluate = make_evaluator(GivenMasks(restored.network, spec), spec, Devices())
+    evaluate = make_evaluator(GivenMasks(restored.network, graph), graph, Devices())
 
     def top1(masks: Masks) -> float:
         given = {path: np.asarray(mask, np.float32) for path, mask in masks.items()}
@@ -158,14 +158,14 @@ def open_subject(restored: Restored, learn: LearnConfig, on: MeasuredOn) -> Subj
     def at_resolution(side: int) -> tuple[float, int]:
         plain = restored.network.without_masks()
         small = trace_network(
-            plain, (side, side, spec.input_shape[2]), LearnConfig(block=1), count_classifier=not spec.uncounted
+            plain, (side, side, graph.input_shape[2]), LearnConfig(block=1), count_classifier=not graph.uncounted
         )
         resized = ResizedImages(test_images, side)
-        found = make_evaluator(plain, spec, Devices())(collections, resized, test_labels)
+        found = make_evaluator(plain, graph, Devices())(collections, resized, test_labels)
         return found["top1"], sum(layer.dense_macs for layer in small.counted_layers.values())
 
-    energies = mask_energies(spec, energies)
-    return Subject(spec, energies, len(images), len(test_labels), dataset, bool(on.agreement), top1, at_resolution)
+    energies = mask_energies(graph, energies)
+    return Subject(graph, energies, len(images), len(test_labels), dataset, bool(on.agreement), top1, at_resolution)
 
 
 def _sample(images: Images, labels: np.ndarray, seed: int, limit: int | None) -> tuple[Images, np.ndarray]:
@@ -175,12 +175,12 @@ def _sample(images: Images, labels: np.ndarray, seed: int, limit: int | None) ->
     return take_rows(images, rows), labels[rows]
 
 
-def _said(network: FrequencyNetwork, spec: Network, variables: dict[str, Any], images: np.ndarray) -> np.ndarray:
+def _said(network: FrequencyNetwork, graph: MaskedGraph, variables: dict[str, Any], images: np.ndarray) -> np.ndarray:
     """The classes that the unpruned network gives images: int32 [n]."""
 
     @jax.jit
     def logits(batch: jax.Array) -> jax.Array:
-        x = normalize(batch, spec.input_mean, spec.input_std)
+        x = normalize(batch, graph.input_mean, graph.input_std)
         found = network.without_masks().apply(variables, x)
         assert isinstance(found, jax.Array)
         return found

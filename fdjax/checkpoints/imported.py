@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from fdjax.checkpoint import CHECKPOINT_FOLDER, Checkpoints
 from fdjax.config import Config
 from fdjax.errors import UserError
-from fdjax.graph.masks import Network
+from fdjax.graph.masks import MaskedGraph
 from fdjax.training.build import collection_of, facts_of
 from fdjax.training.health import nonfinite_network
 from fdjax.training.optimizers import optimizers_for
@@ -34,31 +34,31 @@ def check_import_target(folder: Path) -> None:
 
 
 def save_imported(
-    folder: Path, config: Config, spec: Network, variables: dict[str, Any], origin: dict[str, Any]
+    folder: Path, config: Config, graph: MaskedGraph, variables: dict[str, Any], origin: dict[str, Any]
 ) -> None:
     """Writes variables as a checkpoint whose pretraining is done, and `import.json` beside it.
 
     Args:
       folder: new or empty (`check_import_target`).
       config: with the padding and batch norm epsilon that the weights were trained with.
-      spec: of the network, with preprocessing and, where they are known, class names.
+      graph: channel graph of the network, with preprocessing and, where they are known, class names.
       variables: the collections params and batch_stats, float32.
       origin: where the weights are from; JSON types, kept in the checkpoint.
 
     Raises:
       UserError: a weight or statistic is not finite. Nothing has been written then.
     """
-    save_trained(folder, config, spec, variables, Past(imported=origin))
+    save_trained(folder, config, graph, variables, Past(imported=origin))
     write_json(folder / IMPORT_FILE, origin)
 
 
-def save_trained(folder: Path, config: Config, spec: Network, variables: dict[str, Any], done: Past) -> None:
+def save_trained(folder: Path, config: Config, graph: MaskedGraph, variables: dict[str, Any], done: Past) -> None:
     """Writes variables as a checkpoint whose pretraining is done, with no step of it here.
 
     Args:
       folder: new or empty.
       config: of the network.
-      spec: likewise.
+      graph: likewise.
       variables: the collections params and batch_stats, float32; all masks will be whole.
       done: what is known of the weights; its history becomes that of pretraining.
 
@@ -72,11 +72,11 @@ def save_trained(folder: Path, config: Config, spec: Network, variables: dict[st
     phase = Phase("pretrain", index=0, start=0, steps=0, steps_per_epoch=0)
     history = [{"name": phase.name, "steps": 0, "seconds": 0.0, "top1": done.dense_top1, "ratio": 1.0}]
     done = dataclasses.replace(done, history=history)
-    whole = {**variables, FCMASK: collection_of(spec, spec.full_counts())}
+    whole = {**variables, FCMASK: collection_of(graph, graph.full_counts())}
     state = create_state(jax.tree.map(jnp.asarray, whole), config.seed, *optimizers_for(config, phase))
     meta = {
         "config": config.to_dict(),
-        "network": facts_of(spec),
+        "network": facts_of(graph),
         "phase": dataclasses.asdict(phase),
         "phase_step": phase.steps,
         "done": dataclasses.asdict(done),

@@ -79,26 +79,26 @@ def profile(
         evaluated then.
     """
     check_request(methods, ratios)
-    check_resolutions(resolutions, restored.spec.input_shape)
+    check_resolutions(resolutions, restored.graph.input_shape)
     subject = open_subject(restored, learn, on)
-    spec = subject.spec
+    graph = subject.graph
     planned, missed = plan_curves(subject, methods, ratios, scope, convention)
     for row in missed:
         _say(f"{row['method']} does not come down to {row['ratio']:g}x MACs; its lowest is {row['lowest']:.3f}x")
-    macs = mask_macs(spec, whole_masks(spec))
+    macs = mask_macs(graph, whole_masks(graph))
     points, left_out = read_runs(runs, macs.dense)
     for row in left_out:
         _say(f"--runs {row['run']} is left out: {row['reason']}")
-    dense_top1 = subject.top1(whole_masks(spec))
+    dense_top1 = subject.top1(whole_masks(graph))
     if subject.agreement:
         _say(f"agreement with the unpruned network, on {subject.num_examples:,} pictures")
     else:
         _say(f"dense: {100 * dense_top1:.2f}% on {subject.num_examples:,} test images")
-    blocks = dict(spec.blocks)
+    blocks = dict(graph.blocks)
     form = f"{'tied masks' if learn.tied else 'untied masks'}, blocks of {_listed(sorted({*blocks.values()}))}"
     images = "pictures" if subject.agreement else "test images"
     return {
-        "words": f"{spec.name} at width {restored.config.model.width:g}, {form}, {subject.num_examples:,} {images}",
+        "words": f"{graph.name} at width {restored.config.model.width:g}, {form}, {subject.num_examples:,} {images}",
         "measure": "agreement" if subject.agreement else "top1",
         "settings": {
             "scope": scope,
@@ -172,7 +172,7 @@ def plan_curves(
         scores, seen = score(method, subject.energies), set[bytes]()
         for ratio in sorted({*ratios}, reverse=True):
             try:
-                pruned = prune_to_target(subject.spec, scores, ratio, scope=scope, convention=convention)
+                pruned = prune_to_target(subject.graph, scores, ratio, scope=scope, convention=convention)
             except UnreachableTarget as error:
                 missed.append({"method": method, "ratio": ratio, "lowest": error.lowest})
                 continue
@@ -224,7 +224,7 @@ def measure_resolutions(subject: Subject, sides: Sequence[int], dense_macs: int)
 
 def measure_contiguity(subject: Subject) -> dict[str, Any]:
     """Channel masks that are prefixes already when 30% of each side's channel-coefficient pairs go; JSON types."""
-    masks = prune_share(subject.spec, score("channel_coefficient", subject.energies), CONTIGUITY_SHARE)
+    masks = prune_share(subject.graph, score("channel_coefficient", subject.energies), CONTIGUITY_SHARE)
     return {"share": CONTIGUITY_SHARE, "paper": PAPERS_CONTIGUITY, **contiguous_share(masks)}
 
 
@@ -248,11 +248,11 @@ def measure_sensitivity(subject: Subject, dense_top1: float) -> list[dict[str, A
     Returns:
       JSON types: for each layer `name`, `num_coefs`, `map` (H, W) and `top1` by kept count, ascending, N the last.
     """
-    spec = subject.spec
-    whole, rows = whole_masks(spec), []
-    for name, layers in block_units(spec).items():
-        num_coefs = spec.blocks[layers[0].name] ** 2
-        paths = {path for layer in layers for side in SIDES if (path := spec.mask_of(layer.name, side))}
+    graph = subject.graph
+    whole, rows = whole_masks(graph), []
+    for name, layers in block_units(graph).items():
+        num_coefs = graph.blocks[layers[0].name] ** 2
+        paths = {path for layer in layers for side in SIDES if (path := graph.mask_of(layer.name, side))}
         top1 = {}
         for count in sensitivity_counts(num_coefs):
             kept = np.arange(num_coefs)[:, None] < count

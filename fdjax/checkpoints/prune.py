@@ -94,7 +94,7 @@ def prune_checkpoint(
     )
     top1 = subject.top1(pruned.masks)
     _write(out, restored, subject, config, counts, done)
-    macs = network_macs(subject.spec, counts, pruned.released)
+    macs = network_macs(subject.graph, counts, pruned.released)
     return {
         "method": method,
         "scope": scope,
@@ -134,16 +134,16 @@ def check_empty(out: Path) -> None:
 
 
 def _prune(subject: Subject, method: str, learn: LearnConfig, share: float | None, scope: Scope) -> Pruned:
-    spec, scores, convention = subject.spec, score(method, subject.energies), learn.target_convention
+    graph, scores, convention = subject.graph, score(method, subject.energies), learn.target_convention
     try:
         if share is None:
             assert learn.target_macs is not None
-            return prune_to_target(spec, scores, learn.target_macs, scope=scope, convention=convention)
-        masks = prune_share(spec, scores, share, scope)
-        masks, released = gate_masks(spec, masks, convention)
+            return prune_to_target(graph, scores, learn.target_macs, scope=scope, convention=convention)
+        masks = prune_share(graph, scores, share, scope)
+        masks, released = gate_masks(graph, masks, convention)
         if prefix_counts(masks) is None:
             raise ValueError("its masks are no low-frequency prefixes, which alone have a dense form")
-        return Pruned(masks, share, released, mask_macs(spec, masks, released))
+        return Pruned(masks, share, released, mask_macs(graph, masks, released))
     except ValueError as error:
         raise UserError(f"--method {method}: {error}") from error
 
@@ -164,14 +164,14 @@ def _write(out: Path, restored: Restored, subject: Subject, config: Config, coun
         train, _ = split_validation(done.num_train, dataset.train_labels, config.data.validation, config.seed)
         steps = steps_per_epoch(len(train), config.data.batch_size)
     (phase,) = plan_phases(config, steps)
-    fcmask = jax.tree.map(jnp.asarray, collection_of(subject.spec, counts))
+    fcmask = jax.tree.map(jnp.asarray, collection_of(subject.graph, counts))
     variables = {**restored.state.variables(), FCMASK: fcmask}
     state = create_state(variables, config.seed, *optimizers_for(config, phase))
     if has_teacher(config, phase):
         state = state.with_teacher()
     meta = {
         "config": config.to_dict(),
-        "network": facts_of(subject.spec),
+        "network": facts_of(subject.graph),
         "phase": dataclasses.asdict(phase),
         "phase_step": 0,
         "done": dataclasses.asdict(done),

@@ -73,15 +73,15 @@ def import_command(arguments: Sequence[str]) -> int:
     found = open_weights(parsed.weights, parsed.ema)
     shape, names, num_classes, order = _inputs_and_outputs(config, parsed, found.tensors)
     _check_channels(conventions, shape[2])
-    network, spec = build_network(config, shape, num_classes)
-    spec = dataclasses.replace(
-        spec, input_mean=conventions.input_mean, input_std=conventions.input_std, class_names=names
+    network, graph = build_network(config, shape, num_classes)
+    graph = dataclasses.replace(
+        graph, input_mean=conventions.input_mean, input_std=conventions.input_std, class_names=names
     )
     fitted = fit(
         found.tensors,
         parsed.format,
         network,
-        spec,
+        graph,
         config.model.width,
         by_order=parsed.by_order,
         new_classifier=config.seed if parsed.new_classifier else None,
@@ -100,11 +100,11 @@ def import_command(arguments: Sequence[str]) -> int:
         "averaged": found.averaged,
         "by_order": parsed.by_order,
     }
-    save_imported(out, config, spec, fitted.variables, origin)
+    save_imported(out, config, graph, fitted.variables, origin)
     report = {
         **origin,
         "checkpoint": str(out),
-        "network": spec.name,
+        "network": graph.name,
         "width": config.model.width,
         "input_shape": list(shape),
         "num_classes": num_classes,

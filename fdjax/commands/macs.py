@@ -37,7 +37,7 @@ def macs_command(arguments: Sequence[str]) -> int:
         if parsed.settings != Config():
             raise UserError("a checkpoint has its own config: give no settings beside --checkpoint")
         restored = restored_run(parsed.checkpoint)
-        spec, macs = restored.spec, restored.macs()
+        graph, macs = restored.graph, restored.macs()
     else:
         from fdjax.data import describe_source
         from fdjax.graph.counting import network_macs
@@ -45,12 +45,12 @@ def macs_command(arguments: Sequence[str]) -> int:
 
         data = parsed.settings.data
         shape, classes = describe_source(data.name, data.path, data.image_size, data.grayscale)
-        _, spec = build_network(parsed.settings, shape, len(classes))
-        macs = network_macs(spec, spec.full_counts())
+        _, graph = build_network(parsed.settings, shape, len(classes))
+        macs = network_macs(graph, graph.full_counts())
     from fdjax.reports import macs_table
 
     layers = [layer.to_dict() for layer in macs.layers]
-    print(f"{spec.name}, input {'x'.join(map(str, spec.input_shape))}, {spec.num_classes} classes")
+    print(f"{graph.name}, input {'x'.join(map(str, graph.input_shape))}, {graph.num_classes} classes")
     print(macs_table(macs.to_dict(), layers))
     write_report(parsed.json, {"macs": macs.to_dict(), "layers": layers})
     return 0

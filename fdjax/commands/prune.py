@@ -60,7 +60,7 @@ def _prune_filters(restored: Restored, parsed: PruneArguments) -> int:
         eval_limit=parsed.eval_limit,
         data_path=parsed.data_path,
     )
-    save_trained(out, pruned.config, pruned.spec, pruned.variables, Past(dense_top1=restored.done.dense_top1))
+    save_trained(out, pruned.config, pruned.graph, pruned.variables, Past(dense_top1=restored.done.dense_top1))
     report = pruned.report
     dense = "" if report["dense_top1"] is None else f" (dense {100 * report['dense_top1']:.2f}%)"
     print(

@@ -20,7 +20,7 @@ from fdjax.errors import UserError
 from fdjax.frozen.assemble import Frozen
 from fdjax.frozen.program import Program
 from fdjax.frozen.xla import apply, compiler_options
-from fdjax.graph.masks import Network
+from fdjax.graph.masks import MaskedGraph
 
 FORMAT, FORMAT_VERSION = "fdjax frozen network", 3
 MANIFEST, ARRAYS, GRAPH, CHECKSUM = "manifest.json", "arrays.npz", "network.json", "manifest.json.sha256"
@@ -45,7 +45,7 @@ class FrozenNetwork:
       manifest: all that was recorded when it was written; JSON types.
     """
 
-    def __init__(self, network: Network, frozen: Frozen, manifest: Mapping[str, Any]):
+    def __init__(self, network: MaskedGraph, frozen: Frozen, manifest: Mapping[str, Any]):
         self.network, self.frozen, self.manifest = network, frozen, manifest
         self._arrays = {name: jnp.asarray(array) for name, array in frozen.arrays.items()}
         function = functools.partial(apply, frozen.program, in_chunks=jax.default_backend() == "cpu")
@@ -100,7 +100,7 @@ def _is_artifact(folder: Path) -> bool:
         return False
 
 
-def save(folder: Path, network: Network, frozen: Frozen, facts: Mapping[str, Any]) -> dict[str, Any]:
+def save(folder: Path, network: MaskedGraph, frozen: Frozen, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Writes a frozen network, whole or not at all.
 
     Args:
@@ -199,7 +199,7 @@ def load(path: str | os.PathLike[str]) -> FrozenNetwork:
     manifest = read_manifest(folder)
     try:
         program = Program.from_dict(manifest["program"])
-        network = Network.from_dict(json.loads((folder / GRAPH).read_text()))
+        network = MaskedGraph.from_dict(json.loads((folder / GRAPH).read_text()))
         with np.load(folder / ARRAYS) as stored:
             arrays = {name: stored[name] for name in stored.files}
         _check(program, arrays, network)
@@ -208,7 +208,7 @@ def load(path: str | os.PathLike[str]) -> FrozenNetwork:
     return FrozenNetwork(network, Frozen(program, arrays), manifest)
 
 
-def _check(program: Program, arrays: Mapping[str, np.ndarray], network: Network) -> None:
+def _check(program: Program, arrays: Mapping[str, np.ndarray], network: MaskedGraph) -> None:
     """Raises `ValueError` unless a program and its arrays fit each other and the network, and are finite."""
     for name, array in arrays.items():
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():

@@ -12,7 +12,7 @@ from fdjax.frozen.folding import Folding
 from fdjax.frozen.layers import HostArrays, OpenLayer, finish
 from fdjax.frozen.program import Apply, Operation, Program, Take
 from fdjax.frozen.runs import Candidates, RunParts, find_run, schedules
-from fdjax.graph.masks import Counts, Network
+from fdjax.graph.masks import Counts, MaskedGraph
 
 Choose = Callable[[Candidates], str]
 
@@ -30,7 +30,7 @@ def fewest_macs(candidates: Candidates) -> str:
     return min(candidates, key=lambda name: candidates[name][0].macs())
 
 
-def freeze(network: Network, variables: Any, counts: Counts, choose: Choose = fewest_macs) -> Frozen:
+def freeze(network: MaskedGraph, variables: Any, counts: Counts, choose: Choose = fewest_macs) -> Frozen:
     """Compiles hard masks into a dense network.
 
     Args:

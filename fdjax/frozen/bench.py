@@ -15,19 +15,19 @@ import numpy as np
 from fdjax.frozen.assemble import Frozen, freeze
 from fdjax.frozen.choice import has_one_core, interleaved, layers_of, time_programs
 from fdjax.frozen.xla import apply, compiler_options
-from fdjax.graph.masks import Network
+from fdjax.graph.masks import MaskedGraph
 
 # Builds another library's network for a batch size, and returns a function that runs it once.
 Peer = Callable[[Frozen, int], Callable[[], object]]
 
 
-def seeded_variables(network: Network, seed: int = 0) -> list[np.ndarray]:
+def seeded_variables(network: MaskedGraph, seed: int = 0) -> list[np.ndarray]:
     """Random arrays for a graph's variables, in their order, for networks of which only the time matters.
 
     Kernels are scaled for the number of their inputs; vectors are biases, but for those named as scales or variances.
     """
     rng, made = np.random.default_rng(seed), []
-    operations = network.graph.operations
+    operations = network.operations
     for value, path in operations.variables.items():
         shape, name = operations.shapes[value], path.rpartition("/")[2]
         if len(shape) > 1:
@@ -42,7 +42,7 @@ def seeded_variables(network: Network, seed: int = 0) -> list[np.ndarray]:
     return made
 
 
-def dense_network(network: Network, seed: int = 0) -> Frozen:
+def dense_network(network: MaskedGraph, seed: int = 0) -> Frozen:
     """The unpruned network in its best form, with random weights."""
     return freeze(network, seeded_variables(network, seed), network.full_counts())
 
@@ -157,7 +157,7 @@ def bench_layers(frozen: Frozen, dense: Frozen, *, batch: int = 1) -> list[dict[
     return rows
 
 
-def describe_masks(network: Network, counts: Sequence[Mapping[str, Any]]) -> str:
+def describe_masks(network: MaskedGraph, counts: Sequence[Mapping[str, Any]]) -> str:
     """Which masks a network has, in a word or two: "tied" or "paper", and the kept counts between 0 and N if few.
 
     Args:

@@ -22,7 +22,7 @@ from fdjax.frozen.layers import HostArrays
 from fdjax.frozen.program import Pointwise, Program, Run
 from fdjax.frozen.runs import Candidates
 from fdjax.frozen.xla import apply, compiler_options
-from fdjax.graph.masks import SIDES, Counts, Network
+from fdjax.graph.masks import SIDES, Counts, MaskedGraph
 
 _WARM_UP, _FEWEST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 7, 200, 0.4
 # Times of a layer alone, a few percent apart, do not say which is faster in the network.
@@ -163,7 +163,7 @@ def programs(candidates: Candidates) -> dict[str, tuple[Program, HostArrays]]:
 
 
 def release_slower(
-    network: Network, variables: Any, counts: Counts, stopwatch: Stopwatch
+    network: MaskedGraph, variables: Any, counts: Counts, stopwatch: Stopwatch
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Releases the layers that take longer pruned than released, which changes the function.
 
@@ -194,7 +194,7 @@ def release_slower(
 
 
 def _forms(
-    network: Network, variables: Any, counts: Counts
+    network: MaskedGraph, variables: Any, counts: Counts
 ) -> dict[str, tuple[tuple[str, ...], dict[str, tuple[Program, HostArrays]]]]:
     """Of every run, and of every wrapped layer outside of any: its layers, and its exact forms by name."""
     found: dict[str, tuple[tuple[str, ...], dict[str, tuple[Program, HostArrays]]]] = {}

@@ -19,7 +19,7 @@ def evaluate_constants(graph: Graph, variables: Any) -> Constants:
     """Value -> array, of every value that no image reaches: floats in float64, the rest in its own type.
 
     Args:
-      graph: of the network.
+      graph: channel graph of the network.
       variables: a tree of arrays, as it was traced with.
 
     Raises:

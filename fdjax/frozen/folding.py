@@ -29,7 +29,7 @@ from fdjax.frozen.kernels_of_layers import (
 from fdjax.frozen.layers import Held, HostArrays, OpenLayer, places, uniform
 from fdjax.frozen.program import Activation, Apply, Take
 from fdjax.graph.channels import SEVERAL, UNARY
-from fdjax.graph.masks import Counts, Network
+from fdjax.graph.masks import Counts, MaskedGraph
 from fdjax.graph.network import Layer
 from fdjax.graph.operations import Operation
 from fdjax.graph.primitives import params_to_json
@@ -49,7 +49,7 @@ class Folding:
       outputs: its results.
     """
 
-    def __init__(self, network: Network, variables: Any, counts: Counts):
+    def __init__(self, network: MaskedGraph, variables: Any, counts: Counts):
         self.network, graph = network, network.graph
         self.kept = Kept(network, counts)
         self._live, self._graph = graph.walk.live, graph.operations
@@ -191,11 +191,11 @@ class Folding:
     # Operations
 
     def _step(self, index: int, operation: Operation) -> None:
-        if index in self._layer_of and index not in self.network.graph.walk.opaque:
+        if index in self._layer_of and index not in self.network.walk.opaque:
             made = self._layer(self._layer_of[index], operation)
             self._set(operation.outputs[0], made)
             return
-        if index in self.network.graph.walk.opaque:
+        if index in self.network.walk.opaque:
             self._opaque(operation)
             return
         rule = _RULES.get(operation.kind)

@@ -10,7 +10,7 @@ import functools
 
 import numpy as np
 
-from fdjax.graph.masks import Counts, Network, Side
+from fdjax.graph.masks import Counts, MaskedGraph, Side
 from fdjax.graph.network import Layer
 
 Ids = np.ndarray
@@ -27,13 +27,13 @@ class Kept:
       ValueError: counts that are not the network's.
     """
 
-    def __init__(self, network: Network, counts: Counts):
+    def __init__(self, network: MaskedGraph, counts: Counts):
         for path, (channels, num_coefs) in network.mask_sizes.items():
             given = np.asarray(counts[path]) if path in counts else None
             if given is None or given.shape != (channels,) or given.min() < 0 or given.max() > num_coefs:
                 raise ValueError(f"counts of {path} must be {channels} integers from 0 to {num_coefs}")
         self._network, self._counts = network, {path: np.asarray(counts[path], np.int64) for path in network.masks}
-        self._walk = network.graph.walk
+        self._walk = network.walk
         size = int(max(ids.max() for live in self._walk.live.values() if (ids := live.ids) is not None and len(ids)))
         self._roots = self._walk.classes.find(np.arange(size + 1))
         self._present = self._varying() & self._needed()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fdjax.graph.liveness import Alive, InnerSpace, inner_spaces, middle_layers
-from fdjax.graph.masks import Counts, Mask, Network
+from fdjax.graph.masks import Counts, Mask, MaskedGraph
 from fdjax.graph.network import Layer
 from fdjax.ops import macs as ops_macs
 
@@ -124,7 +124,7 @@ class GroupRun:
 
 
 @functools.lru_cache(maxsize=16)
-def group_runs(network: Network) -> Mapping[str, GroupRun]:
+def group_runs(network: MaskedGraph) -> Mapping[str, GroupRun]:
     """Name of a space -> its run by groups, for all that can be run so.
 
     Its channels are tied, the other sides of its two layers have no masks, and between them lies at most one depthwise
@@ -132,7 +132,7 @@ def group_runs(network: Network) -> Mapping[str, GroupRun]:
     """
     inner, found = inner_spaces(network), {}
     for name, mask in network.tied_runs().items():
-        space = network.graph.spaces[name]
+        space = network.spaces[name]
         writer, reader = network.layers[space.writers[0]], network.layers[space.readers[0]]
         narrow = (network.mask_of(writer.name, "input"), network.mask_of(reader.name, "output"))
         run = inner.get(name)
@@ -152,8 +152,8 @@ def _one_square_layer(run: InnerSpace) -> bool:
     return not others and square and run.places(first) is None and len(first.window) == 2
 
 
-def _taps_of_mean(network: Network, depthwise: Layer, block: int) -> int:
-    pads = network.graph.operations.operations[depthwise.operation].params["padding"]
+def _taps_of_mean(network: MaskedGraph, depthwise: Layer, block: int) -> int:
+    pads = network.operations.operations[depthwise.operation].params["padding"]
     before = (int(pads[0][0]), int(pads[1][0]))
     return ops_macs.block_constant_taps(
         _size(depthwise.out_size), depthwise.stride[0], block, before, depthwise.window[0]
@@ -165,7 +165,7 @@ def _size(size: tuple[int, ...]) -> tuple[int, int]:
     return height, width
 
 
-def effective_counts(network: Network, counts: Counts) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def effective_counts(network: MaskedGraph, counts: Counts) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Layer name -> kept counts (input [C], output [D]) of every wrapped layer, with dead channels dead on both ends.
 
     See `fdjax.graph.liveness` for which channels are dead.
@@ -174,7 +174,7 @@ def effective_counts(network: Network, counts: Counts) -> dict[str, tuple[np.nda
     return {name: alive.sides(name) for name in network.wrapped_layers}
 
 
-def layer_totals(network: Network, counts: Counts, names: Collection[str] | None = None) -> Totals:
+def layer_totals(network: MaskedGraph, counts: Counts, names: Collection[str] | None = None) -> Totals:
     """Layer name -> (MACs, form) in the cheapest exact form.
 
     Args:
@@ -226,12 +226,12 @@ def _histogram(counts: np.ndarray, num_coefs: int) -> tuple[int, ...]:
     return tuple(int(n) for n in np.bincount(np.asarray(counts, np.int64), minlength=num_coefs + 1))
 
 
-def network_macs(network: Network, counts: Counts, released: Collection[str] = ()) -> NetworkMacs:
+def network_macs(network: MaskedGraph, counts: Counts, released: Collection[str] = ()) -> NetworkMacs:
     """Counts a network with hard masks.
 
     Args:
       network: the network.
-      counts: path of every FCMask -> kept counts; see `Network.full_counts`.
+      counts: path of every FCMask -> kept counts; see `MaskedGraph.full_counts`.
       released: names of the layers that the gate has released.
     """
     totals = layer_totals(network, counts)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fdjax.graph.masks import Counts, Network
+from fdjax.graph.masks import Counts, MaskedGraph
 from fdjax.graph.network import Layer, Space
 
 
@@ -53,9 +53,9 @@ class InnerSpace:
 
 
 @functools.lru_cache(maxsize=16)
-def inner_spaces(network: Network) -> Mapping[str, InnerSpace]:
+def inner_spaces(network: MaskedGraph) -> Mapping[str, InnerSpace]:
     """Name -> inner space, in the order in which they are written."""
-    runs = {space.name: _run(network, space) for space in network.graph.spaces.values() if space.is_run}
+    runs = {space.name: _run(network, space) for space in network.spaces.values() if space.is_run}
     found = {name: run for name, run in runs.items() if run is not None}
     middle = {
         name
@@ -70,7 +70,7 @@ def inner_spaces(network: Network) -> Mapping[str, InnerSpace]:
 
 
 @functools.lru_cache(maxsize=16)
-def middle_layers(network: Network) -> Mapping[str, Layer]:
+def middle_layers(network: MaskedGraph) -> Mapping[str, Layer]:
     """The layers that are not wrapped and lie between two inner spaces."""
     inner = inner_spaces(network)
     return {
@@ -80,7 +80,7 @@ def middle_layers(network: Network) -> Mapping[str, Layer]:
     }
 
 
-def _run(network: Network, space: Space) -> InnerSpace | None:
+def _run(network: MaskedGraph, space: Space) -> InnerSpace | None:
     """A run whose writer makes just the channels that its reader reads, each once."""
     writer, reader = network.layers[space.writers[0]], network.layers[space.readers[0]]
     made, read = np.sort(writer.writes), np.sort(reader.reads)
@@ -96,7 +96,7 @@ def _run(network: Network, space: Space) -> InnerSpace | None:
 class Alive:
     """Which channels of a network's inner spaces live under hard masks; found out when asked for."""
 
-    def __init__(self, network: Network, counts: Counts):
+    def __init__(self, network: MaskedGraph, counts: Counts):
         self._network, self._counts = network, counts
         self._inner = inner_spaces(network)
         self._found: dict[str, np.ndarray] = {}

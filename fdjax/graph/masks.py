@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fdjax.graph.channels import ChannelWalk
 from fdjax.graph.network import Graph, Layer, Space
+from fdjax.graph.operations import Operations
 
 Side = Literal["input", "output"]
 SIDES: tuple[Side, ...] = ("input", "output")
@@ -45,7 +47,7 @@ class Mask:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Network:
+class MaskedGraph:
     """A channel graph with its masks, and what else is known of the network.
 
     Attributes:
@@ -85,7 +87,7 @@ class Network:
         }
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Network:
+    def from_dict(cls, fields: Mapping[str, Any]) -> MaskedGraph:
         """The network that `to_dict` wrote, also after a trip through JSON.
 
         Raises:
@@ -117,6 +119,21 @@ class Network:
         """(H, W, C) of an image."""
         height, width, channels = self.graph.input_shape
         return height, width, channels
+
+    @property
+    def operations(self) -> Operations:
+        """All that is computed."""
+        return self.graph.operations
+
+    @property
+    def walk(self) -> ChannelWalk:
+        """Which channels are the same ones."""
+        return self.graph.walk
+
+    @property
+    def spaces(self) -> Mapping[str, Space]:
+        """Name -> space."""
+        return self.graph.spaces
 
     @property
     def layers(self) -> dict[str, Layer]:
@@ -186,7 +203,7 @@ def layer_blocks(
     """K of every wrapped layer.
 
     Args:
-      graph: of the network.
+      graph: channel graph of the network.
       wrapped: names of the layers to wrap.
       block: K where nothing else is said.
       by_map: map side -> K where it differs.
@@ -219,7 +236,7 @@ def place_masks(graph: Graph, blocks: Mapping[str, int], sides: str = "both", ti
     """Masks for the wrapped layers.
 
     Args:
-      graph: of the network.
+      graph: channel graph of the network.
       blocks: wrapped layer -> K (`layer_blocks`).
       sides: "both", "input", "output" or "none": which sides of a wrapped layer have masks of their own.
       tied: where a run lies between two wrapped layers with one K, and its map is worked on in between, the two share

@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fdjax.errors import UserError
-from fdjax.graph.masks import Network
+from fdjax.graph.masks import MaskedGraph
 from fdjax.importers.by_order import Match, Wanted, match
 from fdjax.importers.formats import FORMATS, Framework
 from fdjax.importers.layouts import CLASSIFIER, KERNELS, SUFFIXES, VECTOR, Shape, Variable
@@ -41,17 +41,17 @@ _NEW_CLASSIFIER_STD = 0.01
 
 
 def convert(
-    tensors: Mapping[str, np.ndarray], source: str, network: FrequencyNetwork, spec: Network, width: float
+    tensors: Mapping[str, np.ndarray], source: str, network: FrequencyNetwork, graph: MaskedGraph, width: float
 ) -> dict[str, Any]:
     """The variables of `network` with the weights of a file, by names; see `fit`."""
-    return fit(tensors, source, network, spec, width).variables
+    return fit(tensors, source, network, graph, width).variables
 
 
 def fit(
     tensors: Mapping[str, np.ndarray],
     source: str,
     network: FrequencyNetwork,
-    spec: Network,
+    graph: MaskedGraph,
     width: float,
     *,
     by_order: bool = False,
@@ -64,7 +64,7 @@ def fit(
       tensors: name -> array, as `read_weights` gives them.
       source: a key of `FORMATS`.
       network: to fill.
-      spec: of the network.
+      graph: channel graph of the network.
       width: the config's width multiplier, for messages.
       by_order: match by order and shape, whatever the names.
       new_classifier: the seed of a classifier to begin with, in place of the file's if it has one; None: the file's.
@@ -74,7 +74,7 @@ def fit(
       UserError: the source has no such network; or tensors are missing, left over, of other shapes or types, or not
         finite: one message says which.
     """
-    shapes, framework = _shapes(network, spec.input_shape), FORMATS[source].framework
+    shapes, framework = _shapes(network, graph.input_shape), FORMATS[source].framework
     schemes = schemes_of(network, source)
     if new_classifier is not None:
         schemes = {name: layers[:-1] for name, layers in schemes.items()}
@@ -82,7 +82,7 @@ def fit(
         found = _match(tensors, schemes[source], shapes, framework)
         foreign = [name for name in found.left if new_classifier is None or not CLASSIFIERS.search(name)]
         if found.problems or foreign:
-            raise UserError(order_message(found, tensors, spec, width, foreign))
+            raise UserError(order_message(found, tensors, graph, width, foreign))
         chosen, variables = tensors, list(_ordered(found, schemes[source], shapes, framework, tensors))
         notes = [] if found.in_order else ["some layers lie elsewhere in the file than in the network: see the mapping"]
     else:
@@ -94,7 +94,7 @@ def fit(
         notes.append("the classifier is new" + (f"; the file's is left out ({', '.join(dropped)})" if dropped else ""))
     problems = problems_of(chosen, variables, ignore_others=by_order)
     if problems:
-        raise UserError(message_of(problems, chosen, variables, source, network, spec, width))
+        raise UserError(message_of(problems, chosen, variables, source, network, graph, width))
     flat = {
         variable.path: np.ascontiguousarray(variable.layout.to_ours(chosen[variable.name]), np.float32)
         for variable in variables

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fdjax.errors import UserError
-from fdjax.graph.masks import Network
+from fdjax.graph.masks import MaskedGraph
 from fdjax.importers.best_fit import best_fit
 from fdjax.importers.by_order import Match
 from fdjax.importers.formats import FORMATS
@@ -25,11 +25,11 @@ CLASSIFIERS = re.compile(
 
 
 def order_message(
-    found: Match, tensors: Mapping[str, np.ndarray], spec: Network, width: float, left: Sequence[str]
+    found: Match, tensors: Mapping[str, np.ndarray], graph: MaskedGraph, width: float, left: Sequence[str]
 ) -> str:
     parts = {"not found": found.problems, "left over": [f"{name} {list(tensors[name].shape)}" for name in left]}
     head = (
-        f"the weights do not fit {spec.name} (width {width:g}, {spec.num_classes} classes) by order and shape: "
+        f"the weights do not fit {graph.name} (width {width:g}, {graph.num_classes} classes) by order and shape: "
         f"{len(found.problems)} layers are not found and {len(left)} tensors are left over"
     )
     hint = best_fit(tensors, width)
@@ -66,13 +66,13 @@ def message_of(
     variables: list[Variable],
     source: str,
     network: FrequencyNetwork,
-    spec: Network,
+    graph: MaskedGraph,
     width: float,
 ) -> str:
     counts = ", ".join(f"{len(names)} {kind}" for kind, names in problems.items())
     head = (
-        f"the weights do not fit {spec.name} (width {width:g}, {spec.num_classes} classes, "
-        f"{spec.input_shape[2]} input channels) by the names of {source}: of {len(variables)} tensors wanted and "
+        f"the weights do not fit {graph.name} (width {width:g}, {graph.num_classes} classes, "
+        f"{graph.input_shape[2]} input channels) by the names of {source}: of {len(variables)} tensors wanted and "
         f"{len(tensors)} in the file, {counts}"
     )
     hint = _hint(problems, tensors, variables, source, network, width)

@@ -29,7 +29,7 @@ import numpy as np
 
 from fdjax.graph.counting import GroupRun, NetworkMacs, group_runs, network_macs
 from fdjax.graph.liveness import inner_spaces
-from fdjax.graph.masks import Network
+from fdjax.graph.masks import MaskedGraph
 from fdjax.graph.network import Layer
 from fdjax.ops.blocks import check_block, num_blocks
 from fdjax.ops.dct import layer_dct
@@ -85,7 +85,7 @@ class BlockChoice:
     multiplier: float
     options: dict[str, tuple[Option, ...]]
     chosen: dict[str, Option]
-    network: Network
+    network: MaskedGraph
     macs: NetworkMacs
 
 
@@ -97,7 +97,7 @@ def coefficient_energy(x: jax.Array, block: int) -> jax.Array:
     return jnp.mean(jnp.square(layer_dct(x, block)), axis=(1, 2, 3)) / block**2
 
 
-def block_units(network: Network) -> dict[str, tuple[Layer, ...]]:
+def block_units(network: MaskedGraph) -> dict[str, tuple[Layer, ...]]:
     """What takes one K: layers that share masks, under the name of the module that holds them, or a masked layer."""
     found: dict[str, tuple[Layer, ...]] = {}
     for names in sharing_layers(network):
@@ -109,7 +109,7 @@ def block_units(network: Network) -> dict[str, tuple[Layer, ...]]:
     return found
 
 
-def with_blocks(network: Network, blocks: Mapping[str, int]) -> Network:
+def with_blocks(network: MaskedGraph, blocks: Mapping[str, int]) -> MaskedGraph:
     """The network with other blocks: unit -> K where it differs, units as `block_units` names them."""
     by_layer = {
         layer.name: blocks[name] for name, layers in block_units(network).items() if name in blocks for layer in layers
@@ -127,7 +127,7 @@ def fitting_blocks(layers: Sequence[Layer], candidates: Sequence[int]) -> tuple[
     return tuple(sorted(block for block in {*candidates} if block <= shortest))
 
 
-def check_choice(network: Network, candidates: Sequence[int], target: float) -> None:
+def check_choice(network: MaskedGraph, candidates: Sequence[int], target: float) -> None:
     """Raises `ValueError` if no candidate fits a unit, or no masks bring the MAC ratio down to `target`."""
     for block in candidates:
         check_block(block)
@@ -149,7 +149,7 @@ def check_choice(network: Network, candidates: Sequence[int], target: float) -> 
 
 
 def choose_blocks(
-    network: Network, energies: Energies, candidates: Sequence[int], target: float, levels: Levels = None
+    network: MaskedGraph, energies: Energies, candidates: Sequence[int], target: float, levels: Levels = None
 ) -> BlockChoice:
     """Chooses a K for every unit.
 
@@ -201,7 +201,7 @@ def choose_blocks(
     return high
 
 
-def frontier(network: Network, name: str, block: int, energies: Energies, levels: Levels = None) -> list[Option]:
+def frontier(network: MaskedGraph, name: str, block: int, energies: Energies, levels: Levels = None) -> list[Option]:
     """What the unit `name` may keep at K = `block`, MACs ascending and lost shares falling; arguments as above."""
     network = with_blocks(network, {name: block})
     first, *others = layers = block_units(network)[name]
@@ -234,7 +234,7 @@ def _lost_share(energy: np.ndarray) -> np.ndarray:
     return lost / total if total else lost
 
 
-def _run_of(network: Network, name: str, layers: Sequence[Layer]) -> GroupRun:
+def _run_of(network: MaskedGraph, name: str, layers: Sequence[Layer]) -> GroupRun:
     """The run by groups that the layers of a unit are.
 
     Raises:
@@ -284,7 +284,7 @@ def _tied_candidates(run: GroupRun, lost: np.ndarray, levels: Levels) -> Callabl
 
 
 def _layer_candidates(
-    network: Network, layer: Layer, lost: Sequence[np.ndarray | None], levels: Levels
+    network: MaskedGraph, layer: Layer, lost: Sequence[np.ndarray | None], levels: Levels
 ) -> Callable[[float], list[Option]]:
     """Returns (price of a MAC) -> options of a layer by itself: whole channels, and kept counts up to each level.
 

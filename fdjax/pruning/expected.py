@@ -10,14 +10,14 @@ import numpy as np
 
 from fdjax.graph.counting import GroupRun, group_runs
 from fdjax.graph.liveness import InnerSpace, inner_spaces, middle_layers
-from fdjax.graph.masks import Network, Side
+from fdjax.graph.masks import MaskedGraph, Side
 from fdjax.graph.network import Layer
 from fdjax.ops.fcmask import coef_mask, level_counts
 from fdjax.ops.macs import block_transform_macs, expected_pointwise_macs
 
 
 def expected_macs(
-    network: Network,
+    network: MaskedGraph,
     fcmasks: Mapping[str, jax.Array],
     levels: Sequence[int] | None = None,
     convention: str = "total",
@@ -66,7 +66,7 @@ def expected_macs(
 
 
 def expected_ratio(
-    network: Network,
+    network: MaskedGraph,
     fcmasks: Mapping[str, jax.Array],
     levels: Sequence[int] | None = None,
     convention: str = "total",
@@ -83,7 +83,7 @@ def expected_ratio(
     return (expected_macs(network, fcmasks, levels, convention) + float(rest)) / float(dense)
 
 
-def _counted(network: Network) -> dict[str, Layer]:
+def _counted(network: MaskedGraph) -> dict[str, Layer]:
     """The layers that masks act on: wrapped ones, and those that inner spaces pass."""
     inner, middle = inner_spaces(network), middle_layers(network)
     return {
@@ -93,7 +93,7 @@ def _counted(network: Network) -> dict[str, Layer]:
     }
 
 
-def _side(network: Network, masks: Mapping[str, jax.Array], layer: str, side: Side) -> jax.Array:
+def _side(network: MaskedGraph, masks: Mapping[str, jax.Array], layer: str, side: Side) -> jax.Array:
     """The coefficient mask [N, channels] of a wrapped layer's side; ones where it has none."""
     path = network.mask_of(layer, side)
     if path is not None:
@@ -104,7 +104,7 @@ def _side(network: Network, masks: Mapping[str, jax.Array], layer: str, side: Si
 
 
 def _layer(
-    network: Network,
+    network: MaskedGraph,
     name: str,
     inputs: jax.Array,
     outputs: jax.Array,
@@ -117,7 +117,7 @@ def _layer(
 
 
 def _cheapest(
-    network: Network, name: str, inputs: jax.Array, outputs: jax.Array, levels: Sequence[int] | None
+    network: MaskedGraph, name: str, inputs: jax.Array, outputs: jax.Array, levels: Sequence[int] | None
 ) -> jax.Array:
     """By bands, with the cheapest transforms; by channels where there are no levels between 0 and N."""
     block, (height, width) = network.blocks[name], network.layers[name].in_size
@@ -131,7 +131,7 @@ def _cheapest(
 class _Lives:
     """How much each channel of the inner spaces lives: as much as both of its ends keep of its mean."""
 
-    def __init__(self, network: Network, masks: Mapping[str, jax.Array]):
+    def __init__(self, network: MaskedGraph, masks: Mapping[str, jax.Array]):
         self._network, self._masks = network, masks
         self._inner = inner_spaces(network)
 

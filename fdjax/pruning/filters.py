@@ -20,7 +20,7 @@ import numpy as np
 from scipy.fft import dctn
 
 from fdjax.graph.channels import SEVERAL, UNARY
-from fdjax.graph.masks import Network
+from fdjax.graph.masks import MaskedGraph
 from fdjax.graph.network import Layer, Space
 
 # What is left of a block at the least.
@@ -121,7 +121,7 @@ METHODS: Mapping[str, Callable[[Measured], np.ndarray]] = {
 
 
 @functools.lru_cache(maxsize=16)
-def prunable(network: Network) -> Mapping[str, tuple[Layer, ...]]:
+def prunable(network: MaskedGraph) -> Mapping[str, tuple[Layer, ...]]:
     """Block name -> the convolutions whose filters go together in number, in order.
 
     Their maps have one reader, also a convolution, and nothing but elementwise operations in between; one of the two
@@ -132,7 +132,7 @@ def prunable(network: Network) -> Mapping[str, tuple[Layer, ...]]:
     """
     after = {
         space.writers[0]: network.layers[space.readers[0]]
-        for space in network.graph.spaces.values()
+        for space in network.spaces.values()
         if space.is_run and _prunable_space(network, space)
     }
     found: dict[str, tuple[Layer, ...]] = {}
@@ -155,32 +155,32 @@ def prunable(network: Network) -> Mapping[str, tuple[Layer, ...]]:
     return found
 
 
-def _prunable_space(network: Network, space: Space) -> bool:
+def _prunable_space(network: MaskedGraph, space: Space) -> bool:
     writer, reader = network.layers[space.writers[0]], network.layers[space.readers[0]]
     ends = (writer, reader)
     convolutions = all(layer.kind in ("conv", "pointwise") for layer in ends) and any(
         side > 1 for layer in ends for side in layer.window
     )
-    first = writer.source is None or network.graph.spaces[writer.source].pinned is not None
+    first = writer.source is None or network.spaces[writer.source].pinned is not None
     read_in_order = np.array_equal(writer.writes, reader.reads)
     return convolutions and not first and read_in_order and _is_elementwise(network, space)
 
 
-def _is_elementwise(network: Network, space: Space) -> bool:
+def _is_elementwise(network: MaskedGraph, space: Space) -> bool:
     """Whether all that is done to the maps of a run keeps every pixel by itself."""
     reader = network.layers[space.readers[0]].operation
     return all(
-        network.graph.operations.operations[index].kind in UNARY | SEVERAL
+        network.operations.operations[index].kind in UNARY | SEVERAL
         for index in _operations_on(network, space)
         if index != reader
     )
 
 
-def _operations_on(network: Network, space: Space) -> list[int]:
+def _operations_on(network: MaskedGraph, space: Space) -> list[int]:
     """The indices of the operations that take a value of a space."""
-    walk, channels = network.graph.walk, set(space.channels.tolist())
+    walk, channels = network.walk, set(space.channels.tolist())
     found = []
-    for index, operation in enumerate(network.graph.operations.operations):
+    for index, operation in enumerate(network.operations.operations):
         lives = (walk.live[value].ids for value in operation.inputs if value in walk.live)
         if any(ids is not None and len(ids) and int(walk.classes.find(ids[:1])[0]) in channels for ids in lives):
             found.append(index)
@@ -198,12 +198,12 @@ def _module(layers: Sequence[Layer]) -> str:
     return "/".join(common) or layers[0].name
 
 
-def reader_of(network: Network, layer: Layer) -> Layer:
+def reader_of(network: MaskedGraph, layer: Layer) -> Layer:
     """The layer that reads what a prunable convolution writes."""
-    return network.layers[network.graph.spaces[layer.target].readers[0]]
+    return network.layers[network.spaces[layer.target].readers[0]]
 
 
-def block_macs(network: Network, name: str, filters: int) -> int:
+def block_macs(network: MaskedGraph, name: str, filters: int) -> int:
     """Dense MACs of a block whose maps have so many channels: its convolutions, and the one that reads the last map."""
     layers = prunable(network)[name]
     inner = {layer.name for layer in layers}
@@ -225,7 +225,7 @@ def rates(filters: int, steps: int = 8) -> tuple[int, ...]:
     return tuple(sorted({max(_FEWEST, round(filters * step / steps)) for step in range(1, steps + 1)}))
 
 
-def one_share(network: Network, target: float) -> dict[str, int]:
+def one_share(network: MaskedGraph, target: float) -> dict[str, int]:
     """Filters left in each block, the same share of all, so that the network comes nearest to `target`.
 
     Args:
@@ -246,7 +246,7 @@ def one_share(network: Network, target: float) -> dict[str, int]:
     return min((at(np.nextafter(share, 0)) for share in shares), key=lambda left: abs(_ratio(network, left) - target))
 
 
-def choose_rates(network: Network, losses: Mapping[str, Sequence[float]], target: float) -> dict[str, int]:
+def choose_rates(network: MaskedGraph, losses: Mapping[str, Sequence[float]], target: float) -> dict[str, int]:
     """Filters left in each block, so that the sum of losses is least for what the network costs.
 
     One price for MACs, found by halving; every block takes the rate that minimises its loss plus the price of its MACs.
@@ -282,13 +282,13 @@ def choose_rates(network: Network, losses: Mapping[str, Sequence[float]], target
     return at(high)
 
 
-def _ratio(network: Network, left: Mapping[str, int]) -> float:
+def _ratio(network: MaskedGraph, left: Mapping[str, int]) -> float:
     total = sum(layer.dense_macs for layer in network.counted_layers.values())
     saved = sum(block_macs(network, name, prunable(network)[name][0].out_channels) for name in left)
     return (total - saved + sum(block_macs(network, name, count) for name, count in left.items())) / total
 
 
-def _check_reach(network: Network, target: float, fewest: Mapping[str, int]) -> None:
+def _check_reach(network: MaskedGraph, target: float, fewest: Mapping[str, int]) -> None:
     lowest = _ratio(network, fewest)
     if target < lowest:
         raise ValueError(
@@ -297,7 +297,9 @@ def _check_reach(network: Network, target: float, fewest: Mapping[str, int]) -> 
         )
 
 
-def keep_filters(network: Network, variables: Mapping[str, Mapping], kept: Mapping[str, np.ndarray]) -> dict[str, dict]:
+def keep_filters(
+    network: MaskedGraph, variables: Mapping[str, Mapping], kept: Mapping[str, np.ndarray]
+) -> dict[str, dict]:
     """Variables of the network with only these filters.
 
     Args:
@@ -311,7 +313,7 @@ def keep_filters(network: Network, variables: Mapping[str, Mapping], kept: Mappi
     Raises:
       ValueError: a variable along the channels of which it is not known where they lie in it.
     """
-    paths = network.graph.operations.variables.values()
+    paths = network.operations.variables.values()
 
     def copied(tree: Mapping) -> dict:
         return {key: copied(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
@@ -334,19 +336,19 @@ def keep_filters(network: Network, variables: Mapping[str, Mapping], kept: Mappi
     return shrunk
 
 
-def _kernel(network: Network, layer: Layer) -> str:
-    return next(mixing.kernel for mixing in network.graph.walk.mixing if mixing.operation == layer.operation)
+def _kernel(network: MaskedGraph, layer: Layer) -> str:
+    return next(mixing.kernel for mixing in network.walk.mixing if mixing.operation == layer.operation)
 
 
-def channel_variables(network: Network, layer: Layer) -> list[str]:
+def channel_variables(network: MaskedGraph, layer: Layer) -> list[str]:
     """The paths of the vectors [D] that act on what a prunable convolution writes, such as those of its batch norm.
 
     Raises:
       ValueError: a variable that acts on it and is no such vector.
     """
-    operations, walk = network.graph.operations, network.graph.walk
+    operations, walk = network.operations, network.walk
     kernel = operations.operations[layer.operation].inputs
-    space = network.graph.spaces[layer.target]
+    space = network.spaces[layer.target]
     reader = reader_of(network, layer).operation
     seen = [value for value in kernel if value not in walk.live]
     for index in _operations_on(network, space):

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from fdjax.graph.counting import NetworkMacs, layer_totals, network_macs
-from fdjax.graph.masks import Counts, Network, Side
+from fdjax.graph.masks import Counts, MaskedGraph, Side
 from fdjax.ops.fcmask import level_counts
 from fdjax.ops.macs import pointwise_macs
 
@@ -35,7 +35,7 @@ class HardMasks:
     macs: NetworkMacs
 
 
-def round_masks(network: Network, fcmasks: FcMasks, levels: Levels = None, offset: float = 0.0) -> Counts:
+def round_masks(network: MaskedGraph, fcmasks: FcMasks, levels: Levels = None, offset: float = 0.0) -> Counts:
     """Path -> FCMask [channels] in [0, 1] to path -> kept counts: m + offset rounded to a level.
 
     The arithmetic is float32, as in `fdjax.ops.fcmask.kept_counts`, so that both round alike.
@@ -50,7 +50,7 @@ def round_masks(network: Network, fcmasks: FcMasks, levels: Levels = None, offse
     return counts
 
 
-def even_groups(network: Network, fcmasks: FcMasks, counts: Counts, multiple: int) -> Counts:
+def even_groups(network: MaskedGraph, fcmasks: FcMasks, counts: Counts, multiple: int) -> Counts:
     """Makes groups of tied channels as wide as hardware likes.
 
     In every tied run the number of channels that keep a given count or more becomes the nearest multiple of
@@ -79,7 +79,7 @@ def even_groups(network: Network, fcmasks: FcMasks, counts: Counts, multiple: in
     return evened
 
 
-def sharing_layers(network: Network) -> list[tuple[str, ...]]:
+def sharing_layers(network: MaskedGraph) -> list[tuple[str, ...]]:
     """The wrapped layers, in order, those that share masks together: what one mask serves is released as a whole."""
     groups: list[tuple[set[str], list[str]]] = []
     for name in network.wrapped_layers:
@@ -91,12 +91,12 @@ def sharing_layers(network: Network) -> list[tuple[str, ...]]:
     return [tuple(names) for _, names in groups]
 
 
-def _paths(network: Network, layer: str) -> set[str]:
+def _paths(network: MaskedGraph, layer: str) -> set[str]:
     return {path for side in _SIDES if (path := network.mask_of(layer, side)) is not None}
 
 
 def gate_counts(
-    network: Network, counts: Counts, convention: str = "total"
+    network: MaskedGraph, counts: Counts, convention: str = "total"
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Releases what is no cheaper pruned than whole, by MACs: partial counts rise to N, dead channels stay dead.
 
@@ -129,7 +129,7 @@ def _whole(counts: np.ndarray, num_coefs: int) -> np.ndarray:
     return np.where(counts > 0, num_coefs, 0)
 
 
-def _paper_macs(network: Network, counts: Counts, names: Sequence[str], released: bool) -> int:
+def _paper_macs(network: MaskedGraph, counts: Counts, names: Sequence[str], released: bool) -> int:
     total = 0
     for name in names:
         height, width = network.layers[name].in_size
@@ -138,7 +138,7 @@ def _paper_macs(network: Network, counts: Counts, names: Sequence[str], released
     return total
 
 
-def _total_macs(network: Network, counts: Counts, names: Sequence[str]) -> int:
+def _total_macs(network: MaskedGraph, counts: Counts, names: Sequence[str]) -> int:
     """Of these layers and the depthwise layers between them, which the form of a run takes in."""
     targets = {network.layers[name].target for name in names} & {network.layers[name].source for name in names}
     between = (name for name, layer in network.layers.items() if not layer.mixes and layer.target in targets)
@@ -146,7 +146,7 @@ def _total_macs(network: Network, counts: Counts, names: Sequence[str]) -> int:
 
 
 def harden(
-    network: Network,
+    network: MaskedGraph,
     fcmasks: FcMasks,
     *,
     levels: Levels = None,
@@ -184,7 +184,7 @@ def mac_ratio(macs: NetworkMacs, convention: str) -> float:
 
 
 def harden_to_target(
-    network: Network,
+    network: MaskedGraph,
     fcmasks: FcMasks,
     target: float,
     *,

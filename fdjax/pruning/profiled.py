@@ -20,7 +20,7 @@ from scipy.optimize import isotonic_regression
 
 from fdjax.errors import UserError, suggestion
 from fdjax.graph.counting import network_macs
-from fdjax.graph.masks import Network
+from fdjax.graph.masks import MaskedGraph
 from fdjax.ops.dct import zigzag_order
 from fdjax.ops.macs import explicit_mask_macs
 from fdjax.pruning.block_choice import Energies
@@ -37,7 +37,7 @@ _NO_DENSE_FORM = "its masks are no low-frequency prefixes, which alone have a de
 _HALVINGS = 18
 
 
-def mask_energies(network: Network, energies: Energies) -> dict[str, np.ndarray]:
+def mask_energies(network: MaskedGraph, energies: Energies) -> dict[str, np.ndarray]:
     """The energy of what each FCMask multiplies, as shares of its side's whole; the mean over sides that share a mask.
 
     Args:
@@ -92,7 +92,7 @@ def score(method: str, energies: Masks) -> dict[str, np.ndarray]:
     return {path: METHODS[method](energy) for path, energy in energies.items()}
 
 
-def prune_share(network: Network, scores: Scores, share: float, scope: Scope = "layer") -> dict[str, np.ndarray]:
+def prune_share(network: MaskedGraph, scores: Scores, share: float, scope: Scope = "layer") -> dict[str, np.ndarray]:
     """Prunes the pieces with the lowest scores.
 
     Of equal scores the higher coefficient goes first, then the later channel.
@@ -146,12 +146,12 @@ def prefix_counts(masks: Masks) -> dict[str, np.ndarray] | None:
     return {path: mask.sum(axis=0) for path, mask in masks.items()}
 
 
-def masks_of_counts(network: Network, counts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def masks_of_counts(network: MaskedGraph, counts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The masks [N, channels] of kept counts."""
     return {path: np.arange(num_coefs)[:, None] < counts[path] for path, (_, num_coefs) in network.mask_sizes.items()}
 
 
-def whole_masks(network: Network) -> dict[str, np.ndarray]:
+def whole_masks(network: MaskedGraph) -> dict[str, np.ndarray]:
     """The masks [N, channels] that prune nothing."""
     return {path: np.ones((num_coefs, channels), bool) for path, (channels, num_coefs) in network.mask_sizes.items()}
 
@@ -189,14 +189,14 @@ class MaskMacs:
         }
 
 
-def mask_macs(network: Network, masks: Masks, released: Collection[str] = ()) -> MaskMacs:
+def mask_macs(network: MaskedGraph, masks: Masks, released: Collection[str] = ()) -> MaskMacs:
     """Counts a network under explicit masks; `released`: names of layers that the gate has released."""
     counts = prefix_counts(masks)
     total = None if counts is None else network_macs(network, counts, released).to_dict()["total"]
     return dataclasses.replace(_papers_macs(network, masks, released), total=total)
 
 
-def _papers_macs(network: Network, masks: Masks, released: Collection[str]) -> MaskMacs:
+def _papers_macs(network: MaskedGraph, masks: Masks, released: Collection[str]) -> MaskMacs:
     """All but the total, which takes long to count."""
     dense = pruned = paper = 0
     for name, layer in network.counted_layers.items():
@@ -207,7 +207,7 @@ def _papers_macs(network: Network, masks: Masks, released: Collection[str]) -> M
     return MaskMacs(dense, pruned, paper, None)
 
 
-def _layer_macs(network: Network, name: str, masks: Masks, released: bool = False) -> tuple[int, int]:
+def _layer_macs(network: MaskedGraph, name: str, masks: Masks, released: bool = False) -> tuple[int, int]:
     """(pruned, paper_total) of a wrapped layer; a side without a mask keeps all."""
     layer, block = network.layers[name], network.blocks[name]
     paths = network.mask_of(name, "input"), network.mask_of(name, "output")
@@ -236,7 +236,9 @@ class Pruned:
     macs: MaskMacs
 
 
-def gate_masks(network: Network, masks: Masks, convention: Convention) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+def gate_masks(
+    network: MaskedGraph, masks: Masks, convention: Convention
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Releases what is no cheaper pruned than whole: channels that keep something keep all.
 
     Prefixes are gated as learned masks are (`fdjax.pruning.gate_counts`). Of other masks there is only the paper's
@@ -285,7 +287,7 @@ class UnreachableTarget(ValueError):
 
 
 def prune_to_target(
-    network: Network, scores: Scores, target: float, *, scope: Scope = "layer", convention: Convention = "bare"
+    network: MaskedGraph, scores: Scores, target: float, *, scope: Scope = "layer", convention: Convention = "bare"
 ) -> Pruned:
     """Finds the share whose masks, after the gate, come nearest to a MAC ratio.
 

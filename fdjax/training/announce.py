@@ -6,28 +6,28 @@ from collections.abc import Sequence
 
 from fdjax.config import Config
 from fdjax.graph.counting import network_macs
-from fdjax.graph.masks import Network
+from fdjax.graph.masks import MaskedGraph
 from fdjax.training.phases import Phase
 from fdjax.training.restore import Restored
 
 
 def announcement(
-    config: Config, spec: Network, phases: Sequence[Phase], sizes: tuple[int, int, int], skipped: str = ""
+    config: Config, graph: MaskedGraph, phases: Sequence[Phase], sizes: tuple[int, int, int], skipped: str = ""
 ) -> str:
     """The network, its MACs and the phases, in a few lines.
 
     Args:
       config: of the run.
-      spec: of the network.
+      graph: channel graph of the network.
       phases: that are to be run.
       sizes: numbers of training, validation and test images.
       skipped: what of the data was passed over, in words.
     """
-    dense = network_macs(spec, spec.full_counts()).to_dict()
+    dense = network_macs(graph, graph.full_counts()).to_dict()
     training, validation, test = sizes
     lines = [
-        f"{spec.name} on {config.data.name}: {training:,} training, {validation:,} validation, {test:,} test images of "
-        f"{'x'.join(map(str, spec.input_shape))}, {spec.num_classes} classes"
+        f"{graph.name} on {config.data.name}: {training:,} training, {validation:,} validation, {test:,} test images "
+        f"of {'x'.join(map(str, graph.input_shape))}, {graph.num_classes} classes"
     ]
     if skipped:
         lines.append(f"passed over in the folder: {skipped}")

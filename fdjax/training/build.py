@@ -15,7 +15,7 @@ from fdjax.config import Config, LearnConfig
 from fdjax.errors import UserError
 from fdjax.frozen.bench import seeded_variables
 from fdjax.frozen.choice import Stopwatch, release_slower
-from fdjax.graph.masks import SIDES, Counts, Network
+from fdjax.graph.masks import SIDES, Counts, MaskedGraph
 from fdjax.graph.network import Layer, Space
 from fdjax.ops.fcmask import counts_to_fcmask, kept_counts
 from fdjax.pruning import HardMasks, harden, harden_to_target
@@ -25,7 +25,7 @@ from fdjax.zoo import MOBILENETS, RESNETS, FrequencyNetwork, MobileNet, OctaveMo
 
 def build_network(
     config: Config, input_shape: tuple[int, int, int], num_classes: int
-) -> tuple[FrequencyNetwork, Network]:
+) -> tuple[FrequencyNetwork, MaskedGraph]:
     """Makes the network and its channel graph.
 
     Args:
@@ -84,13 +84,13 @@ def mask_fields(learn: LearnConfig, variant: str) -> dict[str, Any]:
 _FACTS = ("input_mean", "input_std", "class_names")
 
 
-def facts_of(spec: Network) -> dict[str, Any]:
+def facts_of(graph: MaskedGraph) -> dict[str, Any]:
     """What a checkpoint keeps of a network beside its config; JSON types."""
-    shown = {"name": spec.name, "input_shape": list(spec.input_shape), "num_classes": spec.num_classes}
-    return {**shown, **{name: list(getattr(spec, name)) for name in _FACTS}}
+    shown = {"name": graph.name, "input_shape": list(graph.input_shape), "num_classes": graph.num_classes}
+    return {**shown, **{name: list(getattr(graph, name)) for name in _FACTS}}
 
 
-def network_of(config: Config, facts: Mapping[str, Any]) -> tuple[FrequencyNetwork, Network]:
+def network_of(config: Config, facts: Mapping[str, Any]) -> tuple[FrequencyNetwork, MaskedGraph]:
     """The network of a checkpoint, from its config and what `facts_of` wrote.
 
     Raises:
@@ -100,18 +100,18 @@ def network_of(config: Config, facts: Mapping[str, Any]) -> tuple[FrequencyNetwo
     try:
         height, width, channels = map(int, facts["input_shape"])
         known = {name: tuple(facts[name]) for name in _FACTS}
-        network, spec = build_network(config, (height, width, channels), int(facts["num_classes"]))
+        network, graph = build_network(config, (height, width, channels), int(facts["num_classes"]))
     except (KeyError, TypeError) as error:
         raise ValueError(f"no facts of a network: {error!r}") from error
-    return network, dataclasses.replace(spec, **known)
+    return network, dataclasses.replace(graph, **known)
 
 
-def check_maskable(spec: Network) -> None:
+def check_maskable(graph: MaskedGraph) -> None:
     """Raises `UserError` if a network has no layer that is wrapped, and so none that could have masks."""
-    if not spec.blocks:
+    if not graph.blocks:
         raise UserError(
-            f"{spec.name} has no wrapped layers, so there are no masks to learn, set or choose blocks for (a ResNet of "
-            "3x3 convolutions has no pointwise layers, and with model.octave none is wrapped): train it with --phases "
+            f"{graph.name} has no wrapped layers, so there are no masks to learn, set or choose blocks for (a ResNet "
+            "of 3x3 convolutions has no pointwise layers, and with model.octave none is wrapped): train it with --phases "
             "pretrain, or take another network"
         )
 
@@ -121,21 +121,21 @@ def flat_masks(fcmask) -> dict[str, np.ndarray]:
     return {path: np.asarray(mask) for path, mask in flatten_dict(fcmask, sep="/").items()}
 
 
-def collection_of(spec: Network, counts: Counts) -> dict:
+def collection_of(graph: MaskedGraph, counts: Counts) -> dict:
     """Hard masks as an `fcmask` collection: kept counts / N."""
-    sizes = spec.mask_sizes
+    sizes = graph.mask_sizes
     return unflatten_dict({path: counts_to_fcmask(count, sizes[path][1]) for path, count in counts.items()}, sep="/")
 
 
-def counts_of(spec: Network, fcmask: Any) -> dict[str, np.ndarray]:
+def counts_of(graph: MaskedGraph, fcmask: Any) -> dict[str, np.ndarray]:
     """Kept counts of a collection as it stands, without levels or gate."""
-    sizes = spec.mask_sizes
+    sizes = graph.mask_sizes
     return {path: np.asarray(kept_counts(jnp.asarray(m), sizes[path][1])) for path, m in flat_masks(fcmask).items()}
 
 
 def hard_masks(
     learn: LearnConfig,
-    spec: Network,
+    graph: MaskedGraph,
     fcmask,
     *,
     to_target: bool,
@@ -145,7 +145,7 @@ def hard_masks(
 
     Args:
       learn: levels, gate, convention and target.
-      spec: the network.
+      graph: channel graph of the network.
       fcmask: the collection.
       to_target: shift the rounding so that the target is met; else the masks are rounded as they stand.
       released: layers to release whatever they cost.
@@ -159,30 +159,30 @@ def hard_masks(
         "released": released,
     }
     if to_target and learn.target_macs is not None:
-        return harden_to_target(spec, masks, learn.target_macs, **rounding)
-    return harden(spec, masks, **rounding)
+        return harden_to_target(graph, masks, learn.target_macs, **rounding)
+    return harden(graph, masks, **rounding)
 
 
-def hard_masks_by_time(learn: LearnConfig, spec: Network, fcmask, stopwatch: Stopwatch) -> HardMasks:
+def hard_masks_by_time(learn: LearnConfig, graph: MaskedGraph, fcmask, stopwatch: Stopwatch) -> HardMasks:
     """As `hard_masks` to the target, but also without what takes longer pruned than released, frozen, on this machine.
 
     Each look releases what it finds slower, and the rest is rounded anew, so that the target is still met.
     """
     # Which weights they are makes no difference to the time.
-    weights, released = seeded_variables(spec), set[str]()
+    weights, released = seeded_variables(graph), set[str]()
     while True:
-        hard = hard_masks(learn, spec, fcmask, to_target=True, released=released)
-        _, slower = release_slower(spec, weights, hard.counts, stopwatch)
+        hard = hard_masks(learn, graph, fcmask, to_target=True, released=released)
+        _, slower = release_slower(graph, weights, hard.counts, stopwatch)
         if released.issuperset(slower):
             return hard
         released.update(slower)
 
 
-def layers_at_levels(spec: Network, counts: Counts, levels: tuple[int, ...]) -> frozenset[str]:
+def layers_at_levels(graph: MaskedGraph, counts: Counts, levels: tuple[int, ...]) -> frozenset[str]:
     """The wrapped layers whose kept counts are all among `levels` and N."""
     found = set()
-    for name, block in spec.blocks.items():
-        sides = (spec.side_counts(counts, name, side) for side in SIDES)
+    for name, block in graph.blocks.items():
+        sides = (graph.side_counts(counts, name, side) for side in SIDES)
         if all(np.isin(side, (*levels, block**2)).all() for side in sides):
             found.add(name)
     return frozenset(found)
@@ -192,26 +192,26 @@ def layers_at_levels(spec: Network, counts: Counts, levels: tuple[int, ...]) -> 
 _SMALLEST_MAP = 64
 
 
-def wide_groups(spec: Network, counts: Counts) -> tuple[tuple[str, WideGroups], ...]:
+def wide_groups(graph: MaskedGraph, counts: Counts) -> tuple[tuple[str, WideGroups], ...]:
     """(module, groups of its wide channels) of the runs that are worth running group by group.
 
     A run without a dead channel or anything to gain from tied masks is left out, as is one of dead channels only.
     """
     found = []
-    for space in spec.graph.spaces.values():
+    for space in graph.spaces.values():
         for module in {name.rpartition("/")[0] for name in space.depthwise}:
-            readers = [name for name in space.readers if name.rpartition("/")[0] == module and name in spec.blocks]
+            readers = [name for name in space.readers if name.rpartition("/")[0] == module and name in graph.blocks]
             if len(readers) == 1:
-                groups = _groups_of(spec, counts, space, module, spec.layers[readers[0]])
+                groups = _groups_of(graph, counts, space, module, graph.layers[readers[0]])
                 found += [(module, groups)] if groups else []
     return tuple(found)
 
 
-def _groups_of(spec: Network, counts: Counts, space: Space, module: str, reader: Layer) -> WideGroups | None:
-    block = spec.blocks[reader.name]
-    depthwise = next(spec.layers[name] for name in space.depthwise if name.rpartition("/")[0] == module)
-    kept, whole, means = spec.side_counts(counts, reader.name, "input"), np.array([], int), np.array([], int)
-    if spec.tied_mask(space) and _unmasked_outside(spec, space) and math.prod(reader.in_size) >= _SMALLEST_MAP:
+def _groups_of(graph: MaskedGraph, counts: Counts, space: Space, module: str, reader: Layer) -> WideGroups | None:
+    block = graph.blocks[reader.name]
+    depthwise = next(graph.layers[name] for name in space.depthwise if name.rpartition("/")[0] == module)
+    kept, whole, means = graph.side_counts(counts, reader.name, "input"), np.array([], int), np.array([], int)
+    if graph.tied_mask(space) and _unmasked_outside(graph, space) and math.prod(reader.in_size) >= _SMALLEST_MAP:
         whole = np.flatnonzero(kept == block**2)
         if all(side % block == 0 for side in (*depthwise.in_size, *depthwise.out_size)):
             means = np.flatnonzero((kept == 1) & (block > 1))
@@ -221,18 +221,18 @@ def _groups_of(spec: Network, counts: Counts, space: Space, module: str, reader:
     return WideGroups(*(tuple(map(int, group)) for group in (whole, means, others)))
 
 
-def _unmasked_outside(spec: Network, space: Space) -> bool:
+def _unmasked_outside(graph: MaskedGraph, space: Space) -> bool:
     """Whether the writer's input and the reader's output have no masks."""
-    return spec.mask_of(space.writers[0], "input") is None and spec.mask_of(space.readers[0], "output") is None
+    return graph.mask_of(space.writers[0], "input") is None and graph.mask_of(space.readers[0], "output") is None
 
 
-def hard_network(network: FrequencyNetwork, spec: Network, counts: Counts) -> FrequencyNetwork:
+def hard_network(network: FrequencyNetwork, graph: MaskedGraph, counts: Counts) -> FrequencyNetwork:
     """The network with rounded masks: without transforms where `counts` need none, and without dead wide channels."""
     if isinstance(network, MobileNet):
-        network = dataclasses.replace(network, wide_groups=wide_groups(spec, counts))
+        network = dataclasses.replace(network, wide_groups=wide_groups(graph, counts))
     return dataclasses.replace(
         network,
         mode="hard",
-        whole_channels=layers_at_levels(spec, counts, (0,)),
-        block_means=layers_at_levels(spec, counts, (0, 1)),
+        whole_channels=layers_at_levels(graph, counts, (0,)),
+        block_means=layers_at_levels(graph, counts, (0, 1)),
     )

@@ -11,7 +11,7 @@ import numpy as np
 from fdjax.config import MASK_PHASES, Config, LearnConfig, ModelConfig
 from fdjax.errors import UserError
 from fdjax.graph.counting import network_macs
-from fdjax.graph.masks import Network
+from fdjax.graph.masks import MaskedGraph
 from fdjax.pruning import mac_ratio
 from fdjax.training.build import check_maskable
 from fdjax.training.phases import Phase, has_teacher
@@ -21,15 +21,15 @@ from fdjax.training.restore import Restored
 _CHANCE = 1.5
 
 
-def check_target_macs(learn: LearnConfig, spec: Network, phases: Sequence[Phase]) -> None:
+def check_target_macs(learn: LearnConfig, graph: MaskedGraph, phases: Sequence[Phase]) -> None:
     """Raises `UserError` if there is nothing to mask, or even removing every masked channel misses the target."""
     if not any(phase.learns_masks for phase in phases):
         return
-    check_maskable(spec)
+    check_maskable(graph)
     if learn.target_macs is None:
         return
-    nothing = {path: np.zeros_like(count) for path, count in spec.full_counts().items()}
-    floor = mac_ratio(network_macs(spec, nothing), learn.target_convention)
+    nothing = {path: np.zeros_like(count) for path, count in graph.full_counts().items()}
+    floor = mac_ratio(network_macs(graph, nothing), learn.target_convention)
     if learn.target_macs <= floor:
         raise UserError(
             f"learn.target_macs is {learn.target_macs:g}, but with every masked channel removed {floor:.3f}x of "
@@ -46,14 +46,14 @@ def check_gate(learn: LearnConfig) -> None:
         )
 
 
-def check_same_data(workdir: Path, spec: Network, num_train: int, resumed: Restored) -> None:
-    """Raises `UserError` if the run in `workdir` was begun on other data than there are now (`spec`, `num_train`)."""
-    before, trained_on = resumed.spec, resumed.done.num_train
-    if (spec.input_shape, spec.class_names, num_train) != (before.input_shape, before.class_names, trained_on):
+def check_same_data(workdir: Path, graph: MaskedGraph, num_train: int, resumed: Restored) -> None:
+    """Raises `UserError` if the run in `workdir` was begun on other data than there are now (`graph`, `num_train`)."""
+    before, trained_on = resumed.graph, resumed.done.num_train
+    if (graph.input_shape, graph.class_names, num_train) != (before.input_shape, before.class_names, trained_on):
         raise UserError(
             f"the run in {workdir} was begun on {trained_on:,} training images of {before.input_shape} and "
-            f"{before.num_classes} classes; the data now hold {num_train:,} of {spec.input_shape} and "
-            f"{spec.num_classes} classes, or classes of other names"
+            f"{before.num_classes} classes; the data now hold {num_train:,} of {graph.input_shape} and "
+            f"{graph.num_classes} classes, or classes of other names"
         )
 
 
@@ -78,16 +78,16 @@ def check_beginning(config: Config) -> None:
         )
 
 
-def check_init(model: ModelConfig, spec: Network, init: Restored) -> None:
-    """Raises `UserError` if --init holds another network than `spec`, made by `model`, or masks of other settings."""
+def check_init(model: ModelConfig, graph: MaskedGraph, init: Restored) -> None:
+    """Raises `UserError` if --init holds another network than `graph`, made by `model`, or masks of other settings."""
     shapes = [[(layer.name, layer.kind, layer.in_channels, layer.out_channels, layer.window, layer.stride)
-               for layer in of.layers.values()] for of in (spec, init.spec)]  # fmt: skip
+               for layer in of.layers.values()] for of in (graph, init.graph)]  # fmt: skip
     if shapes[0] != shapes[1]:
         other = next((pair for pair in zip(*shapes, strict=False) if pair[0] != pair[1]), None)
         detail = f": layer {other[1][0]} there, {other[0][0]} here differ" if other else ""
         raise UserError(
-            f"--init holds {init.spec.name} for {init.spec.num_classes} classes, which does not fit "
-            f"{spec.name} for {spec.num_classes} classes{detail}"
+            f"--init holds {init.graph.name} for {init.graph.num_classes} classes, which does not fit "
+            f"{graph.name} for {graph.num_classes} classes{detail}"
         )
     own, theirs = ((of.padding, of.batch_norm_epsilon) for of in (model, init.config.model))
     if own != theirs:
@@ -96,7 +96,7 @@ def check_init(model: ModelConfig, spec: Network, init: Restored) -> None:
             f"{own[0]!r} and {own[1]}: add --model.padding {theirs[0]} --model.batch-norm-epsilon {theirs[1]}"
         )
     masked = any(name in MASK_PHASES for name in [*init.finished_phases(), init.phase.name])
-    if (masked or init.done.masks_learned) and spec.mask_sizes != init.spec.mask_sizes:
+    if (masked or init.done.masks_learned) and graph.mask_sizes != init.graph.mask_sizes:
         raise UserError(
             "--init has masks of other settings (sides, tied or block); give it the same "
             "ones, or start from a run that has only pretrained"

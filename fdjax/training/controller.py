@@ -14,7 +14,7 @@ import math
 import numpy as np
 
 from fdjax.config import LearnConfig
-from fdjax.graph.masks import Network
+from fdjax.graph.masks import MaskedGraph
 
 # The share of the speed by which lambda's logarithm answers an error, and the most it moves at once.
 _GAIN = 0.5
@@ -27,7 +27,7 @@ _CATCH_UP = 4
 _FIRST = 0.2
 
 
-def first_lambda(learn: LearnConfig, spec: Network, mask_steps: int) -> float:
+def first_lambda(learn: LearnConfig, graph: MaskedGraph, mask_steps: int) -> float:
     """A fifth of the lambda whose push alone would bring a middling channel's mask down by 0.5 in time.
 
     With sgd the speed of a mask is lr / (1 - momentum) * lambda * d penalty / d mask.
@@ -35,10 +35,10 @@ def first_lambda(learn: LearnConfig, spec: Network, mask_steps: int) -> float:
     if learn.lambda_ is not None:
         return learn.lambda_
     if learn.penalty == "fcmask":
-        slopes = np.concatenate([np.full(channels, 1 / channels) for channels, _ in spec.mask_sizes.values()])
+        slopes = np.concatenate([np.full(channels, 1 / channels) for channels, _ in graph.mask_sizes.values()])
     else:
-        dense = sum(layer.dense_macs for layer in spec.counted_layers.values())
-        wrapped = spec.wrapped_layers.values()
+        dense = sum(layer.dense_macs for layer in graph.counted_layers.values())
+        wrapped = graph.wrapped_layers.values()
         slopes = np.concatenate([np.full(layer.in_channels, layer.dense_macs / dense / layer.in_channels)
                                  for layer in wrapped])  # fmt: skip
     speed = 0.5 / max(1.0, learn.ramp * mask_steps)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fdjax.config import Config
-from fdjax.graph.masks import Network
+from fdjax.graph.masks import MaskedGraph
 from fdjax.training.build import collection_of
 from fdjax.training.controller import first_lambda
 from fdjax.training.optimizers import optimizers_for
@@ -20,7 +20,7 @@ from fdjax.zoo import FrequencyNetwork
 def enter_phase(
     config: Config,
     network: FrequencyNetwork,
-    spec: Network,
+    graph: MaskedGraph,
     done: Past,
     state: TrainState,
     phase: Phase,
@@ -32,27 +32,27 @@ def enter_phase(
     Args:
       config: of the run.
       network: with soft masks.
-      spec: of the network.
+      graph: channel graph of the network.
       done: the past of the run; what the gate releases is recorded in it.
       state: at the end of the phase before, or fresh.
       phase: the one to enter.
       soft_before: whether masks have not been rounded yet.
     """
     if phase.hard and soft_before:
-        hard = gated_masks(config.learn, spec, state.fcmask, learned=done.masks_learned)
+        hard = gated_masks(config.learn, graph, state.fcmask, learned=done.masks_learned)
         done.released = list(hard.released)
-        state = state.replace(fcmask=jax.tree.map(jnp.asarray, collection_of(spec, hard.counts)))
+        state = state.replace(fcmask=jax.tree.map(jnp.asarray, collection_of(graph, hard.counts)))
     if has_teacher(config, phase):
         state = state.with_teacher()
     if phase.name == "scratch":
-        fresh = init_variables(network, spec.input_shape, config.seed + 1)
+        fresh = init_variables(network, graph.input_shape, config.seed + 1)
         state = state.replace(params=fresh["params"], batch_stats=fresh["batch_stats"])
     weight_opt, mask_opt = optimizers_for(config, phase)
     mask_steps = phase.steps - phase.weight_steps(config)
     # From one mask phase to the next lambda goes on as it is.
     lambda_ = float(state.lambda_) if phase.learns_masks else 0.0
     if phase.learns_masks and not lambda_:
-        lambda_ = first_lambda(config.learn, spec, mask_steps)
+        lambda_ = first_lambda(config.learn, graph, mask_steps)
     return state.replace(
         weight_opt=weight_opt.init(state.params),
         mask_opt=mask_opt.init(state.fcmask),

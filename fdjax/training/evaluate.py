@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from fdjax.data import Images, normalize
-from fdjax.graph.masks import Network
+from fdjax.graph.masks import MaskedGraph
 from fdjax.training.devices import Devices
 
 EVAL_BATCH = 250
@@ -29,7 +29,7 @@ class Applied(Protocol):
 
 def make_evaluator(
     network: Applied,
-    spec: Network,
+    graph: MaskedGraph,
     devices: Devices,
     batch_size: int = EVAL_BATCH,
     between_batches: Callable[[], None] = lambda: None,
@@ -46,7 +46,9 @@ def make_evaluator(
 
     @functools.partial(jax.jit, out_shardings=devices.everywhere)
     def evaluate_batch(variables, images, labels, weights):
-        logits = network.apply(variables, normalize(images, spec.input_mean, spec.input_std, jnp.float32), train=False)
+        logits = network.apply(
+            variables, normalize(images, graph.input_mean, graph.input_std, jnp.float32), train=False
+        )
         assert isinstance(logits, jax.Array)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         own = jnp.take_along_axis(logits, labels[:, None], axis=1)
@@ -64,7 +66,7 @@ def make_evaluator(
     def evaluate(variables: dict[str, Any], images: Images, labels: np.ndarray) -> dict[str, Any]:
         variables = devices.replicate(variables)
         totals = {"loss": 0.0, "top1": 0.0, "top5": 0.0}
-        confusion = np.zeros((spec.num_classes, spec.num_classes), np.int64)
+        confusion = np.zeros((graph.num_classes, graph.num_classes), np.int64)
         for start in range(0, len(images), batch_size):
             between_batches()
             batch, target = images[start : start + batch_size], labels[start : start + batch_size]
@@ -77,9 +79,9 @@ def make_evaluator(
             np.add.at(confusion, (target[known], given[: len(target)][known]), 1)
             totals = {name: totals[name] + float(sums[name]) for name in totals}
         figures: dict[str, Any] = {name: total / len(images) for name, total in totals.items()}
-        if spec.num_classes <= 10:
+        if graph.num_classes <= 10:
             figures.pop("top5")
-        if spec.num_classes <= CONFUSION_CLASSES:
+        if graph.num_classes <= CONFUSION_CLASSES:
             figures["confusion"] = confusion.tolist()
         return {**figures, "num_examples": len(images)}
 

@@ -72,17 +72,17 @@ class Run:
         self.config, self.workdir, self.init, self.resumed = config, workdir, init, resumed
         self.devices, self.profile, self.stopping = devices, profile, stopping or Stopping()
         shape, classes = dataset.image_shape, dataset.num_classes
-        self.network, spec = build_network(config, shape, classes)
+        self.network, graph = build_network(config, shape, classes)
         self.train_indices, validation = split_validation(
             len(dataset.train_labels), dataset.train_labels, config.data.validation, config.seed
         )
         held_out = dataset.held_out(validation)
         source = resumed or init
         if source is not None:
-            mean, std = source.spec.input_mean, source.spec.input_std
+            mean, std = source.graph.input_mean, source.graph.input_std
         else:
             mean, std = training_statistics(dataset, config.seed)
-        self.spec = dataclasses.replace(spec, input_mean=mean, input_std=std, class_names=dataset.class_names)
+        self.graph = dataclasses.replace(graph, input_mean=mean, input_std=std, class_names=dataset.class_names)
         self.order = TrainingOrder(config.seed, self.train_indices, config.data.batch_size)
         self.phases = plan_phases(config, self.order.per_epoch)
         self.skipped = dataset.skipped
@@ -93,14 +93,14 @@ class Run:
         self.measure = Measurements(
             config,
             self.network,
-            self.spec,
+            self.graph,
             workdir,
             test=(dataset.test_images, dataset.test_labels),
             validation=held_out,
             devices=devices,
             between_batches=self.stopping.check if devices.processes == 1 else lambda: None,
         )
-        self.control = MaskControl(config.learn, self.spec, devices)
+        self.control = MaskControl(config.learn, self.graph, devices)
         self.done = Past(num_train=len(dataset.train_labels))
         # Once, at the beginning: the checkout may change while the run goes on.
         self.versions = versions()
@@ -114,16 +114,16 @@ class Run:
         Raises:
           UserError: they do not fit, there is nothing to mask, or the target cannot be met.
         """
-        check_target_macs(self.config.learn, self.spec, self.phases)
+        check_target_macs(self.config.learn, self.graph, self.phases)
         check_gate(self.config.learn)
         if self.resumed is not None:
-            check_same_data(self.workdir, self.spec, self.done.num_train, self.resumed)
+            check_same_data(self.workdir, self.graph, self.done.num_train, self.resumed)
             self._skip(self.resumed.done.skipped)
             check_steps_done(self.workdir, self.phases, self.resumed)
         elif self.init is None:
             check_beginning(self.config)
         else:
-            check_init(self.config.model, self.spec, self.init)
+            check_init(self.config.model, self.graph, self.init)
             self.done.inherited = inherited_phases(self.config, self.init)
             self._skip(phases_done(self.config, self.done.inherited))
             check_teacher(self.config, self.phases[0], self.init)
@@ -152,7 +152,7 @@ class Run:
         if not self.devices.is_writer:
             return
         sizes = len(self.train_indices), len(self.measure.validation[1]), len(self.measure.test[1])
-        print(announcement(self.config, self.spec, self.phases, sizes, self.skipped))
+        print(announcement(self.config, self.graph, self.phases, sizes, self.skipped))
         print(f"on {self.devices.describe()}, workdir {self.workdir}", flush=True)
         begun = beginning(self.config, self.init, self.resumed, self.done.skipped, self.done.inherited)
         if begun:
@@ -171,13 +171,13 @@ class Run:
             state = saved.state
             if not self.done.masks_learned and not saved.phase.learns_masks:
                 # Nothing has moved the masks; mask settings may have changed since.
-                fresh = init_variables(self.network, self.spec.input_shape, self.config.seed)
+                fresh = init_variables(self.network, self.graph.input_shape, self.config.seed)
                 state = state.replace(fcmask=fresh[FCMASK])
             return state, index, saved.phase_step
         if self.devices.is_writer:
             self.measure.log.cut_back(-1)
         phase, soft = self.phases[0], True
-        variables = init_variables(self.network, self.spec.input_shape, self.config.seed)
+        variables = init_variables(self.network, self.graph.input_shape, self.config.seed)
         if self.init is not None:
             variables |= {"params": self.init.state.params, "batch_stats": self.init.state.batch_stats}
             self.done.dense_top1 = self.init.done.dense_top1
@@ -201,8 +201,8 @@ class Run:
 
     def _enter(self, state: TrainState, phase: Phase, *, soft_before: bool) -> TrainState:
         if phase.learns_masks and not self.done.masks_learned and self.devices.is_writer:
-            warn_of_chance(self.done.dense_top1, self.spec.num_classes)
-        return enter_phase(self.config, self.network, self.spec, self.done, state, phase, soft_before=soft_before)
+            warn_of_chance(self.done.dense_top1, self.graph.num_classes)
+        return enter_phase(self.config, self.network, self.graph, self.done, state, phase, soft_before=soft_before)
 
     def run_phases(self, state: TrainState, index: int, phase_step: int) -> TrainState:
         """Runs from there to the end."""
@@ -242,7 +242,7 @@ class Run:
 
     def _run_phase(self, state: TrainState, phase: Phase, phase_step: int, feed: Feed) -> TrainState:
         labels = self.train_labels[self.train_indices]
-        programs = make_programs(self.config, self.network, self.spec, phase, state, feed, labels)
+        programs = make_programs(self.config, self.network, self.graph, phase, state, feed, labels)
         cadence = Cadence(self.config, phase)
         later = sum(other.steps for other in self.phases[self.phases.index(phase) + 1 :])
         progress = Progress(phase, phase_step, later, quiet=not self.devices.is_writer)
@@ -324,7 +324,7 @@ class Run:
         self._tick_clock()
         meta = {
             "config": self.config.to_dict(),
-            "network": facts_of(self.spec),
+            "network": facts_of(self.graph),
             "phase": dataclasses.asdict(phase),
             "phase_step": phase_step,
             "done": dataclasses.asdict(self.done),
@@ -364,8 +364,8 @@ class Run:
         summary = {
             **evaluation_summary(test, macs),
             "split": "test",
-            "num_classes": self.spec.num_classes,
-            "class_names": list(self.spec.class_names),
+            "num_classes": self.graph.num_classes,
+            "class_names": list(self.graph.class_names),
             "dense_top1": self.done.dense_top1,
             "seconds": round(self.done.seconds, 1),
             "phases": self.done.history,

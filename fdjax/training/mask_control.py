@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from fdjax.config import LearnConfig
-from fdjax.graph.masks import Network
+from fdjax.graph.masks import MaskedGraph
 from fdjax.pruning import mac_ratio
 from fdjax.pruning.expected import expected_ratio
 from fdjax.training.build import flat_masks, hard_masks
@@ -21,10 +21,10 @@ _HIGHEST_TARGET = 0.95
 class MaskControl:
     """Measures the masks of a state and moves its lambda."""
 
-    def __init__(self, learn: LearnConfig, spec: Network, devices: Devices):
-        self._learn, self._spec, self._devices = learn, spec, devices
+    def __init__(self, learn: LearnConfig, graph: MaskedGraph, devices: Devices):
+        self._learn, self._spec, self._devices = learn, graph, devices
         self._expected_ratio = jax.jit(
-            lambda masks: expected_ratio(spec, masks, learn.counts_below_whole, learn.target_convention)
+            lambda masks: expected_ratio(graph, masks, learn.counts_below_whole, learn.target_convention)
         )
 
     def look(

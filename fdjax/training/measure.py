@@ -17,7 +17,7 @@ from fdjax.config import Config
 from fdjax.data import Images
 from fdjax.errors import RunStopped
 from fdjax.graph.counting import NetworkMacs, network_macs
-from fdjax.graph.masks import Network
+from fdjax.graph.masks import MaskedGraph
 from fdjax.reports import plot_run
 from fdjax.training.build import collection_of, flat_masks, hard_network
 from fdjax.training.devices import Devices
@@ -59,7 +59,7 @@ class Measurements:
     Args:
       config: of the run.
       network: with soft masks.
-      spec: of the network.
+      graph: channel graph of the network.
       workdir: where records and plots go.
       test: images uint8 [n, H, W, C] and labels [n].
       validation: likewise; may be empty.
@@ -71,7 +71,7 @@ class Measurements:
         self,
         config: Config,
         network: FrequencyNetwork,
-        spec: Network,
+        graph: MaskedGraph,
         workdir: Path,
         *,
         test: LabelledImages,
@@ -79,7 +79,7 @@ class Measurements:
         devices: Devices,
         between_batches: Callable[[], None] = lambda: None,
     ):
-        self.config, self.network, self.spec, self.workdir = config, network, spec, workdir
+        self.config, self.network, self.graph, self.workdir = config, network, graph, workdir
         self.test, self.validation, self._devices = test, validation, devices
         self._between_batches = between_batches
         self.log = MetricsLog(workdir / METRICS_FILE, writes=devices.is_writer)
@@ -108,7 +108,7 @@ class Measurements:
             del means["train_top1"]
         if not math.isfinite(means["train_loss"]):
             raise self.diverged(f"the loss is {means['train_loss']}", phase, step)
-        high = _EXPLODED * max(1.0, math.log(self.spec.num_classes))
+        high = _EXPLODED * max(1.0, math.log(self.graph.num_classes))
         if means["train_loss"] > high and phase.name not in self._warned and self._devices.is_writer:
             self._warned.add(phase.name)
             print(
@@ -143,8 +143,8 @@ class Measurements:
 
     def macs(self, phase: Phase, state: TrainState, done: Past, *, finished: bool) -> NetworkMacs:
         """Of the network as it stands; `finished`: the phase is over, so that its masks meet the target."""
-        hard = masks_as_they_stand(self.config, self.spec, phase, finished, state.fcmask, done)
-        return hard.macs if hard else network_macs(self.spec, self.spec.full_counts())
+        hard = masks_as_they_stand(self.config, self.graph, phase, finished, state.fcmask, done)
+        return hard.macs if hard else network_macs(self.graph, self.graph.full_counts())
 
     def evaluate(
         self, phase: Phase, state: TrainState, done: Past, *, finished: bool, split: LabelledImages
@@ -154,22 +154,22 @@ class Measurements:
         Raises:
           RunStopped: the loss is not finite.
         """
-        hard = masks_as_they_stand(self.config, self.spec, phase, finished, state.fcmask, done)
+        hard = masks_as_they_stand(self.config, self.graph, phase, finished, state.fcmask, done)
         variables = state.variables()
         if hard is None:
             key, network = "dense", dataclasses.replace(self.network, mode="off")
-            macs = network_macs(self.spec, self.spec.full_counts())
+            macs = network_macs(self.graph, self.graph.full_counts())
         else:
             macs = hard.macs
-            variables[FCMASK] = collection_of(self.spec, hard.counts)
+            variables[FCMASK] = collection_of(self.graph, hard.counts)
             if phase.hard or finished:
-                network = hard_network(self.network, self.spec, hard.counts)
+                network = hard_network(self.network, self.graph, hard.counts)
                 key = network.hard_form
             else:  # One program serves however the masks move.
                 key, network = "moving", dataclasses.replace(self.network, mode="hard")
         if key not in self._evaluators:
             self._evaluators[key] = make_evaluator(
-                network, self.spec, self._devices, between_batches=self._between_batches
+                network, self.graph, self._devices, between_batches=self._between_batches
             )
         figures = self._evaluators[key](variables, *split)
         if not math.isfinite(figures["loss"]):
@@ -202,7 +202,7 @@ class Measurements:
         if phase.learns_masks:
             soft = make_evaluator(
                 dataclasses.replace(self.network, mode="soft"),
-                self.spec,
+                self.graph,
                 self._devices,
                 between_batches=self._between_batches,
             )
@@ -224,19 +224,19 @@ class Measurements:
     def time(self, phase: Phase, state: TrainState, done: Past) -> dict[str, Any] | None:
         """The time of the network at the end of the run, frozen, as `frozen_speed` has it; None where it is no other
         than the dense network's, or is not asked for."""
-        hard = masks_as_they_stand(self.config, self.spec, phase, True, state.fcmask, done)
+        hard = masks_as_they_stand(self.config, self.graph, phase, True, state.fcmask, done)
         if hard is None or not self.config.checkpoint.time:
             return None
-        return frozen_speed(self.config.learn, self.spec, state, hard.counts)
+        return frozen_speed(self.config.learn, self.graph, state, hard.counts)
 
     def plot(self, phases: Sequence[Phase], state: TrainState, done: Past, layers: list[dict[str, Any]]) -> None:
         """Draws the run at its end."""
         learn = self.config.learn
-        hard = masks_as_they_stand(self.config, self.spec, phases[-1], True, state.fcmask, done)
+        hard = masks_as_they_stand(self.config, self.graph, phases[-1], True, state.fcmask, done)
         fcmasks = []
         if hard is not None and done.masks_learned:
             soft = self._soft_masks()
-            for path, (_, num_coefs) in self.spec.mask_sizes.items():
+            for path, (_, num_coefs) in self.graph.mask_sizes.items():
                 rounded = hard.counts[path] / num_coefs
                 fcmasks.append((path, soft.get(path, rounded), rounded, num_coefs))
         spans = [{"name": phase.name, "start_step": phase.start, "end_step": phase.end} for phase in phases]
@@ -250,7 +250,7 @@ class Measurements:
                 soft = {path: arrays[path] for path in arrays.files}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             return {}  # Missing or damaged: plots show the rounded masks in their place.
-        sizes = {path: channels for path, (channels, _) in self.spec.mask_sizes.items()}
+        sizes = {path: channels for path, (channels, _) in self.graph.mask_sizes.items()}
         return {
             path: mask
             for path, mask in soft.items()

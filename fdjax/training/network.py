@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from fdjax.config import LearnConfig
-from fdjax.graph.masks import Network, layer_blocks, place_masks
+from fdjax.graph.masks import MaskedGraph, layer_blocks, place_masks
 from fdjax.graph.network import trace
 from fdjax.zoo import FCMASK, FrequencyNetwork
 
@@ -39,7 +39,7 @@ def trace_network(
     *,
     count_classifier: bool = False,
     **facts: Any,
-) -> Network:
+) -> MaskedGraph:
     """The channel graph of a network of the zoo, without masks, and where its masks sit.
 
     The graph takes raw images 0..255; its variables are `graph_variables`.
@@ -49,7 +49,7 @@ def trace_network(
       input_shape: (H, W, C) of an image.
       learn: blocks, sides, tying.
       count_classifier: whether layers on vectors are in the totals.
-      facts: more fields of `Network`, such as `class_names`.
+      facts: more fields of `MaskedGraph`, such as `class_names`.
 
     Raises:
       ValueError: a block larger than its map, or a block setting for a map or layer that does not exist.
@@ -68,7 +68,7 @@ def trace_network(
     wrapped = wrapped_layers(network, input_shape)
     blocks = layer_blocks(graph, wrapped, learn.block, dict(learn.block_by_map), dict(learn.block_by_layer))
     uncounted = () if count_classifier else (layer.name for layer in graph.layers.values() if layer.kind == "dense")
-    return Network(
+    return MaskedGraph(
         name=network.title,
         graph=graph,
         masks=place_masks(graph, blocks, learn.sides, learn.tied),
@@ -79,7 +79,7 @@ def trace_network(
     )
 
 
-def remasked(network: Network, learn: LearnConfig) -> Network:
+def remasked(network: MaskedGraph, learn: LearnConfig) -> MaskedGraph:
     """The same graph with the blocks, sides and tying of `learn` in place of its own.
 
     Raises:
@@ -96,7 +96,7 @@ def _apply(module: nn.Module, variables: Any, images: jax.Array) -> Any:
     return module.apply(variables, images)
 
 
-def graph_variables(network: Network, params: Any, batch_stats: Any) -> dict[str, Any]:
+def graph_variables(network: MaskedGraph, params: Any, batch_stats: Any) -> dict[str, Any]:
     """The variables that the graph of `trace_network` takes: the module's collections, and the scaling of images."""
     channels = network.input_shape[-1]
     mean, std = network.input_mean or (0.0,) * channels, network.input_std or (1.0,) * channels

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fdjax.config import Config, WeightPhaseConfig
-from fdjax.graph.masks import Network
+from fdjax.graph.masks import MaskedGraph
 from fdjax.training.build import counts_of, hard_network
 from fdjax.training.feed import Dispatch, Feed
 from fdjax.training.optimizers import optimizers_for
@@ -71,7 +71,7 @@ def _key_of(config: Config, phase: Phase, step: int) -> Hashable:
 def make_programs(
     config: Config,
     network: FrequencyNetwork,
-    spec: Network,
+    graph: MaskedGraph,
     phase: Phase,
     state: TrainState,
     feed: Feed,
@@ -82,16 +82,16 @@ def make_programs(
     Args:
       config: of the run.
       network: with soft masks.
-      spec: of the network.
+      graph: channel graph of the network.
       phase: which.
       state: at the beginning of the phase; its masks are built into the programs of hard phases.
       feed: of the run's examples.
       labels: of the examples that are trained on.
     """
-    trained = _network_for(network, spec, phase, state)
+    trained = _network_for(network, graph, phase, state)
     data, settings = config.data, phase_settings(config, phase.name)
     prepare = make_prepare(
-        spec,
+        graph,
         data.crop_padding,
         data.flip,
         config.model.precision,
@@ -105,10 +105,10 @@ def make_programs(
     if has_teacher(config, phase):
         objective = make_distillation(dataclasses.replace(network, mode="off"), config.distill)
     if data.class_weights == "balanced":
-        objective = with_class_weights(objective, balancing_weights(labels, spec.num_classes))
+        objective = with_class_weights(objective, balancing_weights(labels, graph.num_classes))
     programs: dict[Hashable, Dispatch] = {}
     if phase.learns_masks:
-        step = make_mask_step(trained, spec, mask_opt, prepare, config.learn, objective, mixup_alpha=data.mixup)
+        step = make_mask_step(trained, graph, mask_opt, prepare, config.learn, objective, mixup_alpha=data.mixup)
         programs["masks", False] = feed.compile(step)
     if isinstance(settings, WeightPhaseConfig):
         for train_batch_norm in (True, False):
@@ -125,9 +125,9 @@ def make_programs(
     return programs
 
 
-def _network_for(network: FrequencyNetwork, spec: Network, phase: Phase, state: TrainState) -> FrequencyNetwork:
+def _network_for(network: FrequencyNetwork, graph: MaskedGraph, phase: Phase, state: TrainState) -> FrequencyNetwork:
     if phase.learns_masks:
         return dataclasses.replace(network, mode="soft")
     if phase.hard:
-        return hard_network(network, spec, counts_of(spec, state.fcmask))
+        return hard_network(network, graph, counts_of(graph, state.fcmask))
     return dataclasses.replace(network, mode="off")

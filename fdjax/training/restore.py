@@ -14,7 +14,7 @@ from fdjax.config import Config
 from fdjax.data import Dataset, limit_training, open_dataset, split_validation
 from fdjax.errors import UserError
 from fdjax.graph.counting import NetworkMacs, network_macs
-from fdjax.graph.masks import Network
+from fdjax.graph.masks import MaskedGraph
 from fdjax.pruning import HardMasks
 from fdjax.training.build import collection_of, counts_of, hard_masks, hard_network, network_of
 from fdjax.training.devices import Devices
@@ -63,7 +63,7 @@ class Restored:
     Attributes:
       config: of its run.
       network: with soft masks.
-      spec: of the network, with preprocessing and class names.
+      graph: channel graph of the network, with preprocessing and class names.
       phase: the one it is in.
       phase_step: steps of it that are done.
       state: arrays.
@@ -73,7 +73,7 @@ class Restored:
 
     config: Config
     network: FrequencyNetwork
-    spec: Network
+    graph: MaskedGraph
     phase: Phase
     phase_step: int
     state: TrainState
@@ -98,12 +98,12 @@ class Restored:
         """The network as it stands and its collections: hard masks once there are any."""
         if self.hard is None:
             return dataclasses.replace(self.network, mode="off"), self.state.variables()
-        variables = {**self.state.variables(), FCMASK: collection_of(self.spec, self.hard.counts)}
-        return hard_network(self.network, self.spec, self.hard.counts), variables
+        variables = {**self.state.variables(), FCMASK: collection_of(self.graph, self.hard.counts)}
+        return hard_network(self.network, self.graph, self.hard.counts), variables
 
     def macs(self) -> NetworkMacs:
         """Of the network as it stands."""
-        return self.hard.macs if self.hard else network_macs(self.spec, self.spec.full_counts())
+        return self.hard.macs if self.hard else network_macs(self.graph, self.graph.full_counts())
 
 
 def restore(checkpoints: Checkpoints, step: int) -> Restored:
@@ -115,8 +115,8 @@ def restore(checkpoints: Checkpoints, step: int) -> Restored:
     meta = checkpoints.meta(step)
     try:
         config = Config.from_dict(meta["config"])
-        # Checkpoints of version 0.1 call it a spec.
-        network, spec = network_of(config, meta["network"] if "network" in meta else meta["spec"])
+        # Checkpoints of version 0.1 call it a graph.
+        network, graph = network_of(config, meta["network"] if "network" in meta else meta["spec"])
         # level_losses: of an option that has been removed; no config that is accepted used it.
         past = {name: value for name, value in meta["done"].items() if name != "level_losses"}
         phase, phase_step, done = Phase(**meta["phase"]), int(meta["phase_step"]), Past(**past)
@@ -124,7 +124,7 @@ def restore(checkpoints: Checkpoints, step: int) -> Restored:
         raise UserError(f"checkpoint {checkpoints.folder / str(step)} cannot be read: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"checkpoint {checkpoints.folder / str(step)} is not of an fdjax run: {error}") from error
-    like = _abstract_state(config, network, spec, phase)
+    like = _abstract_state(config, network, graph, phase)
     state = checkpoints.restore(step, like)
     problem = nonfinite_network(state.collections())
     if problem is not None:
@@ -133,8 +133,8 @@ def restore(checkpoints: Checkpoints, step: int) -> Restored:
             "step"
         )
     return Restored(
-        config, network, spec, phase, phase_step, state, done,
-        masks_as_they_stand(config, spec, phase, phase_step >= phase.steps, state.fcmask, done),
+        config, network, graph, phase, phase_step, state, done,
+        masks_as_they_stand(config, graph, phase, phase_step >= phase.steps, state.fcmask, done),
     )  # fmt: skip
 
 
@@ -186,9 +186,9 @@ def open_checkpoint(path: str, which: str = "latest") -> tuple[Checkpoints, int,
     return checkpoints, *found
 
 
-def _abstract_state(config: Config, network: FrequencyNetwork, spec: Network, phase: Phase) -> TrainState:
+def _abstract_state(config: Config, network: FrequencyNetwork, graph: MaskedGraph, phase: Phase) -> TrainState:
     def create():
-        variables = init_variables(network, spec.input_shape, config.seed)
+        variables = init_variables(network, graph.input_shape, config.seed)
         state = create_state(variables, config.seed, *optimizers_for(config, phase))
         return state.with_teacher() if has_teacher(config, phase) else state
 
@@ -196,14 +196,14 @@ def _abstract_state(config: Config, network: FrequencyNetwork, spec: Network, ph
 
 
 def masks_as_they_stand(
-    config: Config, spec: Network, phase: Phase, finished: bool, fcmask: Any, done: Past
+    config: Config, graph: MaskedGraph, phase: Phase, finished: bool, fcmask: Any, done: Past
 ) -> HardMasks | None:
     """Masks as the network is evaluated with; None in pretraining, where they are all 1."""
     if phase.learns_masks:
-        return hard_masks(config.learn, spec, fcmask, to_target=finished)
+        return hard_masks(config.learn, graph, fcmask, to_target=finished)
     if phase.hard:
-        counts = counts_of(spec, fcmask)
-        return HardMasks(counts, tuple(done.released), 0.0, network_macs(spec, counts, done.released))
+        counts = counts_of(graph, fcmask)
+        return HardMasks(counts, tuple(done.released), 0.0, network_macs(graph, counts, done.released))
     return None
 
 
@@ -213,7 +213,7 @@ def load_restored_data(restored: Restored, data_path: str | None = None) -> Data
     Raises:
       UserError: the data are not there or are others.
     """
-    data, spec = restored.config.data, restored.spec
+    data, graph = restored.config.data, restored.graph
     path = data_path if data_path is not None else data.path
     dataset = open_dataset(
         data.name,
@@ -223,24 +223,24 @@ def load_restored_data(restored: Restored, data_path: str | None = None) -> Data
         stream=data.loading == "stream",
         crop_share=data.eval_crop,
         background=data.background,
-    ).in_order_of(spec.class_names)
-    check_data(spec, dataset)
+    ).in_order_of(graph.class_names)
+    check_data(graph, dataset)
     return dataset
 
 
-def check_data(spec: Network, dataset: Dataset) -> None:
+def check_data(graph: MaskedGraph, dataset: Dataset) -> None:
     """Raises `UserError` unless a network is for such images and for these classes.
 
     One whose classes have no names takes any data with as many classes, in the order that the data have them.
     """
     for what, own, theirs in (
-        ("images of", "x".join(map(str, spec.input_shape)), "x".join(map(str, dataset.image_shape))),
-        ("classes:", str(spec.num_classes), str(dataset.num_classes)),
+        ("images of", "x".join(map(str, graph.input_shape)), "x".join(map(str, dataset.image_shape))),
+        ("classes:", str(graph.num_classes), str(dataset.num_classes)),
     ):
         if own != theirs:
             raise UserError(f"the network is for {what} {own}; the data are {what} {theirs}")
-    if spec.class_names and spec.class_names != dataset.class_names:
-        pairs = zip(spec.class_names, dataset.class_names, strict=True)
+    if graph.class_names and graph.class_names != dataset.class_names:
+        pairs = zip(graph.class_names, dataset.class_names, strict=True)
         number, (own, theirs) = next((at, pair) for at, pair in enumerate(pairs) if pair[0] != pair[1])
         raise UserError(
             f"the network's classes have other names than the data's: class {number} is {own!r}, and {theirs!r} there"
@@ -258,7 +258,7 @@ def evaluate_restored(restored: Restored, split: str = "test", data_path: str | 
     Raises:
       UserError: the data are not there or are others, or there is no validation share.
     """
-    data, spec, dataset = restored.config.data, restored.spec, load_restored_data(restored, data_path)
+    data, graph, dataset = restored.config.data, restored.graph, load_restored_data(restored, data_path)
     images, labels = dataset.test_images, dataset.test_labels
     if split == "validation":
         dataset = limit_training(dataset, data.train_limit, restored.config.seed)
@@ -272,7 +272,7 @@ def evaluate_restored(restored: Restored, split: str = "test", data_path: str | 
                 "--split test"
             )
     network, variables = restored.evaluation()
-    figures = make_evaluator(network, spec, Devices())(variables, images, labels)
+    figures = make_evaluator(network, graph, Devices())(variables, images, labels)
     return {
         **evaluation_summary(figures, restored.macs()),
         "split": split,

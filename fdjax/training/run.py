@@ -123,7 +123,7 @@ def _prepare(
     dataset = open_data(config.data, config.seed)
     begun = resumed or start_from
     if begun is not None:
-        dataset = dataset.in_order_of(begun.spec.class_names)
+        dataset = dataset.in_order_of(begun.graph.class_names)
     run = Run(config, folder, dataset, devices, start_from, resumed, profile, stopping)
     run.check()
     return run, source

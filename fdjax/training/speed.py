@@ -10,7 +10,7 @@ from fdjax import runtime
 from fdjax.config import LearnConfig
 from fdjax.frozen import Stopwatch, fewest_macs, freeze
 from fdjax.frozen.bench import bench, dense_network
-from fdjax.graph.masks import Counts, Network
+from fdjax.graph.masks import Counts, MaskedGraph
 from fdjax.training.network import graph_variables
 from fdjax.training.state import TrainState
 
@@ -18,14 +18,14 @@ from fdjax.training.state import TrainState
 _MOST_PARTIAL_COUNTS = 150
 
 
-def frozen_speed(learn: LearnConfig, spec: Network, state: TrainState, counts: Counts) -> dict[str, Any] | None:
+def frozen_speed(learn: LearnConfig, graph: MaskedGraph, state: TrainState, counts: Counts) -> dict[str, Any] | None:
     """Freezes the network as it stands and the dense one, and times them in turn.
 
     Forms are chosen as the masks were gated: by time with `gate="time"`, else by MACs.
 
     Args:
       learn: the gate, and how many images at once.
-      spec: the network.
+      graph: channel graph of the network.
       state: the weights.
       counts: kept counts of every FCMask.
 
@@ -36,7 +36,7 @@ def frozen_speed(learn: LearnConfig, spec: Network, state: TrainState, counts: C
       they would take minutes to compile are not timed: `clock`, milliseconds and `ratio` are then None, and there is
       advice. None where nothing is pruned.
     """
-    sizes = spec.mask_sizes
+    sizes = graph.mask_sizes
     if all((counts[path] == num_coefs).all() for path, (_, num_coefs) in sizes.items()):
         return None
     facts = {
@@ -48,9 +48,9 @@ def frozen_speed(learn: LearnConfig, spec: Network, state: TrainState, counts: C
     if sum(len({*counts[path]} - {0, n}) for path, (_, n) in sizes.items()) > _MOST_PARTIAL_COUNTS:
         return {**facts, **dict.fromkeys(("clock", "dense_ms", "pruned_ms", "ratio")), "advice": _advice(learn)}
     stopwatch = Stopwatch(learn.gate_batch, runtime.times_cache_dir()) if learn.gate == "time" else None
-    variables = graph_variables(spec, state.params, state.batch_stats)
-    frozen = freeze(spec, variables, counts, stopwatch.choose if stopwatch else fewest_macs)
-    row = bench(frozen, dense_network(spec), {}, batch=learn.gate_batch)
+    variables = graph_variables(graph, state.params, state.batch_stats)
+    frozen = freeze(graph, variables, counts, stopwatch.choose if stopwatch else fewest_macs)
+    row = bench(frozen, dense_network(graph), {}, batch=learn.gate_batch)
     return {
         **facts,
         "clock": row["clock"],

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from fdjax.config import DistillConfig, LearnConfig
 from fdjax.data import augment, mixup, normalize
-from fdjax.graph.masks import Network
+from fdjax.graph.masks import MaskedGraph
 from fdjax.ops.fcmask import fcmask_penalty
 from fdjax.pruning import expected_macs
 from fdjax.training.state import TrainState
@@ -28,7 +28,7 @@ Objective = Callable[[TrainState, jax.Array], Callable[..., jax.Array]]
 
 
 def make_prepare(
-    spec: Network,
+    graph: MaskedGraph,
     crop_padding: int,
     flip: bool,
     precision: str = "float32",
@@ -53,10 +53,10 @@ def make_prepare(
             jitter=jitter,
             cutout_size=cutout,
             erase=erase,
-            fill=np.array(spec.input_mean, np.float32),
+            fill=np.array(graph.input_mean, np.float32),
             crop_area=crop_area,
         )
-        return normalize(batch, spec.input_mean, spec.input_std, precision)
+        return normalize(batch, graph.input_mean, graph.input_std, precision)
 
     return prepare
 
@@ -192,19 +192,19 @@ def make_weight_step(
     return step
 
 
-def mask_penalty(spec: Network, fcmask: Any, learn: LearnConfig) -> jax.Array:
+def mask_penalty(graph: MaskedGraph, fcmask: Any, learn: LearnConfig) -> jax.Array:
     """The term that lambda weighs: the paper's, or expected MACs over the network's dense MACs."""
     if learn.penalty == "fcmask":
         return fcmask_penalty(jax.tree.leaves(fcmask))
     masks: dict[str, Any] = flatten_dict(fcmask, sep="/")
-    expected = expected_macs(spec, masks, learn.counts_below_whole, learn.target_convention)
+    expected = expected_macs(graph, masks, learn.counts_below_whole, learn.target_convention)
     # As a float: ResNet-50's count is no int32.
-    return expected / float(sum(layer.dense_macs for layer in spec.counted_layers.values()))
+    return expected / float(sum(layer.dense_macs for layer in graph.counted_layers.values()))
 
 
 def make_mask_step(
     network: FrequencyNetwork,
-    spec: Network,
+    graph: MaskedGraph,
     optimizer: optax.GradientTransformation,
     prepare: Prepare,
     learn: LearnConfig,
@@ -223,7 +223,7 @@ def make_mask_step(
             logits = network.apply({**state.variables(), FCMASK: fcmask}, x, train=False)
             assert isinstance(logits, jax.Array)
             loss = loss_from(logits, targets)
-            return loss + state.lambda_ * mask_penalty(spec, fcmask, learn), (loss, logits)
+            return loss + state.lambda_ * mask_penalty(graph, fcmask, learn), (loss, logits)
 
         (_, (loss, logits)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.fcmask)
         updates, mask_opt = optimizer.update(grads, state.mask_opt, state.fcmask)

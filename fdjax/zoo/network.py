@@ -1,4 +1,4 @@
-"""What the networks have in common: frequency layers with their blocks and masks, and the spec of such a layer."""
+"""What the networks have in common: frequency layers with their blocks and masks, and the graph of such a layer."""
 
 from __future__ import annotations
 
