@@ -111,8 +111,8 @@ def check_maskable(graph: MaskedGraph) -> None:
     if not graph.blocks:
         raise UserError(
             f"{graph.name} has no wrapped layers, so there are no masks to learn, set or choose blocks for (a ResNet "
-            "of 3x3 convolutions has no pointwise layers, and with model.octave none is wrapped): train it with --phases "
-            "pretrain, or take another network"
+            "of 3x3 convolutions has no pointwise layers, and with model.octave none is wrapped): train it with "
+            "--phases pretrain, or take another network"
         )
 
 
