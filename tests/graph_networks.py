@@ -1,32 +1,28 @@
-"""Channel graphs of the networks that come with fdjax, with the masks that their specs have."""
+"""Channel graphs of the networks that come with fdjax, with the masks that their modules have."""
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
-from fdjax.spec import NetworkSpec
+import dataclasses
+from typing import Any
 
-from fdjax.graph.masks import MaskedGraph, layer_blocks, place_masks
-from fdjax.graph.network import trace
+from fdjax.config import LearnConfig
+from fdjax.graph.masks import MaskedGraph
+from fdjax.training.network import trace_network
 from fdjax.zoo import FrequencyNetwork
 
 
-def network_of(module: FrequencyNetwork, spec: NetworkSpec) -> MaskedGraph:
-    """The network of a module and its spec."""
-    dense, image = module.without_masks(), (1, *spec.input_shape)
-    variables = jax.eval_shape(lambda: dense.init(jax.random.key(0), jnp.zeros(image)))
-    graph = trace(lambda v, x: dense.apply(v, x), variables, jax.ShapeDtypeStruct(image, jnp.float32))
-    blocks = {layer.name: layer.block for layer in spec.layers if layer.block}
-    placed = layer_blocks(graph, blocks, module.block, module.block_by_map, module.block_by_layer)
-    assert placed == blocks
-    masks = place_masks(graph, placed, module.sides, spec.tied)
-    assert {path: (mask.channels, mask.num_coefs) for path, mask in masks.items()} == spec.mask_sizes
-    uncounted = frozenset() if spec.count_classifier else frozenset({"classifier"})
-    return MaskedGraph(spec.name, graph, masks, placed, spec.num_classes, uncounted)
+def learn_of(module: FrequencyNetwork) -> LearnConfig:
+    """The mask settings of a module, as a config has them."""
+    blocks: dict[str, Any] = {
+        name: tuple((getattr(module, name) or {}).items()) for name in ("block_by_map", "block_by_layer")
+    }
+    tied = getattr(module, "tied", False)
+    return LearnConfig(block=module.block, sides=module.sides, tied=tied, **blocks)  # type: ignore[arg-type]
 
 
 def network_for(
-    module: FrequencyNetwork, input_shape: tuple[int, int, int], count_classifier: bool = False
+    module: FrequencyNetwork, input_shape: tuple[int, int, int], count_classifier: bool = False, **facts: Any
 ) -> MaskedGraph:
-    """The network of a module for images (H, W, C)."""
-    return network_of(module, module.spec(input_shape, count_classifier))
+    """The channel graph of a module for images (H, W, C); `facts` are fields of `MaskedGraph`."""
+    graph = trace_network(module, input_shape, learn_of(module), count_classifier=count_classifier)
+    return dataclasses.replace(graph, **facts)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from jax import lax
 
 from fdjax.config import Config, LearnConfig, ModelConfig
@@ -19,8 +21,9 @@ from fdjax.frozen.xla import apply
 from fdjax.graph.masks import MaskedGraph, layer_blocks
 from fdjax.graph.network import Graph, trace
 from fdjax.training.build import build_network, collection_of, hard_network
-from fdjax.training.network import graph_variables, trace_network
+from fdjax.training.network import graph_variables
 from fdjax.training.state import init_variables
+from fdjax.zoo import FCMASK
 
 SMALL = (28, 28, 1)
 # Name, input, width, block, tied, levels of the random masks (None: all counts), other fields of the model.
@@ -36,31 +39,31 @@ CASES = {
 
 
 def networks(name: str, shape: tuple[int, int, int], width: float, block: int, tied: bool, fields: dict[str, Any]):
-    """The module of the zoo, what it says of itself, and its graph with scaled images."""
+    """The module of the zoo, and its graph with scaled images."""
     config = Config(model=ModelConfig(name=name, width=width, **fields), learn=LearnConfig(block=block, tied=tied))
-    module, spec = build_network(config, shape, 10)
+    module, graph = build_network(config, shape, 10)
     scaling = {
         "input_mean": tuple(100.0 + 10 * np.arange(shape[2])),
         "input_std": tuple(50.0 + np.arange(shape[2])),
     }
-    return module, spec, trace_network(module, shape, config.learn, **scaling)
+    return module, dataclasses.replace(graph, **scaling)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_graph_has_the_layers_and_masks_of_its_network_and_freezes_to_the_masked_one(case: str) -> None:
     name, shape, width, block, tied, levels, fields = CASES[case]
-    module, spec, network = networks(name, shape, width, block, tied, fields)
-    # A shortcut may be evaluated before or after what it goes past.
-    found = {name: layer.dense_macs for name, layer in network.layers.items()}
-    assert found == {layer.name: layer.dense_macs for layer in spec.layers}
-    assert network.mask_sizes == spec.mask_sizes
-    for layer in spec.layers:
-        assert network.mask_of(layer.name, "input") == layer.input_mask
-        assert network.mask_of(layer.name, "output") == layer.output_mask
+    module, network = networks(name, shape, width, block, tied, fields)
+    variables = init_variables(module, shape, 0)
+    kernels = {path: leaf for path, leaf in flatten_dict(variables["params"], sep="/").items() if leaf.ndim > 1}
+    found = {layer.name: layer.dense_macs for layer in network.layers.values()}
+    assert {name.removesuffix("/kernel"): leaf.size for name, leaf in kernels.items()} == {
+        name: macs // math.prod(network.layers[name].out_size) for name, macs in found.items()
+    }
+    masks = {path: leaf.shape for path, leaf in flatten_dict(variables.get(FCMASK, {}), sep="/").items()}
+    assert {path: (channels,) for path, (channels, _) in network.mask_sizes.items()} == masks
     assert not network.graph.walk.opaque
 
     rng = np.random.default_rng(0)
-    variables = init_variables(module, shape, 0)
     variables = jax.tree.map(
         lambda a: np.asarray(a) + (a.ndim == 1) * np.abs(rng.normal(0, 0.1, a.shape)).astype(np.float32), variables
     )
@@ -69,9 +72,9 @@ def test_a_graph_has_the_layers_and_masks_of_its_network_and_freezes_to_the_mask
         for path, (channels, num_coefs) in network.mask_sizes.items()
     }
     images = rng.uniform(0, 255, (2, *shape)).astype(np.float32)
-    masked = hard_network(module, spec, counts)
+    masked = hard_network(module, network, counts)
     scaled = (images - np.float32(network.input_mean)) / np.float32(network.input_std)
-    collections = {**variables, "fcmask": collection_of(spec, counts)} if counts else variables
+    collections = {**variables, FCMASK: collection_of(network, counts)} if counts else variables
     expected = np.asarray(jax.jit(masked.apply)(collections, scaled))
     frozen = freeze(network, graph_variables(network, variables["params"], variables["batch_stats"]), counts)
     program = Program.from_dict(json.loads(json.dumps(frozen.program.to_dict())))
@@ -81,7 +84,7 @@ def test_a_graph_has_the_layers_and_masks_of_its_network_and_freezes_to_the_mask
 
 
 def test_a_network_survives_json() -> None:
-    _, _, network = networks("mobilenetv2_small", SMALL, 0.5, 2, True, {})
+    _, network = networks("mobilenetv2_small", SMALL, 0.5, 2, True, {})
     read = MaskedGraph.from_dict(json.loads(json.dumps(network.to_dict())))
     for field in dataclasses.fields(MaskedGraph):
         if field.name not in ("graph", "masks", "blocks"):
