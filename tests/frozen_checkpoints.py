@@ -12,7 +12,7 @@ from fdjax.checkpoint import CHECKPOINT_FOLDER, Checkpoints
 from fdjax.config import CheckpointConfig, Config, LearnConfig, ModelConfig
 from fdjax.data import describe_source
 from fdjax.ops.fcmask import counts_to_fcmask
-from fdjax.training.build import build_network
+from fdjax.training.build import build_network, facts_of
 from fdjax.training.optimizers import optimizers_for
 from fdjax.training.phases import plan_phases
 from fdjax.training.restore import Past
@@ -34,20 +34,20 @@ def write_checkpoint(workdir: Path, phase_name: str, phase_step: int | None = No
     Masks are random from the phase on that learns them: soft in it, rounded afterwards.
     """
     shape, classes = describe_source(CONFIG.data.name)
-    network, spec = build_network(CONFIG, shape, len(classes))
-    spec = dataclasses.replace(spec, input_mean=(73.0,), input_std=(90.0,), class_names=classes)
+    network, graph = build_network(CONFIG, shape, len(classes))
+    graph = dataclasses.replace(graph, input_mean=(73.0,), input_std=(90.0,), class_names=classes)
     phase = next(phase for phase in plan_phases(CONFIG, STEPS_PER_EPOCH) if phase.name == phase_name)
-    counts = random_counts(spec, 1, (1,)) if phase.hard else spec.full_counts()
-    fcmask = {path: counts_to_fcmask(count, spec.mask_sizes[path][1]) for path, count in counts.items()}
+    counts = random_counts(graph, 1, (1,)) if phase.hard else graph.full_counts()
+    fcmask = {path: counts_to_fcmask(count, graph.mask_sizes[path][1]) for path, count in counts.items()}
     if phase.learns_masks:
         rng = np.random.default_rng(1)
         fcmask = {path: rng.uniform(0, 1, len(mask)).astype(np.float32) for path, mask in fcmask.items()}
-    variables = {**random_variables(network, spec, 0), "fcmask": unflatten_dict(fcmask, sep="/")}
+    variables = {**random_variables(network, graph, 0), "fcmask": unflatten_dict(fcmask, sep="/")}
     done = Past(released=list(released), masks_learned=phase.hard, dense_top1=0.5)
     step = phase.steps if phase_step is None else phase_step
     meta = {
         "config": CONFIG.to_dict(),
-        "spec": spec.to_dict(),
+        "network": facts_of(graph),
         "phase": dataclasses.asdict(phase),
         "phase_step": step,
         "done": dataclasses.asdict(done),
