@@ -48,8 +48,8 @@ def freeze(network: MaskedGraph, variables: Any, counts: Counts, choose: Choose 
     folding = Folding(network, variables, counts)
     runs = _runs(folding)
     inside = {id(layer) for run in runs.values() for layer in (run.writer, run.depthwise)}
-    arrays, operations = dict(folding.arrays), list[Operation]()
-    for record in folding.records:
+    arrays, operations = dict(folding.builder.arrays), list[Operation]()
+    for record in folding.builder.records:
         if isinstance(record, (Apply, Take)):
             operations.append(record)
         elif id(record) in runs:
@@ -59,7 +59,7 @@ def freeze(network: MaskedGraph, variables: Any, counts: Counts, choose: Choose 
             arrays |= own
         elif id(record) not in inside:
             operations.append(finish(record, arrays))
-    program = _renumbered(Program(tuple(folding.shapes), folding.inputs, folding.outputs, tuple(operations)))
+    program = _renumbered(Program(tuple(folding.builder.shapes), folding.inputs, folding.outputs, tuple(operations)))
     return Frozen(program, {name: _stored(array) for name, array in arrays.items()})
 
 
@@ -72,7 +72,7 @@ def _runs(folding: Folding) -> dict[int, RunParts]:
     """The runs, by the identity of the layer that each ends in; a layer is in one of them only."""
     found: dict[int, RunParts] = {}
     taken: set[int] = set()
-    for record in folding.records:
+    for record in folding.builder.records:
         run = find_run(record) if isinstance(record, OpenLayer) else None
         members = {id(layer) for layer in (run.writer, run.depthwise, run.reader)} if run else set()
         if run and not members & taken:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fdjax.frozen.layers import Held, places, uniform
+from fdjax.frozen.layers import Held, canonical_shape, places, uniform
 from fdjax.graph.operations import Operation
 from fdjax.graph.primitives import bind
+
+if TYPE_CHECKING:
+    from fdjax.frozen.folding import Folding
 
 Params = Mapping[str, Any]
 # (folding, operation, output) -> the operation's parameters for kept channels, and what follows it: where each channel
@@ -17,47 +20,7 @@ Params = Mapping[str, Any]
 Adapted = tuple[Params, np.ndarray | None]
 
 
-class Walk(Protocol):
-    """What the rules here ask of the walk over the graph (`fdjax.frozen.folding`), which documents it."""
-
-    def is_live(self, value: int) -> bool: ...
-    def held(self, value: int) -> Held: ...
-    def settled(self, value: int) -> Held: ...
-    def constant(self, value: int) -> np.ndarray: ...
-    def axis_of(self, value: int) -> int | None: ...
-    def order_of(self, value: int) -> np.ndarray: ...
-    def shape_of(self, value: int) -> tuple[int, ...]: ...
-    def zeros(self, shape: Sequence[int]) -> int: ...
-    def renewed(self, shape: Sequence[int]) -> int: ...
-    def take(self, x: int, indices: tuple[int, ...]) -> int: ...
-    def graph_layout(self, base: int, value: int) -> int: ...
-    def canonical(self, base: int, value: int) -> int: ...
-    def emit_like(
-        self, operation: Operation, inputs: Sequence[int | np.ndarray], shape: Sequence[int], params: Mapping[str, Any]
-    ) -> int: ...
-
-
-def canonical_shape(shape: Sequence[int], axis: int) -> tuple[int, ...]:
-    """A shape with the channels moved to the end."""
-    return (*(side for at, side in enumerate(shape) if at != axis), shape[axis])
-
-
-def with_batch(array: np.ndarray, rank: int) -> np.ndarray:
-    """An array of the last axes of a value, with axes of length 1 before them."""
-    return array.reshape(*(1,) * (rank - array.ndim), *array.shape)
-
-
-def elementwise_constant(operation: Operation, constants: Sequence[np.ndarray], channels: int) -> np.ndarray:
-    """An elementwise operation on what its inputs are for every image, [C] or [..., C]."""
-    shape = np.broadcast_shapes((channels,), *(array.shape for array in constants if array.size > 1))
-    filled = []
-    for array in constants:
-        typed = array.astype(np.float32) if np.issubdtype(array.dtype, np.floating) else array
-        filled.append(np.broadcast_to(typed.reshape(()) if array.size == 1 else typed, shape))
-    return np.asarray(bind(operation.kind, operation.params, filled)[0], np.float64)
-
-
-def carry(folding: Walk, operation: Operation) -> dict[int, Held] | None:
+def carry(folding: Folding, operation: Operation) -> dict[int, Held] | None:
     """What is held of the operation's results; None where it has to be done with all channels.
 
     Raises:
@@ -88,7 +51,7 @@ def carry(folding: Walk, operation: Operation) -> dict[int, Held] | None:
 
 
 def _applied(
-    folding: Walk, operation: Operation, adapt: Any, order: np.ndarray, axis: int, shape: tuple[int, ...]
+    folding: Folding, operation: Operation, adapt: Any, order: np.ndarray, axis: int, shape: tuple[int, ...]
 ) -> int:
     """Emits the operation on the kept channels of its inputs; returns the result, channels last."""
     arguments: list[int | np.ndarray] = []
@@ -107,7 +70,7 @@ def _applied(
         sides = folding.shape_of(value)
         base = held.base
         if base is None:
-            base = folding.zeros((*canonical_shape(sides, at)[1:-1], len(held.order)))
+            base = folding.builder.zeros((*canonical_shape(sides, at)[1:-1], len(held.order)))
         arguments.append(folding.graph_layout(base, value))
         lying.append(held.order + start)
         start += sides[at]
@@ -119,10 +82,10 @@ def _applied(
     made = folding.canonical(folding.emit_like(operation, arguments, sides[1:], params), operation.outputs[0])
     wanted = order if sources is None else sources[order]
     indices = places(wanted, at_hand)
-    return made if indices is None else folding.take(made, indices)
+    return made if indices is None else folding.builder.take(made, indices)
 
 
-def _constant_result(folding: Walk, operation: Operation, offsets: Sequence[np.ndarray]) -> np.ndarray:
+def _constant_result(folding: Folding, operation: Operation, offsets: Sequence[np.ndarray]) -> np.ndarray:
     """The operation on what its inputs are for every image: [..., C], in float64."""
     output = operation.outputs[0]
     axis, shape = folding.axis_of(output), folding.shape_of(output)
@@ -144,7 +107,7 @@ def _constant_result(folding: Walk, operation: Operation, offsets: Sequence[np.n
     return np.moveaxis(made, axis, -1)[0].copy()
 
 
-def _pooled(folding: Walk, operation: Operation) -> Held | None:
+def _pooled(folding: Folding, operation: Operation) -> Held | None:
     """The sum over the map of what a pointwise layer makes: the layer gives the mean itself, without bringing to pixels
     what is constant in every block."""
     if operation.kind != "reduce_sum":
@@ -159,7 +122,7 @@ def _pooled(folding: Walk, operation: Operation) -> Held | None:
     if layer is None or layer.kind != "pointwise" or layer.block == 1 or layer.pooled or held.offset.ndim > 1:
         return None
     pixels = float(np.prod(layer.size))
-    layer.pooled, layer.y = True, folding.renewed((len(layer.y_order),))
+    layer.pooled, layer.y = True, folding.builder.value((len(layer.y_order),))
     channels = held.offset.shape[-1]
     return Held(layer.y, held.order, np.full(channels, pixels), held.offset * pixels, layer)
 
@@ -167,18 +130,18 @@ def _pooled(folding: Walk, operation: Operation) -> Held | None:
 # How parameters change with the number of kept channels.
 
 
-def _same(folding: Walk, operation: Operation, kept: int) -> Adapted:
+def _same(folding: Folding, operation: Operation, kept: int) -> Adapted:
     return operation.params, None
 
 
-def _reshape(folding: Walk, operation: Operation, kept: int) -> Adapted:
+def _reshape(folding: Folding, operation: Operation, kept: int) -> Adapted:
     sizes = list(folding.shape_of(operation.outputs[0]))
     sizes[folding.axis_of(operation.outputs[0]) or 0] = kept
     name = "new_sizes" if operation.kind == "reshape" else "shape"
     return {**operation.params, name: tuple(sizes)}, None
 
 
-def _pad(folding: Walk, operation: Operation, kept: int) -> Adapted:
+def _pad(folding: Folding, operation: Operation, kept: int) -> Adapted:
     axis = folding.axis_of(operation.inputs[0]) or 0
     config = [tuple(int(n) for n in item) for item in operation.params["padding_config"]]
     low, high, _ = config[axis]
@@ -190,7 +153,7 @@ def _pad(folding: Walk, operation: Operation, kept: int) -> Adapted:
     return params, np.concatenate([np.full(low, -1), np.arange(channels), np.full(high, -1)])
 
 
-def _slice(folding: Walk, operation: Operation, kept: int) -> Adapted:
+def _slice(folding: Folding, operation: Operation, kept: int) -> Adapted:
     axis, params = folding.axis_of(operation.inputs[0]) or 0, operation.params
     starts, limits = list(params["start_indices"]), list(params["limit_indices"])
     strides = list(params["strides"] or (1,) * len(starts))
@@ -200,7 +163,7 @@ def _slice(folding: Walk, operation: Operation, kept: int) -> Adapted:
     return {**params, **adapted}, sources
 
 
-_ADAPT: Mapping[str, Callable[[Walk, Operation, int], Adapted]] = {
+_ADAPT: Mapping[str, Callable[[Folding, Operation, int], Adapted]] = {
     "reshape": _reshape,
     "broadcast_in_dim": _reshape,
     "squeeze": _same,
@@ -213,7 +176,7 @@ _ADAPT: Mapping[str, Callable[[Walk, Operation, int], Adapted]] = {
 }
 
 
-def _split(folding: Walk, operation: Operation) -> dict[int, Held]:
+def _split(folding: Folding, operation: Operation) -> dict[int, Held]:
     """As one slice for each part."""
     axis, start, found = operation.params["axis"], 0, {}
     shape = folding.shape_of(operation.inputs[0])

@@ -8,14 +8,15 @@ or that nothing reads (`fdjax.frozen.kept`), are left out: what such a channel i
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fdjax.frozen.carrying import canonical_shape, carry, elementwise_constant, with_batch
+from fdjax.frozen.affine import apply_rule
+from fdjax.frozen.building import Builder
+from fdjax.frozen.carrying import canonical_shape, carry
 from fdjax.frozen.constants import evaluate_constants
 from fdjax.frozen.kept import Kept
 from fdjax.frozen.kernels_of_layers import (
@@ -26,25 +27,17 @@ from fdjax.frozen.kernels_of_layers import (
     scaled_inputs,
     window_of,
 )
-from fdjax.frozen.layers import Held, HostArrays, OpenLayer, places, uniform
-from fdjax.frozen.program import Activation, Apply, Take
-from fdjax.graph.channels import SEVERAL, UNARY
+from fdjax.frozen.layers import Held, OpenLayer, places, uniform
 from fdjax.graph.masks import Counts, MaskedGraph
 from fdjax.graph.network import Layer
 from fdjax.graph.operations import Operation
-from fdjax.graph.primitives import params_to_json
-
-# Operations that change nothing in a network that computes in float32.
-_NOTHING = ("convert_element_type", "copy", "copy_p", "stop_gradient", "reduce_precision")
 
 
 class Folding:
     """The walk.
 
     Attributes:
-      records: operations of the program in order: finished ones, and open layers.
-      arrays: of the finished ones.
-      shapes: of the program's values, without the batch.
+      builder: the program.
       inputs: the program's values for the images.
       outputs: its results.
     """
@@ -58,53 +51,17 @@ class Folding:
         self._readers = Counter(value for operation in self._graph.operations for value in set(operation.inputs))
         self._readers.update(self._graph.outputs)
         self._held: dict[int, Held] = {}
-        self.records: list[OpenLayer | Apply | Take] = []
-        self.arrays: HostArrays = {}
-        self.shapes: list[tuple[int, ...]] = []
-        self._names: Counter[str] = Counter()
+        self.builder = Builder()
         for image in self._graph.images:
             shape, live = self._graph.shapes[image], self._live[image]
             channels = shape[-1] if live.ids is not None else 0
             order = None if live.ids is None else np.arange(channels)
-            self._held[image] = Held(self._new(shape[1:]), order, None, np.zeros(channels))
-        self.inputs = tuple(range(len(self.shapes)))
+            self._held[image] = Held(self.builder.value(shape[1:]), order, None, np.zeros(channels))
+        self.inputs = tuple(range(len(self.builder.shapes)))
         for index, operation in enumerate(self._graph.operations):
             if any(value in self._live for value in operation.inputs):
                 self._step(index, operation)
         self.outputs = tuple(self._result(value) for value in self._graph.outputs)
-
-    # Values of the program
-
-    def _new(self, shape: Sequence[int]) -> int:
-        self.shapes.append(tuple(shape))
-        return len(self.shapes) - 1
-
-    def _name(self, name: str) -> str:
-        self._names[name] += 1
-        return name if self._names[name] == 1 else f"{name}_{self._names[name]}"
-
-    def _emit(
-        self, kind: str, inputs: Sequence[int | np.ndarray], shape: Sequence[int], params: Mapping[str, Any]
-    ) -> int:
-        """Adds an operation on values (numbers) and arrays; returns the value it makes."""
-        name, made, arguments = self._name(kind), self._new(shape), []
-        for argument in inputs:
-            if isinstance(argument, np.ndarray):
-                at = sum(number < 0 for number in arguments)
-                self.arrays[f"{name}/arg{at}"] = argument
-                arguments.append(-1 - at)
-            else:
-                arguments.append(argument)
-        written = json.dumps(params_to_json(kind, params), sort_keys=True)
-        self.records.append(Apply(name, kind, tuple(arguments), (made,), written))
-        return made
-
-    def _elementwise(self, kind: str, x: int, vector: np.ndarray) -> int:
-        """x (kind) vector, where the vector has a number for each kept channel, or for each pixel and channel."""
-        shape = self.shapes[x]
-        array = vector.reshape(1, *(1,) * (len(shape) - vector.ndim), *vector.shape)
-        params = {"mul": {"out_dtype": None}}.get(kind, {})
-        return self._emit(kind, [x, array], shape, params)
 
     def _result(self, value: int) -> int:
         if value not in self._live:
@@ -145,10 +102,10 @@ class Folding:
             layer.bias = layer.bias + uniform(here)
             return Held(base, order, None, uniform(rest), layer, held.activation)
         if held.scale is not None and (held.scale[order] != 1).any():
-            base, layer, activation = self._elementwise("mul", base, held.scale[order]), None, "none"
+            base, layer, activation = self.builder.elementwise("mul", base, held.scale[order]), None, "none"
         here = uniform(here)
         if here[..., order].any():
-            base, layer, activation = self._elementwise("add", base, here[..., order]), None, "none"
+            base, layer, activation = self.builder.elementwise("add", base, here[..., order]), None, "none"
         return Held(base, order, None, uniform(rest), layer, activation)
 
     def _whole(self, value: int) -> int:
@@ -163,30 +120,12 @@ class Folding:
         base = settled.base
         assert settled.order is not None
         if base is None:
-            base = self.zeros((*canonical_shape(shape, live.axis)[1:-1], len(settled.order)))
+            base = self.builder.zeros((*canonical_shape(shape, live.axis)[1:-1], len(settled.order)))
         if not np.array_equal(settled.order, np.arange(channels)):
-            base = self.take(base, places(np.arange(channels), settled.order) or ())
+            base = self.builder.take(base, places(np.arange(channels), settled.order) or ())
         if settled.offset.any():
-            base = self._elementwise("add", base, settled.offset)
-        return self._move_channels(base, len(shape) - 1, live.axis)
-
-    def take(self, x: int, indices: tuple[int, ...]) -> int:
-        """Channels of a value in another order, -1 for zero."""
-        made = self._new((*self.shapes[x][:-1], len(indices)))
-        self.records.append(Take(self._name("take"), x, made, indices))
-        return made
-
-    def _move_channels(self, x: int, source: int, target: int) -> int:
-        """Moves an axis (counted with the batch) to another place."""
-        if source == target:
-            return x
-        rank = len(self.shapes[x]) + 1
-        permutation = [axis for axis in range(rank) if axis != source]
-        permutation.insert(target, source)
-        shape = (1, *self.shapes[x])
-        return self._emit(
-            "transpose", [x], [shape[axis] for axis in permutation][1:], {"permutation": tuple(permutation)}
-        )
+            base = self.builder.elementwise("add", base, settled.offset)
+        return self.builder.move_channels(base, len(shape) - 1, live.axis)
 
     # Operations
 
@@ -198,10 +137,7 @@ class Folding:
         if index in self.network.walk.opaque:
             self._opaque(operation)
             return
-        rule = _RULES.get(operation.kind)
-        held = rule(self, operation) if rule is not None else None
-        if held is None and operation.kind in UNARY | SEVERAL:
-            held = _nonlinear(self, operation)
+        held = apply_rule(self, operation)
         if held is not None:
             self._set(operation.outputs[0], held)
             return
@@ -254,7 +190,7 @@ class Folding:
                 return None
             return Held(alone.base, alone.order, alone.scale, offset)
         kind = "add" if sign > 0 else "sub"
-        base = self._emit(kind, [first.base, second.base], self.shapes[first.base], {})
+        base = self.builder.emit(kind, [first.base, second.base], self.builder.shapes[first.base], {})
         return Held(base, first.order, first.scale, offset)
 
     def _unscaled(self, held: Held) -> Held:
@@ -264,7 +200,7 @@ class Folding:
         if held.layer is not None and held.layer.activation == "none" and not held.layer.pooled:
             held.layer.scale(held.scale)
             return dataclasses.replace(held, scale=None)
-        base = self._elementwise("mul", held.base, held.scale[held.order])
+        base = self.builder.elementwise("mul", held.base, held.scale[held.order])
         return dataclasses.replace(held, base=base, scale=None, layer=None, activation="none")
 
     def _flatten(self, held: Held) -> Held:
@@ -297,10 +233,10 @@ class Folding:
         if x.base is None or x.order is None or not len(order):
             return Held(None, order, None, offset)
         made = OpenLayer(
-            name=self._name(layer.name),
+            name=self.builder.name(layer.name),
             kind="conv" if window is not None else "pointwise",
             x=x.base,
-            y=self._new((*layer.out_size, len(order))),
+            y=self.builder.value((*layer.out_size, len(order))),
             x_order=x.order,
             y_order=order,
             kernel=kernel if x.scale is None else scaled_inputs(kernel, x.scale, layer),
@@ -312,7 +248,7 @@ class Folding:
             block=block or 1,
             source=x.layer,
         )
-        self.records.append(made)
+        self.builder.records.append(made)
         return Held(made.y, order, None, offset, made)
 
     def _settled_but_scaled(self, held: Held) -> Held:
@@ -355,23 +291,23 @@ class Folding:
             )
         (value,) = operation.outputs
         live, shape = self._live[value], self._graph.shapes[value]
-        made = self._emit(operation.kind, arguments, shape[1:], operation.params)
+        made = self.builder.emit(operation.kind, arguments, shape[1:], operation.params)
         if live.axis is None:
             self._set(value, Held(made))
             return
-        made = self._move_channels(made, live.axis, len(shape) - 1)
+        made = self.builder.move_channels(made, live.axis, len(shape) - 1)
         channels = shape[live.axis]
         assert live.ids is not None
         order = self.kept.order(live.ids)
         if not np.array_equal(order, np.arange(channels)):
-            made = self.take(made, tuple(map(int, order)))
+            made = self.builder.take(made, tuple(map(int, order)))
         self._set(value, Held(made, order, None, np.zeros(channels)))
 
     def emit_like(
         self, operation: Operation, inputs: Sequence[int | np.ndarray], shape: Sequence[int], params: Mapping[str, Any]
     ) -> int:
         """Adds the operation's primitive with other parameters; `shape` is the result's, without the batch."""
-        return self._emit(operation.kind, inputs, shape, params)
+        return self.builder.emit(operation.kind, inputs, shape, params)
 
     def order_of(self, value: int) -> np.ndarray:
         """The kept channels of a value of the graph."""
@@ -387,152 +323,14 @@ class Folding:
         """Where a live value of the graph has its channels."""
         return self._live[value].axis
 
-    def renewed(self, shape: Sequence[int]) -> int:
-        """A new value of the program, for an open layer that is to make another."""
-        return self._new(shape)
-
-    def zeros(self, shape: Sequence[int]) -> int:
-        """A value of zeros."""
-        params = {"shape": (1, *shape), "broadcast_dimensions": (), "sharding": None}
-        return self._emit("broadcast_in_dim", [np.zeros(())], shape, params)
-
     def graph_layout(self, base: int, value: int) -> int:
         """A base, whose channels come last, as the graph lays the value out."""
         axis = self._live[value].axis
         assert axis is not None
-        return self._move_channels(base, len(self._graph.shapes[value]) - 1, axis)
+        return self.builder.move_channels(base, len(self._graph.shapes[value]) - 1, axis)
 
     def canonical(self, base: int, value: int) -> int:
         """The inverse of `graph_layout`."""
         axis = self._live[value].axis
         assert axis is not None
-        return self._move_channels(base, axis, len(self._graph.shapes[value]) - 1)
-
-
-# Rules of affine and elementwise operations: what is held of the result, or None where another way has to be taken.
-
-
-def _shifted(folding: Folding, operation: Operation) -> Held | None:
-    """Additions and subtractions."""
-    sign = -1.0 if operation.kind == "sub" else 1.0
-    first, second = operation.inputs[:2]
-    if folding.is_live(first) and folding.is_live(second):
-        same = folding.shape_of(first) == folding.shape_of(second)
-        return folding.combine(operation, sign) if same else None
-    live, constant = (first, second) if folding.is_live(first) else (second, first)
-    held, vector = folding.held(live), folding.vector(constant, live)
-    if vector is None or held.order is None:
-        return None
-    if live == first:
-        return dataclasses.replace(held, offset=held.offset + sign * vector)
-    if sign > 0:
-        return dataclasses.replace(held, offset=held.offset + vector)
-    scale = -np.ones(len(vector)) if held.scale is None else -held.scale
-    return dataclasses.replace(held, scale=scale, offset=vector - held.offset)
-
-
-def _scaled(folding: Folding, operation: Operation) -> Held | None:
-    """Multiplications and divisions by what does not depend on the image."""
-    first, second = operation.inputs
-    if folding.is_live(first) and folding.is_live(second):
-        return None
-    live, constant = (first, second) if folding.is_live(first) else (second, first)
-    held, vector = folding.held(live), folding.vector(constant, live)
-    if vector is None or held.order is None or (operation.kind == "div" and live != first):
-        return None
-    factor = 1 / vector if operation.kind == "div" else vector
-    scale = factor if held.scale is None else held.scale * factor
-    return dataclasses.replace(held, scale=scale, offset=held.offset * factor)
-
-
-def _negated(folding: Folding, operation: Operation) -> Held | None:
-    held = folding.held(operation.inputs[0])
-    if held.order is None:
-        return None
-    scale = -np.ones(held.offset.shape[-1]) if held.scale is None else -held.scale
-    return dataclasses.replace(held, scale=scale, offset=-held.offset)
-
-
-def _passed(folding: Folding, operation: Operation) -> Held | None:
-    """What changes nothing."""
-    return dataclasses.replace(folding.held(operation.inputs[0]))
-
-
-def _activation(folding: Folding, operation: Operation) -> Held | None:
-    """max(x, 0), and min(x, 6) after it: activations of the layer before."""
-    lives = [value for value in operation.inputs if folding.is_live(value)]
-    if len(lives) > 1 or folding.held(lives[0]).order is None:
-        return None
-    (bound,) = (folding.constant(value) for value in operation.inputs if value != lives[0])
-    key = (operation.kind, float(bound.reshape(-1)[0])) if bound.size == 1 else None
-    before, after = _ACTIVATIONS.get(key, (None, None))
-    if before is None or after is None:
-        return None
-    held = folding.settled(lives[0]) if operation.kind == "max" else folding.held(lives[0])
-    assert held.order is not None
-    plain = held.scale is None and not held.offset[..., held.order].any()
-    clip = np.maximum if operation.kind == "max" else np.minimum
-    present = np.zeros(held.offset.shape[-1], bool)
-    present[held.order] = True
-    offset = uniform(np.where(present, 0.0, clip(held.offset, key[1] if key else 0.0)))
-    if plain and held.activation in (after, "relu6"):
-        return dataclasses.replace(held, offset=offset)
-    if held.layer is None or held.activation != before or held.layer.pooled or not plain:
-        return None
-    held.layer.activation = after
-    return dataclasses.replace(held, offset=offset, activation=after)
-
-
-# (operation, bound) -> the activation that a value has been through before, and after.
-_ACTIVATIONS: Mapping[Any, tuple[Activation, Activation]] = {
-    ("max", 0.0): ("none", "relu"),
-    ("min", 6.0): ("relu", "relu6"),
-}
-
-
-def _nonlinear(folding: Folding, operation: Operation) -> Held | None:
-    """Any elementwise operation: on the kept channels, and on the constants."""
-    output = operation.outputs[0]
-    shape, axis = folding.shape_of(output), folding.axis_of(output)
-    lives = [value for value in operation.inputs if folding.is_live(value)]
-    if axis is None or any(folding.held(v).order is None or folding.shape_of(v) != shape for v in lives):
-        return None
-    order, channels = folding.order_of(output), shape[axis]
-    arguments: list[int | np.ndarray] = []
-    constants: list[np.ndarray] = []
-    for value in operation.inputs:
-        if folding.is_live(value):
-            held = folding.settled(value)
-            base = (
-                held.base if held.base is not None else folding.zeros((*canonical_shape(shape, axis)[1:-1], len(order)))
-            )
-            arguments.append(base)
-            constants.append(held.offset)
-        else:
-            array = folding.constant(value)
-            if array.size > 1:
-                array = np.moveaxis(np.broadcast_to(array, shape), axis, -1)[0]
-                array = uniform(array) if np.issubdtype(array.dtype, np.floating) else array
-            constants.append(array)
-            arguments.append(with_batch(array[..., order], len(shape)) if array.size > 1 else array)
-    offset = elementwise_constant(operation, constants, channels)
-    present = np.zeros(channels, bool)
-    present[order] = True
-    offset = uniform(np.where(present, 0.0, offset))
-    if not len(order):
-        return Held(None, order, None, offset)
-    made = folding.emit_like(operation, arguments, (*canonical_shape(shape, axis)[1:-1], len(order)), operation.params)
-    return Held(made, order, None, offset)
-
-
-_RULES: Mapping[str, Callable[[Folding, Operation], Held | None]] = {
-    **dict.fromkeys(_NOTHING, _passed),
-    "add": _shifted,
-    "add_any": _shifted,
-    "sub": _shifted,
-    "mul": _scaled,
-    "div": _scaled,
-    "neg": _negated,
-    "max": _activation,
-    "min": _activation,
-}
+        return self.builder.move_channels(base, axis, len(self._graph.shapes[value]) - 1)

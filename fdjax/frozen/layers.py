@@ -6,6 +6,7 @@ Arrays are float64 and have all channels of the graph; what is left out goes whe
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -156,3 +157,8 @@ def places(wanted: np.ndarray, made: np.ndarray) -> Indices | None:
     """For each wanted channel which of the made ones it is, -1 for none; None where they are the same, in order."""
     where = {int(channel): place for place, channel in enumerate(made)}
     return static_order(np.array([where.get(int(channel), -1) for channel in wanted], np.int64), len(made))
+
+
+def canonical_shape(shape: Sequence[int], axis: int) -> tuple[int, ...]:
+    """A shape with the channels moved to the end."""
+    return (*(side for at, side in enumerate(shape) if at != axis), shape[axis])

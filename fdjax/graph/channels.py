@@ -8,96 +8,11 @@ it touches: they may not go.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping
 
-import numpy as np
-
+from fdjax.graph.channel_rules import rule_of
+from fdjax.graph.identity import Classes, Ids, Live, Mixing
 from fdjax.graph.operations import Operation, Operations
-
-# Elementwise operations of one value.
-UNARY = frozenset(
-    """abs cbrt ceil convert_element_type copy copy_p cos erf erf_inv erfc exp exp2 expm1 floor integer_pow is_finite
-    log log1p logistic neg not reduce_precision round rsqrt sign sin sqrt square stop_gradient tan tanh""".split()  # noqa: SIM905
-)
-# Elementwise operations of several values.
-SEVERAL = frozenset(
-    """add add_any and atan2 clamp div eq ge gt le lt max min mul ne nextafter or pow rem select_n sub xor""".split()  # noqa: SIM905
-)
-_REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin")
-
-Ids = np.ndarray
-
-
-class Classes:
-    """Union-find over channel numbers, on whole arrays at a time."""
-
-    def __init__(self) -> None:
-        self._parents = np.zeros(0, np.int64)
-
-    def fresh(self, count: int) -> Ids:
-        """`count` new channels."""
-        made = np.arange(len(self._parents), len(self._parents) + count)
-        self._parents = np.concatenate([self._parents, made])
-        return made
-
-    def find(self, ids: Ids) -> Ids:
-        """The representative of each channel."""
-        found = self._parents[ids]
-        while True:
-            above = self._parents[found]
-            if np.array_equal(above, found):
-                self._parents[ids] = found
-                return found
-            found = above
-
-    def join(self, first: Ids, second: Ids) -> None:
-        """Makes channels the same, pair by pair."""
-        if np.array_equal(first, second):
-            return
-        for a, b in zip(first.tolist(), second.tolist(), strict=True):
-            low, high = sorted((int(self.find(np.array([a]))[0]), int(self.find(np.array([b]))[0])))
-            self._parents[high] = low
-
-
-@dataclasses.dataclass(frozen=True)
-class Live:
-    """A value that depends on an image: its channel axis and their numbers; None where it has no channels."""
-
-    axis: int | None
-    ids: Ids | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Mixing:
-    """An operation with a kernel on a value with channels, before it has a name.
-
-    Attributes:
-      operation: its index.
-      kind: "conv", "depthwise" or "dense".
-      kernel: the path of its kernel among the variables, or "".
-      value: the input that has channels.
-      reads: channel numbers of the input.
-      writes: of the output; those of the input for "depthwise".
-      in_size: the input's other axes but the batch: (H, W) of a map, () of a vector.
-      out_size: likewise of the output.
-      window: along these axes.
-      stride: likewise.
-      groups: of a conv.
-    """
-
-    operation: int
-    kind: str
-    kernel: str
-    value: int
-    reads: Ids
-    writes: Ids
-    in_size: tuple[int, ...]
-    out_size: tuple[int, ...]
-    window: tuple[int, ...]
-    stride: tuple[int, ...]
-    groups: int
 
 
 class ChannelWalk:
@@ -122,7 +37,7 @@ class ChannelWalk:
         self._kernels: dict[int, str] = dict(operations.variables)
         for image in operations.images:
             shape = self._shapes[image]
-            self._set(image, len(shape) - 1, self.classes.fresh(shape[-1]) if shape else None)
+            self.set(image, len(shape) - 1, self.classes.fresh(shape[-1]) if shape else None)
             self._pin(self.live[image], "a channel of the images")
         for index, operation in enumerate(operations.operations):
             if any(value in self.live for value in operation.inputs):
@@ -148,7 +63,8 @@ class ChannelWalk:
             largest = max(named, key=lambda value: math.prod(self._shapes[value]))
             self._kernels.update(dict.fromkeys(operation.outputs, self._kernels[largest]))
 
-    def _set(self, value: int, axis: int | None, ids: Ids | None) -> None:
+    def set(self, value: int, axis: int | None, ids: Ids | None) -> None:
+        """Where a value has its channels, and which."""
         self.live[value] = Live(axis, ids if axis is not None else None)
 
     def _pin(self, live: Live, reason: str) -> None:
@@ -157,10 +73,7 @@ class ChannelWalk:
                 self.pinned.setdefault(channel, reason)
 
     def _step(self, index: int, operation: Operation) -> None:
-        rule = _RULES.get(operation.kind) or (_elementwise if operation.kind in UNARY | SEVERAL else None)
-        rule = rule or (_reduction if operation.kind in _REDUCTIONS else None)
-        if operation.kind.startswith("reduce_window"):
-            rule = _window
+        rule = rule_of(operation.kind)
         problem = f"{operation.kind} is not understood" if rule is None else rule(self, index, operation)
         if problem is None:
             return
@@ -172,238 +85,5 @@ class ChannelWalk:
         for value in operation.outputs:
             shape = self._shapes[value]
             # Its last axis may be read by a layer, which then reads channels that may not go.
-            self._set(value, len(shape) - 1 if len(shape) > 1 else None, self.classes.fresh(shape[-1] if shape else 0))
+            self.set(value, len(shape) - 1 if len(shape) > 1 else None, self.classes.fresh(shape[-1] if shape else 0))
             self._pin(self.live[value], problem + where)
-
-
-# Rules: what an operation does to channels. Each sets its outputs, or returns why it is not understood.
-
-Rule = Callable[[ChannelWalk, int, Operation], "str | None"]
-
-
-def _first_live(walk: ChannelWalk, operation: Operation) -> tuple[int, Live]:
-    value = next(value for value in operation.inputs if value in walk.live)
-    return value, walk.live[value]
-
-
-def _elementwise(walk: ChannelWalk, index: int, operation: Operation) -> str | None:
-    lives = [walk.live[value] for value in operation.inputs if value in walk.live]
-    shape = walk.shape(operation.outputs[0])
-    full = [
-        walk.live[value]
-        for value in operation.inputs
-        if value in walk.live and walk.live[value].ids is not None and walk.shape(value) == shape
-    ]
-    if not full:
-        if any(live.ids is not None for live in lives):
-            return f"{operation.kind} of values of different shapes"
-        walk._set(operation.outputs[0], None, None)
-        return None
-    axes = {live.axis for live in full}
-    if len(axes) > 1:
-        return f"{operation.kind} of values whose channels lie on different axes"
-    for other in full[1:]:
-        assert full[0].ids is not None and other.ids is not None
-        walk.classes.join(full[0].ids, other.ids)
-    walk._set(operation.outputs[0], full[0].axis, full[0].ids)
-    return None
-
-
-def _reduction(walk: ChannelWalk, index: int, operation: Operation) -> str | None:
-    _, live = _first_live(walk, operation)
-    axes = operation.params["axes"]
-    if live.axis is None:
-        walk._set(operation.outputs[0], None, None)
-        return None
-    if live.axis in axes:
-        return f"{operation.kind} over channels"
-    walk._set(operation.outputs[0], live.axis - sum(axis < live.axis for axis in axes), live.ids)
-    return None
-
-
-def _window(walk: ChannelWalk, index: int, operation: Operation) -> str | None:
-    _, live = _first_live(walk, operation)
-    if live.axis is None or operation.params["window_dimensions"][live.axis] != 1:
-        return f"{operation.kind} over channels"
-    walk._set(operation.outputs[0], live.axis, live.ids)
-    return None
-
-
-def _pad(walk: ChannelWalk, index: int, operation: Operation) -> str | None:
-    if operation.inputs[0] not in walk.live:
-        return "pad with a value that depends on the image"
-    live = walk.live[operation.inputs[0]]
-    if live.axis is None:
-        return "pad of a value without channels"
-    low, high, inner = (int(n) for n in operation.params["padding_config"][live.axis])
-    if inner or low < 0 or high < 0:
-        return "pad between channels"
-    ids = live.ids
-    if low or high:
-        assert ids is not None
-        ids = np.concatenate([walk.classes.fresh(low), ids, walk.classes.fresh(high)])
-    walk._set(operation.outputs[0], live.axis, ids)
-    return None
-
-
-def _reshape(walk: ChannelWalk, index: int, operation: Operation) -> str | None:
-    value, live = _first_live(walk, operation)
-    before, after = walk.shape(value), walk.shape(operation.outputs[0])
-    if live.axis is None:
-        walk._set(operation.outputs[0], None, None)
-        return None
-    ahead, seen = math.prod(before[: live.axis]), 1
-    for axis, side in enumerate(after):
-        if seen == ahead and side == before[live.axis]:
-            walk._set(operation.outputs[0], axis, live.ids)
-            return None
-        seen *= side
-    return f"{operation.kind} that splits or merges channels"
-
-
-def _broadcast(walk: ChannelWalk, index: int, operation: Operation) -> str | None:
-    value, live = _first_live(walk, operation)
-    if live.axis is None:
-        walk._set(operation.outputs[0], None, None)
-        return None
-    axis = operation.params["broadcast_dimensions"][live.axis]
-    if walk.shape(operation.outputs[0])[axis] != walk.shape(value)[live.axis]:
-        return "broadcast of one channel to several"
-    walk._set(operation.outputs[0], axis, live.ids)
-    return None
-
-
-def _transpose(walk: ChannelWalk, index: int, operation: Operation) -> str | None:
-    _, live = _first_live(walk, operation)
-    axis = None if live.axis is None else operation.params["permutation"].index(live.axis)
-    walk._set(operation.outputs[0], axis, live.ids)
-    return None
-
-
-def _concatenate(walk: ChannelWalk, index: int, operation: Operation) -> str | None:
-    dimension, parts = operation.params["dimension"], []
-    axes = {walk.live[value].axis for value in operation.inputs if value in walk.live}
-    if len(axes) > 1 or None in axes:
-        return "concatenate of values whose channels lie on different axes"
-    axis = next(axis for axis in axes if axis is not None)
-    for value in operation.inputs:
-        live = walk.live.get(value)
-        # A constant part has channels of its own.
-        parts.append(live.ids if live is not None else walk.classes.fresh(walk.shape(value)[axis]))
-    if axis == dimension:
-        walk._set(operation.outputs[0], axis, np.concatenate([part for part in parts if part is not None]))
-        return None
-    for part in parts[1:]:
-        walk.classes.join(parts[0], part)
-    walk._set(operation.outputs[0], axis, parts[0])
-    return None
-
-
-def _slice(walk: ChannelWalk, index: int, operation: Operation) -> str | None:
-    _, live = _first_live(walk, operation)
-    ids = live.ids
-    if live.axis is not None and ids is not None:
-        params, axis = operation.params, live.axis
-        step = params["strides"][axis] if params["strides"] else 1
-        ids = ids[params["start_indices"][axis] : params["limit_indices"][axis] : step]
-    walk._set(operation.outputs[0], live.axis, ids)
-    return None
-
-
-def _split(walk: ChannelWalk, index: int, operation: Operation) -> str | None:
-    _, live = _first_live(walk, operation)
-    start = 0
-    for value, size in zip(operation.outputs, operation.params["sizes"], strict=True):
-        ids = live.ids
-        if live.axis == operation.params["axis"] and ids is not None:
-            ids = ids[start : start + size]
-        walk._set(value, live.axis, ids)
-        start += size
-    return None
-
-
-def _reverse(walk: ChannelWalk, index: int, operation: Operation) -> str | None:
-    _, live = _first_live(walk, operation)
-    if live.axis in operation.params["dimensions"]:
-        return "rev of channels"
-    walk._set(operation.outputs[0], live.axis, live.ids)
-    return None
-
-
-def _conv(walk: ChannelWalk, index: int, operation: Operation) -> str | None:
-    image, kernel = operation.inputs
-    if image not in walk.live or kernel in walk.live:
-        return "a convolution whose kernel depends on the image"
-    params, shape = operation.params, walk.shape(image)
-    dimensions = params["dimension_numbers"]
-    live, axis = walk.live[image], dimensions.lhs_spec[1]
-    if params["batch_group_count"] != 1 or live.axis != axis or live.ids is None:
-        return "a convolution over an axis that does not hold the channels"
-    kernel_shape, output = walk.shape(kernel), operation.outputs[0]
-    features, groups = kernel_shape[dimensions.rhs_spec[0]], params["feature_group_count"]
-    depthwise = groups == shape[axis] == features and groups > 1
-    writes = live.ids if depthwise else walk.classes.fresh(features)
-    walk._set(output, dimensions.out_spec[1], writes)
-    walk.mixing.append(
-        Mixing(
-            operation=index,
-            kind="depthwise" if depthwise else "conv",
-            kernel=walk.kernel_of(kernel),
-            value=image,
-            reads=live.ids,
-            writes=writes,
-            in_size=tuple(shape[axis] for axis in dimensions.lhs_spec[2:]),
-            out_size=tuple(walk.shape(output)[axis] for axis in dimensions.out_spec[2:]),
-            window=tuple(kernel_shape[axis] for axis in dimensions.rhs_spec[2:]),
-            stride=tuple(params["window_strides"]),
-            groups=groups,
-        )
-    )
-    return None
-
-
-def _dot(walk: ChannelWalk, index: int, operation: Operation) -> str | None:
-    (contracted, batch) = operation.params["dimension_numbers"]
-    live_inputs = [value in walk.live for value in operation.inputs]
-    if all(live_inputs):
-        return "a product of two values that depend on the image"
-    side = live_inputs.index(True)
-    value, other = operation.inputs[side], operation.inputs[1 - side]
-    live, shape, output = walk.live[value], walk.shape(value), operation.outputs[0]
-    own, kernels = contracted[side], contracted[1 - side]
-    if batch[side] or live.ids is None or live.axis is None:
-        return "a batched product, or one of a value without channels"
-    free: list[int] = [axis for axis in range(len(shape)) if axis not in own]
-    kernel_free = len(walk.shape(other)) - len(kernels)
-    offset = 0 if side == 0 else kernel_free
-    if live.axis not in own:
-        # A product over pixels carries the channels on.
-        walk._set(output, offset + free.index(live.axis), live.ids)
-        return None
-    if len(own) != 1 or kernel_free != 1:
-        return "a product over channels and more"
-    (features,) = (side for axis, side in enumerate(walk.shape(other)) if axis not in kernels)
-    writes = walk.classes.fresh(features)
-    walk._set(output, len(free) if side == 0 else 0, writes)
-    spatial = tuple(shape[axis] for axis in free[1:])
-    ones = (1,) * len(spatial)
-    walk.mixing.append(
-        Mixing(index, "dense", walk.kernel_of(other), value, live.ids, writes, spatial, spatial, ones, ones, 1)
-    )
-    return None
-
-
-_RULES: Mapping[str, Rule] = {
-    "pad": _pad,
-    "reshape": _reshape,
-    "squeeze": _reshape,
-    "expand_dims": _reshape,
-    "broadcast_in_dim": _broadcast,
-    "transpose": _transpose,
-    "concatenate": _concatenate,
-    "slice": _slice,
-    "split": _split,
-    "rev": _reverse,
-    "conv_general_dilated": _conv,
-    "dot_general": _dot,
-}

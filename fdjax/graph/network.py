@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fdjax.graph.channels import ChannelWalk, Mixing
+from fdjax.graph.channels import ChannelWalk
+from fdjax.graph.identity import Mixing
 from fdjax.graph.operations import Operations
 from fdjax.graph.trace import trace as trace_operations
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from scipy.fft import dctn
 
-from fdjax.graph.channels import SEVERAL, UNARY
+from fdjax.graph.channel_rules import SEVERAL, UNARY
 from fdjax.graph.masks import MaskedGraph
 from fdjax.graph.network import Layer, Space
 
