@@ -28,10 +28,10 @@ from fdjax.pruning.block_choice import (
     coefficient_energy,
     fitting_blocks,
 )
-from fdjax.training.build import check_maskable, mask_fields
+from fdjax.training.build import check_maskable
 from fdjax.training.network import remasked
 from fdjax.training.restore import Restored, load_restored_data
-from fdjax.zoo import FrequencyNetwork, FrequencyPointwise
+from fdjax.zoo import FrequencyNetwork, FrequencyPointwise, check_tying
 
 _CALIBRATION_STREAM = 4
 _BATCH = 64
@@ -124,7 +124,7 @@ def masked_graph(restored: Restored, learn: LearnConfig) -> MaskedGraph:
       UserError: settings that do not fit the network, or one without wrapped layers.
     """
     check_maskable(restored.graph)
-    mask_fields(learn, restored.network.variant)
+    check_tying(restored.config.model, learn)
     own = restored.graph
     try:
         return remasked(own, learn)

@@ -1,4 +1,4 @@
-"""Removing filters of a trained ResNet: measured on training images, written as a smaller network's checkpoint."""
+"""Removing filters of a trained network: measured on training images, written as a smaller network's checkpoint."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def prune_filters(
     eval_limit: int | None = None,
     data_path: str | None = None,
 ) -> FilterPruned:
-    """Removes filters of a trained ResNet until a MAC ratio is met.
+    """Removes filters of a trained network until a MAC ratio is met.
 
     Args:
       restored: the checkpoint.

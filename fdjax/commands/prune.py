@@ -26,8 +26,8 @@ class PruneArguments(MaskArguments):
     """Prunes a trained network by what was measured of it; train.py --init OUT --phases refine goes on from there."""
 
     method: str
-    """Masks: channel or band; coefficient where they turn out to be prefixes. Filters of a ResNet: l1, dct, fpwt or
-    thinet."""
+    """Masks: channel or band; coefficient where they turn out to be prefixes. Filters inside residual blocks:
+    l1, dct, fpwt or thinet."""
     out: str
     """Directory to write the checkpoint into: new or empty."""
     target_macs: float | None = None

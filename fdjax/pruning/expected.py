@@ -79,7 +79,7 @@ def expected_ratio(
     layers = network.counted_layers
     dense = sum(layer.dense_macs for layer in layers.values())
     rest = sum(layer.dense_macs for name, layer in layers.items() if name not in counted)
-    # As floats: ResNet-50's count is no int32.
+    # As floats: the counts of large networks are no int32.
     return (expected_macs(network, fcmasks, levels, convention) + float(rest)) / float(dense)
 
 

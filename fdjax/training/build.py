@@ -20,7 +20,7 @@ from fdjax.graph.network import Layer, Space
 from fdjax.ops.fcmask import counts_to_fcmask, kept_counts
 from fdjax.pruning import HardMasks, harden, harden_to_target
 from fdjax.training.network import trace_network
-from fdjax.zoo import MOBILENETS, RESNETS, FrequencyNetwork, MobileNet, OctaveMobileNet, ResNet, WideGroups
+from fdjax.zoo import FrequencyNetwork, WideGroups, make_network
 
 
 def build_network(
@@ -37,47 +37,12 @@ def build_network(
       UserError: a block larger than its map, a setting for a layer that does not exist, or an octave share that splits
         no map.
     """
-    model = config.model
-    common: dict[str, Any] = {
-        "variant": model.name,
-        "num_classes": num_classes,
-        "width": model.width,
-        "padding": model.padding,
-        "batch_norm_epsilon": model.batch_norm_epsilon,
-    }
-    if model.octave:
-        network = OctaveMobileNet(**common, octave=model.octave, octave_maps=model.octave_maps)
-    else:
-        common |= {"levels": config.learn.counts_below_whole, **mask_fields(config.learn, model.name)}
-        if model.name in MOBILENETS:
-            network = MobileNet(**common)
-        else:
-            fields = ("cardinality", "group_width", "inner_channels")
-            network = ResNet(**common, **{field: getattr(model, field) for field in fields})
+    network = make_network(config.model, config.learn, num_classes)
     try:
         classifier = config.model.count_classifier
         return network, trace_network(network, input_shape, config.learn, count_classifier=classifier)
     except ValueError as error:
         raise UserError(str(error)) from error
-
-
-def mask_fields(learn: LearnConfig, variant: str) -> dict[str, Any]:
-    """The fields of a network that say which masks it has: blocks, sides, tying.
-
-    Raises:
-      UserError: masks that such a network cannot have.
-    """
-    if learn.tied and (variant in RESNETS or not MOBILENETS[variant].linear):
-        raise UserError(f"learn.tied is for networks of inverted residual blocks, which {variant} is not; turn it off")
-    fields = {
-        "block": learn.block,
-        "block_by_map": dict(learn.block_by_map),
-        "block_by_layer": dict(learn.block_by_layer),
-        "sides": learn.sides,
-    }
-    if variant in MOBILENETS:
-        fields["tied"] = learn.tied
-    return fields
 
 
 # What of a network is not in its config: it depends on the data.
@@ -110,9 +75,9 @@ def check_maskable(graph: MaskedGraph) -> None:
     """Raises `UserError` if a network has no layer that is wrapped, and so none that could have masks."""
     if not graph.blocks:
         raise UserError(
-            f"{graph.name} has no wrapped layers, so there are no masks to learn, set or choose blocks for (a ResNet "
-            "of 3x3 convolutions has no pointwise layers, and with model.octave none is wrapped): train it with "
-            "--phases pretrain, or take another network"
+            f"{graph.name} has no wrapped layers, so there are no masks to learn, set or choose blocks for (none of "
+            "its pointwise layers is a frequency layer, or it has no pointwise layers): train it with --phases "
+            "pretrain, or take another network"
         )
 
 
@@ -228,7 +193,7 @@ def _unmasked_outside(graph: MaskedGraph, space: Space) -> bool:
 
 def hard_network(network: FrequencyNetwork, graph: MaskedGraph, counts: Counts) -> FrequencyNetwork:
     """The network with rounded masks: without transforms where `counts` need none, and without dead wide channels."""
-    if isinstance(network, MobileNet):
+    if hasattr(network, "wide_groups"):
         network = dataclasses.replace(network, wide_groups=wide_groups(graph, counts))
     return dataclasses.replace(
         network,

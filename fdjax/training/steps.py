@@ -198,7 +198,7 @@ def mask_penalty(graph: MaskedGraph, fcmask: Any, learn: LearnConfig) -> jax.Arr
         return fcmask_penalty(jax.tree.leaves(fcmask))
     masks: dict[str, Any] = flatten_dict(fcmask, sep="/")
     expected = expected_macs(graph, masks, learn.counts_below_whole, learn.target_convention)
-    # As a float: ResNet-50's count is no int32.
+    # As a float: the count of a large network is no int32.
     return expected / float(sum(layer.dense_macs for layer in graph.counted_layers.values()))
 
 

@@ -5,6 +5,7 @@ from fdjax.zoo.mobilenet import VARIANTS as MOBILENETS
 from fdjax.zoo.mobilenet import MobileNet, WideGroups
 from fdjax.zoo.network import FrequencyNetwork
 from fdjax.zoo.octave import OctaveMobileNet
+from fdjax.zoo.registry import check_tying, make_network
 from fdjax.zoo.resnet import VARIANTS as RESNETS
 from fdjax.zoo.resnet import ResNet
 
@@ -18,4 +19,6 @@ __all__ = [
     "OctaveMobileNet",
     "ResNet",
     "WideGroups",
+    "check_tying",
+    "make_network",
 ]

@@ -1,6 +1,6 @@
 """Writes expected.json beside itself: what fdjax 0.1 (commit 188c0ba) says of the checkpoints that lie here.
 
-    PYTHONPATH=CHECKOUT_OF_0.1 python tests/version_0_1/record.py
+PYTHONPATH=CHECKOUT_OF_0.1 python tests/version_0_1/record.py
 """
 
 import json
