@@ -32,7 +32,7 @@ def fitted_config(case: Case) -> Config:
         block=1, tied=case.step == "masks_tied", sides="input" if case.step == "masks_one_sided" else "both"
     )
     _, graph = build_network(dataclasses.replace(config, learn=learn), input_shape(case), NUM_CLASSES)
-    small = sorted({layer.in_size[0] for layer in graph.layers if layer.block and layer.in_size[0] < case.block})
+    small = sorted({side for layer in graph.wrapped_layers.values() if (side := layer.in_size[0]) < case.block})
     learn = dataclasses.replace(learn, block=case.block, block_by_map=tuple((side, side) for side in small))
     return dataclasses.replace(config, learn=learn)
 

@@ -52,7 +52,7 @@ def seeded_masks(
     """Masks whose `macs.paper_ratio` comes nearest to `target`.
 
     Args:
-      graph: the network; `graph.tied` for "tied" masks.
+      graph: the network; its masks are tied for "tied".
       masks: one of `MASKS`.
       target: above 0, at most 1.
       seed: which channels keep what.
@@ -68,23 +68,25 @@ def seeded_masks(
     return best
 
 
+def _blocks_in_order(graph: MaskedGraph) -> list[str]:
+    """The inverted residual blocks: the modules that hold a depthwise layer."""
+    depthwise = (name for name, layer in graph.layers.items() if layer.kind == "depthwise")
+    return list(dict.fromkeys(name.rpartition("/")[0] for name in depthwise))
+
+
 def _at(graph: MaskedGraph, masks: str, severity: float, seed: int, released: Collection[str]) -> SeededMasks:
     rng = np.random.default_rng(seed)
-    depths = {name: index / len(units(graph)) for index, name in enumerate(units(graph))}
+    modules = _blocks_in_order(graph)
     draw = _tied_counts if masks == "tied" else _paper_counts
     counts: dict[str, np.ndarray] = {}
-    kept_whole: set[str] = set()
-    for layer in graph.layers:
-        scaled = severity * severity_at(depths.get(layer.unit or "", 1.0))
-        sides = ((layer.input_mask, layer.in_channels), (layer.output_mask, layer.out_channels))
-        for path, channels in sides:
-            if path and path not in counts:
-                narrow = masks == "tied" and path == layer.input_mask and layer.unit is None
-                counts[path] = draw(rng, channels, layer.num_coefs, 0.0 if narrow else scaled)
-            if path and layer.name in released:
-                kept_whole.add(path)
-    for path in kept_whole:
-        counts[path] = np.where(counts[path] > 0, graph.mask_sizes[path][1], 0)
+    for path, mask in graph.masks.items():
+        layer, side = mask.sides[0]
+        module = layer.rpartition("/")[0]
+        depth = modules.index(module) / len(modules) if module in modules else 1.0
+        narrow = masks == "tied" and side == "input" and module not in modules
+        counts[path] = draw(rng, mask.channels, mask.num_coefs, 0.0 if narrow else severity * severity_at(depth))
+        if any(layer in released for layer, _ in mask.sides):
+            counts[path] = np.where(counts[path] > 0, mask.num_coefs, 0)
     gated, names = gate_counts(graph, counts, "paper")
     return SeededMasks(gated, names, network_macs(graph, gated, names))
 

@@ -60,19 +60,21 @@ def measure(point: tuple, seed: int, rounds: int) -> contest.Row:
     import jax
     import jax.numpy as jnp
     import numpy as np
-    from fdjax.frozen.network import compiler_options
-    from fdjax.frozen.plan import plan_product, segment_macs
 
-    from fdjax.frozen import kernels
     from fdjax.frozen.choice import interleaved
+    from fdjax.frozen.products import pack, plan_product
+    from fdjax.frozen.program import Pointwise
+    from fdjax.frozen.xla import compiler_options
+    from fdjax.frozen.xla_run import pointwise
     from fdjax.ops.macs import pointwise_macs
 
     size, channels, block, keep, counts, batch = point
     rng = np.random.default_rng(seed)
     sides = [seeded_counts(rng, width, block**2, keep, counts) for width in (channels, 6 * channels)]
     plan = plan_product(sides[0], sides[1], block)
+    layer = Pointwise("layer", 0, 1, "bands", plan, (size, size), block, None, "none", "none")
     kernel = rng.normal(size=(channels, 6 * channels)).astype(np.float32)
-    arrays = {name: jnp.asarray(array) for name, array in kernels.pack("layer", kernel, plan).items()}
+    arrays = {name: jnp.asarray(array) for name, array in pack("layer", kernel, plan).items()}
     x = jnp.asarray(rng.normal(size=(batch, size, size, channels)).astype(np.float32))
     options: Any = compiler_options()
 
@@ -83,17 +85,16 @@ def measure(point: tuple, seed: int, rounds: int) -> contest.Row:
     times = interleaved(
         {
             "dense": ready(jnp.matmul, jnp.asarray(kernel)),
-            "banded": ready(lambda x, arrays: kernels.pointwise(x, arrays, "layer", plan, block), arrays),
+            "banded": ready(lambda x, arrays: pointwise(x, arrays, layer), arrays),
         },
         rounds,
     )
     dense, banded = (float(np.median(times[name].own)) for name in ("dense", "banded"))
     macs = pointwise_macs((size, size), block, sides[0], sides[1])
-    total = plan.macs((size, size), block) + segment_macs(plan.output_segments, (size, size), block)
     return {
         **{"size": size, "inputs": channels, "outputs": 6 * channels, "block": block, "counts": counts, "keep": keep},
         **{"batch": batch, "dense_ms": dense, "banded_ms": banded, "time_ratio": banded / dense},
-        **{"mac_ratio": total / macs.dense, "paper_ratio": macs.paper_total / macs.dense},
+        **{"mac_ratio": layer.macs() / macs.dense, "paper_ratio": macs.paper_total / macs.dense},
     }
 
 

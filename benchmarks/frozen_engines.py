@@ -43,7 +43,7 @@ def measure(name: str, network: FrozenNetwork, batch: int, flags: argparse.Names
     from fdjax.frozen.bench import compile_network, dense_network
     from fdjax.frozen.choice import has_one_core, interleaved
 
-    forms = {"dense": dense_network(network.graph, flags.seed), "frozen": network.frozen}
+    forms = {"dense": dense_network(network.network, flags.seed), "frozen": network.frozen}
     run: dict[str, Callable[[], object]] = {f"xla {form}": compile_network(f, batch).run for form, f in forms.items()}
     if peer is not None:
         try:

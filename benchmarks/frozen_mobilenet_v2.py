@@ -60,8 +60,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def build_graph(name: str, tied: bool, block: int | None) -> MaskedGraph:
     """The graph of a network at width 1.0."""
-    from flax.core import FrozenDict
-
+    from fdjax.config import LearnConfig
+    from fdjax.training.network import trace_network
     from fdjax.zoo import MobileNet
 
     variant, side, channels, classes, own_block, by_map = NETWORKS[name]
@@ -70,8 +70,9 @@ def build_graph(name: str, tied: bool, block: int | None) -> MaskedGraph:
     else:
         by_map = {}
     try:
-        network = MobileNet(variant, classes, 1.0, tied=tied, block=block, block_by_map=FrozenDict(by_map))
-        return network.graph((side, side, channels), classes == 1000)
+        learn = LearnConfig(block=block, block_by_map=tuple(by_map.items()), tied=tied)
+        network = MobileNet(variant, classes, 1.0)
+        return trace_network(network, (side, side, channels), learn, count_classifier=classes == 1000)
     except ValueError as error:
         raise UserError(str(error)) from error
 

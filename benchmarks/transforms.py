@@ -43,10 +43,10 @@ def measure(point: tuple, rounds: int) -> contest.Row:
     import jax
     import jax.numpy as jnp
     import numpy as np
-    from fdjax.frozen.kernels import block_coefs, blocks_from_coefs
-    from fdjax.frozen.network import compiler_options
 
     from fdjax.frozen.choice import interleaved
+    from fdjax.frozen.xla import compiler_options
+    from fdjax.frozen.xla_products import block_coefs, blocks_from_coefs
 
     size, channels, block, keep, batch = point
     coefs = max(1, round(keep * block**2))
