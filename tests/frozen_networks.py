@@ -65,7 +65,7 @@ def _masked(network: FrequencyNetwork, mean: tuple[float, ...], std: tuple[float
         x = (images.astype(jnp.float32) - jnp.asarray(mean)) / jnp.asarray(std)
         return network.apply(variables, x, train=False)
 
-    return jax.jit(logits)
+    return jax.jit(logits, compiler_options=HASTE)
 
 
 def masked_logits(network: FrequencyNetwork, graph: MaskedGraph, variables: dict, counts: dict, images) -> np.ndarray:

@@ -21,11 +21,14 @@ from fdjax.commands.main import fdjax_command
 from fdjax.data import load_dataset, load_image
 from fdjax.errors import UserError
 from fdjax.frozen import Stopwatch, choice, load, release_slower, save
-from fdjax.frozen.artifact import ARRAYS, CHECKSUM, FORMAT_VERSION, MANIFEST, file_sha256
+from fdjax.frozen.artifact import ARRAYS, CHECKSUM, FORMAT_VERSION, GRAPH, MANIFEST, file_sha256
 from fdjax.frozen.choice import Times, interleaved
 from fdjax.frozen.score import agreement, figures
+from fdjax.training.network import graph_variables
 from fdjax.training.restore import restore
 from tests.frozen_checkpoints import write_checkpoint
+from tests.frozen_networks import frozen_of, random_counts, random_variables
+from tests.test_frozen import TIED, make
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,8 +75,8 @@ def test_the_manifest_says_what_was_frozen(artifact) -> None:
     assert manifest["format_version"] == FORMAT_VERSION
     assert manifest["input"]["shape"] == [28, 28, 1] and manifest["input"]["mean"] == [73.0]
     assert manifest["class_names"][-1] == "Ankle boot"
-    assert manifest["files"] == {ARRAYS: file_sha256(artifact / ARRAYS)}
-    assert sorted(path.name for path in artifact.iterdir()) == sorted([MANIFEST, ARRAYS, CHECKSUM])
+    assert manifest["files"] == {name: file_sha256(artifact / name) for name in (ARRAYS, GRAPH)}
+    assert sorted(path.name for path in artifact.iterdir()) == sorted([MANIFEST, ARRAYS, GRAPH, CHECKSUM])
     assert {unit["name"]: unit["form"] for unit in manifest["units"]}["block00"] == "groups"
     assert 0 < manifest["macs"]["ratio"] < 1
     assert [layer["name"] for layer in manifest["layers"] if layer["released"]] == ["head"]
@@ -200,7 +203,7 @@ def test_another_input_size_is_refused(artifact, refused, tmp_path) -> None:
         load(artifact).predict(np.zeros((28, 28, 1)))
 
 
-@pytest.mark.parametrize("name", [ARRAYS, MANIFEST, CHECKSUM])
+@pytest.mark.parametrize("name", [ARRAYS, GRAPH, MANIFEST, CHECKSUM])
 @pytest.mark.parametrize("damage", ["edited", "missing"])
 def test_a_damaged_artifact_is_refused_and_the_file_named(refused, copy, name, damage) -> None:
     if damage == "missing":
@@ -215,11 +218,39 @@ def test_a_damaged_artifact_is_refused_and_the_file_named(refused, copy, name, d
     assert expected in said
 
 
-def test_a_newer_format_is_refused(refused, copy) -> None:
+@pytest.mark.parametrize("version", [1, 2, FORMAT_VERSION + 1])
+def test_another_format_is_refused_in_a_line_that_says_how_to_make_it_anew(refused, copy, version) -> None:
     manifest = json.loads((copy / MANIFEST).read_text())
-    (copy / MANIFEST).write_text(json.dumps({**manifest, "format_version": FORMAT_VERSION + 1}))
+    if version < FORMAT_VERSION:  # They had a plan and a spec, and no graph.
+        del manifest["program"]
+        manifest |= {"plan": {}, "spec": {}, "files": {ARRAYS: manifest["files"][ARRAYS]}}
+        (copy / GRAPH).unlink()
+    (copy / MANIFEST).write_text(json.dumps({**manifest, "format_version": version}))
     reseal(copy)
-    assert f"format version {FORMAT_VERSION + 1}" in refused(fdjax_command, "predict", "--frozen", str(copy), "x.png")
+    (copy.parent / "x.png").write_bytes(b"")
+    for command in (
+        ("predict", "--frozen", str(copy), str(copy.parent / "x.png")),
+        ("bench", "--frozen", str(copy)),
+        ("export", "--frozen", str(copy), "--out", str(copy.parent / "network.onnx")),
+    ):
+        said = refused(fdjax_command, *command)
+        assert f"format version {version}; this fdjax reads {FORMAT_VERSION}" in said
+        assert "freeze the checkpoint again (fdjax freeze)" in said and ("update fdjax" in said) == (version > FORMAT_VERSION)
+    assert f"format version {version}" in refused(eval_command, "--frozen", str(copy))
+
+
+def test_sealed_files_that_do_not_fit_each_other_are_refused(refused, copy) -> None:
+    """Checksums that are right say nothing of a program and arrays of two networks."""
+    manifest = json.loads((copy / MANIFEST).read_text())
+    with np.load(copy / ARRAYS) as stored:
+        arrays = dict(stored)
+    name = next(name for name, array in arrays.items() if array.ndim == 2)
+    for array, expected in ((arrays[name][1:], "do not fit each other"), (arrays[name] * np.nan, "is not finite")):
+        np.savez(copy / ARRAYS, **{**arrays, name: array})
+        files = {**manifest["files"], ARRAYS: file_sha256(copy / ARRAYS)}
+        (copy / MANIFEST).write_text(json.dumps({**manifest, "files": files}))
+        reseal(copy)
+        assert expected in refused(eval_command, "--frozen", str(copy))
 
 
 def test_a_folder_with_other_things_is_left_alone(refused, checkpoint, tmp_path) -> None:
@@ -232,7 +263,7 @@ def test_a_folder_with_other_things_is_left_alone(refused, checkpoint, tmp_path)
 def test_a_frozen_network_is_replaced_in_one_move(copy) -> None:
     network = load(copy)
     (copy.parent / f".{copy.name}.draft").mkdir()
-    save(copy, network.spec, network.frozen, {"note": "second"})
+    save(copy, network.network, network.frozen, {"note": "second"})
     assert load(copy).manifest["note"] == "second"
     assert [path.name for path in copy.parent.iterdir()] == [copy.name]
 
@@ -269,7 +300,8 @@ def test_forms_chosen_by_time_are_the_fastest_measured_and_the_same_function(che
     assert manifest["accuracy"]["masked"]["relative_error"] < 1e-4
     timed = [unit for unit in manifest["units"] if unit["milliseconds"]]
     assert timed
-    chains = {unit["name"]: {chain["name"] for chain in unit["chains"]} for unit in manifest["plan"]["units"]}
+    runs = [operation for operation in manifest["program"]["operations"] if operation["operation"] == "run"]
+    chains = {run["name"]: {chain["name"] for chain in run["chains"]} for run in runs}
     for unit in timed:
         fastest = min(unit["milliseconds"], key=unit["milliseconds"].__getitem__)
         assert ("means" in chains[unit["name"]]) == (fastest in ("means", "groups"))
@@ -287,32 +319,28 @@ class _Biased(Stopwatch):
 def test_release_raises_partial_counts_of_the_slower_layers_only(checkpoint) -> None:
     restored = restore(*find_checkpoint(str(checkpoint)))
     assert restored.hard is not None
-    variables = {"params": restored.state.params, "batch_stats": restored.state.batch_stats}
-    spec, counts = restored.spec, restored.hard.counts
+    graph, counts = restored.graph, restored.hard.counts
+    variables = graph_variables(graph, restored.state.params, restored.state.batch_stats)
     biased = _Biased()
-    raised, names = release_slower(spec, variables, counts, biased)
+    raised, names = release_slower(graph, variables, counts, biased)
     assert {name.split("/")[0] for name in names} == {"block00", "block01", "block02", "block03", "head"}
-    for path, (_, num_coefs) in spec.mask_sizes.items():
+    for path, (_, num_coefs) in graph.mask_sizes.items():
         np.testing.assert_array_equal(raised[path], np.where(counts[path] > 0, num_coefs, 0))
     biased.released_ms = 2.0
-    kept, names = release_slower(spec, variables, counts, biased)
+    kept, names = release_slower(graph, variables, counts, biased)
     assert not names and all(np.array_equal(kept[path], counts[path]) for path in counts)
 
 
 def test_measurements_are_remembered(tmp_path, monkeypatch) -> None:
-    from fdjax.frozen import freeze
-    from tests.frozen_networks import random_counts, random_variables
-    from tests.test_frozen import TIED, make
-
-    network, spec = make(**TIED)
-    arguments = spec, random_variables(network, spec, 0), random_counts(spec, 1, (1,))
+    network, graph = make(**TIED)
+    arguments = graph, random_variables(network, graph, 0), random_counts(graph, 1, (1,))
     times = {name: Times(np.array(found), np.array(found)) for name, found in (("bands", [2, 3]), ("means", [1, 1]))}
     monkeypatch.setattr(choice, "interleaved", lambda functions: {name: times[name] for name in functions})
     watch = Stopwatch(1, tmp_path)
-    first = freeze(*arguments, watch.choose)
+    first = frozen_of(*arguments, watch.choose)
     assert watch.times["block00"] == {"bands": 2.5, "means": 1.0}
     monkeypatch.setattr(choice, "interleaved", lambda functions: pytest.fail("measured again"))
-    assert freeze(*arguments, Stopwatch(1, tmp_path).choose).plan == first.plan
+    assert frozen_of(*arguments, Stopwatch(1, tmp_path).choose).program == first.program
 
 
 def test_functions_are_timed_in_turn() -> None:

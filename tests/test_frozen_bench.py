@@ -8,17 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fdjax.spec import network_macs
 
 from fdjax import runtime
 from fdjax.commands.main import fdjax_command
 from fdjax.errors import UserError
 from fdjax.frozen import freeze, save
 from fdjax.frozen.bench import bench, bench_layers, compile_network, dense_network, describe_masks, seeded_variables
+from fdjax.graph.counting import network_macs
 from fdjax.reports import bench_figure, bench_table
+from fdjax.training.network import graph_variables
 from tests.frozen_networks import random_counts, random_variables
 from tests.test_frozen import MEANS, TIED, UNTIED, make
 
@@ -29,20 +31,19 @@ FIELDS = {
 }  # fmt: skip
 
 
-def test_seeded_variables_are_what_the_spec_asks_for() -> None:
-    network, spec = make(**UNTIED)
-    expected, found = random_variables(network, spec, 0), seeded_variables(spec)
-
-    def shapes(tree) -> dict:
-        return {k: shapes(v) if isinstance(v, dict) else np.shape(v) for k, v in tree.items()}
-
-    assert shapes(found) == shapes(expected)
+def test_seeded_variables_are_what_the_graph_asks_for() -> None:
+    network, graph = make(**UNTIED)
+    variables = random_variables(network, graph, 0)
+    expected = jax.tree.leaves(graph_variables(graph, variables["params"], variables["batch_stats"]))
+    found = seeded_variables(graph)
+    assert [np.shape(array) for array in found] == [np.shape(array) for array in expected]
+    assert all(np.isfinite(array).all() for array in found)
 
 
 def test_a_row_says_what_was_measured() -> None:
-    _, spec = make(**TIED)
-    dense = dense_network(spec)
-    frozen = freeze(spec, seeded_variables(spec), random_counts(spec, 1, MEANS))
+    _, graph = make(**TIED)
+    dense = dense_network(graph)
+    frozen = freeze(graph, seeded_variables(graph), random_counts(graph, 1, MEANS))
     ran = []
 
     def peer(network, batch):
@@ -61,7 +62,7 @@ def test_a_row_says_what_was_measured() -> None:
     assert row["frozen_memory_mb"] > weights
     json.dumps(row)
     layers = bench_layers(frozen, dense, batch=1)
-    assert [layer["name"] for layer in layers] == ["block00", "block01", "block02", "block03", "head"]
+    assert [layer["name"] for layer in layers] == ["block00", "block01", "block02", "block03", "head", "classifier"]
     assert all(layer["macs"] <= layer["dense_macs"] for layer in layers)
     text = bench_table({"rows": [row], "layers": {"1": layers}})
     assert "time_ratio" in text and "block03" in text and "batch 1" in text
@@ -69,8 +70,8 @@ def test_a_row_says_what_was_measured() -> None:
 
 
 def test_bfloat16_computes_in_bfloat16() -> None:
-    _, spec = make(**TIED)
-    logits = compile_network(dense_network(spec), 1, "bfloat16").run()
+    _, graph = make(**TIED)
+    logits = compile_network(dense_network(graph), 1, "bfloat16").run()
     assert logits.dtype == jnp.bfloat16 and np.isfinite(np.asarray(logits, np.float32)).all()
 
 
@@ -80,21 +81,21 @@ def test_masks_are_described_by_their_levels() -> None:
         (UNTIED, None, "untied"),
         (TIED, (), "tied {0, N}"),
     ):
-        _, spec = make(**fields)
-        layers = [layer.to_dict() for layer in network_macs(spec, random_counts(spec, 1, levels)).layers]
-        assert describe_masks(spec, layers) == expected
+        _, graph = make(**fields)
+        layers = [layer.to_dict() for layer in network_macs(graph, random_counts(graph, 1, levels)).layers]
+        assert describe_masks(graph, layers) == expected
 
 
 def test_the_command_in_a_process_of_its_own(tmp_path) -> None:
     """It holds itself to one core before jax is loaded, so that it needs its own process."""
-    _, spec = make(**TIED)
-    counts = random_counts(spec, 1, MEANS)
-    macs = network_macs(spec, counts)
+    _, graph = make(**TIED)
+    counts = random_counts(graph, 1, MEANS)
+    macs = network_macs(graph, counts)
     layers = [layer.to_dict() for layer in macs.layers]
     save(
         tmp_path / "frozen",
-        spec,
-        freeze(spec, seeded_variables(spec), counts),
+        graph,
+        freeze(graph, seeded_variables(graph), counts),
         {"macs": macs.to_dict(), "layers": layers},
     )
     report, picture = tmp_path / "rows.json", tmp_path / "rows.png"

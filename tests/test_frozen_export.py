@@ -8,32 +8,32 @@ import pytest
 
 from fdjax.commands.main import fdjax_command
 from fdjax.errors import UserError
-from fdjax.frozen import freeze, save
+from fdjax.frozen import save
 from fdjax.frozen.export import PLATFORMS, export, read_stablehlo
-from tests.frozen_networks import frozen_logits, random_counts, random_variables, raw_images, relative_error
+from tests.frozen_networks import frozen_logits, frozen_of, random_counts, random_variables, raw_images, relative_error
 from tests.test_frozen import MEANS, TIED, UNTIED, make
 
 
 @pytest.mark.parametrize(("fields", "levels"), [(TIED, MEANS), (UNTIED, None)])
 def test_stablehlo_reloads_and_agrees(tmp_path, fields, levels) -> None:
-    network, spec = make(**fields)
-    frozen = freeze(spec, random_variables(network, spec, 0), random_counts(spec, 1, levels))
+    network, graph = make(**fields)
+    frozen = frozen_of(graph, random_variables(network, graph, 0), random_counts(graph, 1, levels))
     file = tmp_path / "network.stablehlo"
     export(frozen, file)
     assert set(jax.export.deserialize(bytearray(file.read_bytes())).platforms) == set(PLATFORMS)
-    read, images = read_stablehlo(file), raw_images(spec, 2, 0)
+    read, images = read_stablehlo(file), raw_images(graph, 2, 0)
     expected = frozen_logits(frozen, images)
     assert relative_error(np.asarray(read(images)), expected) < 1e-4 / 4
     assert relative_error(np.asarray(read(images[:1])), expected[:1]) < 1e-4 / 4
 
 
 def test_the_command_reads_the_artifact_only(tmp_path, capsys) -> None:
-    network, spec = make(**TIED)
-    frozen = freeze(spec, random_variables(network, spec, 0), spec.full_counts())
-    save(tmp_path / "frozen", spec, frozen, {})
+    network, graph = make(**TIED)
+    frozen = frozen_of(graph, random_variables(network, graph, 0), graph.full_counts())
+    save(tmp_path / "frozen", graph, frozen, {})
     out = tmp_path / "network.stablehlo"
     assert fdjax_command(["export", "--frozen", str(tmp_path / "frozen"), "--out", str(out)]) == 0
-    images = raw_images(spec, 1, 0)
+    images = raw_images(graph, 1, 0)
     assert relative_error(np.asarray(read_stablehlo(out)(images)), frozen_logits(frozen, images)) < 1e-4 / 4
     for name, expected in (("network.tflite", ".stablehlo or .onnx"), ("none/network.onnx", "directory that exists")):
         with pytest.raises(SystemExit) as stop:

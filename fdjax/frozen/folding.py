@@ -76,6 +76,9 @@ class Folding:
             if held.scale is not None and held.layer.activation == "none":
                 held.layer.scale(held.scale)
                 held.scale = None
+            # A map of offsets would be added anew for each reader.
+            if held.layer.activation == "none" and self._differs(held):
+                held.offset = self.settle(held).offset
             held.layer = None
 
     def settled(self, value: int) -> Held:
@@ -182,7 +185,10 @@ class Folding:
         same = first.scale is not None and second.scale is not None and np.array_equal(first.scale, second.scale)
         settled = [first, second] if same else [self._unscaled(held) for held in (first, second)]
         # An offset that differs over the map is added where it arises, so that it does not grow along the way.
-        first, second = self._flatten(settled[0]), self._flatten(settled[1])
+        first, second = (
+            self._flattened(value) if held is self._held[value] else self._flatten(held)
+            for value, held in zip(operation.inputs, settled, strict=True)
+        )
         offset = uniform(first.offset + sign * second.offset)
         if first.base is None or second.base is None:
             alone = first if second.base is None else second
@@ -203,20 +209,27 @@ class Folding:
         base = self.builder.elementwise("mul", held.base, held.scale[held.order])
         return dataclasses.replace(held, base=base, scale=None, layer=None, activation="none")
 
+    def _differs(self, held: Held) -> bool:
+        """Whether the offset of a kept channel differs over the map."""
+        if held.base is None or held.order is None or held.offset.ndim == 1:
+            return False
+        return bool(np.ptp(held.offset.reshape(-1, held.offset.shape[-1])[:, held.order], axis=0).any())
+
     def _flatten(self, held: Held) -> Held:
         """Adds an offset that differs over the map to the kept channels now."""
-        if held.base is None or held.order is None or held.offset.ndim == 1:
-            return held
-        if not np.ptp(held.offset.reshape(-1, held.offset.shape[-1])[:, held.order], axis=0).any():
-            return held
-        return self.settle(held)
+        return self.settle(held) if self._differs(held) else held
+
+    def _flattened(self, value: int) -> Held:
+        """A live value of the graph, flattened once for whatever reads it."""
+        self._held[value] = self._flatten(self._held[value])
+        return self._held[value]
 
     # Layers
 
     def _layer(self, layer: Layer, operation: Operation) -> Held:
         image_side, kernel_side = image_and_kernel(operation, self._live)
         value = operation.inputs[image_side]
-        x, live = self._flatten(self._held[value]), self._live[operation.outputs[0]]
+        x, live = self._flattened(value), self._live[operation.outputs[0]]
         assert x.order is not None and live.ids is not None
         kernel = plain_kernel(layer, operation, kernel_side, self._constants[operation.inputs[kernel_side]])
         counts = self.kept.counts(layer.name, "input"), self.kept.counts(layer.name, "output")
