@@ -235,7 +235,8 @@ def test_another_format_is_refused_in_a_line_that_says_how_to_make_it_anew(refus
     ):
         said = refused(fdjax_command, *command)
         assert f"format version {version}; this fdjax reads {FORMAT_VERSION}" in said
-        assert "freeze the checkpoint again (fdjax freeze)" in said and ("update fdjax" in said) == (version > FORMAT_VERSION)
+        assert "freeze the checkpoint again (fdjax freeze)" in said
+        assert ("update fdjax" in said) == (version > FORMAT_VERSION)
     assert f"format version {version}" in refused(eval_command, "--frozen", str(copy))
 
 
