@@ -23,10 +23,10 @@ def imported_logits(
     network: FrequencyNetwork, tensors: Mapping[str, np.ndarray], source: str, images: np.ndarray, mode: str = "off"
 ) -> np.ndarray:
     """What the network with a file's weights says of images [B, H, W, C], its masks `mode`."""
-    spec = network.spec(images.shape[1:])
+    graph = network.graph(images.shape[1:])
     variables = {
-        **convert(tensors, source, network, spec, network.width),
-        FCMASK: collection_of(spec, spec.full_counts()),
+        **convert(tensors, source, network, graph, network.width),
+        FCMASK: collection_of(graph, graph.full_counts()),
     }
     return np.asarray(jax.jit(network.clone(mode=mode).apply)(variables, images))
 

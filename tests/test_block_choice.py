@@ -12,13 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fdjax.spec import LayerSpec, NetworkSpec, network_macs, unit_group_macs, units
 
 from fdjax.checkpoint import find_checkpoint
 from fdjax.checkpoints.calibrate import choose_blocks_of, side_energies
 from fdjax.commands.main import fdjax_command
 from fdjax.data import normalize
 from fdjax.errors import UserError
+from fdjax.graph.counting import group_runs, network_macs
+from fdjax.graph.masks import MaskedGraph
+from fdjax.graph.network import Layer
 from fdjax.ops.fcmask import level_counts
 from fdjax.ops.macs import cheapest_pointwise
 from fdjax.pruning import gate_counts
@@ -33,37 +35,38 @@ from fdjax.pruning.block_choice import (
 )
 from fdjax.training.restore import restore
 from fdjax.training.run import train
-from fdjax.zoo import FCMASK, FrequencyPointwise
-from tests.small_network import small
+from fdjax.zoo import FCMASK, FrequencyPointwise, MobileNet
+from tests.graph_networks import network_for
+from tests.small_network import one_layer, one_unit, small
 from tests.tiny_run import get_config
 
 
-def network(**settings) -> NetworkSpec:
+def network(**settings) -> MaskedGraph:
     """14x14 and 7x7 maps, one block everywhere."""
     return small(width=0.3, block=1, block_by_map=None, **settings)
 
 
-def energies_of(spec: NetworkSpec, candidates, energy_of) -> dict:
+def energies_of(graph: MaskedGraph, candidates, energy_of) -> dict:
     """What `side_energies` might measure: (layer, channels, block) -> [N, channels] for every masked side."""
     return {
         (layer.name, side): {block: energy_of(layer, channels, block) for block in fitting_blocks(layers, candidates)}
-        for layers in block_units(spec).values()
+        for layers in block_units(graph).values()
         for layer in layers
         for side, channels in (("input", layer.in_channels), ("output", layer.out_channels))
-        if getattr(layer, f"{side}_mask")
+        if graph.mask_of(layer.name, side)
     }
 
 
-def strengths(layer: LayerSpec, channels: int) -> np.ndarray:
+def strengths(layer: Layer, channels: int) -> np.ndarray:
     return np.random.default_rng([*map(ord, layer.name), channels]).uniform(0.5, 1.5, channels) ** 2
 
 
-def white(layer: LayerSpec, channels: int, block: int) -> np.ndarray:
+def white(layer: Layer, channels: int, block: int) -> np.ndarray:
     """All coefficients alike."""
     return np.tile(strengths(layer, channels) / block**2, (block**2, 1))
 
 
-def smooth(layer: LayerSpec, channels: int, block: int) -> np.ndarray:
+def smooth(layer: Layer, channels: int, block: int) -> np.ndarray:
     """Of maps that are constant in 14x14 pixels, with a little that is white."""
     energy = 0.01 * white(layer, channels, block)
     energy[0] += strengths(layer, channels)
@@ -90,37 +93,14 @@ def test_energy_of_a_constant_map_is_that_of_its_mean_also_when_padded(block):
 # Options of a unit
 
 
-def tied_unit(wide: int) -> NetworkSpec:
-    """A block with tied masks, 4x4 maps, stride 2."""
-    return NetworkSpec(
-        name="one block",
-        input_shape=(8, 8, 3),
-        num_classes=2,
-        tied=True,
-        layers=(
-            LayerSpec("a/expand", "pointwise", (8, 8), (8, 8), 3, wide, block=2, output_mask="a/wide", unit="a"),
-            LayerSpec("a/depthwise", "depthwise", (8, 8), (4, 4), wide, wide, 3, 2, unit="a"),
-            LayerSpec("a/project", "pointwise", (4, 4), (4, 4), wide, 5, block=2, input_mask="a/wide", unit="a"),
-        ),
-    )
-
-
-def one_layer(channels: int, features: int, sides: str) -> NetworkSpec:
-    masks = {f"{side}_mask": f"head/{side}" for side in ("input", "output") if sides in ("both", side)}
-    layer = LayerSpec("head", "pointwise", (4, 4), (4, 4), channels, features, block=2, **masks)
-    return NetworkSpec("one layer", (4, 4, channels), 2, (layer,))
-
-
-def random_energies(spec: NetworkSpec, block: int, seed: int) -> dict:
+def random_energies(graph: MaskedGraph, block: int, seed: int) -> dict:
     """Falling along the coefficients, as those of images do."""
     rng = np.random.default_rng(seed)
-    energies = {}
-    for layer in spec.layers:
-        for side, channels in (("input", layer.in_channels), ("output", layer.out_channels)):
-            if layer.block and getattr(layer, f"{side}_mask"):
-                values = rng.exponential(size=(block**2, channels)) * 2.0 ** -np.arange(block**2)[:, None]
-                energies[layer.name, side] = {block: values}
-    return energies
+    return {
+        side: {block: rng.exponential(size=(block**2, mask.channels)) * 2.0 ** -np.arange(block**2)[:, None]}
+        for mask in graph.masks.values()
+        for side in mask.sides
+    }
 
 
 def lost_on(energy: np.ndarray, counts) -> float:
@@ -133,15 +113,15 @@ PRICES = 2.0 ** np.arange(-6, 5)
 @pytest.mark.parametrize("levels", [None, (0, 1), (0, 2), (0,)])
 @pytest.mark.parametrize("seed", range(3))
 def test_tied_options_have_the_optimum_at_every_price(levels, seed):
-    spec = tied_unit(wide=4)
-    energies = random_energies(spec, 2, seed)
+    graph = one_unit(channels=3, wide=4, features=5, side=8, stride=2, block=2)
+    energies = random_energies(graph, 2, seed)
     sides = [energies["a/expand", "output"][2], energies["a/project", "input"][2]]
-    options = frontier(spec, "a", 2, energies, levels)
-    roles = units(spec)["a"]
-    assert {"expand", "depthwise", "project"} == {*roles}
+    options = frontier(graph, "a", 2, energies, levels)
+    (run,) = group_runs(graph).values()
+    assert [layer.name for layer in run.layers] == ["a/expand", "a/depthwise", "a/project"]
 
     def macs(counts) -> int:
-        return sum(unit_group_macs(spec, roles, np.array(counts)).values())
+        return sum(run.macs(np.array(counts)).values())
 
     for option in options:
         counts = option.counts["a/wide"]
@@ -152,7 +132,7 @@ def test_tied_options_have_the_optimum_at_every_price(levels, seed):
         for counts in itertools.product(level_counts(4, levels), repeat=4)
         if any(counts)
     ]
-    dense = sum(layer.dense_macs for layer in (roles["expand"], roles["project"]))
+    dense = run.writer.dense_macs + run.reader.dense_macs
     for price in PRICES / dense:
         best = min(options, key=lambda option: option.lost + price * option.macs)
         assert best.lost + price * best.macs == pytest.approx(min(lost + price * cost for lost, cost in tried))
@@ -163,8 +143,8 @@ def test_tied_options_have_the_optimum_at_every_price(levels, seed):
 @pytest.mark.parametrize("sides", ["input", "output", "both"])
 def test_options_of_a_layer_have_the_optimum_at_every_price(levels, sides):
     """The exact count of a layer is a product of its sides; brute force knows nothing of how they were found."""
-    spec = one_layer(3, 2, sides)
-    energies = random_energies(spec, 2, seed=3)
+    graph = one_layer(channels=3, features=2, side=4, block=2, sides=sides)
+    energies = random_energies(graph, 2, seed=3)
     masked = [side for side in ("input", "output") if sides in ("both", side)]
     widths = {"input": 3, "output": 2}
 
@@ -176,7 +156,7 @@ def test_options_of_a_layer_have_the_optimum_at_every_price(levels, sides):
         ]
         return lost, cheapest_pointwise((4, 4), 2, *histograms)[0]
 
-    options = frontier(spec, "head", 2, energies, levels)
+    options = frontier(graph, "head", 2, energies, levels)
     found = []
     for option in options:
         counts = {side: option.counts[f"head/{side}"] for side in masked}
@@ -193,7 +173,7 @@ def test_options_of_a_layer_have_the_optimum_at_every_price(levels, sides):
     ]
     # Partial counts on both sides depend on each other; how they are found promises no more than to come near.
     tolerance = 0.02 if sides == "both" and len(accepted) > 2 else 1e-6
-    for price in PRICES / spec.layers[0].dense_macs:
+    for price in PRICES / graph.layers["head"].dense_macs:
         least = min(lost + price * macs for lost, macs in tried)
         assert min(lost + price * macs for lost, macs in found) == pytest.approx(least, rel=tolerance)
 
@@ -201,22 +181,13 @@ def test_options_of_a_layer_have_the_optimum_at_every_price(levels, sides):
 @pytest.mark.parametrize(("block", "kept"), [(1, (0, 1)), (2, (0, 4))])
 def test_a_project_layer_takes_its_depthwise_layer_with_it(block, kept):
     """A block without an expand layer: its wide channels are the input of its project layer."""
-    spec = network()
-    roles = dict(units(spec)["block00"])
-    alone = dataclasses.replace(
-        spec,
-        layers=(
-            dataclasses.replace(roles["depthwise"], name="a/depthwise", unit="a"),
-            dataclasses.replace(
-                roles["project"], name="a/project", unit="a", input_mask="a/project/input", output_mask=None
-            ),
-        ),
-    )
-    energies = random_energies(alone, block, seed=0)
-    for option in frontier(alone, "a/project", block, energies, (0,)):
-        assert set(option.counts["a/project/input"].tolist()) <= {*kept}
-        there = with_blocks(alone, {"a/project": block})
-        assert option.macs == network_macs(there, option.counts).to_dict()["total"]
+    graph = network_for(MobileNet("mobilenetv1", 10, width=0.25, block=1, sides="input"), (32, 32, 3))
+    energies = random_energies(graph, block, seed=0)
+    for option in frontier(graph, "block00/project", block, energies, (0,)):
+        assert set(option.counts["block00/project/input"].tolist()) <= {*kept}
+        there = with_blocks(graph, {"block00/project": block})
+        found = {of.name: of.total for of in network_macs(there, {**there.full_counts(), **option.counts}).layers}
+        assert option.macs == found["block00/depthwise"] + found["block00/project"]
 
 
 # The choice
@@ -226,38 +197,38 @@ def test_a_project_layer_takes_its_depthwise_layer_with_it(block, kept):
 @pytest.mark.parametrize("levels", [None, (0, 1)])
 def test_white_maps_get_single_pixels_and_smooth_ones_get_blocks(tied, levels):
     candidates = (1, 2, 7)
-    spec = network(tied=tied)
+    graph = network(tied=tied)
 
     def chosen(energy_of, target: float) -> dict[str, int]:
-        choice = choose_blocks(spec, energies_of(spec, candidates, energy_of), candidates, target, levels)
+        choice = choose_blocks(graph, energies_of(graph, candidates, energy_of), candidates, target, levels)
         assert choice.macs.ratio <= target
         counts = {path: kept for option in choice.chosen.values() for path, kept in option.counts.items()}
-        gated, _ = gate_counts(choice.spec, counts)  # nothing is pruned that costs more than it saves
+        gated, _ = gate_counts(choice.network, counts)  # nothing is pruned that costs more than it saves
         assert all(np.array_equal(gated[path], counts[path]) for path in counts)
         assert {name: option.block for name, option in choice.chosen.items()} == {
-            name: layers[0].block for name, layers in block_units(choice.spec).items()
+            name: choice.network.blocks[layers[0].name] for name, layers in block_units(choice.network).items()
         }
-        return {layer.name: layer.block for layer in choice.spec.layers if layer.block}
+        return dict(choice.network.blocks)
 
     assert set(chosen(white, 0.4).values()) == {1}
     assert set(chosen(smooth, 0.2).values()) == {7}
-    mixed = chosen(lambda layer, *rest: (white if layer.unit == "block00" else smooth)(layer, *rest), 0.2)
+    mixed = chosen(lambda layer, *rest: (white if layer.name.startswith("block00/") else smooth)(layer, *rest), 0.2)
     assert mixed == {name: 1 if name.startswith("block00") else 7 for name in mixed}
 
 
 def test_a_target_of_1_keeps_everything():
-    spec = network(tied=True)
-    choice = choose_blocks(spec, energies_of(spec, (1, 2), white), (1, 2), 1.0)
+    graph = network(tied=True)
+    choice = choose_blocks(graph, energies_of(graph, (1, 2), white), (1, 2), 1.0)
     assert choice.macs.ratio == 1.0
 
 
 def test_a_block_with_tied_masks_takes_one_block_that_fits_both_maps():
-    spec = network(tied=True)
-    strided = next(name for name, roles in units(spec).items() if roles["depthwise"].stride == 2 and "expand" in roles)
-    layers = block_units(spec)[strided]
-    assert [layer.name.split("/")[1] for layer in layers] == ["expand", "project"]
+    graph = network(tied=True)
+    assert graph.layers["block02/depthwise"].stride == (2, 2)
+    layers = block_units(graph)["block02"]
+    assert [layer.name for layer in layers] == ["block02/expand", "block02/project"]
     assert fitting_blocks(layers, (8, 1, 14, 7)) == (1, 7)
-    assert [*block_units(network())] == [layer.name for layer in spec.layers if layer.block]
+    assert [*block_units(network())] == [*graph.blocks]
 
 
 @pytest.mark.parametrize(
@@ -276,10 +247,10 @@ def test_choices_that_cannot_be_made_are_refused(candidates, target, expected):
 
 
 def test_a_target_that_empties_a_layer_is_refused():
-    spec = network(tied=True)
-    floor = network_macs(spec, {path: np.zeros(n, int) for path, (n, _) in spec.mask_sizes.items()}).ratio
+    graph = network(tied=True)
+    floor = network_macs(graph, {path: np.zeros(n, int) for path, (n, _) in graph.mask_sizes.items()}).ratio
     with pytest.raises(ValueError, match="every layer keeps something"):
-        choose_blocks(spec, energies_of(spec, (1,), white), (1,), floor + 1e-4)
+        choose_blocks(graph, energies_of(graph, (1,), white), (1,), floor + 1e-4)
 
 
 # Measuring
@@ -401,8 +372,8 @@ def test_without_a_target_one_must_be_given(pretrained):
 
 def test_a_target_that_only_empty_layers_reach_is_the_users_mistake(pretrained):
     restored = restore(*find_checkpoint(str(pretrained)))
-    spec = restored.spec
-    floor = network_macs(spec, {path: np.zeros(n, int) for path, (n, _) in spec.mask_sizes.items()}).ratio
+    graph = restored.graph
+    floor = network_macs(graph, {path: np.zeros(n, int) for path, (n, _) in graph.mask_sizes.items()}).ratio
     learn = dataclasses.replace(restored.config.learn, target_macs=floor + 1e-4)
     with pytest.raises(UserError, match="every layer keeps something"):
         choose_blocks_of(restored, learn, (1,), num_images=9)

@@ -66,8 +66,8 @@ def test_lambda_rises_when_masks_are_late_and_falls_when_they_are_early() -> Non
 
 
 def test_the_first_lambda_is_the_users_or_follows_from_the_length_of_the_phase() -> None:
-    spec = small()
-    assert first_lambda(LearnConfig(lambda_=3.0, target_macs=None), spec, 100) == 3.0
+    graph = small()
+    assert first_lambda(LearnConfig(lambda_=3.0, target_macs=None), graph, 100) == 3.0
     for penalty in ("fcmask", "macs"):
         learn = LearnConfig(penalty=penalty)
-        assert first_lambda(learn, spec, 100) == pytest.approx(2 * first_lambda(learn, spec, 200))
+        assert first_lambda(learn, graph, 100) == pytest.approx(2 * first_lambda(learn, graph, 200))

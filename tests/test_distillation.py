@@ -25,7 +25,7 @@ from fdjax.zoo import FCMASK, MobileNet
 # A network that compiles in a few seconds: 8 to 24 channels, maps of 6x6 and (not divided by the block) 3x3.
 SHAPE, CLASSES, BATCH = (12, 12, 3), 5, 8
 TINY = MobileNet("mobilenetv2_small", CLASSES, width=0.35, block=2)
-SPEC = dataclasses.replace(TINY.spec(SHAPE), input_mean=(120.0,) * 3, input_std=(60.0,) * 3)
+GRAPH = dataclasses.replace(TINY.graph(SHAPE), input_mean=(120.0,) * 3, input_std=(60.0,) * 3)
 TEACHER = dataclasses.replace(TINY, mode="off")
 # After one step the trace of a momentum optimizer is the gradient.
 OPTIMIZER = optax.sgd(0.02, momentum=0.9)
@@ -122,9 +122,9 @@ def test_the_teacher_takes_part_after_pretraining_if_it_has_any_weight(weight: f
 @cache
 def programs(weight: float | None) -> dict[str, Any]:
     """A step on masks and one on weights, each compiled; None: without a teacher."""
-    prepare = make_prepare(SPEC, crop_padding=1, flip=True)
+    prepare = make_prepare(GRAPH, crop_padding=1, flip=True)
     objective = labels_alone if weight is None else make_distillation(TEACHER, DistillConfig(weight=weight))
-    masks = make_mask_step(dataclasses.replace(TINY, mode="soft"), SPEC, OPTIMIZER, prepare, LearnConfig(), objective)
+    masks = make_mask_step(dataclasses.replace(TINY, mode="soft"), GRAPH, OPTIMIZER, prepare, LearnConfig(), objective)
     weights = make_weight_step(dataclasses.replace(TINY, mode="hard"), OPTIMIZER, prepare, objective)
     return {"masks": fast_jit(masks), "weights": fast_jit(weights)}
 

@@ -12,16 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.spatial.distance
-from fdjax.spec import network_macs
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fdjax.checkpoint import find_checkpoint
-from fdjax.checkpoints.filter_pruning import block_losses, contributions, inner_maps
+from fdjax.checkpoints.filter_pruning import block_losses, contributions, inner_maps, layer_window
 from fdjax.checkpoints.imported import save_trained
 from fdjax.commands.main import fdjax_command
 from fdjax.config import Config, DataConfig, LearnConfig, ModelConfig, WeightPhaseConfig
 from fdjax.data import describe_source
+from fdjax.graph.counting import network_macs
 from fdjax.ops.dct import dct_basis
 from fdjax.pruning.filters import (
     METHODS,
@@ -40,6 +40,7 @@ from fdjax.training.restore import Past, restore
 from fdjax.training.run import train
 from fdjax.zoo import FCMASK, MobileNet, ResNet, resnet
 from tests.frozen_networks import HASTE, random_variables, raw_images, with_preprocessing
+from tests.graph_networks import network_for
 
 
 def measured(seed: int, filters: int = 6, size: tuple[int, int] = (4, 6), images: int = 3) -> Measured:
@@ -123,20 +124,26 @@ def test_the_strongest_filters_stay(scores: list[float], data) -> None:
 
 # Budgets
 
-SPEC = ResNet("resnet20", 10).spec((32, 32, 3))
+GRAPH = network_for(ResNet("resnet20", 10), (32, 32, 3))
 
 
 def macs_left(left: dict[str, int]) -> int:
-    spec = ResNet("resnet20", 10, inner_channels=tuple(left.values())).spec((32, 32, 3))
-    return network_macs(spec, {}).to_dict()["dense"]
+    """By the arithmetic of the paper on residual networks: two 3x3 layers a block, the first at its output's size."""
+    total = 32 * 32 * 9 * 3 * 16
+    for place, inner in enumerate(left.values()):
+        stage = place // 3
+        channels, outputs, side = 16 << max(0, (place - 1) // 3), 16 << stage, 32 >> stage
+        total += side**2 * 9 * inner * (channels + outputs)
+    return total
 
 
 @given(st.floats(0.1, 1))
 def test_one_share_comes_as_near_as_shares_can(target: float) -> None:
-    left = one_share(SPEC, target)
-    dense = macs_left({name: layers[0].out_channels for name, layers in prunable(SPEC).items()})
+    left = one_share(GRAPH, target)
+    dense = macs_left({name: layers[0].out_channels for name, layers in prunable(GRAPH).items()})
+    assert dense == network_macs(GRAPH, {}).to_dict()["dense"]
     tried = [
-        {name: max(1, round(share * layers[0].out_channels)) for name, layers in prunable(SPEC).items()}
+        {name: max(1, round(share * layers[0].out_channels)) for name, layers in prunable(GRAPH).items()}
         for share in np.linspace(0, 1, 65)
     ]
     nearest = min(abs(macs_left(some) / dense - target) for some in tried)
@@ -147,14 +154,16 @@ def test_one_share_comes_as_near_as_shares_can(target: float) -> None:
 def test_a_blocks_macs_are_those_of_the_smaller_network(variant: str) -> None:
     pixels = 32 if variant == "resnet20" else 64
     network = ResNet(variant, 10, block=1)
-    spec = network.spec((pixels, pixels, 3))
-    widths = [layers[0].out_channels for layers in prunable(spec).values()]
-    for place, name in enumerate(prunable(spec)):
+    graph = network_for(network, (pixels, pixels, 3))
+    widths = [layers[0].out_channels for layers in prunable(graph).values()]
+    # The first, one that halves the map, and the last.
+    for place in (0, 3, len(widths) - 1):
+        name = [*prunable(graph)][place]
         smaller = [*widths[:place], 5, *widths[place + 1 :]]
-        saved = block_macs(spec, name, widths[place]) - block_macs(spec, name, 5)
-        new = dataclasses.replace(network, inner_channels=tuple(smaller)).spec((pixels, pixels, 3))
+        saved = block_macs(graph, name, widths[place]) - block_macs(graph, name, 5)
+        new = network_for(dataclasses.replace(network, inner_channels=tuple(smaller)), (pixels, pixels, 3))
         assert (
-            network_macs(spec, spec.full_counts()).to_dict()["dense"] - saved
+            network_macs(graph, graph.full_counts()).to_dict()["dense"] - saved
             == (network_macs(new, new.full_counts()).to_dict()["dense"])
         )
 
@@ -164,41 +173,41 @@ def test_rates_are_the_best_of_all_on_the_hull() -> None:
     variant = resnet.Variant((1, 1, 1), 8, 3, 1, False, 8, 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(resnet.VARIANTS, "three", variant)
-        spec = ResNet("three", 10).spec((8, 8, 3))
+        graph = network_for(ResNet("three", 10), (8, 8, 3))
     rng = np.random.default_rng(0)
     losses = {name: np.sort(rng.exponential(size=len(rates(layers[0].out_channels))))[::-1].tolist()
-              for name, layers in prunable(spec).items()}  # fmt: skip
-    dense = sum(layer.dense_macs for layer in spec.counted_layers)
+              for name, layers in prunable(graph).items()}  # fmt: skip
+    dense = sum(layer.dense_macs for layer in graph.counted_layers.values())
 
     def cost(left: dict[str, int]) -> tuple[float, float]:
         total = sum(
-            losses[name][rates(prunable(spec)[name][0].out_channels).index(count)] for name, count in left.items()
+            losses[name][rates(prunable(graph)[name][0].out_channels).index(count)] for name, count in left.items()
         )
         saved = sum(
-            block_macs(spec, name, prunable(spec)[name][0].out_channels) - block_macs(spec, name, count)
+            block_macs(graph, name, prunable(graph)[name][0].out_channels) - block_macs(graph, name, count)
             for name, count in left.items()
         )
         return total, (dense - saved) / dense
 
     every = [
         cost(dict(zip(losses, counts, strict=True)))
-        for counts in itertools.product(*(rates(layers[0].out_channels) for layers in prunable(spec).values()))
+        for counts in itertools.product(*(rates(layers[0].out_channels) for layers in prunable(graph).values()))
     ]
     for target in (0.3, 0.5, 0.8):
-        found = cost(choose_rates(spec, losses, target))
+        found = cost(choose_rates(graph, losses, target))
         assert found[1] <= target
         assert all(lost >= found[0] - 1e-9 for lost, ratio in every if ratio <= found[1])
 
 
 def test_what_cannot_be_reached_or_pruned_is_said() -> None:
     with pytest.raises(ValueError, match=r"can come down to 0\.0\d+x of the MACs, not to 0.01x"):
-        one_share(SPEC, 0.01)
+        one_share(GRAPH, 0.01)
     with pytest.raises(ValueError, match=r"can come down to 0\.\d+x of the MACs, not to 0.01x"):
-        choose_rates(SPEC, {name: [0.0] * 8 for name in prunable(SPEC)}, 0.01)
-    with pytest.raises(ValueError, match="is for ResNets, which mobilenetv2_small is not"):
-        prunable(MobileNet("mobilenetv2_small", 10).spec((28, 28, 1)))
+        choose_rates(GRAPH, {name: [0.0] * 8 for name in prunable(GRAPH)}, 0.01)
+    with pytest.raises(ValueError, match="mobilenetv2_small has none: prune its channels"):
+        prunable(network_for(MobileNet("mobilenetv2_small", 10, block=2), (28, 28, 1)))
     with pytest.raises(ValueError, match="resnext29 has groups"):
-        prunable(ResNet("resnext29", 10).spec((32, 32, 3)))
+        prunable(network_for(ResNet("resnext29", 10), (32, 32, 3)))
 
 
 # Networks
@@ -214,33 +223,33 @@ def trained(request):
         for name, variant in variants.items():
             patch.setitem(resnet.VARIANTS, name, variant)
         network = ResNet(request.param, 5, block=1, mode="off")
-        spec = with_preprocessing(network.spec((8, 8, 3)))
-        yield network, spec, {**random_variables(network, spec, 0), FCMASK: collection_of(spec, spec.full_counts())}
+        graph = with_preprocessing(network_for(network, (8, 8, 3)))
+        yield network, graph, {**random_variables(network, graph, 0), FCMASK: collection_of(graph, graph.full_counts())}
 
 
 def logits(network: ResNet, variables: dict, images: np.ndarray) -> np.ndarray:
-    spec = network.spec((8, 8, 3))
-    variables = {**variables, FCMASK: collection_of(spec, spec.full_counts())}
+    graph = network_for(network, (8, 8, 3))
+    variables = {**variables, FCMASK: collection_of(graph, graph.full_counts())}
     x = jnp.asarray(images, jnp.float32) / 100
     return np.asarray(jax.jit(network.apply, compiler_options=HASTE)(variables, x))
 
 
 def test_the_smaller_network_is_the_larger_one_with_silent_filters(trained) -> None:
-    network, spec, variables = trained
+    network, graph, variables = trained
     rng = np.random.default_rng(0)
     kept = {
         layer.name: np.sort(rng.permutation(layer.out_channels)[:count])
-        for layers, count in zip(prunable(spec).values(), (3, 10), strict=True)
+        for layers, count in zip(prunable(graph).values(), (3, 10), strict=True)
         for layer in layers
     }
-    smaller = keep_filters(spec, variables, kept)
+    smaller = keep_filters(graph, variables, kept)
     silent = jax.tree.map(np.array, variables)
     for name, filters in kept.items():
         gone = np.setdiff1d(np.arange(silent["params"][name.split("/")[0]][f"{name.split('/')[1]}_norm"]["bias"].size),
                             filters)  # fmt: skip
         norm = silent["params"][name.split("/")[0]][f"{name.split('/')[1]}_norm"]
         norm["scale"][gone] = norm["bias"][gone] = 0
-    images = raw_images(spec, 2, 0)
+    images = raw_images(graph, 2, 0)
     found = logits(dataclasses.replace(network, inner_channels=(3, 10)), smaller, images)
     np.testing.assert_allclose(found, logits(network, silent, images), rtol=2e-4, atol=2e-4)
     # What it was made of is as it was.
@@ -248,15 +257,15 @@ def test_the_smaller_network_is_the_larger_one_with_silent_filters(trained) -> N
 
 
 def test_contributions_sum_to_the_next_layers_output(trained) -> None:
-    network, spec, variables = trained
-    images = raw_images(spec, 4, 0)
-    maps = inner_maps(network, spec, variables, images)
-    layer = prunable(spec)["block01"][0]
-    following = {one.name: one for one in spec.layers}["block01/conv2"]
+    network, graph, variables = trained
+    images = raw_images(graph, 4, 0)
+    maps = inner_maps(network, graph, variables, images)
+    layer = prunable(graph)["block01"][0]
+    following = graph.layers["block01/conv2"]
     kernel = np.asarray(variables["params"]["block01"]["conv2"]["kernel"])
-    found = contributions(maps[layer.name], kernel, following, "same", np.random.default_rng(5))
+    found = contributions(maps[layer.name], kernel, layer_window(graph, following), np.random.default_rng(5))
     whole = jax.lax.conv_general_dilated(
-        maps[layer.name], kernel, (following.stride,) * 2, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        maps[layer.name], kernel, following.stride, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     rng = np.random.default_rng(5)
     rows, columns = (rng.integers(0, length, 40) for length in following.out_size)
@@ -266,10 +275,10 @@ def test_contributions_sum_to_the_next_layers_output(trained) -> None:
 
 
 def test_a_block_that_keeps_all_filters_loses_nothing(trained) -> None:
-    network, spec, variables = trained
-    images = raw_images(spec, 16, 0)
-    scores = {layer.name: np.arange(layer.out_channels) for layers in prunable(spec).values() for layer in layers}
-    losses = block_losses(network, spec, variables, scores, images, np.arange(16) % 5)
+    network, graph, variables = trained
+    images = raw_images(graph, 16, 0)
+    scores = {layer.name: np.arange(layer.out_channels) for layers in prunable(graph).values() for layer in layers}
+    losses = block_losses(network, graph, variables, scores, images, np.arange(16) % 5)
     for lost in losses.values():
         assert lost[-1] == pytest.approx(0, abs=1e-5) and max(map(abs, lost[:-1])) > 1e-3
 
@@ -283,9 +292,9 @@ def checkpoint(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("resnet20")
     config = Config(model=ModelConfig(name="resnet20", width=0.5), learn=LearnConfig(block=1))
     shape, classes = describe_source(config.data.name)
-    network, spec = build_network(config, shape, len(classes))
-    spec = dataclasses.replace(spec, input_mean=(73.0,), input_std=(90.0,), class_names=classes)
-    save_trained(folder, config, spec, random_variables(network, spec, 0), Past(dense_top1=0.5))
+    network, graph = build_network(config, shape, len(classes))
+    graph = dataclasses.replace(graph, input_mean=(73.0,), input_std=(90.0,), class_names=classes)
+    save_trained(folder, config, graph, random_variables(network, graph, 0), Past(dense_top1=0.5))
     return folder
 
 
@@ -299,7 +308,7 @@ def test_a_pruned_checkpoint_is_a_smaller_network_that_can_be_refined(checkpoint
     assert found["num_examples"] == 64 and found["dense_top1"] == 0.5
     assert found["ratio"] <= 0.5 if rates == "search" else found["ratio"] == pytest.approx(0.5, abs=0.05)
     restored = restore(*find_checkpoint(str(out)))
-    assert sum(layer.dense_macs for layer in restored.spec.counted_layers) == found["macs"]["after"]
+    assert sum(layer.dense_macs for layer in restored.graph.counted_layers.values()) == found["macs"]["after"]
     assert list(restored.config.model.inner_channels) == [n["after"] for n in found["filters"].values()]
     assert restored.finished_phases() == ["pretrain"]
     if rates == "search":

@@ -64,7 +64,7 @@ def test_a_run_trains_imported_weights_and_then_prunes_them(imported, tmp_path, 
     assert confusion.trace() == round(summary["top1"] * summary["num_examples"])
     assert summary["class_names"][-1] == "Ankle boot"
     begun, ended = (restore(*find_checkpoint(str(path))) for path in (imported, tmp_path / "run"))
-    assert ended.spec.input_mean == begun.spec.input_mean == (73.0,)
+    assert ended.graph.input_mean == begun.graph.input_mean == (73.0,)
     assert ended.state.teacher  # the unpruned network taught
     result = read_result("run", CONFIG, summary)
     assert result.dense_origin == "imported, after fine-tuning"

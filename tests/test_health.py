@@ -57,9 +57,9 @@ class Answers:
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 def test_the_evaluator_counts_it_wrong_too(wrong) -> None:
-    _, spec = build_network(CONFIG, (28, 28, 1), 10)
-    spec = dataclasses.replace(spec, input_mean=(0.0,), input_std=(1.0,))
-    evaluate = make_evaluator(Answers(), spec, Devices(), batch_size=4)
+    _, graph = build_network(CONFIG, (28, 28, 1), 10)
+    graph = dataclasses.replace(graph, input_mean=(0.0,), input_std=(1.0,))
+    evaluate = make_evaluator(Answers(), graph, Devices(), batch_size=4)
     images, labels = np.zeros((6, 28, 28, 1), np.uint8), np.full(6, 3)
     logits = np.zeros(10, np.float32)
     logits[3] = 1
@@ -175,12 +175,12 @@ def test_predicting_and_evaluating_refuse_a_frozen_network_whose_logits_are_not_
 
 
 def test_weights_that_are_not_finite_are_not_imported(tmp_path) -> None:
-    network, spec = build_network(CONFIG, (28, 28, 1), 10)
+    network, graph = build_network(CONFIG, (28, 28, 1), 10)
     variables = jax.tree.map(np.asarray, dict(network.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))))
     variables = {name: variables[name] for name in ("params", "batch_stats")}
     variables["params"]["classifier"]["bias"] = np.full(10, np.inf, np.float32)
     with pytest.raises(UserError, match="the weight classifier/bias is not finite"):
-        save_imported(tmp_path / "out", CONFIG, spec, variables, {})
+        save_imported(tmp_path / "out", CONFIG, graph, variables, {})
     assert not (tmp_path / "out").exists()
 
 

@@ -110,8 +110,8 @@ def test_it_is_a_checkpoint_that_has_pretrained(checkpoint) -> None:
     restored = restore(*find_checkpoint(str(checkpoint)))
     assert restored.finished_phases() == ["pretrain"] and restored.hard is None
     assert (restored.config.model.padding, restored.config.model.width) == ("torch", 0.35)
-    assert (restored.spec.padding, restored.spec.batch_norm_epsilon) == ("torch", 1e-5)
-    assert (restored.spec.input_mean, restored.spec.input_std) == ((MEAN,), (STD,))
+    assert (restored.graph.padding, restored.graph.batch_norm_epsilon) == ("torch", 1e-5)
+    assert (restored.graph.input_mean, restored.graph.input_std) == ((MEAN,), (STD,))
     assert restored.done.imported["format"] == "torchvision"
 
 
@@ -147,7 +147,7 @@ def test_a_run_prunes_it_from_there(checkpoint, expected, refused, tmp_path, qui
     assert summary["num_examples"] == quick_runs and summary["dense_top1"] == pytest.approx(right.mean(), abs=0.001)
     restored = restore(*find_checkpoint(str(tmp_path / "run")))
     assert restored.finished_phases() == ["pretrain", "learn"]
-    assert (restored.spec.input_mean, restored.spec.input_std) == ((MEAN,), (STD,))
+    assert (restored.graph.input_mean, restored.graph.input_std) == ((MEAN,), (STD,))
 
 
 def test_the_command_has_the_formats_that_there_are() -> None:
@@ -170,25 +170,25 @@ def test_classes_are_named_by_a_file_or_not_at_all(weights, tmp_path, named: boo
     more = ["--classes", str(tmp_path / "classes.txt")] if named else []
     given = arguments(weights, tmp_path / "out", *without_data(tmp_path, *more))
     assert fdjax_command(given) == 0
-    spec = restore(*find_checkpoint(str(tmp_path / "out"))).spec
-    assert spec.num_classes == 10 and spec.input_shape == (28, 28, 1)
-    assert spec.class_names == (names if named else ())
+    graph = restore(*find_checkpoint(str(tmp_path / "out"))).graph
+    assert graph.num_classes == 10 and graph.input_shape == (28, 28, 1)
+    assert graph.class_names == (names if named else ())
 
     def data(classes: tuple[str, ...], size: int = 28) -> Dataset:
         images = np.zeros((1, size, size, 1), np.uint8)
         return Dataset("folder", images, np.zeros(1, np.int32), images, np.zeros(1, np.int32), classes)
 
-    check_data(spec, data(names))
+    check_data(graph, data(names))
     others = (*names[:9], "other")
     if named:
         with pytest.raises(UserError, match="class 9 is 'kind 9', and 'other' there"):
-            check_data(spec, data(others))
+            check_data(graph, data(others))
     else:
-        check_data(spec, data(others))
+        check_data(graph, data(others))
     with pytest.raises(UserError, match="classes: 10; the data are classes: 9"):
-        check_data(spec, data(names[:9]))
+        check_data(graph, data(names[:9]))
     with pytest.raises(UserError, match="28x28x1; the data are images of 30x30x1"):
-        check_data(spec, data(names, 30))
+        check_data(graph, data(names, 30))
 
 
 # What is refused

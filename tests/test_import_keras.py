@@ -139,9 +139,9 @@ def test_layer_names_that_keras_has_cut_up_are_read(module, tmp_path: Path) -> N
 
 def test_keras_mobilenetv1_has_its_classifier_as_a_convolution() -> None:
     network = MobileNet("mobilenetv1", 7, 0.25, 1, padding="same", batch_norm_epsilon=1e-3)
-    spec = network.spec((32, 32, 3))
+    graph = network.graph((32, 32, 3))
     rng, tensors = np.random.default_rng(5), {}
-    for layer in spec.layers:
+    for layer in graph.layers:
         number = int(layer.unit[5:]) + 1 if layer.unit else 0
         name = {"conv": "conv1", "depthwise": f"conv_dw_{number}", "pointwise": f"conv_pw_{number}"}.get(
             layer.kind, "conv_preds"
@@ -152,7 +152,7 @@ def test_keras_mobilenetv1_has_its_classifier_as_a_convolution() -> None:
             tensors[f"{name}/bias"] = rng.normal(size=7).astype(np.float32)
         else:
             tensors |= {f"{name}_bn/{leaf}": rng.uniform(0.5, 1, layer.out_channels) for leaf in NORM}
-    variables = convert(tensors, "keras", network, spec, 0.25)
+    variables = convert(tensors, "keras", network, graph, 0.25)
     assert count_classes(tensors, "keras", network) == 7
     params = variables["params"]
     np.testing.assert_array_equal(params["classifier"]["kernel"], tensors["conv_preds/kernel"][0, 0])

@@ -29,14 +29,14 @@ from fdjax.zoo import MobileNet  # noqa: E402
 from tests.torch_networks import randomise, small_mobilenetv2  # noqa: E402
 
 NETWORK = MobileNet("mobilenetv2_small", 10, 0.35, 1, padding="torch")
-SPEC = NETWORK.spec((28, 28, 1))
+GRAPH = NETWORK.graph((28, 28, 1))
 State = dict[str, torch.Tensor]
 
 
 def fitted(file: Path, **options) -> Fitted:
     averaged = options.get("averaged", False)
     found = open_weights(str(file), averaged)
-    by_names = fit(found.tensors, "torchvision", NETWORK, SPEC, NETWORK.width, **options)
+    by_names = fit(found.tensors, "torchvision", NETWORK, GRAPH, NETWORK.width, **options)
     return by_names._replace(notes=[*found.notes, *by_names.notes])
 
 
@@ -228,7 +228,7 @@ def test_averaged_weights_are_chosen_by_a_flag(kind: str, state, expected, tmp_p
     if kind == "one dictionary":
         tensors = open_weights(str(tmp_path / "w.pth")).tensors
         for flag, wanted in ((False, expected), (True, averaged)):
-            found = fit(tensors, "torchvision", NETWORK, SPEC, NETWORK.width, averaged=flag)
+            found = fit(tensors, "torchvision", NETWORK, GRAPH, NETWORK.width, averaged=flag)
             assert same(found.variables, wanted)
         return
     plain = fitted(tmp_path / "w.pth")
@@ -365,7 +365,7 @@ def test_class_lists_of_every_editor_are_read(kind: str, state, tmp_path: Path) 
     torch.save(state, tmp_path / "w.pth")
     (tmp_path / "classes.txt").write_bytes(LISTS[kind])
     assert imported(tmp_path / "w.pth", tmp_path / "out", "--classes", str(tmp_path / "classes.txt")) == 0
-    assert restore(*find_checkpoint(str(tmp_path / "out"))).spec.class_names == FASHION
+    assert restore(*find_checkpoint(str(tmp_path / "out"))).graph.class_names == FASHION
 
 
 def test_a_permuted_class_list_reorders_the_classifier(state, tmp_path: Path) -> None:
@@ -380,7 +380,7 @@ def test_a_permuted_class_list_reorders_the_classifier(state, tmp_path: Path) ->
     assert imported(tmp_path / "w.pth", tmp_path / "out", "--classes", str(tmp_path / "classes.txt")) == 0
     assert imported(tmp_path / "plain.pth", tmp_path / "plain") == 0
     found, expected = (restore(*find_checkpoint(str(tmp_path / name))) for name in ("out", "plain"))
-    assert found.spec.class_names == expected.spec.class_names == FASHION
+    assert found.graph.class_names == expected.graph.class_names == FASHION
     assert same(found.state.params, expected.state.params)
 
 

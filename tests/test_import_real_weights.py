@@ -76,10 +76,10 @@ def right(logits: np.ndarray, labels: np.ndarray) -> int:
 
 
 def test_its_conventions_are_tensorflows(restored) -> None:
-    assert (restored.spec.padding, restored.spec.batch_norm_epsilon) == ("same", 1e-3)
-    assert (restored.spec.input_mean, restored.spec.input_std) == ((127.0,) * 3, (128.0,) * 3)
+    assert (restored.graph.padding, restored.graph.batch_norm_epsilon) == ("same", 1e-3)
+    assert (restored.graph.input_mean, restored.graph.input_std) == ((127.0,) * 3, (128.0,) * 3)
     assert restored.done.imported["interpolation"] == "bicubic" and restored.done.imported["eval_crop"] == CROP
-    assert restored.spec.num_classes == 1000 and restored.spec.class_names == ()
+    assert restored.graph.num_classes == 1000 and restored.graph.class_names == ()
     millions = sum(leaf.size for leaf in jax.tree.leaves(restored.state.params)) / 1e6
     assert round(millions, 2) == 4.65  # as published
 
@@ -89,7 +89,7 @@ def test_it_knows_the_pictures_and_freezes(checkpoint, restored, pictures, tmp_p
     assert len(images) == 20
     network, variables = restored.evaluation()
     logits = np.asarray(
-        jax.jit(network.apply)(variables, normalize(images, restored.spec.input_mean, restored.spec.input_std))
+        jax.jit(network.apply)(variables, normalize(images, restored.graph.input_mean, restored.graph.input_std))
     )
     assert right(logits, labels) >= 17
     assert fdjax_command(["freeze", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "frozen")]) == 0

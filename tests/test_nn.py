@@ -1,4 +1,4 @@
-"""The frequency layer, batch norm as a module, and MobileNet against its spec and against hand compositions."""
+"""The frequency layer, batch norm as a module, and MobileNet against its graph and against hand compositions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fdjax.spec import NetworkSpec, network_macs, units
+from fdjax.graph import MaskedGraph, network_macs, units
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fdjax.ops import banded_pointwise, plan_bands, pointwise
@@ -30,18 +30,18 @@ TINY = MobileNet("mobilenetv2_small", 5, width=0.35, block=2)
 fast_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def masks_of(spec: NetworkSpec, counts: dict[str, np.ndarray]) -> dict:
+def masks_of(graph: MaskedGraph, counts: dict[str, np.ndarray]) -> dict:
     """Kept counts as an `fcmask` collection."""
     return unflatten_dict(
-        {path: jnp.asarray(counts_to_fcmask(c, spec.mask_sizes[path][1])) for path, c in counts.items()}, sep="/"
+        {path: jnp.asarray(counts_to_fcmask(c, graph.mask_sizes[path][1])) for path, c in counts.items()}, sep="/"
     )
 
 
-def random_counts(spec: NetworkSpec, seed: int = 0, whole: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+def random_counts(graph: MaskedGraph, seed: int = 0, whole: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     """Any counts; 0 and N only in the masks of the layers named in `whole`."""
     rng = np.random.default_rng(seed)
-    counts = {path: rng.integers(0, n + 1, channels) for path, (channels, n) in spec.mask_sizes.items()}
-    for layer in spec.layers:
+    counts = {path: rng.integers(0, n + 1, channels) for path, (channels, n) in graph.mask_sizes.items()}
+    for layer in graph.layers:
         for path in (layer.input_mask, layer.output_mask) if layer.name in whole else ():
             if path:
                 counts[path] = layer.num_coefs * rng.integers(0, 2, len(counts[path]))
@@ -138,14 +138,14 @@ def test_layer_with_levels_fades_from_one_to_the_next() -> None:
 
 def test_the_network_hands_its_levels_to_every_wrapped_layer() -> None:
     variables = random_variables(TINY)
-    spec = TINY.spec(SHAPE)
-    counts = {path: np.resize([n, 1, n], channels) for path, (channels, n) in spec.mask_sizes.items()}
+    graph = TINY.graph(SHAPE)
+    counts = {path: np.resize([n, 1, n], channels) for path, (channels, n) in graph.mask_sizes.items()}
     # At the levels 0, 1 and N soft masks are hard ones.
     places = unflatten_dict(
         {path: jnp.asarray(np.where(count == 1, 0.5, 1), jnp.float32) for path, count in counts.items()}, sep="/"
     )
     soft = logits(dataclasses.replace(TINY, levels=(0, 1)), variables, places)
-    hard = logits(dataclasses.replace(TINY, mode="hard"), variables, masks_of(spec, counts))
+    hard = logits(dataclasses.replace(TINY, mode="hard"), variables, masks_of(graph, counts))
     np.testing.assert_allclose(soft, hard, rtol=1e-4, atol=1e-4)
 
 
@@ -334,7 +334,7 @@ def test_a_norm_handed_to_the_layer_comes_after_it(train: bool) -> None:
         jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), updated, expected_stats)
 
 
-# The network and its spec
+# The network and its graph
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "both": {},
@@ -350,16 +350,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_fcmask_collection_is_the_specs(kind: str) -> None:
     network = dataclasses.replace(TINY, **SETTINGS[kind])
-    spec = network.spec(SHAPE)
+    graph = network.graph(SHAPE)
     shapes = jax.eval_shape(lambda key: network.init(key, jnp.zeros((1, *SHAPE))), jax.random.key(0))
     found = {path: leaf.shape for path, leaf in flatten_dict(shapes[FCMASK], sep="/").items()}
-    assert found == {path: (channels,) for path, (channels, _) in spec.mask_sizes.items()}
-    for layer in spec.layers:
+    assert found == {path: (channels,) for path, (channels, _) in graph.mask_sizes.items()}
+    for layer in graph.layers:
         if layer.block and layer.unit is None:
             assert [bool(mask) for mask in (layer.input_mask, layer.output_mask)] == [
                 network.sides in ("both", side) for side in ("input", "output")
             ]
-    for roles in units(spec).values():
+    for roles in units(graph).values():
         expand, project = roles["expand"], roles["project"]
         if network.tied and expand.block == project.block:
             assert (expand.input_mask, project.output_mask) == (None, None)
@@ -371,8 +371,8 @@ def test_fcmask_collection_is_the_specs(kind: str) -> None:
 
 
 def test_blocks_by_layer_go_before_blocks_by_map() -> None:
-    spec = dataclasses.replace(TINY, **SETTINGS["a block by layer"]).spec(SHAPE)
-    blocks = {layer.name: (layer.block, layer.in_size[0]) for layer in spec.layers if layer.block}
+    graph = dataclasses.replace(TINY, **SETTINGS["a block by layer"]).graph(SHAPE)
+    blocks = {layer.name: (layer.block, layer.in_size[0]) for layer in graph.layers if layer.block}
     assert blocks["block00/expand"] == (2, 6)
     assert blocks["block01/expand"] == (1, 6)
     assert blocks["block03/project"] == (3, 3)
@@ -398,9 +398,9 @@ def test_spec_has_the_real_sizes_of_every_layer(variant: str, shape: tuple[int, 
             return network.init(key, jnp.zeros((2, *shape)))
 
     params = flatten_dict(jax.eval_shape(trace, jax.random.key(0))["params"], sep="/")
-    spec = network.spec(shape)
-    assert seen.keys() == {layer.name for layer in spec.layers}
-    for layer in spec.layers:
+    graph = network.graph(shape)
+    assert seen.keys() == {layer.name for layer in graph.layers}
+    for layer in graph.layers:
         inputs, outputs = seen[layer.name]
         if layer.kind == "dense":
             assert (inputs, outputs) == ((2, layer.in_channels), (2, layer.out_channels))
@@ -493,7 +493,7 @@ def test_tied_network_with_nothing_pruned_is_the_dense_network() -> None:
 
 def hand_composed(network: MobileNet, counts: dict[str, np.ndarray]) -> Callable[..., jax.Array]:
     """The dense network whose wrapped layers are replaced, one by one, by banded products."""
-    layers = {layer.name: layer for layer in network.spec(SHAPE).layers if layer.block}
+    layers = {layer.name: layer for layer in network.graph(SHAPE).layers if layer.block}
 
     def banded(call, args, kwargs, context):
         if context.method_name != "__call__" or not isinstance(context.module, FrequencyPointwise):
@@ -513,8 +513,8 @@ def hand_composed(network: MobileNet, counts: dict[str, np.ndarray]) -> Callable
 @pytest.mark.parametrize("tied", [False, True])
 def test_hard_network_is_the_composition_of_banded_layers(tied: bool) -> None:
     network = dataclasses.replace(TINY, tied=tied)
-    counts = random_counts(network.spec(SHAPE))
-    variables = {**random_variables(network), FCMASK: masks_of(network.spec(SHAPE), counts)}
+    counts = random_counts(network.graph(SHAPE))
+    variables = {**random_variables(network), FCMASK: masks_of(network.graph(SHAPE), counts)}
     hard = logits(dataclasses.replace(network, mode="hard"), variables)
     np.testing.assert_allclose(hard, hand_composed(network, counts)(variables, images()), atol=1e-4)
     dense = logits(dataclasses.replace(network, mode="off"), variables)
@@ -523,46 +523,46 @@ def test_hard_network_is_the_composition_of_banded_layers(tied: bool) -> None:
 
 def test_gated_network_as_training_builds_it_is_the_composition_of_banded_layers() -> None:
     """Some layers released, so without transforms; the others pruned."""
-    spec = TINY.spec(SHAPE)
-    counts, released = gate_counts(spec, random_counts(spec, seed=3))
-    wrapped = {layer.name for layer in spec.layers if layer.block}
-    network = hard_network(TINY, spec, counts)
+    graph = TINY.graph(SHAPE)
+    counts, released = gate_counts(graph, random_counts(graph, seed=3))
+    wrapped = {layer.name for layer in graph.layers if layer.block}
+    network = hard_network(TINY, graph, counts)
     assert {*released} <= network.whole_channels < wrapped and released
-    variables = {**random_variables(TINY), FCMASK: masks_of(spec, counts)}
+    variables = {**random_variables(TINY), FCMASK: masks_of(graph, counts)}
     expected = hand_composed(TINY, counts)(variables, images())
     np.testing.assert_allclose(logits(network, variables), expected, atol=1e-4)
 
 
 def test_soft_masks_that_stand_at_hard_values_are_hard() -> None:
-    counts = random_counts(TINY.spec(SHAPE))
-    variables = {**random_variables(TINY), FCMASK: masks_of(TINY.spec(SHAPE), counts)}
+    counts = random_counts(TINY.graph(SHAPE))
+    variables = {**random_variables(TINY), FCMASK: masks_of(TINY.graph(SHAPE), counts)}
     soft, hard = (logits(dataclasses.replace(TINY, mode=mode), variables) for mode in ("soft", "hard"))
     np.testing.assert_allclose(soft, hard, atol=1e-4)
 
 
 def test_layers_of_whole_channels_need_no_transform() -> None:
     whole = ("block01/expand", "block01/project", "block03/project", "head")
-    spec = TINY.spec(SHAPE)
-    counts = random_counts(spec, whole=whole)
-    assert any(0 < count.sum() < count.size * spec.mask_sizes[path][1] for path, count in counts.items())
-    variables = {**random_variables(TINY), FCMASK: masks_of(spec, counts)}
+    graph = TINY.graph(SHAPE)
+    counts = random_counts(graph, whole=whole)
+    assert any(0 < count.sum() < count.size * graph.mask_sizes[path][1] for path, count in counts.items())
+    variables = {**random_variables(TINY), FCMASK: masks_of(graph, counts)}
     hard = dataclasses.replace(TINY, mode="hard")
     promised = dataclasses.replace(hard, whole_channels=frozenset(whole))
     np.testing.assert_allclose(logits(promised, variables), logits(hard, variables), atol=1e-4)
 
 
 def test_layers_at_0_1_and_n_need_block_means_only() -> None:
-    spec = TINY.spec(SHAPE)
+    graph = TINY.graph(SHAPE)
     rng = np.random.default_rng(5)
-    counts = random_counts(spec)
-    for path, (channels, num_coefs) in spec.mask_sizes.items():
+    counts = random_counts(graph)
+    for path, (channels, num_coefs) in graph.mask_sizes.items():
         if path.startswith("block01"):
             counts[path] = rng.choice([0, 1, num_coefs], channels)
             counts[path][:3] = [0, 1, num_coefs]
-    network = hard_network(TINY, spec, counts)
+    network = hard_network(TINY, graph, counts)
     assert {"block01/expand", "block01/project"} <= network.block_means
     assert "block01/expand" not in network.whole_channels
-    variables = {**random_variables(TINY), FCMASK: masks_of(spec, counts)}
+    variables = {**random_variables(TINY), FCMASK: masks_of(graph, counts)}
     plain = dataclasses.replace(network, block_means=frozenset(), whole_channels=frozenset())
     np.testing.assert_allclose(logits(network, variables), logits(plain, variables), atol=1e-4)
 
@@ -640,14 +640,14 @@ def test_training_is_autodiff_of_the_textbook_network(
     """The CPU's forms and those of other backends against the same network without a gradient written by hand."""
     network = dataclasses.replace(TRAINED, mode=mode)  # type: ignore[arg-type]
     if mode == "whole channels":
-        whole = tuple(layer.name for layer in TRAINED.spec(TRAINED_SHAPE).layers if layer.block)
+        whole = tuple(layer.name for layer in TRAINED.graph(TRAINED_SHAPE).layers if layer.block)
         network = dataclasses.replace(TRAINED, mode="hard", whole_channels=frozenset(whole))
     variables = random_variables(network, shape=TRAINED_SHAPE)
     if mode == "soft":
         variables[FCMASK] = jax.tree.map(lambda mask: mask - np.linspace(0.05, 0.9, mask.size), variables[FCMASK])
     elif mode == "whole channels":
-        spec = network.spec(TRAINED_SHAPE)
-        variables[FCMASK] = masks_of(spec, random_counts(spec, whole=whole))
+        graph = network.graph(TRAINED_SHAPE)
+        variables[FCMASK] = masks_of(graph, random_counts(graph, whole=whole))
 
     calls = watch_norms(monkeypatch)
     found = [loss_and_gradients(network, variables)]
@@ -680,12 +680,12 @@ def test_training_is_autodiff_of_the_textbook_network(
 def test_training_group_by_group_is_training_under_masks(tied: bool) -> None:
     """What no mask lets through is left out: same loss and gradients, and the averages of dead channels stand still."""
     network = dataclasses.replace(TRAINED, tied=tied)
-    spec = network.spec(TRAINED_SHAPE)
+    graph = network.graph(TRAINED_SHAPE)
     rng = np.random.default_rng(7)
-    counts = {path: rng.permuted(np.resize([0, 1, n, n - 1], c)) for path, (c, n) in spec.mask_sizes.items()}
+    counts = {path: rng.permuted(np.resize([0, 1, n, n - 1], c)) for path, (c, n) in graph.mask_sizes.items()}
     variables = random_variables(network, shape=TRAINED_SHAPE)
-    variables[FCMASK] = masks_of(spec, counts)
-    grouped = hard_network(network, spec, counts)
+    variables[FCMASK] = masks_of(graph, counts)
+    grouped = hard_network(network, graph, counts)
     groups = dict(grouped.wide_groups)
     assert groups.keys() == {"block00", "block01", "block02", "block03"}
     assert all(group.others for group in groups.values())
@@ -715,7 +715,7 @@ def test_every_mask_moves_from_one_under_the_task() -> None:
         return jnp.sum(out * jnp.arange(1.0, 6))  # type: ignore[operator]
 
     gradients = flatten_dict(fast_jit(jax.grad(loss))(variables[FCMASK]), sep="/")
-    assert gradients.keys() == TINY.spec(SHAPE).mask_sizes.keys()
+    assert gradients.keys() == TINY.graph(SHAPE).mask_sizes.keys()
     for path, gradient in gradients.items():
         assert np.isfinite(gradient).all() and np.abs(gradient).max() > 1e-6, path
 
@@ -726,6 +726,6 @@ def test_the_compilers_flops_are_twice_the_dense_macs() -> None:
     shape = (28, 28, 1)
     variables = jax.eval_shape(lambda key: network.init(key, jnp.zeros((1, *shape))), jax.random.key(0))
     compiled = fast_jit(network.apply).lower(variables, jax.ShapeDtypeStruct((1, *shape), jnp.float32)).compile()
-    spec = network.spec(shape, count_classifier=True)
-    macs = network_macs(spec, spec.full_counts()).to_dict()["dense"]
+    graph = network.graph(shape, count_classifier=True)
+    macs = network_macs(graph, graph.full_counts()).to_dict()["dense"]
     assert float(compiled.cost_analysis()["flops"]) == pytest.approx(2 * macs, rel=0.05)  # type: ignore[index]

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fdjax.spec import network_macs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -27,6 +26,8 @@ from fdjax.config import WeightPhaseConfig
 from fdjax.data import load_dataset, normalize
 from fdjax.data.batches import seeded_permutation
 from fdjax.errors import UserError
+from fdjax.graph.counting import network_macs
+from fdjax.graph.masks import SIDES
 from fdjax.ops.fcmask import coef_mask
 from fdjax.ops.macs import explicit_mask_macs, pointwise_macs
 from fdjax.pruning.block_choice import coefficient_energy
@@ -54,7 +55,7 @@ from tests.frozen_checkpoints import CONFIG, write_checkpoint
 from tests.frozen_networks import HASTE, random_variables, raw_images, with_preprocessing
 from tests.small_network import small
 
-SPECS = {
+GRAPHS = {
     "both": small(width=0.3),
     "tied": small(width=0.3, tied=True),
 }
@@ -62,12 +63,12 @@ SHARES = st.floats(0, 1)
 SEEDS = st.integers(0, 2**31)
 
 
-def energies(spec, seed: int) -> dict[str, np.ndarray]:
+def energies(graph, seed: int) -> dict[str, np.ndarray]:
     """Falling with frequency, on the whole; few values, so that some are equal."""
     rng = np.random.default_rng(seed)
     return {
         path: rng.integers(0, 9, (num_coefs, channels)) / (1 + np.arange(num_coefs)[:, None] // 2)
-        for path, (channels, num_coefs) in spec.mask_sizes.items()
+        for path, (channels, num_coefs) in graph.mask_sizes.items()
     }
 
 
@@ -86,11 +87,11 @@ def pieces(method: str, mask: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("method", METHODS)
 @given(seed=SEEDS, share=SHARES)
 def test_of_every_side_that_share_goes_and_the_highest_scores_stay(method, seed, share):
-    spec = SPECS["both"]
-    scores = score(method, energies(spec, seed))
-    masks = prune_share(spec, scores, share)
-    assert masks.keys() == spec.mask_sizes.keys()
-    for path, (channels, num_coefs) in spec.mask_sizes.items():
+    graph = GRAPHS["both"]
+    scores = score(method, energies(graph, seed))
+    masks = prune_share(graph, scores, share)
+    assert masks.keys() == graph.mask_sizes.keys()
+    for path, (channels, num_coefs) in graph.mask_sizes.items():
         assert masks[path].shape == (num_coefs, channels) and masks[path].dtype == bool
         kept, of = pieces(method, masks[path]), scores[path].ravel()
         assert abs(len(kept) - kept.sum() - share * len(kept)) <= 0.5 or kept.sum() == 1
@@ -100,9 +101,9 @@ def test_of_every_side_that_share_goes_and_the_highest_scores_stay(method, seed,
 @pytest.mark.parametrize("method", METHODS)
 @given(seed=SEEDS, share=SHARES)
 def test_of_the_network_that_share_goes_and_every_side_keeps_its_strongest_piece(method, seed, share):
-    spec = SPECS["tied"]
-    measured = energies(spec, seed)
-    masks = prune_share(spec, score(method, measured), share, "global")
+    graph = GRAPHS["tied"]
+    measured = energies(graph, seed)
+    masks = prune_share(graph, score(method, measured), share, "global")
     kept = np.concatenate([pieces(method, mask) for mask in masks.values()])
     spared = len(masks)  # At most one piece a side is kept against its score.
     assert -0.5 <= kept.sum() - (1 - share) * len(kept) <= spared + 0.5
@@ -122,18 +123,18 @@ def test_of_the_network_that_share_goes_and_every_side_keeps_its_strongest_piece
 @pytest.mark.parametrize("method", METHODS)
 @given(seed=SEEDS, shares=st.tuples(SHARES, SHARES))
 def test_what_a_higher_share_keeps_a_lower_one_keeps_too(method, scope, seed, shares):
-    spec = SPECS["tied"]
-    scores = score(method, energies(spec, seed))
-    fewer, more = (prune_share(spec, scores, share, scope) for share in sorted(shares))
+    graph = GRAPHS["tied"]
+    scores = score(method, energies(graph, seed))
+    fewer, more = (prune_share(graph, scores, share, scope) for share in sorted(shares))
     assert all((more[path] <= fewer[path]).all() for path in more)
 
 
 @given(seed=SEEDS, share=SHARES, scope=st.sampled_from(SCOPES))
 def test_bands_are_low_frequency_prefixes_and_channels_are_whole(seed, share, scope):
-    spec = SPECS["both"]
-    measured = energies(spec, seed)
+    graph = GRAPHS["both"]
+    measured = energies(graph, seed)
     for method in ("band", "channel"):
-        masks = prune_share(spec, score(method, measured), share, scope)
+        masks = prune_share(graph, score(method, measured), share, scope)
         counts = prefix_counts(masks)
         assert counts is not None
         for path, mask in masks.items():
@@ -161,19 +162,18 @@ def test_band_keeps_the_most_energy_of_all_prefixes_with_as_many_coefficients(en
 
 
 def test_energies_of_sides_that_share_a_mask_are_averaged_as_shares():
-    spec = SPECS["tied"]
+    graph = GRAPHS["tied"]
     rng = np.random.default_rng(0)
     measured, expected = {}, {}
-    for layer in spec.layers:
-        for side, path, channels in (
-            ("input", layer.input_mask, layer.in_channels),
-            ("output", layer.output_mask, layer.out_channels),
-        ):
+    for name in graph.blocks:
+        for side in SIDES:
+            path = graph.mask_of(name, side)
             if path:
-                energy = rng.uniform(0, 100, (layer.num_coefs, channels))
-                measured[layer.name, side] = {layer.block: energy}
+                channels, num_coefs = graph.mask_sizes[path]
+                energy = rng.uniform(0, 100, (num_coefs, channels))
+                measured[name, side] = {graph.blocks[name]: energy}
                 expected.setdefault(path, []).append(energy / energy.sum())
-    found = mask_energies(spec, measured)
+    found = mask_energies(graph, measured)
     assert len(expected["block00/wide"]) == 2 and len(expected["head/input"]) == 1
     for path, sides in expected.items():
         np.testing.assert_allclose(found[path], sum(sides) / len(sides))
@@ -218,128 +218,129 @@ def test_prefixes_are_counted_as_kept_counts_are(block, side, released, seed):
     assert explicit_mask_macs((side, side), block, input_mask, output_mask, released) == (macs.pruned, macs.paper_total)
 
 
-@pytest.mark.parametrize("name", SPECS)
+def sides_of(graph, layer, masks) -> list[np.ndarray]:
+    """The masks [N, channels] of both sides of a wrapped layer; ones where it has none."""
+    found = []
+    for side, channels in zip(SIDES, (layer.in_channels, layer.out_channels), strict=True):
+        path = graph.mask_of(layer.name, side)
+        found.append(masks[path] if path else np.ones((graph.blocks[layer.name] ** 2, channels), bool))
+    return found
+
+
+@pytest.mark.parametrize("name", GRAPHS)
 def test_a_network_is_the_sum_of_its_layers(name):
     """Masks that are no prefixes, against loops over layers; prefixes, against the count of kept counts."""
-    spec = SPECS[name]
-    masks = prune_share(spec, score("channel_coefficient", energies(spec, 3)), 0.4)
+    graph = GRAPHS[name]
+    masks = prune_share(graph, score("channel_coefficient", energies(graph, 3)), 0.4)
     assert prefix_counts(masks) is None
     pruned = paper = 0
-    for layer in spec.counted_layers:
+    for layer in graph.counted_layers.values():
         products, transforms = layer.dense_macs, 0
-        if layer.block:
-            sides = [
-                masks[path] if path else np.ones((layer.num_coefs, channels), bool)
-                for path, channels in ((layer.input_mask, layer.in_channels), (layer.output_mask, layer.out_channels))
-            ]
-            products, transforms = loops((layer.block, layer.block), layer.block, *sides)
-            blocks = layer.in_size[0] * layer.in_size[1] // layer.block**2
+        if layer.name in graph.blocks:
+            block = graph.blocks[layer.name]
+            products, transforms = loops((block, block), block, *sides_of(graph, layer, masks))
+            blocks = layer.in_size[0] * layer.in_size[1] // block**2
             products, transforms = blocks * products, blocks * transforms
         pruned, paper = pruned + products, paper + products + transforms
-    macs = mask_macs(spec, masks)
+    macs = mask_macs(graph, masks)
     assert (macs.pruned, macs.paper_total, macs.total) == (pruned, paper, None)
     with pytest.raises(ValueError, match="alone have a dense form"):
         macs.ratio("total")
 
-    counts = prefix_counts(prune_share(spec, score("band", energies(spec, 3)), 0.4))
+    counts = prefix_counts(prune_share(graph, score("band", energies(graph, 3)), 0.4))
     assert counts is not None
-    fields = network_macs(spec, counts).to_dict()
-    found = mask_macs(spec, masks_of_counts(spec, counts)).to_dict()
+    fields = network_macs(graph, counts).to_dict()
+    found = mask_macs(graph, masks_of_counts(graph, counts)).to_dict()
     assert all(found[key] == fields[key] for key in ("dense", "pruned", "paper_total", "total", "ratio"))
 
 
 @pytest.mark.parametrize("name", ["both", "tied"])
 def test_the_gate_releases_what_is_no_cheaper_by_the_papers_count(name):
-    spec = SPECS[name]
-    masks = prune_share(spec, score("channel_coefficient", energies(spec, 1)), 0.35)
-    gated, released = gate_masks(spec, masks, "paper")
-    assert released and len(released) < sum(1 for layer in spec.layers if layer.block)
-    after = mask_macs(spec, gated, released)
-    assert after.paper_total < mask_macs(spec, masks).paper_total
-    for layer in spec.layers:
-        paths = [path for path in (layer.input_mask, layer.output_mask) if path]
-        for path in paths:
-            if layer.name in released:
+    graph = GRAPHS[name]
+    masks = prune_share(graph, score("channel_coefficient", energies(graph, 1)), 0.35)
+    gated, released = gate_masks(graph, masks, "paper")
+    assert released and len(released) < len(graph.blocks)
+    after = mask_macs(graph, gated, released)
+    assert after.paper_total < mask_macs(graph, masks).paper_total
+    for of in graph.masks.values():
+        path = of.path
+        for layer, _ in of.sides:
+            if layer in released:
                 assert (gated[path] == masks[path].any(axis=0)).all()
             else:
                 assert (gated[path] == masks[path]).all()
     # Releasing any other layer (a block, when tied), or none of these, costs more or as much.
-    for layer in (layer for layer in spec.layers if layer.block):
-        group = [of.name for of in spec.layers if of.block and (of.name == layer.name or of.unit == layer.unit)]
-        group = group if name == "tied" and layer.unit else [layer.name]
-        paths = {p for of in spec.layers if of.name in group for p in (of.input_mask, of.output_mask) if p}
+    groups = [tuple(layer for layer, _ in of.sides) for of in graph.masks.values()]
+    for group in dict.fromkeys(groups):
+        paths = {of.path for of in graph.masks.values() if {layer for layer, _ in of.sides} & {*group}}
         turned = {*released} ^ {*group}
-        source = masks if layer.name in released else {p: np.tile(m.any(axis=0), (len(m), 1)) for p, m in masks.items()}
+        source = masks if group[0] in released else {p: np.tile(m.any(axis=0), (len(m), 1)) for p, m in masks.items()}
         other = {**gated, **{path: source[path] for path in paths}}
-        assert mask_macs(spec, other, turned).paper_total >= after.paper_total
+        assert mask_macs(graph, other, turned).paper_total >= after.paper_total
 
 
 def test_without_transforms_nothing_is_released_and_others_have_no_dense_form():
-    spec = SPECS["tied"]
-    masks = prune_share(spec, score("channel_coefficient", energies(spec, 1)), 0.2)
-    assert gate_masks(spec, masks, "bare") == (masks, ())
+    graph = GRAPHS["tied"]
+    masks = prune_share(graph, score("channel_coefficient", energies(graph, 1)), 0.2)
+    assert gate_masks(graph, masks, "bare") == (masks, ())
     with pytest.raises(ValueError, match="alone have a dense form"):
-        gate_masks(spec, masks, "total")
+        gate_masks(graph, masks, "total")
 
 
 # Targets
 
 
-def explicit_ratio(spec, masks) -> float:
+def explicit_ratio(graph, masks) -> float:
     """MACs over dense MACs, no transforms."""
     pruned = 0
-    for layer in spec.counted_layers:
-        if not layer.block:
+    for name, layer in graph.counted_layers.items():
+        if name not in graph.blocks:
             pruned += layer.dense_macs
             continue
-        inputs, outputs = (
-            masks[path] if path else np.ones((layer.num_coefs, channels), bool)
-            for path, channels in ((layer.input_mask, layer.in_channels), (layer.output_mask, layer.out_channels))
-        )
-        pruned += explicit_mask_macs(layer.in_size, layer.block, inputs, outputs)[0]
-    return pruned / sum(layer.dense_macs for layer in spec.counted_layers)
+        inputs, outputs = sides_of(graph, layer, masks)
+        pruned += explicit_mask_macs(layer.in_size, graph.blocks[name], inputs, outputs)[0]
+    return pruned / sum(layer.dense_macs for layer in graph.counted_layers.values())
 
 
 @pytest.mark.parametrize("method", METHODS)
 @settings(max_examples=8)
 @given(seed=st.integers(0, 9), targets=st.tuples(st.floats(0.65, 1), st.floats(0.65, 1)))
 def test_a_lower_target_has_fewer_macs_and_no_share_comes_nearer(method, seed, targets):
-    spec = SPECS["tied"]
-    scores = score(method, energies(spec, seed))
-    low, high = (prune_to_target(spec, scores, target) for target in sorted(targets))
+    graph = GRAPHS["tied"]
+    scores = score(method, energies(graph, seed))
+    low, high = (prune_to_target(graph, scores, target) for target in sorted(targets))
     assert low.macs.pruned <= high.macs.pruned and low.share >= high.share
-    tried = [explicit_ratio(spec, prune_share(spec, scores, share)) for share in np.linspace(0, 1, 21)]
+    tried = [explicit_ratio(graph, prune_share(graph, scores, share)) for share in np.linspace(0, 1, 21)]
     for target, found in zip(sorted(targets), (low, high), strict=True):
         assert abs(found.macs.ratio("bare") - target) <= min(abs(ratio - target) for ratio in tried) + 1e-12
 
 
 @pytest.mark.parametrize("convention", ["paper", "total"])
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", GRAPHS)
 def test_bands_meet_a_target_with_transforms_after_the_gate(name, convention):
-    spec = SPECS[name]
-    found = prune_to_target(spec, score("band", energies(spec, 0)), 0.75, convention=convention)
+    graph = GRAPHS[name]
+    found = prune_to_target(graph, score("band", energies(graph, 0)), 0.75, convention=convention)
     assert found.macs.ratio(convention) == pytest.approx(0.75, rel=0.02)
     counts = prefix_counts(found.masks)
     assert counts is not None
-    assert found.released or name == "stages"
-    for layer in spec.layers:
-        if layer.name in found.released:
-            for side in (layer.input_counts(counts), layer.output_counts(counts)):
-                assert np.isin(side, (0, layer.num_coefs)).all()
+    assert found.released
+    for layer in found.released:
+        for side in SIDES:
+            assert np.isin(graph.side_counts(counts, layer, side), (0, graph.blocks[layer] ** 2)).all()
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_target_out_of_reach_is_refused_with_the_lowest(method):
-    spec = SPECS["both"]
-    scores = score(method, energies(spec, 0))
+    graph = GRAPHS["both"]
+    scores = score(method, energies(graph, 0))
     one_piece = {
-        path: np.isin(np.arange(of.size), of.argmax()).reshape(of.shape) & np.ones(spec.mask_sizes[path][::-1], bool)
+        path: np.isin(np.arange(of.size), of.argmax()).reshape(of.shape) & np.ones(graph.mask_sizes[path][::-1], bool)
         for path, of in scores.items()
     }
-    lowest = mask_macs(spec, one_piece).ratio("bare")
+    lowest = mask_macs(graph, one_piece).ratio("bare")
     with pytest.raises(ValueError, match=f"cannot be met: .* {lowest:.3f}x of the MACs remain"):
-        prune_to_target(spec, scores, lowest - 1e-6)
-    assert prune_to_target(spec, scores, lowest).macs.ratio("bare") == pytest.approx(lowest)
+        prune_to_target(graph, scores, lowest - 1e-6)
+    assert prune_to_target(graph, scores, lowest).macs.ratio("bare") == pytest.approx(lowest)
 
 
 # Contiguity
@@ -379,17 +380,17 @@ def test_sensitivity_takes_every_count_or_every_diagonal():
 def subject():
     """A network with masks on both sides, variables and images, and what it makes of them under given masks."""
     config = dataclasses.replace(CONFIG, learn=dataclasses.replace(CONFIG.learn, tied=False, levels="all"))
-    network, spec = build_network(config, (28, 28, 1), 10)
-    spec = with_preprocessing(spec)
-    images = normalize(jnp.asarray(raw_images(spec, 3, 0)), spec.input_mean, spec.input_std)
-    variables = random_variables(network, spec, 0)
-    apply = jax.jit(GivenMasks(network, spec).apply)
+    network, graph = build_network(config, (28, 28, 1), 10)
+    graph = with_preprocessing(graph)
+    images = normalize(jnp.asarray(raw_images(graph, 3, 0)), graph.input_mean, graph.input_std)
+    variables = random_variables(network, graph, 0)
+    apply = jax.jit(GivenMasks(network, graph).apply)
 
     def under(masks) -> np.ndarray:
         given = {path: jnp.asarray(mask, jnp.float32) for path, mask in masks.items()}
         return np.asarray(apply({**variables, COEF_MASKS: given}, images))
 
-    return network, spec, variables, images, under
+    return network, graph, variables, images, under
 
 
 def own(network, variables, images, fcmask) -> np.ndarray:
@@ -397,30 +398,30 @@ def own(network, variables, images, fcmask) -> np.ndarray:
 
 
 def test_whole_masks_leave_the_dense_network(subject):
-    network, spec, variables, images, under = subject
-    nothing_pruned = collection_of(spec, spec.full_counts())
+    network, graph, variables, images, under = subject
+    nothing_pruned = collection_of(graph, graph.full_counts())
     dense = own(dataclasses.replace(network, mode="off"), variables, images, nothing_pruned)
-    np.testing.assert_allclose(under(whole_masks(spec)), dense, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(under(whole_masks(graph)), dense, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["channel", "band"])
 def test_prefixes_and_channels_give_the_network_with_hard_masks(subject, method):
-    network, spec, variables, images, under = subject
-    masks = prune_share(spec, score(method, energies(spec, 5)), 0.3)
+    network, graph, variables, images, under = subject
+    masks = prune_share(graph, score(method, energies(graph, 5)), 0.3)
     counts = prefix_counts(masks)
     assert counts is not None
-    hard = own(hard_network(network, spec, counts), variables, images, collection_of(spec, counts))
+    hard = own(hard_network(network, graph, counts), variables, images, collection_of(graph, counts))
     np.testing.assert_allclose(under(masks), hard, rtol=1e-4, atol=1e-4)
-    assert np.abs(under(whole_masks(spec)) - hard).max() > 0.1
+    assert np.abs(under(whole_masks(graph)) - hard).max() > 0.1
 
 
 def test_masks_of_any_values_are_multiplied(subject):
     """The soft network is another formulation: what it makes of FCMasks, given as coefficient masks."""
-    network, spec, variables, images, under = subject
+    network, graph, variables, images, under = subject
     rng = np.random.default_rng(0)
-    fcmasks = {path: jnp.asarray(rng.uniform(0.3, 1, n), jnp.float32) for path, (n, _) in spec.mask_sizes.items()}
-    masks = {path: coef_mask(fcmasks[path], num_coefs) for path, (_, num_coefs) in spec.mask_sizes.items()}
-    collection = jax.tree.map(jnp.asarray, collection_of(spec, spec.full_counts()))
+    fcmasks = {path: jnp.asarray(rng.uniform(0.3, 1, n), jnp.float32) for path, (n, _) in graph.mask_sizes.items()}
+    masks = {path: coef_mask(fcmasks[path], num_coefs) for path, (_, num_coefs) in graph.mask_sizes.items()}
+    collection = jax.tree.map(jnp.asarray, collection_of(graph, graph.full_counts()))
     for path, mask in fcmasks.items():
         *folders, name = path.split("/")
         place = collection
@@ -433,10 +434,10 @@ def test_masks_of_any_values_are_multiplied(subject):
 
 def test_energy_without_the_mean_taken_out_is_the_mean_square(subject):
     """About the mean and as it is, an energy differs in coefficient 0 alone, by the square of the channel's mean."""
-    network, spec, variables, _, _ = subject
-    images = raw_images(spec, 4, 1)
+    network, graph, variables, _, _ = subject
+    images = raw_images(graph, 4, 1)
     about, plain = (
-        side_energies(network, spec, {**variables, FCMASK: collection_of(spec, spec.full_counts())}, images, (2, 7),
+        side_energies(network, graph, {**variables, FCMASK: collection_of(graph, graph.full_counts())}, images, (2, 7),
                       about_mean=about_mean)
         for about_mean in (True, False)
     )  # fmt: skip
@@ -478,11 +479,11 @@ def report(pretrained, tmp_path_factory) -> dict:
 
 
 def test_profile_reports_accuracy_by_method_and_ratio(report, pretrained):
-    spec = restore(*find_checkpoint(str(pretrained))).spec
+    graph = restore(*find_checkpoint(str(pretrained))).graph
     assert report["settings"]["tied"] and report["settings"]["num_examples"] == 60
     assert report["settings"]["num_images"] == 16
     assert [*report["methods"]] == [*METHODS]
-    assert report["dense"]["macs"] == network_macs(spec, spec.full_counts()).to_dict()["dense"]
+    assert report["dense"]["macs"] == network_macs(graph, graph.full_counts()).to_dict()["dense"]
     for method in ("channel", "band", "channel_coefficient"):
         points = report["methods"][method]
         assert [point["target"] for point in points] == [0.9, 0.7]
@@ -517,7 +518,7 @@ def test_profile_measures_smaller_input(report, pretrained):
     dataset = load_dataset("fashion_mnist_subset")
     pictures = [Image.fromarray(dataset.test_images[row, ..., 0]) for row in rows]
     halves = np.stack([np.asarray(picture.resize((14, 14), Image.Resampling.BILINEAR)) for picture in pictures])
-    x = normalize(jnp.asarray(halves[..., None]), restored.spec.input_mean, restored.spec.input_std)
+    x = normalize(jnp.asarray(halves[..., None]), restored.graph.input_mean, restored.graph.input_std)
     plain = jax.jit(restored.network.without_masks().apply, compiler_options=HASTE)
     logits = np.asarray(plain(restored.state.variables(), x))
     assert point["top1"] == pytest.approx(np.mean(logits.argmax(axis=1) == dataset.test_labels[rows]))
@@ -636,7 +637,7 @@ def test_without_a_data_set_masks_are_found_and_judged_by_pictures(pretrained, p
     for checkpoint in (pretrained, tmp_path / "out"):
         restored = restore(*find_checkpoint(str(checkpoint)))
         network, variables = restored.evaluation()
-        x = normalize(jnp.asarray(images), restored.spec.input_mean, restored.spec.input_std)
+        x = normalize(jnp.asarray(images), restored.graph.input_mean, restored.graph.input_std)
         logits = jax.jit(network.apply, compiler_options=HASTE)(variables, x)
         classes.append(np.asarray(logits).argmax(axis=1))
     assert found["top1"] is None and found["agreement"] == pytest.approx(np.mean(classes[0] == classes[1]))

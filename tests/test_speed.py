@@ -43,7 +43,7 @@ def bench_says(monkeypatch):
 
 def test_the_pruned_network_is_timed_beside_the_dense_one(pruned):
     learn = dataclasses.replace(CONFIG.learn, gate_batch=2)
-    found = frozen_speed(learn, pruned.spec, pruned.state, pruned.hard.counts)
+    found = frozen_speed(learn, pruned.graph, pruned.state, pruned.hard.counts)
     assert found is not None and json.loads(json.dumps(found)) == found
     assert (found["engine"], found["device"], found["batch"]) == ("xla", "cpu", 2)
     assert found["threads"] >= 1 and found["clock"] in ("processor", "wall")
@@ -52,29 +52,29 @@ def test_the_pruned_network_is_timed_beside_the_dense_one(pruned):
 
 
 def test_what_is_benched_is_the_network_as_it_stands(pruned, bench_says):
-    frozen_speed(dataclasses.replace(CONFIG.learn, gate_batch=8), pruned.spec, pruned.state, pruned.hard.counts)
+    frozen_speed(dataclasses.replace(CONFIG.learn, gate_batch=8), pruned.graph, pruned.state, pruned.hard.counts)
     assert bench_says["batch"] == 8
     sizes = [sum(array.size for array in bench_says[name].arrays.values()) for name in ("frozen", "dense")]
     assert sizes[0] < sizes[1]
 
 
 def test_a_network_that_is_not_pruned_is_not_timed(pruned, bench_says):
-    assert frozen_speed(CONFIG.learn, pruned.spec, pruned.state, pruned.spec.full_counts()) is None
+    assert frozen_speed(CONFIG.learn, pruned.graph, pruned.state, pruned.graph.full_counts()) is None
     assert "batch" not in bench_says
 
 
 def test_masks_that_take_minutes_to_compile_are_not_timed(pruned, bench_says, monkeypatch):
     monkeypatch.setattr(speed, "_MOST_PARTIAL_COUNTS", 1)
-    found = frozen_speed(CONFIG.learn, pruned.spec, pruned.state, pruned.hard.counts)
+    found = frozen_speed(CONFIG.learn, pruned.graph, pruned.state, pruned.hard.counts)
     assert found is not None and found["ratio"] is found["pruned_ms"] is None and "batch" not in bench_says
     words = speed_words(found)
     assert words.startswith("not measured") and "fdjax bench" in words and "--learn.levels 0,N" in words
     # Whole channels are: only counts between none and all are slow to compile.
     raised = {
-        path: np.where(count > 0, pruned.spec.mask_sizes[path][1], 0) for path, count in pruned.hard.counts.items()
+        path: np.where(count > 0, pruned.graph.mask_sizes[path][1], 0) for path, count in pruned.hard.counts.items()
     }
     raised["block01/wide"][0] = 0
-    measured = frozen_speed(CONFIG.learn, pruned.spec, pruned.state, raised)
+    measured = frozen_speed(CONFIG.learn, pruned.graph, pruned.state, raised)
     assert measured is not None and measured["ratio"] == 0.5
 
 
@@ -87,9 +87,9 @@ def test_under_the_gate_by_time_forms_are_chosen_by_time(pruned, bench_says, mon
 
     monkeypatch.setattr(Stopwatch, "choose", choose)
     learn = dataclasses.replace(CONFIG.learn, gate_batch=4)
-    frozen_speed(learn, pruned.spec, pruned.state, pruned.hard.counts)
+    frozen_speed(learn, pruned.graph, pruned.state, pruned.hard.counts)
     assert asked == []
-    frozen_speed(dataclasses.replace(learn, gate="time"), pruned.spec, pruned.state, pruned.hard.counts)
+    frozen_speed(dataclasses.replace(learn, gate="time"), pruned.graph, pruned.state, pruned.hard.counts)
     assert set(asked) == {4}
 
 
@@ -106,13 +106,13 @@ def test_under_the_gate_by_time_forms_are_chosen_by_time(pruned, bench_says, mon
 def test_a_slower_network_is_told_what_else_to_ask_for(pruned, bench_says, settings, named, not_named):
     learn = dataclasses.replace(CONFIG.learn, gate_batch=8, **settings)
     bench_says["frozen_ms"] = 3.0
-    found = frozen_speed(learn, pruned.spec, pruned.state, pruned.hard.counts)
+    found = frozen_speed(learn, pruned.graph, pruned.state, pruned.hard.counts)
     assert found is not None
     words = speed_words(found)
     assert "1.50x the time, slower than the dense network; try " in words and len(words.splitlines()) == 1
     assert all(name in words for name in named) and not any(name in words for name in not_named)
     bench_says["frozen_ms"] = 1.0
-    faster = frozen_speed(learn, pruned.spec, pruned.state, pruned.hard.counts)
+    faster = frozen_speed(learn, pruned.graph, pruned.state, pruned.hard.counts)
     assert faster is not None and faster["advice"] is None and "slower" not in speed_words(faster)
 
 
@@ -124,7 +124,7 @@ def test_the_line_names_the_engine_the_threads_and_the_batch():
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_a_run_that_has_pruned_ends_with_its_time(tmp_path, monkeypatch, capsys, quick_runs, asked):
-    def measured(learn, spec, state, counts):
+    def measured(learn, graph, state, counts):
         assert learn.gate_batch == 8 and any(np.min(count) == 1 for count in counts.values())
         # The result is safe before anything can go wrong here.
         assert json.loads((tmp_path / "run" / "summary.json").read_text())["top1"] >= 0

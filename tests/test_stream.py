@@ -263,7 +263,7 @@ def test_a_streamed_run_stops_and_goes_on_with_other_workers(folder: Path, tmp_p
     from fdjax.training.restore import evaluate_restored, restore
 
     restored = restore(*find_checkpoint(str(tmp_path / "parts")))
-    assert restored.spec.class_names == opened(folder).class_names and len(restored.spec.input_mean) == 3
+    assert restored.graph.class_names == opened(folder).class_names and len(restored.graph.input_mean) == 3
     again = evaluate_restored(restored)
     assert again["loss"] == pytest.approx(whole["loss"], rel=1e-5)
     assert evaluate_restored(restored, "validation")["num_examples"] == 10

@@ -140,7 +140,7 @@ def test_masks_are_rounded_before_refinement_and_scratch_keeps_them_with_new_wei
     refined, scratch = at(finished, start_of("scratch")), at(finished, start_of("scratch") + STEPS)
     assert same(refined.state.fcmask, scratch.state.fcmask)
     assert refined.hard is not None
-    sizes = refined.spec.mask_sizes
+    sizes = refined.graph.mask_sizes
     for path, counts in refined.hard.counts.items():
         keys = path.split("/")
         mask = refined.state.fcmask
@@ -252,9 +252,9 @@ def test_settings_of_phases_that_have_not_begun_may_change(tmp_path):
     summary = train(changed, str(tmp_path / "run"))
     assert [phase["name"] for phase in summary["phases"]] == ["pretrain", "learn", "refine"]
     restored = restore(*find_checkpoint(str(tmp_path / "run")))
-    assert all(path.endswith("/input") for path in restored.spec.mask_sizes)
+    assert all(path.endswith("/input") for path in restored.graph.mask_sizes)
     for path, counts in restored.hard.counts.items():
-        assert set(counts.tolist()) <= {0, 1, restored.spec.mask_sizes[path][1]}
+        assert set(counts.tolist()) <= {0, 1, restored.graph.mask_sizes[path][1]}
 
 
 @pytest.mark.usefixtures("few_test_images")
@@ -339,14 +339,14 @@ def test_profile_traces_some_steps_and_changes_nothing_else(tmp_path, capsys):
 def test_a_step_in_bfloat16_keeps_its_state_in_float32():
     dataset = load_dataset(CONFIG.data.name)
     images, labels = jnp.asarray(dataset.train_images[:16]), jnp.asarray(dataset.train_labels[:16], jnp.int32)
-    network, spec = build_network(CONFIG, dataset.image_shape, dataset.num_classes)
-    spec = dataclasses.replace(spec, input_mean=(80.0,), input_std=(90.0,))
+    network, graph = build_network(CONFIG, dataset.image_shape, dataset.num_classes)
+    graph = dataclasses.replace(graph, input_mean=(80.0,), input_std=(90.0,))
     optimizer = optax.sgd(0.02, momentum=0.9, nesterov=True)
     variables = init_variables(network, dataset.image_shape, 0)
     before = create_state(variables, 0, optimizer, optax.identity())
     types, outcomes = [leaf.dtype for leaf in jax.tree.leaves(before)], {}
     for precision in ("float32", "bfloat16"):
-        prepare = make_prepare(spec, crop_padding=2, flip=True, precision=precision)
+        prepare = make_prepare(graph, crop_padding=2, flip=True, precision=precision)
         assert prepare(jax.random.key(0), images).dtype == precision
         step = jax.jit(make_weight_step(dataclasses.replace(network, mode="off"), optimizer, prepare))
         state, metrics = step(before, images, labels)

@@ -94,10 +94,7 @@ class MaskedGraph:
           ValueError: fields that are no network's, or are of a newer format.
         """
         try:
-            masks = [
-                Mask(path, int(channels), int(block), tuple((layer, side) for layer, side in sides))
-                for path, channels, block, sides in fields["masks"]
-            ]
+            masks = [_mask(*written) for written in fields["masks"]]
             made = cls(
                 **{
                     **{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()},
@@ -108,7 +105,7 @@ class MaskedGraph:
                 }
             )
             unknown = {layer for mask in masks for layer, _ in mask.sides} - set(made.layers)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"no network of fdjax: {error!r}") from error
         if unknown or not set(made.blocks) <= set(made.layers):
             raise ValueError("a network whose masks name layers that it does not have")
@@ -191,6 +188,10 @@ class MaskedGraph:
             return None
         path = self.mask_of(space.writers[0], "output")
         return self.masks[path] if path is not None and path == self.mask_of(space.readers[0], "input") else None
+
+
+def _mask(path: str, channels: int, block: int, sides: list[list[Any]]) -> Mask:
+    return Mask(path, int(channels), int(block), tuple((side[0], side[1]) for side in sides))
 
 
 def layer_blocks(
