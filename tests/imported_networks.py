@@ -11,6 +11,7 @@ import pytest
 from fdjax.importers import convert
 from fdjax.training.build import collection_of
 from fdjax.zoo import FCMASK, FrequencyNetwork
+from tests.graph_networks import network_for
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -23,7 +24,7 @@ def imported_logits(
     network: FrequencyNetwork, tensors: Mapping[str, np.ndarray], source: str, images: np.ndarray, mode: str = "off"
 ) -> np.ndarray:
     """What the network with a file's weights says of images [B, H, W, C], its masks `mode`."""
-    graph = network.graph(images.shape[1:])
+    graph = network_for(network, images.shape[1:])
     variables = {
         **convert(tensors, source, network, graph, network.width),
         FCMASK: collection_of(graph, graph.full_counts()),

@@ -21,11 +21,12 @@ from fdjax.training.phases import has_teacher, plan_phases
 from fdjax.training.state import TrainState, create_state, init_variables
 from fdjax.training.steps import labels_alone, make_distillation, make_mask_step, make_prepare, make_weight_step
 from fdjax.zoo import FCMASK, MobileNet
+from tests.graph_networks import network_for
 
 # A network that compiles in a few seconds: 8 to 24 channels, maps of 6x6 and (not divided by the block) 3x3.
 SHAPE, CLASSES, BATCH = (12, 12, 3), 5, 8
 TINY = MobileNet("mobilenetv2_small", CLASSES, width=0.35, block=2)
-GRAPH = dataclasses.replace(TINY.graph(SHAPE), input_mean=(120.0,) * 3, input_std=(60.0,) * 3)
+GRAPH = network_for(TINY, SHAPE, input_mean=(120.0,) * 3, input_std=(60.0,) * 3)
 TEACHER = dataclasses.replace(TINY, mode="off")
 # After one step the trace of a momentum optimizer is the gradient.
 OPTIMIZER = optax.sgd(0.02, momentum=0.9)

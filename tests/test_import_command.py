@@ -110,7 +110,7 @@ def test_it_is_a_checkpoint_that_has_pretrained(checkpoint) -> None:
     restored = restore(*find_checkpoint(str(checkpoint)))
     assert restored.finished_phases() == ["pretrain"] and restored.hard is None
     assert (restored.config.model.padding, restored.config.model.width) == ("torch", 0.35)
-    assert (restored.graph.padding, restored.graph.batch_norm_epsilon) == ("torch", 1e-5)
+    assert (restored.config.model.padding, restored.config.model.batch_norm_epsilon) == ("torch", 1e-5)
     assert (restored.graph.input_mean, restored.graph.input_std) == ((MEAN,), (STD,))
     assert restored.done.imported["format"] == "torchvision"
 

@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: it computes
 from fdjax.errors import UserError  # noqa: E402
 from fdjax.importers import FORMATS, convert, count_classes, read_weights  # noqa: E402
 from fdjax.zoo import MobileNet  # noqa: E402
+from tests.graph_networks import network_for  # noqa: E402
 from tests.imported_networks import imported_logits, relative_error, torch_logits  # noqa: E402
 from tests.torch_networks import TimmMobileNet, randomise  # noqa: E402
 
@@ -139,15 +140,15 @@ def test_layer_names_that_keras_has_cut_up_are_read(module, tmp_path: Path) -> N
 
 def test_keras_mobilenetv1_has_its_classifier_as_a_convolution() -> None:
     network = MobileNet("mobilenetv1", 7, 0.25, 1, padding="same", batch_norm_epsilon=1e-3)
-    graph = network.graph((32, 32, 3))
+    graph = network_for(network, (32, 32, 3))
     rng, tensors = np.random.default_rng(5), {}
-    for layer in graph.layers:
-        number = int(layer.unit[5:]) + 1 if layer.unit else 0
+    for layer in graph.layers.values():
+        number = int(layer.name[5:7]) + 1 if layer.name.startswith("block") else 0
         name = {"conv": "conv1", "depthwise": f"conv_dw_{number}", "pointwise": f"conv_pw_{number}"}.get(
             layer.kind, "conv_preds"
         )
         channels = (layer.in_channels, 1) if layer.kind == "depthwise" else (layer.in_channels, layer.out_channels)
-        tensors[f"{name}/kernel"] = rng.normal(size=(layer.window, layer.window, *channels)).astype(np.float32)
+        tensors[f"{name}/kernel"] = rng.normal(size=(*(layer.window or (1, 1)), *channels)).astype(np.float32)
         if layer.kind == "dense":
             tensors[f"{name}/bias"] = rng.normal(size=7).astype(np.float32)
         else:

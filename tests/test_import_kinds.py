@@ -26,10 +26,11 @@ from fdjax.errors import UserError  # noqa: E402
 from fdjax.importers import Fitted, count_classes, fit, open_weights  # noqa: E402
 from fdjax.training.restore import restore  # noqa: E402
 from fdjax.zoo import MobileNet  # noqa: E402
+from tests.graph_networks import network_for  # noqa: E402
 from tests.torch_networks import randomise, small_mobilenetv2  # noqa: E402
 
 NETWORK = MobileNet("mobilenetv2_small", 10, 0.35, 1, padding="torch")
-GRAPH = NETWORK.graph((28, 28, 1))
+GRAPH = network_for(NETWORK, (28, 28, 1))
 State = dict[str, torch.Tensor]
 
 

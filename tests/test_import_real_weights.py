@@ -76,7 +76,7 @@ def right(logits: np.ndarray, labels: np.ndarray) -> int:
 
 
 def test_its_conventions_are_tensorflows(restored) -> None:
-    assert (restored.graph.padding, restored.graph.batch_norm_epsilon) == ("same", 1e-3)
+    assert (restored.config.model.padding, restored.config.model.batch_norm_epsilon) == ("same", 1e-3)
     assert (restored.graph.input_mean, restored.graph.input_std) == ((127.0,) * 3, (128.0,) * 3)
     assert restored.done.imported["interpolation"] == "bicubic" and restored.done.imported["eval_crop"] == CROP
     assert restored.graph.num_classes == 1000 and restored.graph.class_names == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from fdjax.zoo import MOBILENETS, RESNETS, FrequencyNetwork, MobileNet, ResNet
+from fdjax.zoo import MOBILENETS, RESNETS, MobileNet, ResNet
 
 _WIDTHS = (1.0, 0.25, 0.35, 0.5, 0.75, 1.3, 1.4)
 # Any size does: shapes of kernels do not depend on it.
@@ -33,10 +34,10 @@ def best_fit(tensors: Mapping[str, np.ndarray], width: float) -> str:
     if not theirs:
         return ""
     best, name, common = 0.0, "", 0
-    for variant, multiplier, network in _candidates(width, theirs.total()):
+    for variant, multiplier in _candidates(width, theirs.total()):
         if best == 1:
             break
-        ours = collections.Counter(_kernels(network))
+        ours = collections.Counter(_kernels(variant, multiplier))
         shared = (ours & theirs).total()
         score = shared / (ours | theirs).total()
         if score > best:
@@ -46,28 +47,24 @@ def best_fit(tensors: Mapping[str, np.ndarray], width: float) -> str:
     return f"The network that fits best is {name}: {common} of the file's {theirs.total()} kernels have its shapes"
 
 
-def _candidates(width: float, kernels: int) -> Iterator[tuple[str, float, FrequencyNetwork]]:
+def _candidates(width: float, kernels: int) -> Iterator[tuple[str, float]]:
     """The variants that have the most similar number of kernels, at every width."""
-    made = {**dict.fromkeys(MOBILENETS, MobileNet), **dict.fromkeys(RESNETS, ResNet)}
-
-    def network(variant: str, multiplier: float) -> FrequencyNetwork:
-        return made[variant](variant=variant, width=multiplier).without_masks()
-
     # The number does not depend on the width; at a small one it is soon told.
-    numbers = {variant: sum(1 for _ in _kernels(network(variant, _WIDTHS[1]))) for variant in made}
-    nearest = sorted(made, key=lambda variant: abs(numbers[variant] - kernels))[:_TRIED]
+    numbers = {variant: len(_kernels(variant, _WIDTHS[1])) for variant in (*MOBILENETS, *RESNETS)}
+    nearest = sorted(numbers, key=lambda variant: abs(numbers[variant] - kernels))[:_TRIED]
     for multiplier in dict.fromkeys((1.0, width, *_WIDTHS)):
         for variant in nearest:
-            yield variant, multiplier, network(variant, multiplier)
+            yield variant, multiplier
 
 
-def _kernels(network: FrequencyNetwork) -> Iterator[tuple[int, ...]]:
+@functools.cache
+def _kernels(variant: str, width: float) -> tuple[tuple[int, ...], ...]:
     """Of all layers but the classifier, whose outputs are anybody's."""
+    made = MobileNet if variant in MOBILENETS else ResNet
+    network = made(variant=variant, width=width).without_masks()
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, *_INPUT))))
     flat: dict[tuple[str, ...], Any] = flatten_dict(shapes["params"])  # type: ignore[assignment]
-    for path, leaf in flat.items():
-        if leaf.ndim > 1 and path[0] != "classifier":
-            yield _signature(leaf.shape)
+    return tuple(_signature(leaf.shape) for path, leaf in flat.items() if leaf.ndim > 1 and path[0] != "classifier")
 
 
 def _signature(shape: tuple[int, ...]) -> tuple[int, ...]:
