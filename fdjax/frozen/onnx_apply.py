@@ -250,7 +250,10 @@ def _reshape(call: _Call) -> list[Value]:
 
 
 def _broadcast(call: _Call) -> list[Value]:
-    x, (shape,), dimensions = call.x, call.shapes, call.params["broadcast_dimensions"]
+    (shape,), dimensions = call.shapes, call.params["broadcast_dimensions"]
+    if isinstance(array := call.inputs[0], np.ndarray):
+        return _broadcast_array(call, array)
+    x = call.x
     if not dimensions or dimensions[0] != 0:
         raise call.refused("that moves the batch")
     sides = [1] * len(shape)
@@ -262,6 +265,18 @@ def _broadcast(call: _Call) -> list[Value]:
     if tuple(sides) != shape:
         name = call.graph.op("Expand", name, call.graph.integers(1, *shape))
     return call.made(name, dtype=x.dtype)
+
+
+def _broadcast_array(call: _Call, array: np.ndarray) -> list[Value]:
+    """What is the same for all images, once for each of them."""
+    (shape,), dtype = call.shapes, _dtype(array.dtype)
+    if dtype != "float":
+        raise call.refused("of integers")
+    sides = [1] * (len(shape) + 1)
+    for axis, side in zip(call.params["broadcast_dimensions"], array.shape, strict=True):
+        sides[axis] = side
+    name = call.zeros(shape)
+    return call.made(call.graph.op("Add", name, _constant(call.graph, array.reshape(sides))) if array.any() else name)
 
 
 def _transpose(call: _Call) -> list[Value]:

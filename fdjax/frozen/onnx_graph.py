@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
+import string
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,21 +51,24 @@ class Graph:
     """Nodes and constants; every method returns the name of a value."""
 
     def __init__(self) -> None:
-        from onnx import helper, numpy_helper
+        from onnx import TensorProto, helper, numpy_helper
 
-        self._helper, self._numpy = helper, numpy_helper
+        self._helper, self._numpy, self._types = helper, numpy_helper, TensorProto
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
         self._known: dict[Any, str] = {}
-        self._names = itertools.count()
+        self._names = _short_names()
 
     def constant(self, value: Any, dtype: Any = np.float32) -> str:
         """A constant, stored once however often it is asked for."""
         array = np.array(value, dtype, order="C")
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._known:
-            self._known[key] = f"c{len(self.constants)}"
-            self.constants.append(self._numpy.from_array(array, self._known[key]))
+            name = self._known[key] = next(self._names)
+            # Integers are mostly small, and then take a byte each where they are no raw data.
+            kind = {"int32": self._types.INT32, "int64": self._types.INT64}.get(array.dtype.name)
+            small = kind is not None and self._helper.make_tensor(name, kind, array.shape, array.ravel())
+            self.constants.append(small or self._numpy.from_array(array, name))
         return self._known[key]
 
     def integers(self, *values: int) -> str:
@@ -76,7 +80,7 @@ class Graph:
 
     def op(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         """A node with one output."""
-        name = output or f"v{next(self._names)}"
+        name = output or next(self._names)
         self.nodes.append(self._helper.make_node(kind, list(inputs), [name], **attributes))
         return name
 
@@ -91,7 +95,7 @@ class Graph:
         """Stretches of an axis, all of it."""
         if len(sizes) == 1:
             return [x]
-        names = [f"v{next(self._names)}" for _ in sizes]
+        names = [next(self._names) for _ in sizes]
         self.nodes.append(self._helper.make_node("Split", [x, self.integers(*sizes)], names, axis=axis))
         return names
 
@@ -137,10 +141,20 @@ class Graph:
             if len(first) < small.shape[axis]:
                 small = np.take(small, first, axis)
                 expand.append((axis, inverse))
-        name = self.constant(small)
+        name = self._product(small)
         for axis, inverse in expand:
             name = self.once("Gather", name, self.indices(inverse), axis=axis)
         return self.op("Add", x, name)
+
+    def _product(self, array: np.ndarray) -> str:
+        """A constant [C, H, W] as a product of two, where they are smaller: few removed channels make all of it."""
+        flat = array.reshape(len(array), -1).astype(np.float64)
+        left, values, right = np.linalg.svd(flat, full_matrices=False)
+        rank = int((values > _SAME * values[0]).sum())
+        if rank * sum(flat.shape) > 0.9 * flat.size:
+            return self.constant(array)
+        product = self.once("MatMul", self.constant(left[:, :rank] * values[:rank]), self.constant(right[:rank]))
+        return self.once("Reshape", product, self.integers(*array.shape))
 
     def conv(self, x: str, kernel: np.ndarray, bias: np.ndarray | None = None, **attributes: Any) -> str:
         """Convolution of [B, C, H, W] with a kernel [D, C / groups, rows, columns]."""
@@ -175,6 +189,14 @@ class Graph:
                 other, [-1, *(sides[axis - 1] for axis in ((1, 2, 3) if order == FROM_ONNX else TO_ONNX[1:]))]
             )
         return self.op("Transpose", other, perm=list(order))
+
+
+def _short_names() -> Iterator[str]:
+    """Identifiers, the shortest first: a small network's file is half names."""
+    rest = string.ascii_letters + string.digits
+    for length in itertools.count():
+        for name in itertools.product(string.ascii_letters, *[rest] * length):
+            yield "".join(name)
 
 
 def _distinct(array: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,9 +19,6 @@ from fdjax.frozen.products import Indices, ProductPlan, Segment, Size, scaled_ba
 from fdjax.ops.blocks import num_blocks
 from fdjax.ops.dct import zigzag_order
 
-# onnx.TensorProto's number for the type.
-_INT32 = 6
-
 HostArrays = Mapping[str, np.ndarray]
 
 
@@ -60,10 +57,13 @@ class Products:
         graph, order = self.graph, zigzag_order(block)
         basis = scaled_basis(block, block**2)
         matrix = np.array([basis[order.index((frequency, 0))][:, 0] for frequency in range(block)]) * block * scale
-        rows, columns = (graph.indices(frequencies[axis] for frequencies in order[:count]) for axis in (0, 1))
+        rows, columns = (graph.indices(frequencies[axis] for frequencies in order) for axis in (0, 1))
         down = graph.once("Gather", graph.constant(matrix[:, None, :, None]), rows, axis=0)
         across = graph.once("Gather", graph.constant(matrix[:, None, None, :]), columns, axis=0)
-        return graph.once("Mul", down, across)
+        every = graph.once("Mul", down, across)
+        if count == len(order):
+            return every
+        return graph.once("Slice", every, *(graph.integers(value) for value in (0, count, 0)))
 
     def _whole_blocks(self, x: str, block: int, size: Size) -> tuple[str, Size]:
         """[B, C, H, W] with its edge repeated as far as blocks reach, and its size."""
@@ -105,10 +105,8 @@ class Products:
         if min(counts, default=count) >= count:
             return y
         graph = self.graph
-        # Counts are from 1 to 256: one less than that is a byte.
-        last = graph.constant(np.asarray(counts)[:, None, None] - 1, np.uint8)
         bands = graph.constant(np.arange(count)[:, None], np.int32)
-        keeps = graph.once("LessOrEqual", bands, graph.once("Cast", last, to=_INT32))
+        keeps = graph.once("Less", bands, graph.constant(np.asarray(counts)[:, None, None], np.int32))
         return graph.op("Where", keeps, y, graph.constant(0.0))
 
     # Pointwise layers
