@@ -139,7 +139,7 @@ class Graph:
         spaces_of = self._space_of_class
         found: dict[str, Layer] = {}
         for mixing in self.walk.mixing:
-            name = _unique(_layer_name(mixing.kernel), found)
+            name = _unique(layer_name(mixing.kernel), found)
             reads, writes = (self.walk.classes.find(ids) for ids in (mixing.reads, mixing.writes))
             sources = {spaces_of[channel] for channel in reads.tolist()}
             found[name] = Layer(
@@ -210,7 +210,7 @@ class Graph:
             if mixing.kind != "depthwise":
                 number = self._space_of_class[int(self.walk.classes.find(mixing.writes[:1])[0])]
                 if number not in names:
-                    name = _layer_name(mixing.kernel)
+                    name = layer_name(mixing.kernel)
                     taken[name] += 1
                     names[number] = name if taken[name] == 1 else f"{name}#{taken[name]}"
         for number in self._space_of_class.values():
@@ -265,7 +265,8 @@ def trace(apply: Callable[..., Any], variables: Any, *images: Any) -> Graph:
     return Graph(trace_operations(apply, variables, *images))
 
 
-def _layer_name(kernel: str) -> str:
+def layer_name(kernel: str) -> str:
+    """The name of the layer whose kernel has this path: without the collection and the kernel's own name."""
     parts = kernel.split("/") if kernel else ["unnamed"]
     if len(parts) > 1 and parts[0] in _COLLECTIONS:
         parts = parts[1:]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -39,9 +39,21 @@ def trace(apply: Callable[..., Any], variables: Any, *images: Any) -> Operations
     except (TypeError, ValueError) as error:
         shapes = ", ".join(str(list(np.shape(image))) for image in images)
         raise ValueError(f"the function cannot be traced with images of shape {shapes}: {error}") from error
+    return _Recorder().record(closed, variable_paths(variables))
+
+
+def variable_paths(variables: Any) -> list[str]:
+    """The paths of the leaves of a tree, such as "params/block/kernel"."""
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
-    return _Recorder().record(closed, names)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+
+
+def called_jaxpr(name: str, params: Mapping[str, Any]) -> Any:
+    """What a primitive of this name only calls, as a closed jaxpr that takes its arguments; None for any other."""
+    if name not in _CALLS:
+        return None
+    body = next(params[key] for key in _CALLED if key in params)
+    return body if hasattr(body, "consts") else core.ClosedJaxpr(body, ())
 
 
 class _Recorder:
@@ -96,7 +108,7 @@ class _Recorder:
     def _equations(self, jaxpr: Any, environment: dict[Any, int], caller: str = "") -> None:
         for equation in jaxpr.eqns:
             # What a cached function does has no line of its own: the call's stands for it.
-            source = _source(equation) or caller
+            source = source_line(equation) or caller
             inputs = [self._read(atom, environment) for atom in equation.invars]
             called = self._called(equation, inputs)
             if called is not None:
@@ -125,13 +137,11 @@ class _Recorder:
             platforms = params["branches_platforms"]
             default = next(index for index, names in enumerate(platforms) if names is None)
             return params["branches"][default], inputs[1:]
-        if name in _CALLS:
-            body = next(params[key] for key in _CALLED if key in params)
-            return (body if hasattr(body, "consts") else core.ClosedJaxpr(body, ())), inputs
-        return None
+        body = called_jaxpr(name, params)
+        return None if body is None else (body, inputs)
 
 
-def _source(equation: Any) -> str:
+def source_line(equation: Any) -> str:
     """The file and line, outside of JAX, that an equation comes from."""
     traceback = getattr(equation.source_info, "traceback", None)
     frames = traceback.frames if traceback is not None else ()

@@ -1,0 +1,232 @@
+"""Any function of a model with its layers masked: a transformation of functions, as `jax.grad` is one."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from fdjax.graph.masks import MaskedGraph
+from fdjax.graph.network import layer_name
+from fdjax.graph.trace import called_jaxpr, source_line, variable_paths
+from fdjax.ops.fcmask import coef_mask
+from fdjax.pruning.masked_layer import MaskedLayer
+
+Masks = Mapping[str, jax.Array]
+
+
+def masked(function: Callable[..., Any], graph: MaskedGraph, levels: Sequence[int] | None = None) -> Callable[..., Any]:
+    """The function with the layers of its model masked.
+
+    Layers are found by the paths of their kernels, so that the function need not be the one that the graph was traced
+    from: it may train (batch statistics, dropout keys, labels), and return anything.
+
+    Args:
+      function: `function(variables, *args)`, of JAX operations. `variables` holds the kernels of the graph's layers at
+        the paths that they were traced with; a leading collection "params" may be missing.
+      graph: of the model, with its masks.
+      levels: kept counts below N between which soft masks fade; None: all.
+
+    Returns:
+      `masked_function(masks, variables, *args)`. `masks` has an array [channels] for each path of `graph.masks`:
+      FCMasks in [0, 1] are soft, kept counts (integers) are hard. It works under `jit`, `grad`, `vmap` and
+      `jax.checkpoint`.
+
+    Raises:
+      ValueError: when it is called, for masks of another graph, or a function in which a masked layer is not found, or
+        lies inside of a loop.
+    """
+
+    @functools.wraps(function)
+    def masked_function(masks: Masks, variables: Any, *args: Any) -> Any:
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(variables, *args)
+        walk = _Walk(graph, _coefficient_masks(graph, masks, levels), levels)
+        paths = variable_paths(variables)
+        names = [*paths, *[None] * (len(closed.jaxpr.invars) - len(paths))]
+        flat = jax.tree.leaves((variables, args))
+        outputs = walk.evaluate(closed.jaxpr, closed.consts, flat, names)
+        walk.check_found()
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+    return masked_function
+
+
+def _coefficient_masks(graph: MaskedGraph, masks: Masks, levels: Sequence[int] | None) -> dict[str, jax.Array]:
+    """Path -> coefficient mask [N, channels]."""
+    if set(masks) != set(graph.masks):
+        missing, foreign = sorted(set(graph.masks) - set(masks)), sorted(set(masks) - set(graph.masks))
+        raise ValueError(f"the masks are not the graph's: missing {missing[:3]}, unknown {foreign[:3]}")
+    found = {}
+    for path, mask in graph.masks.items():
+        given = jnp.asarray(masks[path])
+        if given.shape != (mask.channels,):
+            raise ValueError(f"mask {path} must have shape ({mask.channels},), got {given.shape}")
+        if jnp.issubdtype(given.dtype, jnp.integer):
+            found[path] = (jnp.arange(mask.num_coefs)[:, None] < given).astype(jnp.float32)
+        else:
+            found[path] = coef_mask(given, mask.num_coefs, levels)
+    return found
+
+
+class _Walk:
+    """Evaluates a jaxpr, with masks on the layers that it comes by.
+
+    Values that depend on variables alone are followed, so that a kernel is known by the path of the variable that it is
+    made of, also after a cast, a reshape or a transposition.
+    """
+
+    def __init__(self, graph: MaskedGraph, masks: Mapping[str, jax.Array], levels: Sequence[int] | None):
+        self._graph, self._masks, self._levels = graph, masks, levels
+        self._masked = {layer for mask in graph.masks.values() for layer, _ in mask.sides}
+        self._bases = {name.partition("#")[0] for name in self._masked}
+        self._seen: Counter[str] = Counter()
+
+    def check_found(self) -> None:
+        """Raises `ValueError` unless every masked layer was come by."""
+        missing = [name for name in self._graph.layers if name in self._masked and not self._seen_as(name)]
+        if missing:
+            raise ValueError(
+                f"the function has no layer {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}, which is "
+                "masked: its kernel has to reach a convolution or a product from the variables, at the path that the "
+                "graph was traced with"
+            )
+
+    def _seen_as(self, name: str) -> bool:
+        base, _, number = name.partition("#")
+        return self._seen[base] >= int(number or 1)
+
+    def evaluate(
+        self, jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any], names: Sequence[str | None]
+    ) -> list[Any]:
+        """The results of a jaxpr; `names` are the paths of the arguments that are made of variables alone."""
+        values: dict[Any, Any] = dict(zip(jaxpr.constvars, constants, strict=True))
+        values.update(zip(jaxpr.invars, arguments, strict=True))
+        paths: dict[Any, str | None] = dict(zip(jaxpr.invars, names, strict=True))
+        # Constants go along with the variables.
+        paths.update(dict.fromkeys(jaxpr.constvars, ""))
+
+        def read(atom: Any) -> Any:
+            return atom.val if isinstance(atom, core.Literal) else values[atom]
+
+        def path(atom: Any) -> str | None:
+            return "" if isinstance(atom, core.Literal) else paths[atom]
+
+        for equation in jaxpr.eqns:
+            inputs, given = [read(atom) for atom in equation.invars], [path(atom) for atom in equation.invars]
+            made = self._equation(equation, inputs, given)
+            name = _path_of(equation, given)
+            values.update(zip(equation.outvars, made, strict=True))
+            paths.update(dict.fromkeys(equation.outvars, name))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _equation(self, equation: Any, inputs: list[Any], paths: list[str | None]) -> Sequence[Any]:
+        layer = self._layer_of(equation, paths)
+        if layer is not None:
+            base = layer_name(layer)
+            self._seen[base] += 1
+            name = base if self._seen[base] == 1 else f"{base}#{self._seen[base]}"
+            if name in self._masked:
+                side = 1 if paths[0] is None else 0
+                return [MaskedLayer(self._graph, name, self._masks, equation, side, self._levels).apply(inputs)]
+        if not self._holds_masked(equation, paths):
+            parameters = equation.primitive.get_bind_params(equation.params)
+            made = equation.primitive.bind(*inputs, **parameters)
+            return made if equation.primitive.multiple_results else [made]
+        body, skipped = _body(equation)
+        if body is None:
+            raise ValueError(
+                f"a masked layer lies inside of {equation.primitive.name}{_where(equation)}: mask the function "
+                "inside of the loop instead of the one around it"
+            )
+        arguments, names = inputs[skipped:], paths[skipped:]
+        if equation.primitive.name in _CHECKPOINTS:
+            again = jax.checkpoint(
+                lambda *given: self.evaluate(body.jaxpr, body.consts, given, names),
+                policy=equation.params["policy"],
+                prevent_cse=equation.params["prevent_cse"],
+            )
+            return again(*arguments)
+        return self.evaluate(body.jaxpr, body.consts, arguments, names)
+
+    def _layer_of(self, equation: Any, paths: Sequence[str | None]) -> str | None:
+        """The path of the kernel that an equation takes to a value of another kind, or None."""
+        if equation.primitive.name not in _MIXING or [path is None for path in paths].count(True) != 1:
+            return None
+        return next(path for path in paths if path is not None) or None
+
+    def _holds_masked(self, equation: Any, paths: Sequence[str | None]) -> bool:
+        """Whether a masked layer lies in what an equation calls."""
+        return any(
+            self._body_holds_masked(
+                body, [*paths[skipped:], *[None] * len(body.jaxpr.invars)][: len(body.jaxpr.invars)]
+            )
+            for body, skipped in _bodies(equation)
+        )
+
+    def _body_holds_masked(self, body: Any, names: Sequence[str | None]) -> bool:
+        paths: dict[Any, str | None] = dict(zip(body.jaxpr.invars, names, strict=True))
+        paths.update(dict.fromkeys(body.jaxpr.constvars, ""))
+        for equation in body.jaxpr.eqns:
+            given = ["" if isinstance(atom, core.Literal) else paths[atom] for atom in equation.invars]
+            layer = self._layer_of(equation, given)
+            if layer is not None and layer_name(layer) in self._bases:
+                return True
+            if self._holds_masked(equation, given):
+                return True
+            paths.update(dict.fromkeys(equation.outvars, _path_of(equation, given)))
+        return False
+
+
+_MIXING = ("conv_general_dilated", "dot_general")
+_CHECKPOINTS = ("checkpoint", "remat", "remat2")
+
+
+def _path_of(equation: Any, paths: Sequence[str | None]) -> str | None:
+    """The path of what an equation makes of variables alone, that of the largest; None if it is made of others too."""
+    if not paths or None in paths:
+        return None
+    sizes = [atom.aval.size if path else -1 for atom, path in zip(equation.invars, paths, strict=True)]
+    return paths[sizes.index(max(sizes))]
+
+
+def _where(equation: Any) -> str:
+    source = source_line(equation)
+    return f" ({source})" if source else ""
+
+
+def _body(equation: Any) -> tuple[Any, int]:
+    """What an equation calls once, with its inputs but the first few: a closed jaxpr and their number; or None."""
+    params, name = equation.params, equation.primitive.name
+    if name == "cond" and params.get("branches_platforms") is not None:
+        # What lax.platform_dependent makes: the branch of the platform at hand.
+        platforms, at_hand = params["branches_platforms"], jax.default_backend()
+        named = [index for index, names in enumerate(platforms) if names is not None and at_hand in names]
+        default = [index for index, names in enumerate(platforms) if names is None]
+        return params["branches"][(named + default)[0]], 1
+    body = called_jaxpr(name, params)
+    return body, 0
+
+
+def _names_for(body: Any, paths: Sequence[str | None]) -> list[str | None]:
+    count = len(body.jaxpr.invars)
+    return [*paths, *[None] * count][:count]
+
+
+def _bodies(equation: Any) -> list[tuple[Any, int]]:
+    """All that an equation may call, and how many of its inputs each does not take."""
+    body, skipped = _body(equation)
+    if body is not None:
+        return [(body, skipped)]
+    params, name = equation.params, equation.primitive.name
+    if name == "cond":
+        return [(branch, 1) for branch in params["branches"]]
+    if name == "while":
+        return [(params["body_jaxpr"], params["cond_nconsts"])]
+    if name == "scan":
+        return [(params["jaxpr"], 0)]
+    return []

@@ -1,0 +1,88 @@
+"""One layer of a function with its masks, in whatever layout the function has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fdjax.graph.masks import SIDES, MaskedGraph
+from fdjax.ops.fcmask import level_counts
+from fdjax.ops.pointwise import masked_pointwise
+
+
+class MaskedLayer:
+    """One masked layer, in the layout that the function has it in."""
+
+    def __init__(
+        self,
+        graph: MaskedGraph,
+        name: str,
+        masks: Mapping[str, jax.Array],
+        equation: Any,
+        kernel_side: int,
+        levels: Sequence[int] | None,
+    ):
+        self._name, self._equation, self._side = name, equation, kernel_side
+        self._block, self._levels = graph.blocks.get(name, 1), levels
+        self._masks = [masks[path] if (path := graph.mask_of(name, side)) is not None else None for side in SIDES]
+
+    def apply(self, inputs: Sequence[Any]) -> Any:
+        """The layer's output."""
+        if self._block > 1:
+            return self._transformed(inputs[1 - self._side], inputs[self._side])
+        return self._by_channels(list(inputs))
+
+    def _by_channels(self, inputs: list[Any]) -> Any:
+        """Whole channels: the masks go into the kernel, but that of the input of a grouped convolution."""
+        x, kernel, params = inputs[1 - self._side], inputs[self._side], self._equation.params
+        if self._equation.primitive.name == "dot_general":
+            contracted = params["dimension_numbers"][0]
+            x_axis, in_axis = contracted[1 - self._side][0], contracted[self._side][0]
+            out_axis = 1 - in_axis
+        else:
+            x_axis = params["dimension_numbers"].lhs_spec[1]
+            out_axis, in_axis = params["dimension_numbers"].rhs_spec[:2]
+        made, read = self._masks[1], self._masks[0]
+        if read is not None and kernel.shape[in_axis] == x.shape[x_axis]:
+            kernel = kernel * _along(read[0], in_axis, kernel)
+        elif read is not None:
+            inputs[1 - self._side] = x * _along(read[0], x_axis, x)
+        if made is not None:
+            kernel = kernel * _along(made[0], out_axis, kernel)
+        inputs[self._side] = kernel
+        return self._equation.primitive.bind(*inputs, **params)
+
+    def _transformed(self, x: Any, kernel: Any) -> Any:
+        params, dtype = self._equation.params, self._equation.outvars[0].aval.dtype
+        if self._equation.primitive.name == "dot_general":
+            contracted = params["dimension_numbers"][0]
+            kernel = jnp.moveaxis(kernel, contracted[self._side][0], 0)
+            x = jnp.moveaxis(x, contracted[1 - self._side][0], -1)
+            y = self._product(x, kernel)
+            return (y if self._side == 1 else jnp.moveaxis(y, -1, 0)).astype(dtype)
+        dimensions = params["dimension_numbers"]
+        batch, channels, *sides = dimensions.lhs_spec
+        outputs, given = dimensions.rhs_spec[:2]
+        kernel = jnp.squeeze(jnp.moveaxis(kernel, (given, outputs), (-2, -1)), tuple(range(kernel.ndim - 2)))
+        y = self._product(x.transpose(batch, *sides, channels), kernel)
+        batch, channels, *sides = dimensions.out_spec
+        return jnp.moveaxis(y, range(y.ndim), (batch, *sides, channels)).astype(dtype)
+
+    def _product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        if x.ndim < 4:
+            raise ValueError(
+                f"layer {self._name} multiplies a value of shape {x.shape} here, and a map where the graph was traced; "
+                "masks between 0 and N coefficients need the map"
+            )
+        accepted = {*level_counts(self._block**2, self._levels)}
+        masks = [None if mask is None else mask.astype(x.dtype) for mask in self._masks]
+        return masked_pointwise(x, kernel, self._block, *masks, block_means=accepted <= {0, 1, self._block**2})
+
+
+def _along(vector: jax.Array, axis: int, like: Any) -> jax.Array:
+    sides = [1] * like.ndim
+    sides[axis] = vector.shape[0]
+    return vector.reshape(sides).astype(like.dtype)
