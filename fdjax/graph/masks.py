@@ -12,6 +12,7 @@ import numpy as np
 from fdjax.graph.channels import ChannelWalk
 from fdjax.graph.network import Graph, Layer, Space
 from fdjax.graph.operations import Operations
+from fdjax.graph.table import graph_table
 
 Side = Literal["input", "output"]
 SIDES: tuple[Side, ...] = ("input", "output")
@@ -60,6 +61,8 @@ class MaskedGraph:
       input_mean: per input channel, in raw 0..255 units; the graph subtracts it first.
       input_std: likewise; the graph divides by it then.
       class_names: of the outputs, in order.
+      levels: kept counts below N that masks fade between and are rounded to, unless others are asked for; None: all.
+      floors: path of a mask -> how many of its channels keep something at least.
     """
 
     name: str
@@ -71,6 +74,11 @@ class MaskedGraph:
     input_mean: tuple[float, ...] = ()
     input_std: tuple[float, ...] = ()
     class_names: tuple[str, ...] = ()
+    levels: tuple[int, ...] | None = None
+    floors: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return graph_table(self.graph, self.masks)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `from_dict` reads it back."""
@@ -233,7 +241,9 @@ def layer_blocks(
     return found
 
 
-def place_masks(graph: Graph, blocks: Mapping[str, int], sides: str = "both", tied: bool = False) -> dict[str, Mask]:
+def place_masks(
+    graph: Graph, blocks: Mapping[str, int], sides: str = "both", tied: bool = False, every_run: bool = False
+) -> dict[str, Mask]:
     """Masks for the wrapped layers.
 
     Args:
@@ -242,6 +252,7 @@ def place_masks(graph: Graph, blocks: Mapping[str, int], sides: str = "both", ti
       sides: "both", "input", "output" or "none": which sides of a wrapped layer have masks of their own.
       tied: where a run lies between two wrapped layers with one K, and its map is worked on in between, the two share
         one mask, and have none on sides that are not shared.
+      every_run: also where no depthwise layer works on it.
 
     Returns:
       Path -> mask, in the order of the layers. A layer's own masks are named "LAYER/input" and "LAYER/output", a run's
@@ -250,7 +261,7 @@ def place_masks(graph: Graph, blocks: Mapping[str, int], sides: str = "both", ti
     shared: dict[tuple[str, Side], Mask] = {}
     for space in graph.spaces.values() if tied else ():
         ends = (*space.writers, *space.readers)
-        run = space.is_run and space.depthwise and all(end in blocks for end in ends)
+        run = space.is_run and (space.depthwise or every_run) and all(end in blocks for end in ends)
         if run and blocks[ends[0]] == blocks[ends[1]]:
             path = f"{_common_module(*ends) or ends[0]}/wide"
             mask = Mask(path, len(space.channels), blocks[ends[0]], ((ends[0], "output"), (ends[1], "input")))

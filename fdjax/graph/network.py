@@ -18,6 +18,7 @@ import numpy as np
 from fdjax.graph.channels import ChannelWalk
 from fdjax.graph.identity import Mixing
 from fdjax.graph.operations import Operations
+from fdjax.graph.table import graph_table
 from fdjax.graph.trace import trace as trace_operations
 
 Kind = Literal["conv", "pointwise", "depthwise", "dense"]
@@ -127,6 +128,9 @@ class Graph:
           ValueError: fields that are no graph's, or are of a newer format.
         """
         return cls(Operations.from_dict(fields))
+
+    def __str__(self) -> str:
+        return graph_table(self)
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -161,12 +161,7 @@ class _Walk:
 
     def _holds_masked(self, equation: Any, paths: Sequence[str | None]) -> bool:
         """Whether a masked layer lies in what an equation calls."""
-        return any(
-            self._body_holds_masked(
-                body, [*paths[skipped:], *[None] * len(body.jaxpr.invars)][: len(body.jaxpr.invars)]
-            )
-            for body, skipped in _bodies(equation)
-        )
+        return any(self._body_holds_masked(body, paths[skipped:]) for body, skipped in _bodies(equation))
 
     def _body_holds_masked(self, body: Any, names: Sequence[str | None]) -> bool:
         paths: dict[Any, str | None] = dict(zip(body.jaxpr.invars, names, strict=True))
@@ -210,11 +205,6 @@ def _body(equation: Any) -> tuple[Any, int]:
         return params["branches"][(named + default)[0]], 1
     body = called_jaxpr(name, params)
     return body, 0
-
-
-def _names_for(body: Any, paths: Sequence[str | None]) -> list[str | None]:
-    count = len(body.jaxpr.invars)
-    return [*paths, *[None] * count][:count]
 
 
 def _bodies(equation: Any) -> list[tuple[Any, int]]:
