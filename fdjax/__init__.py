@@ -1,16 +1,22 @@
 """fdjax: dense pruning of pointwise convolutions in the frequency domain.
 
-`import fdjax` offers the pure functions of `fdjax.ops`. They are loaded on first use (PEP 562), so that
-`fdjax.runtime` can set up the process before jax is imported.
+`import fdjax` offers the pure functions of `fdjax.ops`, and those that mask, count, round and freeze any JAX model.
+They are loaded on first use (PEP 562), so that `fdjax.runtime` can set up the process before jax is imported.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from fdjax.frozen.artifact import freeze_network as freeze
+    from fdjax.frozen.artifact import load
+    from fdjax.graph.counting import network_macs as count
+    from fdjax.graph.network import trace
+    from fdjax.graph.placing import init_fcmask, with_masks
     from fdjax.ops import (
         BandPlan,
         banded_pointwise,
@@ -29,6 +35,23 @@ if TYPE_CHECKING:
         pointwise_macs,
         zigzag_order,
     )
+    from fdjax.pruning.expected import expected_macs, expected_ratio
+    from fdjax.pruning.harden import harden
+    from fdjax.pruning.masked import masked
+
+# Functions for any model -> the module that has each, and its name there where it is another.
+_OF_MODELS = {
+    "count": ("fdjax.graph.counting", "network_macs"),
+    "expected_macs": ("fdjax.pruning.expected", "expected_macs"),
+    "expected_ratio": ("fdjax.pruning.expected", "expected_ratio"),
+    "freeze": ("fdjax.frozen.artifact", "freeze_network"),
+    "harden": ("fdjax.pruning.harden", "harden"),
+    "init_fcmask": ("fdjax.graph.placing", "init_fcmask"),
+    "load": ("fdjax.frozen.artifact", "load"),
+    "masked": ("fdjax.pruning.masked", "masked"),
+    "trace": ("fdjax.graph.network", "trace"),
+    "with_masks": ("fdjax.graph.placing", "with_masks"),
+}
 
 __all__ = [
     "BandPlan",
@@ -36,21 +59,34 @@ __all__ = [
     "block_dct",
     "block_idct",
     "coef_mask",
+    "count",
     "dct_basis",
     "dense_pointwise",
     "depthwise_conv",
+    "expected_macs",
     "expected_pointwise_macs",
+    "expected_ratio",
     "fcmask_penalty",
+    "freeze",
     "hard_coef_mask",
+    "harden",
+    "init_fcmask",
     "kept_counts",
+    "load",
+    "masked",
     "masked_pointwise",
     "plan_bands",
     "pointwise_macs",
+    "trace",
+    "with_masks",
     "zigzag_order",
 ]
 
 
 def __getattr__(name: str):
+    if name in _OF_MODELS:
+        module, attribute = _OF_MODELS[name]
+        return getattr(importlib.import_module(module), attribute)
     if name in __all__:
         from fdjax import ops
 

@@ -17,10 +17,11 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from fdjax.errors import UserError
-from fdjax.frozen.assemble import Frozen
+from fdjax.frozen.assemble import Choose, Frozen, fewest_macs, freeze
 from fdjax.frozen.program import Program
 from fdjax.frozen.xla import apply, compiler_options
-from fdjax.graph.masks import MaskedGraph
+from fdjax.graph.counting import network_macs
+from fdjax.graph.masks import Counts, MaskedGraph
 
 FORMAT, FORMAT_VERSION = "fdjax frozen network", 3
 MANIFEST, ARRAYS, GRAPH, CHECKSUM = "manifest.json", "arrays.npz", "network.json", "manifest.json.sha256"
@@ -49,7 +50,21 @@ class FrozenNetwork:
         self.network, self.frozen, self.manifest = network, frozen, manifest
         self._arrays = {name: jnp.asarray(array) for name, array in frozen.arrays.items()}
         function = functools.partial(apply, frozen.program, in_chunks=jax.default_backend() == "cpu")
-        self._logits = jax.jit(lambda arrays, images: function(arrays, images)[0], compiler_options=compiler_options())
+        self._outputs = jax.jit(function, compiler_options=compiler_options())
+
+    def __call__(self, *inputs: ArrayLike) -> Any:
+        """What the traced function gives: its result, or a tuple of several. Inputs are [B, ...], as it takes them."""
+        outputs = self._outputs(self._arrays, *inputs)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes it, whole or not at all; `load` reads it back.
+
+        Raises:
+          UserError: the folder holds something else.
+          ValueError: an operation of the network has no JSON form.
+        """
+        self.manifest = save(Path(folder), self.network, self.frozen, self.manifest)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -73,13 +88,29 @@ class FrozenNetwork:
                 f"this network was frozen for images of {_shape(self.input_shape)}, a batch of which is "
                 f"[B, {', '.join(map(str, self.input_shape))}]; got {list(shape)}"
             )
-        return self._logits(self._arrays, images)
+        return self._outputs(self._arrays, images)[0]
 
     def classify(self, image: np.ndarray, top: int = 1) -> list[tuple[str, float]]:
         """The `top` likeliest classes of one raw image [H, W, C], with their probabilities; names, or else numbers."""
         probabilities = np.asarray(jax.nn.softmax(self.predict(image[None])[0]))
         names = self.class_names or tuple(map(str, range(self.network.num_classes)))
         return [(names[i], float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")[:top]]
+
+
+def freeze_network(graph: MaskedGraph, variables: Any, counts: Counts, choose: Choose = fewest_macs) -> FrozenNetwork:
+    """The dense network that hard masks leave of any function.
+
+    Args:
+      graph: of the function, with its masks.
+      variables: as it was traced with.
+      counts: path of every FCMask -> kept counts (`HardMasks.counts`); empty where there are no masks.
+      choose: picks among the exact schedules of each run; `fdjax.frozen.Stopwatch().choose` by measured time.
+
+    Raises:
+      ValueError: variables or counts that are not the graph's, or an operation that a frozen network has no form for.
+    """
+    macs = network_macs(graph, counts).to_dict()
+    return FrozenNetwork(graph, freeze(graph, variables, counts, choose), {"macs": macs})
 
 
 def check_target(folder: Path) -> None:
@@ -213,11 +244,12 @@ def _check(program: Program, arrays: Mapping[str, np.ndarray], network: MaskedGr
     for name, array in arrays.items():
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise ValueError(f"array {name} is not finite")
-    images = jax.ShapeDtypeStruct((1, *network.input_shape), jnp.float32)
+    images = [jax.ShapeDtypeStruct((1, *program.shapes[value]), jnp.float32) for value in program.inputs]
     shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
     try:
-        (logits,) = jax.eval_shape(functools.partial(apply, program), shapes, images)
+        made = jax.eval_shape(functools.partial(apply, program), shapes, *images)
     except Exception as error:  # whatever a program that is wrong makes JAX raise
         raise ValueError(f"its program and its arrays do not fit each other: {error}") from error
-    if logits.shape != (1, network.num_classes):
-        raise ValueError(f"it gives {logits.shape[-1]} logits, where the network has {network.num_classes} classes")
+    expected = [network.operations.shapes[value][1:] for value in network.operations.outputs]
+    if [output.shape[1:] for output in made] != expected:
+        raise ValueError(f"it gives {[output.shape[1:] for output in made]}, where the network gives {expected}")

@@ -39,12 +39,13 @@ def expected_macs(
     Args:
       network: the network.
       fcmasks: path -> FCMask [channels], in [0, 1].
-      levels: kept counts below N that are accepted; None: all.
+      levels: kept counts below N that are accepted; None: the graph's own.
       convention: "total" or "paper".
 
     Returns:
       A float32 scalar.
     """
+    levels = network.levels if levels is None else levels
     masks = {
         path: coef_mask(fcmasks[path].astype(jnp.float32), mask.num_coefs, levels)
         for path, mask in network.masks.items()

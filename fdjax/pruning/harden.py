@@ -40,13 +40,16 @@ def round_masks(network: MaskedGraph, fcmasks: FcMasks, levels: Levels = None, o
 
     The arithmetic is float32, as in `fdjax.ops.fcmask.kept_counts`, so that both round alike.
     """
-    counts = {}
+    counts, levels = {}, network.levels if levels is None else levels
     for path, mask in network.masks.items():
         accepted = np.asarray(level_counts(mask.num_coefs, levels))
         stretches = len(accepted) - 1
         scaled = (np.asarray(fcmasks[path], np.float32) + np.float32(offset)) * np.float32(stretches)
         below = np.floor(scaled)
         counts[path] = accepted[np.clip(below + (scaled - below >= 0.5), 0, stretches).astype(np.int64)]
+        if path in network.floors:
+            highest = np.argsort(-np.asarray(fcmasks[path], np.float64), kind="stable")[: network.floors[path]]
+            counts[path][highest] = np.maximum(counts[path][highest], accepted[1])
     return counts
 
 
@@ -149,6 +152,7 @@ def harden(
     network: MaskedGraph,
     fcmasks: FcMasks,
     *,
+    target_macs: float | None = None,
     levels: Levels = None,
     gate: str = "macs",
     convention: str = "total",
@@ -161,13 +165,17 @@ def harden(
     Args:
       network: the network.
       fcmasks: path -> FCMask [channels] in [0, 1].
-      levels: the accepted kept counts below N, or None for all (`fdjax.ops.fcmask.level_counts`).
+      target_macs: a MAC ratio, to which they are then rounded as `harden_to_target` does it; None: as they stand.
+      levels: the accepted kept counts below N (`fdjax.ops.fcmask.level_counts`); None: the graph's own.
       gate: "macs" or "none".
       convention: of the gate, "total" or "paper".
       offset: added to every FCMask before rounding.
       group_multiple: of which the sizes of tied groups are made multiples (`even_groups`).
       released: layers to release whatever they cost.
     """
+    if target_macs is not None:
+        rounding = {"levels": levels, "gate": gate, "convention": convention, "group_multiple": group_multiple}
+        return harden_to_target(network, fcmasks, target_macs, released=released, **rounding)
     counts = dict(even_groups(network, fcmasks, round_masks(network, fcmasks, levels, offset), group_multiple))
     for name in network.wrapped_layers:
         for path in _paths(network, name) if name in released else ():

@@ -9,18 +9,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.extend import core
 
 from fdjax.graph.masks import MaskedGraph
 from fdjax.graph.network import layer_name
 from fdjax.graph.trace import called_jaxpr, source_line, variable_paths
-from fdjax.ops.fcmask import coef_mask
-from fdjax.pruning.masked_layer import MaskedLayer
+from fdjax.ops.fcmask import coef_mask, level_counts
+from fdjax.pruning.masked_layer import CoefMask, MaskedLayer
 
 Masks = Mapping[str, jax.Array]
 
 
-def masked(function: Callable[..., Any], graph: MaskedGraph, levels: Sequence[int] | None = None) -> Callable[..., Any]:
+def masked(function: Callable[..., Any], graph: MaskedGraph) -> Callable[..., Any]:
     """The function with the layers of its model masked.
 
     Layers are found by the paths of their kernels, so that the function need not be the one that the graph was traced
@@ -30,7 +32,6 @@ def masked(function: Callable[..., Any], graph: MaskedGraph, levels: Sequence[in
       function: `function(variables, *args)`, of JAX operations. `variables` holds the kernels of the graph's layers at
         the paths that they were traced with; a leading collection "params" may be missing.
       graph: of the model, with its masks.
-      levels: kept counts below N between which soft masks fade; None: all.
 
     Returns:
       `masked_function(masks, variables, *args)`. `masks` has an array [channels] for each path of `graph.masks`:
@@ -45,7 +46,7 @@ def masked(function: Callable[..., Any], graph: MaskedGraph, levels: Sequence[in
     @functools.wraps(function)
     def masked_function(masks: Masks, variables: Any, *args: Any) -> Any:
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(variables, *args)
-        walk = _Walk(graph, _coefficient_masks(graph, masks, levels), levels)
+        walk = _Walk(graph, _coefficient_masks(graph, masks))
         paths = variable_paths(variables)
         names = [*paths, *[None] * (len(closed.jaxpr.invars) - len(paths))]
         flat = jax.tree.leaves((variables, args))
@@ -56,20 +57,23 @@ def masked(function: Callable[..., Any], graph: MaskedGraph, levels: Sequence[in
     return masked_function
 
 
-def _coefficient_masks(graph: MaskedGraph, masks: Masks, levels: Sequence[int] | None) -> dict[str, jax.Array]:
-    """Path -> coefficient mask [N, channels]."""
+def _coefficient_masks(graph: MaskedGraph, masks: Masks) -> dict[str, CoefMask]:
+    """Path -> coefficient mask."""
     if set(masks) != set(graph.masks):
         missing, foreign = sorted(set(graph.masks) - set(masks)), sorted(set(masks) - set(graph.masks))
         raise ValueError(f"the masks are not the graph's: missing {missing[:3]}, unknown {foreign[:3]}")
-    found = {}
+    found: dict[str, CoefMask] = {}
     for path, mask in graph.masks.items():
         given = jnp.asarray(masks[path])
         if given.shape != (mask.channels,):
             raise ValueError(f"mask {path} must have shape ({mask.channels},), got {given.shape}")
         if jnp.issubdtype(given.dtype, jnp.integer):
-            found[path] = (jnp.arange(mask.num_coefs)[:, None] < given).astype(jnp.float32)
+            coefs = (jnp.arange(mask.num_coefs)[:, None] < given).astype(jnp.float32)
+            known = not isinstance(given, Tracer)
+            found[path] = CoefMask(coefs, known and set(np.unique(given)) <= {0, 1, mask.num_coefs})
         else:
-            found[path] = coef_mask(given, mask.num_coefs, levels)
+            around_means = {*level_counts(mask.num_coefs, graph.levels)} <= {0, 1, mask.num_coefs}
+            found[path] = CoefMask(coef_mask(given, mask.num_coefs, graph.levels), around_means)
     return found
 
 
@@ -80,8 +84,8 @@ class _Walk:
     made of, also after a cast, a reshape or a transposition.
     """
 
-    def __init__(self, graph: MaskedGraph, masks: Mapping[str, jax.Array], levels: Sequence[int] | None):
-        self._graph, self._masks, self._levels = graph, masks, levels
+    def __init__(self, graph: MaskedGraph, masks: Mapping[str, CoefMask]):
+        self._graph, self._masks = graph, masks
         self._masked = {layer for mask in graph.masks.values() for layer, _ in mask.sides}
         self._bases = {name.partition("#")[0] for name in self._masked}
         self._seen: Counter[str] = Counter()
@@ -132,7 +136,7 @@ class _Walk:
             name = base if self._seen[base] == 1 else f"{base}#{self._seen[base]}"
             if name in self._masked:
                 side = 1 if paths[0] is None else 0
-                return [MaskedLayer(self._graph, name, self._masks, equation, side, self._levels).apply(inputs)]
+                return [MaskedLayer(self._graph, name, self._masks, equation, side).apply(inputs)]
         if not self._holds_masked(equation, paths):
             parameters = equation.primitive.get_bind_params(equation.params)
             made = equation.primitive.bind(*inputs, **parameters)

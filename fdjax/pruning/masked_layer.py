@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fdjax.graph.masks import SIDES, MaskedGraph
-from fdjax.ops.fcmask import level_counts
 from fdjax.ops.pointwise import masked_pointwise
+
+
+class CoefMask(NamedTuple):
+    """A coefficient mask.
+
+    Attributes:
+      coefs: [N, channels].
+      around_means: whether all coefficients of a channel but the first have one value, for certain.
+    """
+
+    coefs: jax.Array
+    around_means: bool
 
 
 class MaskedLayer:
@@ -20,13 +31,12 @@ class MaskedLayer:
         self,
         graph: MaskedGraph,
         name: str,
-        masks: Mapping[str, jax.Array],
+        masks: Mapping[str, CoefMask],
         equation: Any,
         kernel_side: int,
-        levels: Sequence[int] | None,
     ):
         self._name, self._equation, self._side = name, equation, kernel_side
-        self._block, self._levels = graph.blocks.get(name, 1), levels
+        self._block = graph.blocks.get(name, 1)
         self._masks = [masks[path] if (path := graph.mask_of(name, side)) is not None else None for side in SIDES]
 
     def apply(self, inputs: Sequence[Any]) -> Any:
@@ -47,11 +57,11 @@ class MaskedLayer:
             out_axis, in_axis = params["dimension_numbers"].rhs_spec[:2]
         made, read = self._masks[1], self._masks[0]
         if read is not None and kernel.shape[in_axis] == x.shape[x_axis]:
-            kernel = kernel * _along(read[0], in_axis, kernel)
+            kernel = kernel * _along(read.coefs[0], in_axis, kernel)
         elif read is not None:
-            inputs[1 - self._side] = x * _along(read[0], x_axis, x)
+            inputs[1 - self._side] = x * _along(read.coefs[0], x_axis, x)
         if made is not None:
-            kernel = kernel * _along(made[0], out_axis, kernel)
+            kernel = kernel * _along(made.coefs[0], out_axis, kernel)
         inputs[self._side] = kernel
         return self._equation.primitive.bind(*inputs, **params)
 
@@ -77,9 +87,9 @@ class MaskedLayer:
                 f"layer {self._name} multiplies a value of shape {x.shape} here, and a map where the graph was traced; "
                 "masks between 0 and N coefficients need the map"
             )
-        accepted = {*level_counts(self._block**2, self._levels)}
-        masks = [None if mask is None else mask.astype(x.dtype) for mask in self._masks]
-        return masked_pointwise(x, kernel, self._block, *masks, block_means=accepted <= {0, 1, self._block**2})
+        around_means = all(mask is None or mask.around_means for mask in self._masks)
+        masks = [None if mask is None else mask.coefs.astype(x.dtype) for mask in self._masks]
+        return masked_pointwise(x, kernel, self._block, *masks, block_means=around_means)
 
 
 def _along(vector: jax.Array, axis: int, like: Any) -> jax.Array:

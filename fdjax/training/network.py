@@ -74,6 +74,7 @@ def trace_network(
         masks=place_masks(graph, blocks, learn.sides, learn.tied),
         blocks=blocks,
         num_classes=network.num_classes,
+        levels=learn.counts_below_whole,
         uncounted=frozenset(uncounted),
         **facts,
     )
@@ -89,7 +90,7 @@ def remasked(network: MaskedGraph, learn: LearnConfig) -> MaskedGraph:
         network.graph, network.blocks, learn.block, dict(learn.block_by_map), dict(learn.block_by_layer)
     )
     masks = place_masks(network.graph, blocks, learn.sides, learn.tied)
-    return dataclasses.replace(network, blocks=blocks, masks=masks)
+    return dataclasses.replace(network, blocks=blocks, masks=masks, levels=learn.counts_below_whole)
 
 
 def _apply(module: nn.Module, variables: Any, images: jax.Array) -> Any:
