@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fdjax.graph import MaskedGraph, network_macs, units
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from fdjax.graph.counting import network_macs
+from fdjax.graph.masks import SIDES, MaskedGraph
 from fdjax.ops import banded_pointwise, plan_bands, pointwise
 from fdjax.ops.fcmask import counts_to_fcmask
 from fdjax.pruning import gate_counts
@@ -23,6 +24,8 @@ from fdjax.training.build import hard_network
 from fdjax.zoo import FCMASK, MOBILENETS, FrequencyPointwise, MobileNet, frequency, normalization
 from fdjax.zoo.network import round_channels
 from fdjax.zoo.normalization import BatchNorm, Depthwise, Pointwise
+from tests.graph_networks import network_for
+from tests.small_network import units
 
 # A network that compiles in a few seconds: 8 to 24 channels, maps of 6x6 and (not divided by the block) 3x3.
 SHAPE = (12, 12, 3)
@@ -41,10 +44,10 @@ def random_counts(graph: MaskedGraph, seed: int = 0, whole: tuple[str, ...] = ()
     """Any counts; 0 and N only in the masks of the layers named in `whole`."""
     rng = np.random.default_rng(seed)
     counts = {path: rng.integers(0, n + 1, channels) for path, (channels, n) in graph.mask_sizes.items()}
-    for layer in graph.layers:
-        for path in (layer.input_mask, layer.output_mask) if layer.name in whole else ():
-            if path:
-                counts[path] = layer.num_coefs * rng.integers(0, 2, len(counts[path]))
+    for path in dict.fromkeys(graph.mask_of(name, side) for name in whole for side in SIDES):
+        if path:
+            channels, num_coefs = graph.mask_sizes[path]
+            counts[path] = num_coefs * rng.integers(0, 2, channels)
     return counts
 
 
@@ -138,7 +141,7 @@ def test_layer_with_levels_fades_from_one_to_the_next() -> None:
 
 def test_the_network_hands_its_levels_to_every_wrapped_layer() -> None:
     variables = random_variables(TINY)
-    graph = TINY.graph(SHAPE)
+    graph = network_for(TINY, SHAPE)
     counts = {path: np.resize([n, 1, n], channels) for path, (channels, n) in graph.mask_sizes.items()}
     # At the levels 0, 1 and N soft masks are hard ones.
     places = unflatten_dict(
@@ -348,31 +351,29 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
-def test_fcmask_collection_is_the_specs(kind: str) -> None:
+def test_fcmask_collection_is_the_graphs(kind: str) -> None:
     network = dataclasses.replace(TINY, **SETTINGS[kind])
-    graph = network.graph(SHAPE)
+    graph = network_for(network, SHAPE)
     shapes = jax.eval_shape(lambda key: network.init(key, jnp.zeros((1, *SHAPE))), jax.random.key(0))
     found = {path: leaf.shape for path, leaf in flatten_dict(shapes[FCMASK], sep="/").items()}
     assert found == {path: (channels,) for path, (channels, _) in graph.mask_sizes.items()}
-    for layer in graph.layers:
-        if layer.block and layer.unit is None:
-            assert [bool(mask) for mask in (layer.input_mask, layer.output_mask)] == [
-                network.sides in ("both", side) for side in ("input", "output")
-            ]
-    for roles in units(graph).values():
-        expand, project = roles["expand"], roles["project"]
-        if network.tied and expand.block == project.block:
-            assert (expand.input_mask, project.output_mask) == (None, None)
-            assert expand.output_mask == project.input_mask == f"{expand.unit}/wide"
+    own = {side: network.sides in ("both", side) for side in SIDES}
+    assert {side: bool(graph.mask_of("head", side)) for side in SIDES} == own
+    for unit in units(graph):
+        expand, project = (
+            {side: graph.mask_of(f"{unit}/{of}", side) for side in SIDES} for of in ("expand", "project")
+        )
+        if network.tied and graph.blocks[f"{unit}/expand"] == graph.blocks[f"{unit}/project"]:
+            assert (expand["input"], project["output"]) == (None, None)
+            assert expand["output"] == project["input"] == f"{unit}/wide"
         else:
-            masks = [mask for layer in (expand, project) for mask in (layer.input_mask, layer.output_mask)]
-            assert [bool(mask) for mask in masks] == 2 * [network.sides in ("both", s) for s in ("input", "output")]
-            assert f"{expand.unit}/wide" not in found
+            assert all({side: bool(of[side]) for side in SIDES} == own for of in (expand, project))
+            assert f"{unit}/wide" not in found
 
 
 def test_blocks_by_layer_go_before_blocks_by_map() -> None:
-    graph = dataclasses.replace(TINY, **SETTINGS["a block by layer"]).graph(SHAPE)
-    blocks = {layer.name: (layer.block, layer.in_size[0]) for layer in graph.layers if layer.block}
+    graph = network_for(dataclasses.replace(TINY, **SETTINGS["a block by layer"]), SHAPE)
+    blocks = {name: (block, graph.layers[name].in_size[0]) for name, block in graph.blocks.items()}
     assert blocks["block00/expand"] == (2, 6)
     assert blocks["block01/expand"] == (1, 6)
     assert blocks["block03/project"] == (3, 3)
@@ -381,7 +382,7 @@ def test_blocks_by_layer_go_before_blocks_by_map() -> None:
 
 @pytest.mark.parametrize("padding", ["same", "torch"])
 @pytest.mark.parametrize(("variant", "shape"), [*((v, (32, 32, 3)) for v in MOBILENETS), ("mobilenetv2", (50, 37, 1))])
-def test_spec_has_the_real_sizes_of_every_layer(variant: str, shape: tuple[int, int, int], padding: str) -> None:
+def test_graph_has_the_real_sizes_of_every_layer(variant: str, shape: tuple[int, int, int], padding: str) -> None:
     network = MobileNet(variant, 7, width=0.35, block=1, padding=padding, mode="off")
     seen: dict[str, tuple] = {}
 
@@ -398,9 +399,9 @@ def test_spec_has_the_real_sizes_of_every_layer(variant: str, shape: tuple[int, 
             return network.init(key, jnp.zeros((2, *shape)))
 
     params = flatten_dict(jax.eval_shape(trace, jax.random.key(0))["params"], sep="/")
-    graph = network.graph(shape)
-    assert seen.keys() == {layer.name for layer in graph.layers}
-    for layer in graph.layers:
+    graph = network_for(network, shape)
+    assert seen.keys() == graph.layers.keys()
+    for layer in graph.layers.values():
         inputs, outputs = seen[layer.name]
         if layer.kind == "dense":
             assert (inputs, outputs) == ((2, layer.in_channels), (2, layer.out_channels))
@@ -409,11 +410,10 @@ def test_spec_has_the_real_sizes_of_every_layer(variant: str, shape: tuple[int, 
         assert outputs == (2, *layer.out_size, layer.out_channels), layer.name
         if inputs is not None:
             assert inputs == (2, *layer.in_size, layer.in_channels), layer.name
-        window = (layer.window, layer.window)
         if layer.kind == "depthwise":
-            assert params[layer.name].shape == (*window, layer.in_channels)
+            assert params[layer.name].shape == (*layer.window, layer.in_channels)
         elif layer.kind == "conv":
-            assert params[f"{layer.name}/kernel"].shape == (*window, layer.in_channels, layer.out_channels)
+            assert params[f"{layer.name}/kernel"].shape == (*layer.window, layer.in_channels, layer.out_channels)
         else:
             assert params[f"{layer.name}/kernel"].shape == (layer.in_channels, layer.out_channels)
 
@@ -493,13 +493,13 @@ def test_tied_network_with_nothing_pruned_is_the_dense_network() -> None:
 
 def hand_composed(network: MobileNet, counts: dict[str, np.ndarray]) -> Callable[..., jax.Array]:
     """The dense network whose wrapped layers are replaced, one by one, by banded products."""
-    layers = {layer.name: layer for layer in network.graph(SHAPE).layers if layer.block}
+    graph = network_for(network, SHAPE)
 
     def banded(call, args, kwargs, context):
         if context.method_name != "__call__" or not isinstance(context.module, FrequencyPointwise):
             return call(*args, **kwargs)
-        layer = layers["/".join(context.module.path)]
-        plan = plan_bands(layer.input_counts(counts), layer.output_counts(counts), layer.block)  # type: ignore[arg-type]
+        name = "/".join(context.module.path)
+        plan = plan_bands(*(graph.side_counts(counts, name, side) for side in SIDES), graph.blocks[name])
         y = banded_pointwise(args[0], context.module.variables["params"]["kernel"], plan)
         return kwargs["norm"](y)
 
@@ -513,8 +513,8 @@ def hand_composed(network: MobileNet, counts: dict[str, np.ndarray]) -> Callable
 @pytest.mark.parametrize("tied", [False, True])
 def test_hard_network_is_the_composition_of_banded_layers(tied: bool) -> None:
     network = dataclasses.replace(TINY, tied=tied)
-    counts = random_counts(network.graph(SHAPE))
-    variables = {**random_variables(network), FCMASK: masks_of(network.graph(SHAPE), counts)}
+    counts = random_counts(network_for(network, SHAPE))
+    variables = {**random_variables(network), FCMASK: masks_of(network_for(network, SHAPE), counts)}
     hard = logits(dataclasses.replace(network, mode="hard"), variables)
     np.testing.assert_allclose(hard, hand_composed(network, counts)(variables, images()), atol=1e-4)
     dense = logits(dataclasses.replace(network, mode="off"), variables)
@@ -523,9 +523,9 @@ def test_hard_network_is_the_composition_of_banded_layers(tied: bool) -> None:
 
 def test_gated_network_as_training_builds_it_is_the_composition_of_banded_layers() -> None:
     """Some layers released, so without transforms; the others pruned."""
-    graph = TINY.graph(SHAPE)
+    graph = network_for(TINY, SHAPE)
     counts, released = gate_counts(graph, random_counts(graph, seed=3))
-    wrapped = {layer.name for layer in graph.layers if layer.block}
+    wrapped = {*graph.blocks}
     network = hard_network(TINY, graph, counts)
     assert {*released} <= network.whole_channels < wrapped and released
     variables = {**random_variables(TINY), FCMASK: masks_of(graph, counts)}
@@ -534,15 +534,15 @@ def test_gated_network_as_training_builds_it_is_the_composition_of_banded_layers
 
 
 def test_soft_masks_that_stand_at_hard_values_are_hard() -> None:
-    counts = random_counts(TINY.graph(SHAPE))
-    variables = {**random_variables(TINY), FCMASK: masks_of(TINY.graph(SHAPE), counts)}
+    counts = random_counts(network_for(TINY, SHAPE))
+    variables = {**random_variables(TINY), FCMASK: masks_of(network_for(TINY, SHAPE), counts)}
     soft, hard = (logits(dataclasses.replace(TINY, mode=mode), variables) for mode in ("soft", "hard"))
     np.testing.assert_allclose(soft, hard, atol=1e-4)
 
 
 def test_layers_of_whole_channels_need_no_transform() -> None:
     whole = ("block01/expand", "block01/project", "block03/project", "head")
-    graph = TINY.graph(SHAPE)
+    graph = network_for(TINY, SHAPE)
     counts = random_counts(graph, whole=whole)
     assert any(0 < count.sum() < count.size * graph.mask_sizes[path][1] for path, count in counts.items())
     variables = {**random_variables(TINY), FCMASK: masks_of(graph, counts)}
@@ -552,7 +552,7 @@ def test_layers_of_whole_channels_need_no_transform() -> None:
 
 
 def test_layers_at_0_1_and_n_need_block_means_only() -> None:
-    graph = TINY.graph(SHAPE)
+    graph = network_for(TINY, SHAPE)
     rng = np.random.default_rng(5)
     counts = random_counts(graph)
     for path, (channels, num_coefs) in graph.mask_sizes.items():
@@ -640,13 +640,13 @@ def test_training_is_autodiff_of_the_textbook_network(
     """The CPU's forms and those of other backends against the same network without a gradient written by hand."""
     network = dataclasses.replace(TRAINED, mode=mode)  # type: ignore[arg-type]
     if mode == "whole channels":
-        whole = tuple(layer.name for layer in TRAINED.graph(TRAINED_SHAPE).layers if layer.block)
+        whole = tuple(network_for(TRAINED, TRAINED_SHAPE).blocks)
         network = dataclasses.replace(TRAINED, mode="hard", whole_channels=frozenset(whole))
     variables = random_variables(network, shape=TRAINED_SHAPE)
     if mode == "soft":
         variables[FCMASK] = jax.tree.map(lambda mask: mask - np.linspace(0.05, 0.9, mask.size), variables[FCMASK])
     elif mode == "whole channels":
-        graph = network.graph(TRAINED_SHAPE)
+        graph = network_for(network, TRAINED_SHAPE)
         variables[FCMASK] = masks_of(graph, random_counts(graph, whole=whole))
 
     calls = watch_norms(monkeypatch)
@@ -680,7 +680,7 @@ def test_training_is_autodiff_of_the_textbook_network(
 def test_training_group_by_group_is_training_under_masks(tied: bool) -> None:
     """What no mask lets through is left out: same loss and gradients, and the averages of dead channels stand still."""
     network = dataclasses.replace(TRAINED, tied=tied)
-    graph = network.graph(TRAINED_SHAPE)
+    graph = network_for(network, TRAINED_SHAPE)
     rng = np.random.default_rng(7)
     counts = {path: rng.permuted(np.resize([0, 1, n, n - 1], c)) for path, (c, n) in graph.mask_sizes.items()}
     variables = random_variables(network, shape=TRAINED_SHAPE)
@@ -715,7 +715,7 @@ def test_every_mask_moves_from_one_under_the_task() -> None:
         return jnp.sum(out * jnp.arange(1.0, 6))  # type: ignore[operator]
 
     gradients = flatten_dict(fast_jit(jax.grad(loss))(variables[FCMASK]), sep="/")
-    assert gradients.keys() == TINY.graph(SHAPE).mask_sizes.keys()
+    assert gradients.keys() == network_for(TINY, SHAPE).mask_sizes.keys()
     for path, gradient in gradients.items():
         assert np.isfinite(gradient).all() and np.abs(gradient).max() > 1e-6, path
 
@@ -726,6 +726,6 @@ def test_the_compilers_flops_are_twice_the_dense_macs() -> None:
     shape = (28, 28, 1)
     variables = jax.eval_shape(lambda key: network.init(key, jnp.zeros((1, *shape))), jax.random.key(0))
     compiled = fast_jit(network.apply).lower(variables, jax.ShapeDtypeStruct((1, *shape), jnp.float32)).compile()
-    graph = network.graph(shape, count_classifier=True)
+    graph = network_for(network, shape, count_classifier=True)
     macs = network_macs(graph, graph.full_counts()).to_dict()["dense"]
     assert float(compiled.cost_analysis()["flops"]) == pytest.approx(2 * macs, rel=0.05)  # type: ignore[index]
