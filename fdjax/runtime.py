@@ -63,8 +63,8 @@ def close_heap_gaps() -> int:
     """Takes the free pieces below the top of the heap out of use for good, and gives their whole pages back.
 
     A compilation leaves tens of thousands of them. The operations of a step that ask for memory then search among
-    them, and get it in pieces that lie apart: steps took up to 1.4 times as long (two cores, MobileNetV2 at width
-    0.35). Once they are taken, memory comes from the top, in one piece.
+    them, and get it in pieces that lie apart: steps took up to 1.4 times as long (two cores, a narrow network).
+    Once they are taken, memory comes from the top, in one piece.
 
     Returns:
       The bytes taken; 0 where `keep_freed_memory` had no effect.

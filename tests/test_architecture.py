@@ -8,6 +8,7 @@ import graphlib
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 import tomllib
@@ -29,7 +30,6 @@ FLOORS = {
     "fdjax.python_file": 0,
     "fdjax.runtime": 0,
     "fdjax.ops": 1,
-    "fdjax.spec": 1,
     "fdjax.graph": 1,
     "fdjax.zoo": 2,
     "fdjax.pruning": 2,
@@ -46,11 +46,11 @@ FLOORS = {
     "train": 5,
     "eval": 5,
 }
-# Files that belong to one room, earlier ones first in its table: the foundations, the spec beside ops (a network's
+# Files that belong to one room, earlier ones first in its table: the foundations, the graph beside ops (a network's
 # count is the sum of its layers'), and the entry points.
 SHARED_ROOMS = (
     ("fdjax.errors", "fdjax.runtime", "fdjax.python_file", "fdjax.config"),
-    ("fdjax.ops", "fdjax.spec", "fdjax.graph"),
+    ("fdjax.ops", "fdjax.graph"),
     (
         "fdjax.commands",
         "fdjax.__main__",
@@ -58,9 +58,6 @@ SHARED_ROOMS = (
         "eval",
     ),
 )
-
-# Files that are being taken apart.
-STILL_LONG = ("fdjax.frozen.", "fdjax.graph.", "fdjax.spec")
 
 
 def module_name(file: Path) -> str:
@@ -156,8 +153,8 @@ def test_files_import_each_other_in_one_order() -> None:
     ("module", "source", "allowed"),
     [
         ("fdjax.ops.dct", "from fdjax.ops.blocks import check_block", True),
-        ("fdjax.ops.dct", "from fdjax.spec import NetworkSpec", False),
-        ("fdjax.spec", "from fdjax.ops import macs", True),
+        ("fdjax.ops.dct", "from fdjax.graph.network import Graph", False),
+        ("fdjax.graph.counting", "from fdjax.ops import macs", True),
         ("fdjax.zoo.frequency", "from fdjax import ops", True),
         ("fdjax.zoo.frequency", "from fdjax import pruning", False),
         ("fdjax.zoo.frequency", "from ..pruning import harden", False),
@@ -179,8 +176,60 @@ def test_the_rule_itself_tells_right_from_wrong(module: str, source: str, allowe
 
 def test_no_file_is_long() -> None:
     lengths = {name: len(file.read_text().splitlines()) for name, file in MODULES.items()}
-    long = {name: lines for name, lines in lengths.items() if lines > 400 and not name.startswith(STILL_LONG)}
+    long = {name: lines for name, lines in lengths.items() if lines > 400}
     assert not long, "a file of over 400 lines holds more than one thing: give each a file of its own"
+
+
+# What knows which network it is
+
+FAMILIES = re.compile("mobilenet|resnet|resnext|efficientnet|octave", re.IGNORECASE)
+ROLES = {"expand", "project", "stem", "head", "conv1", "conv2", "conv3", "shortcut"}
+# The networks themselves, and the names by which a config asks for them.
+NAMES_NETWORKS = ("fdjax.zoo", "fdjax.config")
+# Elsewhere a family is named for one of these reasons.
+NAMES_A_FAMILY = {
+    "fdjax.ops.octave": "the mathematics of the octave convolution, which is called that",
+    "fdjax.importers.names": "what foreign files call the layers of each network",
+    "fdjax.importers.formats": "the formats of foreign files, called after the networks that they hold",
+    "fdjax.importers.best_fit": "tells which network a foreign file holds",
+    "fdjax.commands.import_weights": "its --source is the name of a format",
+    "fdjax.reports": "hands on the published figures",
+    "fdjax.reports.references": "published figures, which are of named networks",
+    "fdjax.reports.results": "says in words what a config's model.octave is",
+    "fdjax.reports.results_text": "lists the settings of a config in which runs differ",
+}
+NAMES_A_ROLE = {
+    "fdjax.importers.names": "what foreign files call the layers of each network",
+}
+
+
+def role_names(source: str) -> set[str]:
+    """The roles that a file's strings name: alone, or as a part of a layer's path."""
+    texts = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
+    return {part for text in texts if isinstance(text, str) for part in text.split("/")} & ROLES
+
+
+def family_names(source: str) -> set[str]:
+    """The families that a file names, also in its comments."""
+    return {found.lower() for found in FAMILIES.findall(source)}
+
+
+@pytest.mark.parametrize(("find", "exceptions"), [(family_names, NAMES_A_FAMILY), (role_names, NAMES_A_ROLE)])
+def test_only_networks_and_configs_know_a_family_or_a_role(find, exceptions: dict[str, str]) -> None:
+    """What works on a graph works on any network."""
+    elsewhere = [module for module in MODULES if room_of(module) not in NAMES_NETWORKS]
+    found = {module: names for module in elsewhere if (names := find(MODULES[module].read_text()))}
+    wrong = {module: names for module, names in found.items() if module not in exceptions}
+    assert not wrong, "leave to the network what only it can know, or say above why a file has to name it"
+    assert exceptions.keys() <= found.keys(), "an exception that is none any more"
+
+
+def test_the_search_for_names_finds_them() -> None:
+    assert family_names("# as in MobileNetV2\nx = 'resnet50'") == {"mobilenet", "resnet"}
+    assert role_names("a, b = f'{unit}/project', layers['expand']\nhead = 'the head of a table'") == {
+        "expand",
+        "project",
+    }
 
 
 # What a part may import from outside
@@ -198,7 +247,7 @@ def test_nothing_imports_tensorflow() -> None:
 def test_parts_stay_with_their_own_trade() -> None:
     for rooms, foreign in (
         (("fdjax.zoo",), {"optax", "orbax", "fdjax.config"}),  # modules take plain keyword arguments
-        (("fdjax.spec", "fdjax.pruning", "fdjax.frozen", "fdjax.reports"), {"flax", "optax", "orbax"}),
+        (("fdjax.graph", "fdjax.pruning", "fdjax.frozen", "fdjax.reports"), {"flax", "optax", "orbax"}),
         (("fdjax.reports",), {"jax"}),
         (
             ("fdjax.config", "fdjax.errors", "fdjax.provenance", "fdjax.python_file", "fdjax.runtime"),

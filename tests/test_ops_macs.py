@@ -234,44 +234,40 @@ def test_taps_by_hand() -> None:
     assert block_constant_taps((3, 3), 1, 1, (1, 1)) == 81
 
 
-@given(st.lists(st.sampled_from([0, 1, 4]), min_size=1, max_size=8), st.booleans(), st.sampled_from([1, 2]))
-def test_a_tied_block_with_levels_0_1_n_costs_what_a_hand_count_says(counts, has_expand: bool, stride: int) -> None:
+@given(st.lists(st.sampled_from([0, 1, 4]), min_size=1, max_size=8), st.sampled_from([1, 2]))
+def test_a_tied_run_with_levels_0_1_n_costs_what_a_hand_count_says(counts, stride: int) -> None:
     """A mean (1 MAC an element) and a product at block resolution, the taps once combined, a product, a broadcast."""
     in_size, channels, features, taps = (8, 4), 3, 5, 1000
     out_size = (8 // stride, 4 // stride)
     whole, means = counts.count(4), counts.count(1)
     pixels, out_pixels = 32, 32 // stride**2
     blocks, out_blocks = pixels // 4, out_pixels // 4
-    expand = pixels * channels * whole + (pixels * channels + blocks * channels * means if means else 0)
-    depthwise = 9 * out_pixels * whole + (taps * means if has_expand else 9 * out_pixels * means)
-    # Without an expand layer the map is no block-constant one: its mean is taken after the depthwise layer as well.
-    project = out_pixels * features * whole
+    writer = pixels * channels * whole + (pixels * channels + blocks * channels * means if means else 0)
+    depthwise = 9 * out_pixels * whole + taps * means
+    reader = out_pixels * features * whole
     if means:
-        project += out_pixels * means + out_blocks * means * features + out_pixels * features
-    found = group_macs(np.array(counts), 2, channels if has_expand else None, features, in_size, out_size, taps)
-    assert found == {"expand": expand if has_expand else 0, "depthwise": depthwise, "project": project}
+        reader += out_pixels * means + out_blocks * means * features + out_pixels * features
+    found = group_macs(np.array(counts), 2, channels, features, in_size, out_size, taps)
+    assert found == (writer, depthwise, reader)
     # Without the mean of the narrow input and the broadcast to the narrow output, channels do not share anything.
     alone = [
-        group_macs(
-            np.array(some), 2, channels if has_expand else None, features, in_size, out_size, taps,
-            narrow_transforms=False,
-        )
+        group_macs(np.array(some), 2, channels, features, in_size, out_size, taps, narrow_transforms=False)
         for some in (counts, *([count] for count in counts))
-    ]  # fmt: skip
-    assert alone[0] == {role: sum(macs[role] for macs in alone[1:]) for role in alone[0]}
-    shared = (pixels * channels if has_expand else 0) + out_pixels * features if means else 0
-    assert sum(found.values()) - sum(alone[0].values()) == shared
+    ]
+    assert alone[0] == tuple(map(sum, zip(*alone[1:], strict=True)))
+    shared = pixels * channels + out_pixels * features if means else 0
+    assert sum(found) - sum(alone[0]) == shared
 
 
-def test_a_tied_block_with_other_counts_returns_to_pixels_for_the_depthwise_layer() -> None:
+def test_a_tied_run_with_other_counts_returns_to_pixels_for_the_depthwise_layer() -> None:
     # K = 2 on 4x4: 4 blocks. Wide counts 4, 2, 2, 1, 0; C = 3, D = 5. Transforms of 2 coefficients: 8 a block.
     found = group_macs(np.array([4, 2, 2, 1, 0]), 2, 3, 5, (4, 4), (4, 4), taps_of_mean=64)
     narrow_in, narrow_out = 4 * 3 * 8, 4 * 5 * 8
-    assert found == {
-        "expand": 16 * 3 * 1 + narrow_in + 4 * (3 * 2 * 2 + 2 * 8) + 4 * (3 * 1),
-        "depthwise": 9 * 16 * 1 + 9 * 16 * 2 + 64 * 1,
-        "project": 16 * 5 * 1 + narrow_out + 4 * (2 * 8 + 5 * 2 * 2) + 4 * (4 + 5 * 1),
-    }
+    assert found == (
+        16 * 3 * 1 + narrow_in + 4 * (3 * 2 * 2 + 2 * 8) + 4 * (3 * 1),
+        9 * 16 * 1 + 9 * 16 * 2 + 64 * 1,
+        16 * 5 * 1 + narrow_out + 4 * (2 * 8 + 5 * 2 * 2) + 4 * (4 + 5 * 1),
+    )
 
 
 # The compiler's own count

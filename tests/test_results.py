@@ -418,7 +418,7 @@ def test_masks_from_another_run_make_it_a_pruned_one():
         ({"learn": {"tied": False, "sides": "input"}}, "input side, levels 0,1,N, penalty macs", "2", "cifar10"),
         (
             {"learn": {"sides": "output"}, "distill": {"weight": 0.5}},
-            "tied, head output side, levels 0,1,N, penalty macs, distillation 0.5", "2", "cifar10",
+            "tied, elsewhere output side, levels 0,1,N, penalty macs, distillation 0.5", "2", "cifar10",
         ),
         (
             {"learn": {"block_by_map": ((7, 7),), "block_by_layer": (("head", 1),)}},

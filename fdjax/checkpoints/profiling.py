@@ -28,12 +28,13 @@ from fdjax.pruning.profiled import (
     whole_masks,
 )
 from fdjax.reports import read_result
+from fdjax.reports.references import PAPERS_CONTIGUITY, PAPERS_CONTIGUITY_NETWORK
 from fdjax.training.restore import Restored
 from fdjax.training.summary import versions
 from fdjax.training.workdir import CONFIG_FILE, SUMMARY_FILE, read_json
 
-# The percentile at which the paper counts contiguous channel masks, and what it finds for ResNeXt-29.
-CONTIGUITY_SHARE, PAPERS_CONTIGUITY = 0.3, 0.988
+# The percentile at which the paper counts contiguous channel masks.
+CONTIGUITY_SHARE = 0.3
 # Up to so many coefficients sensitivity takes every kept count; above, those that end a diagonal of the zigzag.
 _EVERY_COUNT = 9
 
@@ -225,7 +226,12 @@ def measure_resolutions(subject: Subject, sides: Sequence[int], dense_macs: int)
 def measure_contiguity(subject: Subject) -> dict[str, Any]:
     """Channel masks that are prefixes already when 30% of each side's channel-coefficient pairs go; JSON types."""
     masks = prune_share(subject.graph, score("channel_coefficient", subject.energies), CONTIGUITY_SHARE)
-    return {"share": CONTIGUITY_SHARE, "paper": PAPERS_CONTIGUITY, **contiguous_share(masks)}
+    return {
+        "share": CONTIGUITY_SHARE,
+        "paper": PAPERS_CONTIGUITY,
+        "papers_network": PAPERS_CONTIGUITY_NETWORK,
+        **contiguous_share(masks),
+    }
 
 
 def sensitivity_counts(num_coefs: int) -> list[int]:

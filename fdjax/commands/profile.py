@@ -85,8 +85,9 @@ def profile_command(arguments: Sequence[str]) -> int:
 def _contiguity_words(found: Mapping[str, Any]) -> str:
     return (
         f"contiguity: of {found['channels']:,} channel masks {found['contiguous']:.1%} are low-frequency prefixes when "
-        f"{found['share']:.0%} of channel-coefficient pairs go (the paper, for ResNeXt-29: {found['paper']:.1%}); of "
-        f"the {found['partial']:,} that keep a part {found['partial_contiguous']:.1%}, by chance it would be "
+        f"{found['share']:.0%} of channel-coefficient pairs go (the paper, for {found['papers_network']}: "
+        f"{found['paper']:.1%}); of the {found['partial']:,} that keep a part {found['partial_contiguous']:.1%}, by "
+        "chance it would be "
         f"{found['partial_by_chance']:.1%}; in any order within a diagonal of the zigzag "
         f"{found['contiguous_by_diagonal']:.1%} and {found['partial_by_diagonal']:.1%}"
     )

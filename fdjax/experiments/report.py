@@ -114,10 +114,11 @@ def _widest_fcmask(file: Path, layers: Sequence[Mapping[str, Any]]) -> tuple[str
         masks = {path: arrays[path] for path in arrays.files}
     named = []
     for path, values in masks.items():
-        # Masks are called by their layer and side, or by the block whose layers share them: block01/wide.
+        # Masks are called by their layer and side, or by the module whose layers share them: block01/wide.
         owner = path.rpartition("/")[0]
-        coefs = [layer.get("num_coefs") for layer in layers if layer["name"] in (owner, f"{owner}/project")]
-        if values.size and coefs and coefs[0]:
+        owned = [layer for layer in layers if layer["name"] == owner or layer["name"].startswith(f"{owner}/")]
+        coefs = [layer["num_coefs"] for layer in owned if layer.get("num_coefs")]
+        if values.size and coefs:
             named.append((path, values, None, int(coefs[0])))
     return max(named, key=lambda entry: float(np.std(entry[1]))) if named else None
 

@@ -130,7 +130,7 @@ class Chain:
 class Run:
     """A run: pointwise writer, channelwise steps, pointwise reader; [B, H, W, C] -> [B, H', W', D].
 
-    The space between them (the wide side of an inverted residual) exists only inside, chain by chain; the chains'
+    The space between them (the wide side, as a rule) exists only inside, chain by chain; the chains'
     results are summed. Arrays, under "NAME/CHAIN": "writer/..." and "reader/..." as `pack` lays them out, "stepI" for
     the I-th step: a bias [E], or a kernel [rows, columns, E] (for a chain of means [T, E]: the summed taps of each
     phase of `products.mean_phases`, in turn). "NAME/bias" [D] or [H', W', D].

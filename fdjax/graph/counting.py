@@ -108,7 +108,7 @@ class GroupRun:
 
     def macs(self, counts: np.ndarray, *, narrow_transforms: bool = True) -> dict[str, int]:
         """MACs by layer, run group by group, for `counts` [channels] of the mask (`fdjax.ops.macs.group_macs`)."""
-        by_role = ops_macs.group_macs(
+        macs = ops_macs.group_macs(
             counts,
             self.mask.block,
             self.writer.in_channels,
@@ -119,8 +119,8 @@ class GroupRun:
             self.depthwise.window[0] if self.depthwise else 0,
             narrow_transforms,
         )
-        roles = {"expand": self.writer, "depthwise": self.depthwise, "project": self.reader}
-        return {layer.name: by_role[role] for role, layer in roles.items() if layer is not None}
+        by_layer = zip((self.writer, self.depthwise, self.reader), macs, strict=True)
+        return {layer.name: of_layer for layer, of_layer in by_layer if layer is not None}
 
 
 @functools.lru_cache(maxsize=16)

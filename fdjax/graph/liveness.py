@@ -2,9 +2,10 @@
 
 A space is inner where it has one writer and one reader, the channels of one are those of the other, and something
 without masks works on it in between: a depthwise layer, or a layer that is not wrapped and itself lies between two such
-spaces (the 3x3 convolution of a bottleneck). A channel of an inner space is dead if its writer makes nothing of it or
-its reader reads nothing of it: what is left of it does not depend on the image (a constant, different at the borders)
-and folds into what follows. Other spaces, such as the map that runs from block to block, are counted as they are.
+spaces (a 3x3 convolution between two pointwise ones). A channel of an inner space is dead if its writer makes nothing
+of it or its reader reads nothing of it: what is left of it does not depend on the image (a constant, different at the
+borders) and folds into what follows. Other spaces, such as the map that runs from unit to unit, are counted as they
+are.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -188,37 +189,42 @@ def block_constant_taps(out_size: Size, stride: int, block: int, pads: Size, win
     return along(out_size[0], pads[0]) * along(out_size[1], pads[1])
 
 
+class RunMacs(NamedTuple):
+    """Multiply-accumulates of a run: its first layer, the depthwise layer after it, its last layer."""
+
+    writer: int
+    depthwise: int
+    reader: int
+
+
 def group_macs(
     counts: np.ndarray,
     block: int,
-    in_channels: int | None,
+    in_channels: int,
     out_channels: int,
     in_size: Size,
     out_size: Size,
     taps_of_mean: int,
     window: int = 3,
     narrow_transforms: bool = True,
-) -> Mapping[str, int]:
-    """An inverted residual block with tied masks, run group by group.
+) -> RunMacs:
+    """A run with tied masks, group by group: what lies between a pointwise layer that widens and one that narrows.
 
-    The wide channels with one kept count g form a group with its own expand -> depthwise -> project chain. g = N runs
-    in the spatial domain; g = 1 wholly at block resolution (a bias and an activation keep a block-constant map
+    The wide channels with one kept count g form a group with its own writer -> depthwise -> reader chain. g = N runs in
+    the spatial domain; g = 1 wholly at block resolution (a bias and an activation keep a block-constant map
     block-constant); other groups take g coefficients of the narrow input, return to pixels for the depthwise layer, and
     send g coefficients to the narrow output. The transforms of the narrow sides are shared by the groups.
 
     Args:
       counts: kept counts [E] of the wide channels.
       block: K, the same on both maps.
-      in_channels: C of the expand layer; None where the block has none.
-      out_channels: D of the project layer.
-      in_size: the expand layer's map.
-      out_size: the project layer's map.
+      in_channels: C of the writer.
+      out_channels: D of the reader.
+      in_size: the writer's map.
+      out_size: the reader's map.
       taps_of_mean: `block_constant_taps` for this depthwise layer.
       window: of the depthwise layer.
       narrow_transforms: count the transforms that the groups share.
-
-    Returns:
-      MACs by role: "expand", "depthwise", "project".
     """
     num_coefs = block * block
     groups = _histogram(counts, num_coefs)
@@ -228,20 +234,16 @@ def group_macs(
     pixels_in, pixels_out = in_size[0] * in_size[1], out_size[0] * out_size[1]
     narrow = block_transform_macs(block, max(partial)) if partial and narrow_transforms else 0
 
-    expand = 0
-    if in_channels is not None:
-        expand = pixels_in * in_channels * whole + blocks_in * in_channels * narrow
+    writer = pixels_in * in_channels * whole + blocks_in * in_channels * narrow
     depthwise = pixels_out * window**2 * whole
-    project = pixels_out * out_channels * whole + blocks_out * out_channels * narrow
+    reader = pixels_out * out_channels * whole + blocks_out * out_channels * narrow
     for count in partial:
         width = int(groups[count])
-        at_block_resolution = count == 1 and in_channels is not None
         wide = width * block_transform_macs(block, count)
-        if in_channels is not None:
-            expand += blocks_in * (in_channels * width * count + (0 if at_block_resolution else wide))
-        depthwise += width * (taps_of_mean if at_block_resolution else pixels_out * window**2)
-        project += blocks_out * (wide + out_channels * width * count)
-    return {"expand": expand, "depthwise": depthwise, "project": project}
+        writer += blocks_in * (in_channels * width * count + (0 if count == 1 else wide))
+        depthwise += width * (taps_of_mean if count == 1 else pixels_out * window**2)
+        reader += blocks_out * (wide + out_channels * width * count)
+    return RunMacs(writer, depthwise, reader)
 
 
 def expected_pointwise_macs(

@@ -102,7 +102,7 @@ def _draw_references(axes: Axes, results: Sequence[Result]) -> None:
             marker=marker,
             markersize=5,
             linewidth=0.8,
-            linestyle="-" if reference.name.startswith("MobileNetV2") else "none",
+            linestyle="-" if reference.sizes else "none",
             zorder=1,
             label=f"published: {reference.name}",
         )

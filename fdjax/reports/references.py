@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from fdjax.reports.results import Result
 
+# The share of contiguous channel masks that the paper finds, and in which network.
+PAPERS_CONTIGUITY, PAPERS_CONTIGUITY_NETWORK = 0.988, "ResNeXt-29"
 # Published MACs that are given as a share are of this network: MobileNetV2 1.0-224.
 _WHOLE = 300.0
 
@@ -20,20 +22,26 @@ class Reference(NamedTuple):
       name: in a legend.
       source: where the figures stand.
       points: MACs in millions and top-1 in percent.
+      sizes: whether they are one network in different sizes; else networks of their own.
     """
 
     name: str
     source: str
     points: tuple[tuple[float, float], ...]
+    sizes: bool = False
 
 
 _SLIM = "TF-slim, README of MobileNet: V2 checkpoints"
 MOBILENET_V2_IMAGENET = (
-    Reference("MobileNetV2 1.4 and 1.3, 224", _SLIM, ((582, 75.0), (509, 74.4))),
-    Reference("MobileNetV2 1.0, 224 to 96", _SLIM, ((300, 71.8), (221, 70.7), (154, 68.8), (99, 65.3), (56, 60.3))),
-    Reference("MobileNetV2 0.75, 224 to 96", _SLIM, ((209, 69.8), (153, 68.7), (107, 66.4), (69, 63.2), (39, 58.8))),
-    Reference("MobileNetV2 0.5, 224 to 96", _SLIM, ((97, 65.4), (71, 63.9), (50, 61.0), (32, 57.7), (18, 51.2))),
-    Reference("MobileNetV2 0.35, 224 to 96", _SLIM, ((59, 60.3), (43, 58.2), (30, 55.7), (20, 50.8), (11, 45.5))),
+    Reference("MobileNetV2 1.4 and 1.3, 224", _SLIM, ((582, 75.0), (509, 74.4)), True),
+    Reference(
+        "MobileNetV2 1.0, 224 to 96", _SLIM, ((300, 71.8), (221, 70.7), (154, 68.8), (99, 65.3), (56, 60.3)), True
+    ),
+    Reference(
+        "MobileNetV2 0.75, 224 to 96", _SLIM, ((209, 69.8), (153, 68.7), (107, 66.4), (69, 63.2), (39, 58.8)), True
+    ),
+    Reference("MobileNetV2 0.5, 224 to 96", _SLIM, ((97, 65.4), (71, 63.9), (50, 61.0), (32, 57.7), (18, 51.2)), True),
+    Reference("MobileNetV2 0.35, 224 to 96", _SLIM, ((59, 60.3), (43, 58.2), (30, 55.7), (20, 50.8), (11, 45.5)), True),
     Reference("AMC", "He et al., ECCV 2018: 0.70x", ((0.70 * _WHOLE, 70.85),)),
     Reference("OctConv", "Chen et al., ICCV 2019 (with label smoothing)", ((256, 72.0), (295, 73.0))),
     Reference("MetaPruning", "Liu et al., ICCV 2019", ((303, 72.7), (140, 68.2), (43, 58.3))),

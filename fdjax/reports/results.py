@@ -279,8 +279,8 @@ def mask_words(config: Config) -> list[str]:
     """The masks of a config: sides, levels, penalty, and the weight of distillation if there is any."""
     learn, distillation = config.learn, config.distill.weight
     sides = _SIDES[learn.sides]
-    if learn.tied:  # The sides are then those of the head only.
-        sides = "tied" if learn.sides == "both" else f"tied, head {sides}"
+    if learn.tied:  # The sides are then those of the layers that share no mask only.
+        sides = "tied" if learn.sides == "both" else f"tied, elsewhere {sides}"
     levels = "all levels" if learn.levels == "all" else f"levels {learn.levels}"
     words = [sides, levels, f"penalty {learn.penalty}"]
     return [*words, f"distillation {distillation:g}"] if distillation else words

@@ -34,8 +34,7 @@ def build_network(
       num_classes: outputs.
 
     Raises:
-      UserError: a block larger than its map, a setting for a layer that does not exist, or an octave share that splits
-        no map.
+      UserError: a block larger than its map, or a setting for a layer or a map that does not exist.
     """
     network = make_network(config.model, config.learn, num_classes)
     try:
