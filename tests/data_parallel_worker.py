@@ -5,6 +5,7 @@ Writes how far the states are from those of one device; `tests/test_devices.py` 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -43,13 +44,13 @@ def devices_of(count: int) -> Devices:
 
 @cache
 def step_of(kind: str, precision: str) -> Step:
-    network, spec = build_network(CONFIG, DATASET.image_shape, DATASET.num_classes)
+    network, graph = build_network(CONFIG, DATASET.image_shape, DATASET.num_classes)
     mean, std = channel_statistics(IMAGES)
-    spec = spec.__class__.from_dict({**spec.to_dict(), "input_mean": list(mean), "input_std": list(std)})
-    prepare = make_prepare(spec, crop_padding=2, flip=True, precision=precision)
+    graph = dataclasses.replace(graph, input_mean=mean, input_std=std)
+    prepare = make_prepare(graph, crop_padding=2, flip=True, precision=precision)
     if kind == "weights":
         return make_weight_step(network.clone(mode="off"), OPTIMIZER, prepare, label_smoothing=0.1)
-    return make_mask_step(network.clone(mode="soft"), spec, OPTIMIZER, prepare, LearnConfig())
+    return make_mask_step(network.clone(mode="soft"), graph, OPTIMIZER, prepare, LearnConfig())
 
 
 @cache

@@ -174,18 +174,18 @@ class _MeanNetwork:
 
 def test_steps_feed_their_networks_augmented_and_mixed_batches() -> None:
     images, labels = jnp.asarray(random_pixels(0, 8, 6, 6, 3)), jnp.arange(8) % 3
-    spec: Any = SimpleNamespace(input_mean=(120.0,) * 3, input_std=(60.0,) * 3, mask_sizes={"layer/m": (3, 4)})
+    graph: Any = SimpleNamespace(input_mean=(120.0,) * 3, input_std=(60.0,) * 3, mask_sizes={"layer/m": (3, 4)})
     network: Any = _MeanNetwork()
     variables = {"params": {"w": jnp.ones(3)}, "batch_stats": {}, "fcmask": {"layer": {"m": jnp.ones(3)}}}
     optimizer = optax.sgd(0.1)
     state = create_state(variables, 5, optimizer, optimizer)
-    prepare = make_prepare(spec, 1, True, jitter=0.2, cutout=2, erase=0.5)
+    prepare = make_prepare(graph, 1, True, jitter=0.2, cutout=2, erase=0.5)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 0)
     x, targets = data.mixup(jax.random.fold_in(key, 2), prepare(key, images), labels, 3, 0.5)
     learn = LearnConfig(lambda_=0.1, target_macs=None)
     for step in (
         make_weight_step(network, optimizer, prepare, label_smoothing=0.0, mixup_alpha=0.5),
-        make_mask_step(network, spec, optimizer, prepare, learn, mixup_alpha=0.5),
+        make_mask_step(network, graph, optimizer, prepare, learn, mixup_alpha=0.5),
     ):
         _, metrics = jax.jit(step)(state, images, labels)
         np.testing.assert_allclose(metrics["loss"], cross_entropy(x.mean(axis=(1, 2)), targets), rtol=1e-5)

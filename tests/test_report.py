@@ -130,7 +130,7 @@ def test_a_real_run_has_its_words_pictures_and_times(real_page):
                      "as a function of FCMask", "A pointwise layer as one product", "Time against MACs"):  # fmt: skip
         assert any(expected in (text or "") for text in texts), expected
     asked = {row[0]: row[1] for table in real_page.tables for row in table if len(row) == 2}
-    assert asked["MaskedGraph"].startswith("mobilenetv2_small at width 1") and asked["Seed"] == "0"
+    assert asked["Network"].startswith("mobilenetv2_small at width 1") and asked["Seed"] == "0"
     assert "0.5 of the dense network's MACs, transforms included" in asked["Target"]
     assert "epochs) of masks: sgd" in asked["Phase learn"]
     times = real_page.table("batch")
