@@ -10,22 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fdjax.spec import NetworkSpec, network_macs
+from flax.core import FrozenDict
 from flax.traverse_util import unflatten_dict
 
 from fdjax.config import Config, LearnConfig, ModelConfig
 from fdjax.errors import UserError
-from fdjax.frozen import NetworkPlan, freeze
+from fdjax.frozen import Program, freeze
 from fdjax.frozen.bench import seeded_variables
+from fdjax.frozen.program import Pointwise, Run
+from fdjax.graph.counting import network_macs
+from fdjax.graph.masks import MaskedGraph
 from fdjax.ops.fcmask import level_counts
 from fdjax.pruning import harden
-from fdjax.pruning.expected import expected_macs, expected_ratio
+from fdjax.pruning.expected import expected_ratio
 from fdjax.training.build import build_network, hard_network
 from fdjax.training.steps import mask_penalty
 from fdjax.zoo import FCMASK, MOBILENETS, RESNETS, FrequencyNetwork, MobileNet, ResNet, mobilenet, resnet
 from tests.frozen_networks import (
     HASTE,
     frozen_logits,
+    frozen_of,
     masked_logits,
     random_counts,
     random_variables,
@@ -33,8 +37,9 @@ from tests.frozen_networks import (
     relative_error,
     with_preprocessing,
 )
+from tests.graph_networks import network_for
 
-# MaskedGraph, input, classes, classifier counted, dense MACs, parameters without batch norm's averages. The paper's
+# Network, input, classes, classifier counted, dense MACs, parameters without batch norm's averages. The paper's
 # networks are those of its counts, the parameters of ImageNet's networks are published to the digit; MACs that are
 # published in round numbers only are counted once more by `cifar_resnet_macs` and `lite0_macs`.
 PUBLISHED = [
@@ -63,8 +68,8 @@ def make(variant: str, classes: int = 10, **fields) -> FrequencyNetwork:
 @pytest.mark.parametrize(("variant", "pixels", "classes", "classifier", "macs", "parameters"), PUBLISHED)
 def test_macs_and_parameters_are_the_published_ones(variant, pixels, classes, classifier, macs, parameters) -> None:
     network = make(variant, classes, block=1)
-    spec = network.spec((pixels, pixels, 3), classifier)
-    assert network_macs(spec, spec.full_counts()).to_dict()["dense"] == macs
+    graph = network_for(network, (pixels, pixels, 3), classifier)
+    assert network_macs(graph, graph.full_counts()).to_dict()["dense"] == macs
     shapes = jax.eval_shape(
         lambda key: network.copy(mode="off").init(key, jnp.zeros((1, pixels, pixels, 3))), jax.random.key(0)
     )
@@ -102,12 +107,12 @@ def test_counts_that_are_published_in_round_numbers_are_those_of_the_tables() ->
 
 
 def test_the_papers_resnext_with_full_transforms() -> None:
-    spec = make("resnext29", block=4).spec((32, 32, 3))
-    full = network_macs(spec, spec.full_counts()).to_dict()["full_transforms"]
+    graph = network_for(make("resnext29", block=4), (32, 32, 3))
+    full = network_macs(graph, graph.full_counts()).to_dict()["full_transforms"]
     assert round(full / 1e5) == 8433  # FACTS.md: 843.3 M
 
 
-@pytest.mark.parametrize("variant", ["resnext29", "resnext50_32x4d", "resnet50", "resnet110", "mobilenetv1"])
+@pytest.mark.parametrize("variant", ["resnext50_32x4d", "resnet110", "mobilenetv1"])
 def test_a_training_step_has_a_shape_at_the_full_size(variant: str) -> None:
     """Traced, not run: the sizes are those of the publications."""
     pixels, classes = next((p, c) for name, p, c, *_ in PUBLISHED if name == variant)
@@ -165,16 +170,16 @@ compiled = functools.partial(jax.jit, compiler_options=HASTE)
 
 
 @functools.cache
-def small(name: str, **fields) -> tuple[FrequencyNetwork, NetworkSpec]:
+def small(name: str, **fields) -> tuple[FrequencyNetwork, MaskedGraph]:
     network = make(name, 5, **{"block": 2, **fields})
-    return network, with_preprocessing(network.spec(INPUT))
+    return network, with_preprocessing(network_for(network, INPUT))
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_full_masks_change_no_logit(name: str) -> None:
-    network, spec = small(name)
-    variables = random_variables(network, spec, 0)
-    images = jnp.asarray(raw_images(spec, 2, 0), jnp.float32) / 255
+    network, graph = small(name)
+    variables = random_variables(network, graph, 0)
+    images = jnp.asarray(raw_images(graph, 2, 0), jnp.float32) / 255
     fcmask = compiled(network.init)(jax.random.key(0), images).get(FCMASK, {})
     soft, off = (
         compiled(net.apply)({**variables, FCMASK: fcmask}, images) for net in (network, network.copy(mode="off"))
@@ -188,9 +193,9 @@ def test_full_masks_change_no_logit(name: str) -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_training_step_lowers_the_loss(name: str) -> None:
-    network, spec = small(name)
+    network, graph = small(name)
     network = network.copy(mode="off")
-    images = jnp.asarray(raw_images(spec, 8, 0), jnp.float32) / 255
+    images = jnp.asarray(raw_images(graph, 8, 0), jnp.float32) / 255
     labels = jnp.arange(8) % 5
     variables = compiled(network.init)(jax.random.key(0), images)
 
@@ -224,100 +229,96 @@ def test_a_training_step_lowers_the_loss(name: str) -> None:
     ],
 )  # fmt: skip
 def test_the_frozen_network_equals_the_masked_one(name: str, levels, form: str, fields: dict) -> None:
-    network, spec = small(name, **fields)
-    counts, variables = random_counts(spec, 3, levels), random_variables(network, spec, 0)
-    images = raw_images(spec, 3, 0)
-    frozen = freeze(spec, variables, counts)
-    assert form in {unit.form for unit in frozen.plan.units}
-    assert NetworkPlan.from_dict(frozen.plan.to_dict()) == frozen.plan
-    expected = masked_logits(hard_network(network, spec, counts), spec, variables, counts, images)
+    network, graph = small(name, **fields)
+    counts, variables = random_counts(graph, 3, levels), random_variables(network, graph, 0)
+    images = raw_images(graph, 3, 0)
+    frozen = frozen_of(graph, variables, counts)
+    layers = [operation for operation in frozen.program.operations if isinstance(operation, (Run, Pointwise))]
+    assert form in {operation.form for operation in layers if operation.name != "head"}
+    assert Program.from_dict(frozen.program.to_dict()) == frozen.program
+    expected = masked_logits(hard_network(network, graph, counts), graph, variables, counts, images)
     assert relative_error(frozen_logits(frozen, images, in_chunks=True), expected) < 1e-4 / 4
 
 
 @pytest.mark.parametrize("name", ["bottleneck", "grouped", "v1"])
 @pytest.mark.parametrize("what", ["inner", "everything"])
 def test_blocks_of_which_nothing_is_left(name: str, what: str) -> None:
-    network, spec = small(name)
+    network, graph = small(name)
     nothing = {"inner": ("conv1/output", "conv3/input", "block01/project/output"), "everything": ("put",)}[what]
-    counts = {path: np.where(path.endswith(nothing), 0, n) for path, n in spec.full_counts().items()}
-    variables, images = random_variables(network, spec, 0), raw_images(spec, 2, 0)
-    expected = masked_logits(hard_network(network, spec, counts), spec, variables, counts, images)
-    assert relative_error(frozen_logits(freeze(spec, variables, counts), images), expected) < 1e-4 / 4
+    counts = {path: np.where(path.endswith(nothing), 0, n) for path, n in graph.full_counts().items()}
+    variables, images = random_variables(network, graph, 0), raw_images(graph, 2, 0)
+    expected = masked_logits(hard_network(network, graph, counts), graph, variables, counts, images)
+    assert relative_error(frozen_logits(frozen_of(graph, variables, counts), images), expected) < 1e-4 / 4
 
 
 def test_basic_blocks_freeze_as_they_are() -> None:
-    network, spec = small("basic")
-    variables, images = random_variables(network, spec, 0), raw_images(spec, 2, 0)
-    frozen = freeze(spec, variables, {})
-    assert {unit.form for unit in frozen.plan.units} == {"dense"}
-    expected = masked_logits(network, spec, variables, {}, images)
+    network, graph = small("basic")
+    variables, images = random_variables(network, graph, 0), raw_images(graph, 2, 0)
+    frozen = frozen_of(graph, variables, {})
+    assert {getattr(operation, "form", "dense") for operation in frozen.program.operations} == {"dense"}
+    expected = masked_logits(network, graph, variables, {}, images)
     assert relative_error(frozen_logits(frozen, images), expected) < 1e-4 / 4
 
 
 @pytest.mark.parametrize("name", ["bottleneck", "grouped", "basic", "v1", "lite"])
 def test_onnx_says_the_same(name: str) -> None:
     pytest.importorskip("onnxruntime")
-    from fdjax.frozen.onnx_export import onnxruntime_session, to_onnx
+    from fdjax.frozen.onnx_model import onnxruntime_session, to_onnx
 
-    network, spec = small(name)
-    counts = random_counts(spec, 3, (1,))
-    frozen = freeze(spec, random_variables(network, spec, 0), counts)
-    images = raw_images(spec, 2, 0)
-    found = onnxruntime_session(to_onnx(frozen), 1)(images)
-    assert relative_error(found, frozen_logits(frozen, images)) < 1e-4
+    # Maps have 16, 8, 4 and 2 pixels: a block of 3 divides none of them.
+    for block, padding, drawn in ((3, "torch", (None, (1,))), (4, "same", ((),))):
+        by_map = FrozenDict({2: 2} if name == "bottleneck" else {})
+        network, graph = small(name, block=block, block_by_map=by_map, mode="hard", padding=padding)
+        variables, images = random_variables(network, graph, 0), raw_images(graph, 2, 0)
+        for levels in drawn if graph.masks else drawn[:1]:
+            counts = random_counts(graph, 3, levels)
+            frozen = frozen_of(graph, variables, counts)
+            found = onnxruntime_session(to_onnx(frozen.program, frozen.arrays), 1)(images)
+            assert relative_error(found, masked_logits(network, graph, variables, counts, images)) < 1e-4
 
 
 @pytest.mark.parametrize("name", ["bottleneck", "grouped"])
 def test_whole_channels_cost_what_the_frozen_network_computes(name: str) -> None:
-    _, spec = small(name)
+    graph = network_for(make(name, 5, block=2), INPUT, count_classifier=True)
     for seed in range(3):
-        counts = random_counts(spec, seed, ())
-        macs = network_macs(spec, counts)
-        plan = freeze(spec, seeded_variables(spec), counts).plan
-        units = sum(unit.macs() for unit in plan.units)
-        assert units == sum(layer.total for layer in macs.layers) - spec.layers[0].dense_macs
+        counts = random_counts(graph, seed, ())
+        macs = network_macs(graph, counts)
+        program = freeze(graph, seeded_variables(graph), counts).program
+        assert program.macs() == sum(layer.total for layer in macs.layers)
 
 
 @pytest.mark.parametrize("name", ["bottleneck", "grouped", "v1"])
 @pytest.mark.parametrize("levels", [(), None])
 def test_expected_macs_of_hard_masks_are_what_the_network_counts(name: str, levels) -> None:
     """Where every layer's cheapest form is by bands or channels; forms that gain by dropping a side are left out."""
-    _, spec = small(name)
-    sizes = spec.mask_sizes
-    fixed = sum(layer.dense_macs for layer in spec.counted_layers if not layer.block)
-    fixed -= sum(layer.dense_macs for layer in spec.layers if layer.name.endswith(("conv2", "depthwise")))
+    _, graph = small(name)
     for seed in range(3):
         # One count for each side keeps layers from dropping coefficients of all channels of one side only.
-        counts = random_counts(spec, seed, levels) if levels == () else spec.full_counts()
-        masks = {path: jnp.asarray(counts[path] / sizes[path][1], jnp.float32) for path in sizes}
-        found = float(expected_macs(spec, masks, levels)) + fixed
-        macs = network_macs(spec, counts)
-        if levels == ():
-            assert found == pytest.approx(sum(layer.total for layer in macs.layers), rel=1e-6)
-        else:
-            assert found >= sum(layer.total for layer in macs.layers)
+        counts = random_counts(graph, seed, levels) if levels == () else graph.full_counts()
+        masks = {path: jnp.asarray(counts[path] / n, jnp.float32) for path, (_, n) in graph.mask_sizes.items()}
+        found, exact = float(expected_ratio(graph, masks, levels)), network_macs(graph, counts).ratio
+        assert found == pytest.approx(exact, rel=1e-6) if levels == () else found >= exact
 
 
 def test_removing_channels_of_a_bottleneck_spares_its_3x3_convolution() -> None:
-    _, spec = small("bottleneck")
-    counts = spec.full_counts()
+    _, graph = small("bottleneck")
+    counts = graph.full_counts()
     counts["block00/conv1/output"] = counts["block00/conv1/output"] * (np.arange(8) < 6)
     counts["block00/conv3/input"] = counts["block00/conv3/input"] * (np.arange(8) < 4)
-    conv2 = {layer.name: layer for layer in network_macs(spec, counts).layers}["block00/conv2"]
+    conv2 = {layer.name: layer for layer in network_macs(graph, counts).layers}["block00/conv2"]
     assert conv2.total == 4 * 4 * 9 * 6 * 4 and conv2.form == "channels"
     # What the gate makes of it keeps the removed channels removed.
-    hard = harden(spec, {path: count / spec.mask_sizes[path][1] for path, count in counts.items()})
+    hard = harden(graph, {path: count / graph.mask_sizes[path][1] for path, count in counts.items()})
     assert (hard.counts["block00/conv3/input"] == 0).sum() == 4
 
 
 def test_filters_that_are_removed_shrink_the_network() -> None:
     network = ResNet("resnet20", 10, inner_channels=(4, *[16] * 2, *[32] * 3, *[64] * 3))
-    spec = network.spec((32, 32, 3))
-    full = ResNet("resnet20", 10).spec((32, 32, 3))
-    saved = [a.dense_macs - b.dense_macs for a, b in zip(full.layers, spec.layers, strict=True)]
+    pruned, full = (network_for(module, (32, 32, 3)).layers for module in (network, ResNet("resnet20", 10)))
+    saved = [full[name].dense_macs - pruned[name].dense_macs for name in full]
     assert saved[:3] == [0, 32 * 32 * 9 * 16 * 12, 32 * 32 * 9 * 12 * 16] and not any(saved[3:])
     with pytest.raises(ValueError, match="one number for each of the 9 blocks of resnet20, got 1"):
-        ResNet("resnet20", 10, inner_channels=(4,)).spec((32, 32, 3))
+        network_for(ResNet("resnet20", 10, inner_channels=(4,)), (32, 32, 3))
 
 
 @pytest.mark.parametrize("variant", [*RESNETS, "mobilenetv1"])
@@ -345,22 +346,28 @@ def test_settings_of_other_networks_are_refused(fields: dict, message: str) -> N
 
 def test_cardinality_and_width_of_a_resnext() -> None:
     config = Config(model=ModelConfig(name="resnext29", cardinality=8, group_width=4))
-    _, spec = build_network(config, (32, 32, 3), 10)
-    convs = [layer for layer in spec.layers if layer.groups > 1]
+    _, graph = build_network(config, (32, 32, 3), 10)
+    convs = [layer for layer in graph.layers.values() if layer.groups > 1]
     assert [layer.groups for layer in convs] == [8] * 9
     assert [layer.in_channels for layer in convs] == [32] * 3 + [64] * 3 + [128] * 3
     assert dataclasses.replace(convs[0], groups=1).dense_macs == 8 * convs[0].dense_macs
     assert level_counts(16, None)[-1] == 16
 
 
+@functools.cache
+def resnet50() -> MaskedGraph:
+    config = Config(model=ModelConfig(name="resnet50"), learn=LearnConfig(block=1))
+    return build_network(config, (224, 224, 3), 1000)[1]
+
+
 @pytest.mark.parametrize("penalty", ["fcmask", "macs"])
 def test_counts_beyond_32_bits_are_expected_and_penalised(penalty: str) -> None:
     """ResNet-50 has 4,089 M MACs, more than an int32 holds."""
     learn = LearnConfig(block=1, penalty=penalty, levels="0,N")
-    _, spec = build_network(Config(model=ModelConfig(name="resnet50"), learn=learn), (224, 224, 3), 1000)
-    ones = {path: jnp.ones(channels) for path, (channels, _) in spec.mask_sizes.items()}
-    assert float(expected_ratio(spec, ones, (0,))) == pytest.approx(1, rel=1e-5)
-    value = float(mask_penalty(spec, unflatten_dict(ones, sep="/"), learn))
+    graph = resnet50()
+    ones = {path: jnp.ones(channels) for path, (channels, _) in graph.mask_sizes.items()}
+    assert float(expected_ratio(graph, ones, (0,))) == pytest.approx(1, rel=1e-5)
+    value = float(mask_penalty(graph, unflatten_dict(ones, sep="/"), learn))
     # Every mask counts 1 in the paper's penalty; shortcuts and the stem are in no other.
-    shortcuts = sum(layer.dense_macs for layer in spec.layers if layer.name.endswith(("shortcut", "stem")))
+    shortcuts = sum(layer.dense_macs for layer in graph.layers.values() if layer.name.endswith(("shortcut", "stem")))
     assert value == pytest.approx(len(ones) if penalty == "fcmask" else 1 - shortcuts / DENSE_50, rel=1e-4)
