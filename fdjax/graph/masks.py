@@ -213,7 +213,7 @@ def layer_blocks(
 
     Args:
       graph: channel graph of the network.
-      wrapped: names of the layers to wrap.
+      wrapped: names of the layers to wrap; where there are none, the settings bear on nothing.
       block: K where nothing else is said.
       by_map: map side -> K where it differs.
       by_layer: layer name -> K where it differs; goes before `by_map`.
@@ -221,6 +221,9 @@ def layer_blocks(
     Raises:
       ValueError: a block larger than its map, or a setting for a map or a layer that does not exist.
     """
+    if not wrapped:
+        # Settings of masks are for other networks then: a config says them once for several.
+        return {}
     by_map, by_layer = dict(by_map or {}), dict(by_layer or {})
     layers = {name: layer for name, layer in graph.layers.items() if name in wrapped}
     maps = sorted({layer.in_size[0] for layer in layers.values()})
