@@ -186,3 +186,29 @@ def test_a_masked_layer_inside_of_a_loop_is_refused(images, variables):
 
     with pytest.raises(ValueError, match="a masked layer lies inside of scan"):
         fdjax.masked(looped, graph)(fdjax.init_fcmask(graph), variables, images)
+
+
+class Excited(nn.Module):
+    """Squeeze and excite, hard swish, and attention by a map of one channel."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.hard_swish(nn.Conv(8, (3, 3), name="stem")(x))
+        x = nn.hard_swish(nn.Conv(16, (1, 1), name="expand")(x))
+        gate = x.mean(axis=(1, 2), keepdims=True)
+        gate = nn.relu(nn.Conv(6, (1, 1), name="squeeze")(gate))
+        x = x * nn.hard_sigmoid(nn.Conv(16, (1, 1), name="excite")(gate))
+        x = nn.relu(nn.Conv(12, (1, 1), name="project")(x))
+        x = x * nn.sigmoid(nn.Conv(1, (3, 3), name="attention")(x))
+        return nn.Dense(4, name="classifier")(nn.Conv(10, (1, 1), name="head")(x).mean(axis=(1, 2)))
+
+
+@pytest.mark.parametrize("dead", [(), ("squeeze/output",), ("excite/input",), ("project/input", "squeeze/input")])
+def test_gates_by_channel_and_by_pixel_are_frozen_exactly(dead, images):
+    variables = random_net(Excited(), images)
+    graph = fdjax.with_masks(fdjax.trace(Excited().apply, variables, images[:1]), tied=False)
+    counts = random_counts(graph, 1) | {path: np.zeros(graph.masks[path].channels, int) for path in dead}
+    masked = jax.jit(fdjax.masked(Excited().apply, graph))(counts, variables, images)
+    frozen = fdjax.freeze(graph, variables, counts)
+    np.testing.assert_allclose(frozen(images), masked, rtol=0, atol=1e-5 * float(jnp.abs(masked).max()))
+    assert "mul of values with different numbers of channels (test_any_model.py:" in graph.spaces["project"].pinned

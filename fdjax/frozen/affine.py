@@ -122,7 +122,9 @@ def _nonlinear(folding: Folding, operation: Operation) -> Held | None:
     output = operation.outputs[0]
     shape, axis = folding.shape_of(output), folding.axis_of(output)
     lives = [value for value in operation.inputs if folding.is_live(value)]
-    if axis is None or any(folding.held(v).order is None or folding.shape_of(v) != shape for v in lives):
+    if axis is None or any(folding.held(v).order is None or folding.axis_of(v) != axis for v in lives):
+        return None
+    if any(len(folding.shape_of(v)) != len(shape) or folding.shape_of(v)[axis] != shape[axis] for v in lives):
         return None
     order, channels = folding.order_of(output), shape[axis]
     kept_shape = (*canonical_shape(shape, axis)[1:-1], len(order))
@@ -131,7 +133,7 @@ def _nonlinear(folding: Folding, operation: Operation) -> Held | None:
     for value in operation.inputs:
         if folding.is_live(value):
             held = folding.settled(value)
-            arguments.append(folding.builder.zeros(kept_shape) if held.base is None else held.base)
+            arguments.append(folding.base_of(value))
             constants.append(held.offset)
         else:
             array = folding.constant(value)

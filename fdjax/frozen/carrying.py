@@ -67,13 +67,9 @@ def _applied(
         assert held.order is not None
         at = folding.axis_of(value)
         assert at is not None
-        sides = folding.shape_of(value)
-        base = held.base
-        if base is None:
-            base = folding.builder.zeros((*canonical_shape(sides, at)[1:-1], len(held.order)))
-        arguments.append(folding.graph_layout(base, value))
+        arguments.append(folding.graph_layout(folding.base_of(value), value))
         lying.append(held.order + start)
-        start += sides[at]
+        start += folding.shape_of(value)[at]
     params, sources = adapt(folding, operation, len(lying[0]) if operation.kind != "concatenate" else 0)
     over_channels = operation.kind == "concatenate" and operation.params["dimension"] == axis
     at_hand = np.concatenate(lying) if over_channels else lying[0]

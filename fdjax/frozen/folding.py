@@ -111,6 +111,18 @@ class Folding:
             base, layer, activation = self.builder.elementwise("add", base, here[..., order]), None, "none"
         return Held(base, order, None, uniform(rest), layer, activation)
 
+    def base_of(self, value: int) -> int:
+        """The kept channels of a settled value, also where none of them varies."""
+        held = self.settled(value)
+        assert held.order is not None
+        if held.base is not None:
+            return held.base
+        axis = self.axis_of(value)
+        assert axis is not None
+        base = self.builder.zeros((*canonical_shape(self.shape_of(value), axis)[1:-1], len(held.order)))
+        here = held.offset[..., held.order]
+        return self.builder.elementwise("add", base, here) if here.any() else base
+
     def _whole(self, value: int) -> int:
         """The value of the program that has all of a value's channels, as the graph has them."""
         held = self._held[value]

@@ -36,25 +36,26 @@ def _first_live(walk: ChannelWalk, operation: Operation) -> tuple[int, Live]:
 
 
 def _elementwise(walk: ChannelWalk, index: int, operation: Operation) -> str | None:
-    lives = [walk.live[value] for value in operation.inputs if value in walk.live]
     shape = walk.shape(operation.outputs[0])
-    full = [
-        walk.live[value]
-        for value in operation.inputs
-        if value in walk.live and walk.live[value].ids is not None and walk.shape(value) == shape
-    ]
-    if not full:
-        if any(live.ids is not None for live in lives):
-            return f"{operation.kind} of values of different shapes"
+    with_channels = [value for value in operation.inputs if value in walk.live and walk.live[value].ids is not None]
+    if not with_channels:
         walk.set(operation.outputs[0], None, None)
         return None
-    axes = {live.axis for live in full}
-    if len(axes) > 1:
-        return f"{operation.kind} of values whose channels lie on different axes"
-    for other in full[1:]:
-        assert full[0].ids is not None and other.ids is not None
-        walk.classes.join(full[0].ids, other.ids)
-    walk.set(operation.outputs[0], full[0].axis, full[0].ids)
+    first = next((walk.live[value] for value in with_channels if walk.shape(value) == shape), None)
+    if first is None or first.axis is None or first.ids is None:
+        return f"{operation.kind} of values of different shapes"
+    for value in with_channels:
+        other, sides = walk.live[value], walk.shape(value)
+        if other.axis != first.axis:
+            return f"{operation.kind} of values whose channels lie on different axes"
+        # Maps of one pixel go with any map (squeeze and excite), maps of one channel do not.
+        if len(sides) != len(shape) or sides[first.axis] != shape[first.axis]:
+            return f"{operation.kind} of values with different numbers of channels"
+    for value in with_channels:
+        ids = walk.live[value].ids
+        assert ids is not None
+        walk.classes.join(first.ids, ids)
+    walk.set(operation.outputs[0], first.axis, first.ids)
     return None
 
 

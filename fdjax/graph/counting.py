@@ -61,12 +61,12 @@ class NetworkMacs:
     @property
     def ratio(self) -> float:
         """`total` / `dense`."""
-        return self._sum("total") / self._sum("dense")
+        return self._sum("total") / (self._sum("dense") or 1)
 
     @property
     def paper_ratio(self) -> float:
         """`paper_total` / `dense`."""
-        return self._sum("paper_total") / self._sum("dense")
+        return self._sum("paper_total") / (self._sum("dense") or 1)
 
     def to_dict(self) -> dict[str, Any]:
         """The `macs` object of `summary.json`."""
