@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+
 from fdjax.checkpoint import Checkpoints
 from fdjax.data import normalize, open_dataset
 from fdjax.training.restore import restore
