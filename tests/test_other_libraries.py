@@ -1,0 +1,118 @@
+"""Models of NNX, Equinox and Keras are traced, masked and frozen as functions of their variables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fdjax
+
+IMAGES = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+
+
+def check(apply: Callable[..., Any], variables: Any, layers: set[str], **settings: Any) -> None:
+    """The graph has these layers with masks, and the frozen network is the masked one."""
+    graph = fdjax.with_masks(fdjax.trace(apply, variables, IMAGES[:1]), **settings)
+    assert set(graph.blocks) == layers
+    rng = np.random.default_rng(1)
+    counts = {path: rng.integers(0, n + 1, channels) for path, (channels, n) in graph.mask_sizes.items()}
+    masked = fdjax.masked(apply, graph)(counts, variables, IMAGES)
+    assert float(jnp.abs(masked - apply(variables, IMAGES)).max()) > 1e-3
+    frozen = fdjax.freeze(graph, variables, counts)
+    np.testing.assert_allclose(frozen(IMAGES), masked, rtol=0, atol=1e-4 * float(jnp.abs(masked).max()))
+
+
+def test_nnx():
+    from flax import nnx
+
+    class Net(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.stem = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+            self.norm = nnx.BatchNorm(8, rngs=rngs)
+            self.expand = nnx.Conv(8, 16, (1, 1), rngs=rngs)
+            self.project = nnx.Conv(16, 8, (1, 1), rngs=rngs)
+            self.classifier = nnx.Linear(8, 4, rngs=rngs)
+
+        def __call__(self, x):
+            x = jax.nn.relu(self.norm(self.stem(x)))
+            x = x + self.project(jax.nn.silu(self.expand(x)))
+            return self.classifier(x.mean(axis=(1, 2)))
+
+    model = Net(nnx.Rngs(0))
+    model.eval()
+    graphdef, state = nnx.split(model)
+
+    variables = nnx.to_pure_dict(state)
+
+    def pure(variables, images):
+        replaced = jax.tree.map(lambda x: x, state)
+        nnx.replace_by_pure_dict(replaced, variables)
+        return nnx.merge(graphdef, replaced)(images)
+
+    check(pure, variables, {"expand", "project"}, block=2, tied=False)
+
+
+def test_equinox_with_channels_first():
+    equinox = pytest.importorskip("equinox")
+
+    class Net(equinox.Module):
+        layers: list
+
+        def __init__(self, key):
+            keys = jax.random.split(key, 4)
+            self.layers = [
+                equinox.nn.Conv2d(3, 8, 3, padding=1, key=keys[0]),
+                equinox.nn.Conv2d(8, 16, 1, key=keys[1]),
+                equinox.nn.Conv2d(16, 8, 1, key=keys[2]),
+                equinox.nn.Linear(8, 4, key=keys[3]),
+            ]
+
+        def __call__(self, x):
+            stem, expand, project, classifier = self.layers
+            x = jax.nn.relu(stem(x.transpose(2, 0, 1)))
+            x = project(jax.nn.relu(expand(x)))
+            return classifier(x.mean(axis=(1, 2)))
+
+    variables, static = equinox.partition(Net(jax.random.key(0)), equinox.is_inexact_array)
+
+    def apply(variables, images):
+        return jax.vmap(equinox.combine(variables, static))(images)
+
+    check(apply, variables, {"layers/1", "layers/2"}, block=2)
+
+
+def test_keras(monkeypatch):
+    monkeypatch.setitem(os.environ, "KERAS_BACKEND", "jax")
+    keras = pytest.importorskip("keras")
+    keras.utils.set_random_seed(0)
+    model = keras.applications.MobileNetV3Small(weights=None, input_shape=(32, 32, 3), classes=5, alpha=0.25)
+    rng = np.random.default_rng(2)
+    # What a new network has is 0 and 1 everywhere; and its classifier looks at nothing.
+    variables = {v.path: v.value + 0.2 * rng.uniform(size=v.shape).astype(v.dtype) for v in model.variables}
+
+    def apply(variables, images):
+        trainable, others = (
+            [variables[v.path] for v in of] for of in (model.trainable_variables, model.non_trainable_variables)
+        )
+        return model.stateless_call(trainable, others, images, training=False)[0]
+
+    graph = fdjax.trace(apply, variables, np.zeros((1, 32, 32, 3), np.float32))
+    # Counted once more from Keras' own list of layers.
+    macs = 0
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.DepthwiseConv2D):
+            macs += int(np.prod(layer.output.shape[1:])) * int(np.prod(layer.kernel.shape[:2]))
+        elif isinstance(layer, keras.layers.Conv2D):
+            macs += int(np.prod(layer.output.shape[1:])) * int(np.prod(layer.kernel.shape[:3]))
+    assert sum(layer.dense_macs for layer in graph.layers.values()) == macs
+    graph = fdjax.with_masks(graph)
+    counts = {path: rng.integers(0, 2, channels) for path, (channels, _) in graph.mask_sizes.items()}
+    images = np.random.default_rng(3).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
+    masked = jax.jit(fdjax.masked(apply, graph))(counts, variables, images)
+    np.testing.assert_allclose(fdjax.freeze(graph, variables, counts)(images), masked, rtol=0, atol=1e-5)
