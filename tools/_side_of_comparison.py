@@ -179,10 +179,10 @@ def figures(side: Side, case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             if not sizes:
                 continue
             masks = random_masks(sizes, seed, pairs)
+            rounded = {path: np.round(mask) for path, mask in random_masks(sizes, seed, []).items()}
             shares = {path: (count / sizes[path][1]).astype(np.float32) for path, count in drawn["all"].items()}
             yield from expected(side, f"{form}counts/{seed}", shares, levels)
-            rounded = {path: np.round(mask) for path, mask in masks.items()}
-            yield from expected(side, f"{form}rounded/{seed}", rounded, levels)
+            yield from expected(side, f"{form}rounded/{seed}", closed(rounded, pairs), levels)
             if pairs:
                 # Masks of one value on both ends are zero on both, whatever their N, at these levels only.
                 yield from hardened(side, f"{form}{seed}", masks, case, [0, 1], seed)

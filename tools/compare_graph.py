@@ -10,8 +10,9 @@ something differs without the explanation that is checked here.
 
 One difference is by design: where one space lies between the last layer of a unit and the first of the next, its dead
 channels now die on both of its ends; before, only those counted that the layer after it removes. That this is the only
-cause is checked: under masks whose dead channels are dead on both ends beforehand both sides agree to the digit, and
-so does, under any other masks, each layer's count after with its count before under masks closed like that.
+cause is checked: under masks whose dead channels are dead on both ends beforehand both sides agree to the digit, in
+hardened counts, too; and under any hard masks, each layer's count after is its count before under masks closed like
+that, as are the expected MACs. Under soft masks, which cannot be closed, expected MACs are only held not to rise.
 """
 
 from __future__ import annotations
@@ -133,8 +134,12 @@ def explained(key: str, before: Figures, after: Figures) -> bool:
     if group in ("MACs", "layers"):
         beforehand = before[f"{group}/closed/{rest[0]}"]
         return _only_cheaper(before[key], after[key]) and _totals(after[key]) == _totals(beforehand)
-    # Soft masks cannot be closed, and counts that meet a target are others where these cost less.
-    return group == "hardened" or (group == "expected" and after[key] <= before[key])
+    if group == "expected":
+        # Soft masks cannot be closed: both ends fade.
+        hard = before.get(f"{group}/closed/{rest[0]}")
+        return after[key] <= before[key] if hard is None else agree(key, hard, after[key])
+    # Counts that meet a target are others where these cost less.
+    return group == "hardened"
 
 
 def _totals(figure: Any) -> Any:
