@@ -1,4 +1,4 @@
-"""A Flax Linen network of your own at half of its MACs: python examples/own_linen.py (less than a minute on two cores)"""
+"""A Flax Linen network of your own with fewer MACs: python examples/own_linen.py (less than a minute on two cores)"""
 
 import flax.linen as nn
 import jax
