@@ -56,8 +56,10 @@ def test_rounding_is_floor_of_m_n_plus_one_half_and_agrees_with_ops(kind: str, s
     counts = round_masks(graph, masks)
     assert counts.keys() == graph.mask_sizes.keys()
     for path, (channels, num_coefs) in graph.mask_sizes.items():
-        exact = np.floor(masks[path].astype(np.float64) * num_coefs + 0.5)
-        np.testing.assert_array_equal(counts[path], exact)
+        scaled = masks[path].astype(np.float64) * num_coefs
+        # Next to a half float32 may round the other way than real numbers do.
+        clear = np.abs(scaled % 1 - 0.5) > 1e-5
+        np.testing.assert_array_equal(counts[path][clear], np.floor(scaled + 0.5)[clear])
         assert counts[path].shape == (channels,)
     longest = max(counts, key=lambda path: len(counts[path]))  # one shape: ops are compiled for each
     num_coefs = graph.mask_sizes[longest][1]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from fdjax.config import LearnConfig
 from fdjax.graph.masks import MaskedGraph, layer_blocks, place_masks
-from fdjax.graph.network import trace
+from fdjax.graph.network import Graph, trace
 from fdjax.zoo import FCMASK, FrequencyNetwork
 
 # The variables of a traced network: the collections of its module, and how images are scaled.
@@ -26,10 +26,29 @@ def wrapped_layers(network: FrequencyNetwork, input_shape: tuple[int, int, int])
       network: of the zoo.
       input_shape: (H, W, C) of an image.
     """
-    untied = {"tied": False} if hasattr(network, "tied") else {}
-    every = dataclasses.replace(network.without_masks(), mode="soft", sides="input", **untied)
-    shapes = jax.eval_shape(lambda: every.init(jax.random.key(0), jnp.zeros((1, *input_shape))))
-    return frozenset(path.rpartition("/")[0] for path in flatten_dict(shapes.get(FCMASK, {}), sep="/"))
+    return _traced(network.without_masks(), input_shape)[1]
+
+
+def _trace_plain(plain: FrequencyNetwork, input_shape: tuple[int, int, int]) -> tuple[Graph, frozenset[str]]:
+    """The channel graph of a network without masks, and the names of the layers that could have some."""
+    untied = {"tied": False} if hasattr(plain, "tied") else {}
+    every = dataclasses.replace(plain, mode="soft", sides="input", **untied)
+    image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    shapes = dict(jax.eval_shape(lambda: every.init(jax.random.key(0), jnp.zeros(image.shape))))
+    masks = flatten_dict(shapes.pop(FCMASK, {}), sep="/")
+    scaling = {name: jax.ShapeDtypeStruct(input_shape[-1:], jnp.float32) for name in ("mean", "std")}
+
+    def apply(variables: Any, images: jax.Array) -> jax.Array:
+        scale = variables[INPUT]
+        collections = {name: value for name, value in variables.items() if name != INPUT}
+        return jnp.asarray(plain.apply(collections, (images - scale["mean"]) / scale["std"]))
+
+    graph = trace(apply, {**shapes, INPUT: scaling}, image)
+    return graph, frozenset(path.rpartition("/")[0] for path in masks)
+
+
+# Flax's modules are hashable, which their type does not say.
+_traced: Any = functools.lru_cache(maxsize=16)(_trace_plain)
 
 
 def trace_network(
@@ -54,18 +73,7 @@ def trace_network(
     Raises:
       ValueError: a block larger than its map, or a block setting for a map or layer that does not exist.
     """
-    plain = network.without_masks()
-    image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    shapes = dict(jax.eval_shape(lambda: plain.init(jax.random.key(0), jnp.zeros(image.shape))))
-    scaling = {name: jax.ShapeDtypeStruct(input_shape[-1:], jnp.float32) for name in ("mean", "std")}
-
-    def apply(variables: Any, images: jax.Array) -> jax.Array:
-        scale = variables[INPUT]
-        collections = {name: value for name, value in variables.items() if name != INPUT}
-        return jnp.asarray(_apply(plain, collections, (images - scale["mean"]) / scale["std"]))
-
-    graph = trace(apply, {**shapes, INPUT: scaling}, image)
-    wrapped = wrapped_layers(network, input_shape)
+    graph, wrapped = _traced(network.without_masks(), input_shape)
     blocks = layer_blocks(graph, wrapped, learn.block, dict(learn.block_by_map), dict(learn.block_by_layer))
     uncounted = () if count_classifier else (layer.name for layer in graph.layers.values() if layer.kind == "dense")
     return MaskedGraph(
@@ -91,10 +99,6 @@ def remasked(network: MaskedGraph, learn: LearnConfig) -> MaskedGraph:
     )
     masks = place_masks(network.graph, blocks, learn.sides, learn.tied)
     return dataclasses.replace(network, blocks=blocks, masks=masks, levels=learn.counts_below_whole)
-
-
-def _apply(module: nn.Module, variables: Any, images: jax.Array) -> Any:
-    return module.apply(variables, images)
 
 
 def graph_variables(network: MaskedGraph, params: Any, batch_stats: Any) -> dict[str, Any]:
