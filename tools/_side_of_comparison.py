@@ -26,8 +26,6 @@ CONVENTIONS = ("total", "paper")
 FIELDS = ("dense", "pruned", "full_transforms", "paper_total", "total")
 INPUT_MEAN, INPUT_STD = 120.0, 60.0
 BATCH = 2
-# Of kernels: with most channels removed, what is left still tells images apart.
-GAIN = 4.0
 # Compiles in a fraction of the time.
 QUICK: Any = {
     "xla_backend_optimization_level": 0,
@@ -119,7 +117,7 @@ def random_masks(sizes: Mapping[str, tuple[int, int]], seed: int, pairs: Pairs) 
     return found | {reader: found[writer] for writer, reader in pairs}
 
 
-def random_variables(module: Any, shape: tuple[int, ...], seed: int) -> tuple[dict[str, Any], list[Any]]:
+def random_variables(module: Any, shape: tuple[int, ...], seed: int, gain: float) -> tuple[dict[str, Any], list[Any]]:
     """Trained-looking `params` and `batch_stats` of a module, the same on both sides; and their paths with shapes."""
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, *shape))))
     described = []
@@ -130,7 +128,7 @@ def random_variables(module: Any, shape: tuple[int, ...], seed: int) -> tuple[di
         rng, name = _generator(seed, path, 1), path.rpartition("/")[2]
         if name in ("scale", "var"):
             return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
-        deviation = np.sqrt(GAIN / np.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 0.1
+        deviation = np.sqrt(gain / np.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 0.1
         return rng.normal(0, deviation, leaf.shape).astype(np.float32)
 
     collections = {name: shapes[name] for name in ("params", "batch_stats")}
@@ -195,7 +193,7 @@ def frozen_logits(side: Side, case: Mapping[str, Any]) -> Iterator[tuple[str, np
     """Logits of the frozen network under hard masks, of seeded images."""
     shape, sizes = tuple(case["shape"]), dict(side.network.mask_sizes)
     for seed in range(case["seeds"]):
-        variables, described = random_variables(side.module, shape, seed)
+        variables, described = random_variables(side.module, shape, seed, case["gain"])
         yield "variables", np.array(json.dumps(described))
         # Large patches, which no pool averages out.
         patches = _generator(seed, "images").integers(0, 256, (BATCH, 4, 4, shape[2])).astype(np.uint8)

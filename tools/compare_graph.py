@@ -35,6 +35,9 @@ SIDE = Path(__file__).with_name("_side_of_comparison.py")
 KINDS = ("all", "levels", "channels")
 SEEDS = 3
 LOGITS_WITHIN, EXPECTED_WITHIN = 1e-5, 1e-6
+# Variance of kernels times their inputs. Where masks on every side remove most channels, a network with less no longer
+# tells images apart; where few are removed, one with more makes a thousand of a difference in the last digit.
+GAIN_UNTIED, GAIN_TIED = 4.0, 2.0
 CLASSES = {"cifar100": 100, "imagenet2012": 1000}
 
 Case = dict[str, Any]
@@ -86,6 +89,7 @@ def _case(config: Any, model: dict[str, Any], tied: bool) -> Case:
         "group_multiple": learn["group_multiple"],
         "seeds": SEEDS,
         "kinds": KINDS,
+        "gain": GAIN_TIED if tied else GAIN_UNTIED,
         "pairs": _pairs_between_units(graph),
     }
 
