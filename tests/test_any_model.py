@@ -126,6 +126,20 @@ def test_checkpointed_modules_and_vmap_are_masked_alike(images, variables):
     np.testing.assert_allclose(single, one(fcmask, variables, images), rtol=1e-4, atol=1e-5)
 
 
+def test_a_model_that_is_applied_twice_is_masked_twice(images, variables):
+    graph = fdjax.with_masks(fdjax.trace(Net().apply, variables, images[:1]))
+    counts = random_counts(graph, 0)
+
+    def difference(variables, images):
+        return Net().apply(variables, images) - Net().apply(variables, 2 * images)
+
+    once = jax.jit(fdjax.masked(Net().apply, graph))
+    expected = once(counts, variables, images) - once(counts, variables, 2 * images)
+    twice = jax.jit(fdjax.masked(difference, graph))(counts, variables, images)
+    np.testing.assert_allclose(twice, expected, rtol=1e-4, atol=1e-4)
+    assert float(jnp.abs(twice - difference(variables, images)).max()) > 1e-2
+
+
 def test_rounding_meets_the_target_and_keeps_the_floor(images, variables):
     graph = fdjax.trace(Net().apply, variables, images[:1])
     graph = fdjax.with_masks(graph, levels=(0,), floor={"unit2/*": 12})

@@ -88,6 +88,7 @@ class _Walk:
         self._graph, self._masks = graph, masks
         self._masked = {layer for mask in graph.masks.values() for layer, _ in mask.sides}
         self._bases = {name.partition("#")[0] for name in self._masked}
+        self._traced = Counter(name.partition("#")[0] for name in graph.layers)
         self._seen: Counter[str] = Counter()
 
     def check_found(self) -> None:
@@ -131,9 +132,7 @@ class _Walk:
     def _equation(self, equation: Any, inputs: list[Any], paths: list[str | None]) -> Sequence[Any]:
         layer = self._layer_of(equation, paths)
         if layer is not None:
-            base = layer_name(layer)
-            self._seen[base] += 1
-            name = base if self._seen[base] == 1 else f"{base}#{self._seen[base]}"
+            name = self._next_name(layer_name(layer))
             if name in self._masked:
                 side = 1 if paths[0] is None else 0
                 return [MaskedLayer(self._graph, name, self._masks, equation, side).apply(inputs)]
@@ -156,6 +155,12 @@ class _Walk:
             )
             return again(*arguments)
         return self.evaluate(body.jaxpr, body.consts, arguments, names)
+
+    def _next_name(self, base: str) -> str:
+        """The layer that a kernel is come by for: where the function applies the model again, its layers come anew."""
+        number = self._seen[base] % max(self._traced[base], 1) + 1
+        self._seen[base] += 1
+        return base if number == 1 else f"{base}#{number}"
 
     def _layer_of(self, equation: Any, paths: Sequence[str | None]) -> str | None:
         """The path of the kernel that an equation takes to a value of another kind, or None."""
