@@ -266,6 +266,14 @@ class Checkpoints:
                 f"checkpoint {self.folder / str(step)} has no readable metadata: {error}"
             ) from error
 
+    def mismatch(self, step: int, like: Any) -> str | None:
+        """What of a step has another place, shape or type than in the pytree `like`, in words, or None."""
+        held, asked = self._manifest(step)["arrays"], _describe(like)
+        for name in sorted(held.keys() | asked.keys()):
+            if held.get(name) != asked.get(name):
+                return f"holds {held.get(name, 'nothing')} at {name}, not {asked.get(name, 'nothing')}"
+        return None
+
     def restore(self, step: int, like: Any) -> Any:
         """The arrays of a step.
 
@@ -277,13 +285,10 @@ class Checkpoints:
           DamagedCheckpoint: the files cannot be read, or hold something else.
         """
         folder = self.folder / str(step)
-        held, asked = self._manifest(step)["arrays"], _describe(like)
         # Orbax would cast other types and cut or fill other shapes.
-        for name in sorted(held.keys() | asked.keys()):
-            if held.get(name) != asked.get(name):
-                raise DamagedCheckpoint(
-                    f"checkpoint {folder} holds {held.get(name, 'nothing')} at {name}, not {asked.get(name, 'nothing')}"
-                )
+        problem = self.mismatch(step, like)
+        if problem is not None:
+            raise DamagedCheckpoint(f"checkpoint {folder} {problem}")
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), like)
         try:

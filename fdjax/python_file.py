@@ -1,12 +1,17 @@
-"""Python files that a user writes: run, and asked for what one of their functions makes."""
+"""Python that a user writes, a file or an importable module: run, and asked for what one of its functions makes."""
 
 from __future__ import annotations
 
+import importlib
+import os
 import runpy
+import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from fdjax.errors import UserError, suggestion
+from fdjax.errors import UserError, first_line, suggestion
 
 Made = TypeVar("Made")
 
@@ -41,3 +46,55 @@ def load_made(path: str, what: str, function: str, kind: type[Made], name: str) 
     if not isinstance(made, kind):
         raise UserError(f"{path}: {function}() {must}, got {type(made).__name__}")
     return made
+
+
+def import_function(reference: str, flag: str) -> Callable[..., Any]:
+    """Imports a function that a user names; the current directory can be imported from.
+
+    Args:
+      reference: "package.module:function".
+      flag: what named it, for messages.
+
+    Raises:
+      UserError: the module cannot be imported, or has no such function.
+    """
+    module_name, _, name = reference.partition(":")
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    # A file may have been written since a folder was last looked into.
+    importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise UserError(f"{flag} {reference}: importing {module_name} fails: {what_failed(error)}") from error
+        raise UserError(
+            f"{flag} {reference}: there is no module {error.name!r} in {folder} or among the installed packages; run "
+            "the command in the folder that holds it, or add that folder to PYTHONPATH"
+        ) from error
+    except Exception as error:
+        raise UserError(f"{flag} {reference}: importing {module_name} fails: {what_failed(error)}") from error
+    if not hasattr(module, name):
+        functions = [other for other, value in vars(module).items() if callable(value) and not other.startswith("_")]
+        where = getattr(module, "__file__", None) or module_name
+        raise UserError(f"{flag} {reference}: {where} has no {name!r}{suggestion(name, functions)}")
+    function = getattr(module, name)
+    if not callable(function):
+        raise UserError(f"{flag} {reference}: {name} is no function but {type(function).__name__}")
+    return function
+
+
+def what_failed(error: BaseException) -> str:
+    """An exception in one line: its type, what it says, and the line of a user's file that it comes from."""
+    if isinstance(error, SyntaxError):
+        where = f" ({error.filename}, line {error.lineno})"
+        return f"{type(error).__name__}: {error.msg}{where}"
+    installed = (str(Path(__file__).parent), "site-packages", "dist-packages", "<frozen", os.path.dirname(os.__file__))
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not any(part in frame.filename for part in installed)
+    ]
+    where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {first_line(error)}{where}"

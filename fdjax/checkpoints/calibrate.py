@@ -30,6 +30,7 @@ from fdjax.pruning.block_choice import (
 )
 from fdjax.training.build import check_maskable
 from fdjax.training.network import remasked
+from fdjax.training.own_network import zoo_network
 from fdjax.training.restore import Restored, load_restored_data
 from fdjax.zoo import FrequencyNetwork, FrequencyPointwise, check_tying
 
@@ -155,6 +156,7 @@ def choose_blocks_of(
             f"the checkpoint is in {restored.phase.name}, its weights have been trained under masks; blocks are chosen "
             "by the maps of an unpruned network: give a checkpoint that has done no more than pretrain and learn"
         )
+    network = zoo_network(restored.network, "choosing blocks")
     if learn.target_macs is None:
         raise UserError("the checkpoint's config has no target; give one: --target-macs 0.5")
     if num_images < 1:
@@ -167,7 +169,7 @@ def choose_blocks_of(
 
     dataset = load_restored_data(restored, data_path)
     images, _ = training_sample(restored.config, dataset, num_images)
-    energies = side_energies(restored.network, graph, restored.state.variables(), images, candidates)
+    energies = side_energies(network, graph, restored.state.variables(), images, candidates)
     try:
         choice = choose_blocks(graph, energies, candidates, learn.target_macs, learn.counts_below_whole)
     except ValueError as error:

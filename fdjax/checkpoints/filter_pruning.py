@@ -36,6 +36,7 @@ from fdjax.pruning.filters import (
 from fdjax.training.build import build_network, collection_of
 from fdjax.training.devices import Devices
 from fdjax.training.evaluate import make_evaluator
+from fdjax.training.own_network import zoo_network
 from fdjax.training.restore import Restored, load_restored_data
 from fdjax.zoo import FCMASK, FrequencyNetwork
 from fdjax.zoo.normalization import BatchNorm
@@ -213,7 +214,8 @@ def prune_filters(
         raise UserError(
             f"no filter pruning method {method!r}{suggestion(method, METHODS)}; accepted are {', '.join(METHODS)}"
         )
-    network, graph, config = dataclasses.replace(restored.network, mode="off"), restored.graph, restored.config
+    network = dataclasses.replace(zoo_network(restored.network, "removing filters"), mode="off")
+    graph, config = restored.graph, restored.config
     variables = restored.state.variables()
     try:
         prunable(graph)

@@ -22,6 +22,7 @@ from fdjax.pruning.profiled import Masks, mask_energies
 from fdjax.training.devices import Devices
 from fdjax.training.evaluate import make_evaluator
 from fdjax.training.network import trace_network
+from fdjax.training.own_network import zoo_network
 from fdjax.training.restore import Restored, load_restored_data
 from fdjax.zoo import FrequencyNetwork, FrequencyPointwise
 
@@ -121,7 +122,8 @@ def open_subject(restored: Restored, learn: LearnConfig, on: MeasuredOn) -> Subj
       on: the images.
 
     Raises:
-      UserError: other weights, settings that do not fit the network, numbers below 1, or data that are not there.
+      UserError: a network of the user's own, other weights, settings that do not fit the network, numbers below 1, or
+        data that are not there.
     """
     if restored.weights_adapted:
         raise UserError(
@@ -131,6 +133,7 @@ def open_subject(restored: Restored, learn: LearnConfig, on: MeasuredOn) -> Subj
     for flag, number in (("images", on.num_images), ("eval-limit", on.eval_limit)):
         if number is not None and number < 1:
             raise UserError(f"--{flag} must be at least 1, got {number}")
+    network = zoo_network(restored.network, "profiling")
     graph, collections = masked_graph(restored, learn), restored.state.variables()
     dataset = None if on.calibration and on.agreement else load_restored_data(restored, on.data_path)
     share, seed = restored.config.data.eval_crop, restored.config.seed
@@ -141,22 +144,22 @@ def open_subject(restored: Restored, learn: LearnConfig, on: MeasuredOn) -> Subj
         assert dataset is not None
         images, _ = training_sample(restored.config, dataset, on.num_images)
     blocks = sorted(set(graph.blocks.values()))
-    energies = side_energies(restored.network, graph, collections, images, blocks, about_mean=False)
+    energies = side_energies(network, graph, collections, images, blocks, about_mean=False)
     if on.agreement:
         pictures = read_pictures(on.agreement, graph.input_shape, share)
-        said = _said(restored.network, graph, collections, pictures)
+        said = _said(network, graph, collections, pictures)
         test_images, test_labels = _sample(pictures, said, seed, on.eval_limit)
     else:
         assert dataset is not None
         test_images, test_labels = _sample(dataset.test_images, dataset.test_labels, seed, on.eval_limit)
-    evaluate = make_evaluator(GivenMasks(restored.network, graph), graph, Devices())
+    evaluate = make_evaluator(GivenMasks(network, graph), graph, Devices())
 
     def top1(masks: Masks) -> float:
         given = {path: np.asarray(mask, np.float32) for path, mask in masks.items()}
         return evaluate({**collections, COEF_MASKS: given}, test_images, test_labels)["top1"]
 
     def at_resolution(side: int) -> tuple[float, int]:
-        plain = restored.network.without_masks()
+        plain = network.without_masks()
         small = trace_network(
             plain, (side, side, graph.input_shape[2]), LearnConfig(block=1), count_classifier=not graph.uncounted
         )

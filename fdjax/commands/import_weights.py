@@ -65,6 +65,7 @@ def import_command(arguments: Sequence[str]) -> int:
     from fdjax.checkpoints.imported import check_import_target, save_imported
     from fdjax.importers import fit, open_weights
     from fdjax.training.build import build_network
+    from fdjax.training.own_network import zoo_network
 
     out = Path(parsed.out).expanduser().resolve()
     check_import_target(out)
@@ -73,7 +74,8 @@ def import_command(arguments: Sequence[str]) -> int:
     found = open_weights(parsed.weights, parsed.ema)
     shape, names, num_classes, order = _inputs_and_outputs(config, parsed, found.tensors)
     _check_channels(conventions, shape[2])
-    network, graph = build_network(config, shape, num_classes)
+    made, graph = build_network(config, shape, num_classes)
+    network = zoo_network(made, "fdjax import")
     graph = dataclasses.replace(
         graph, input_mean=conventions.input_mean, input_std=conventions.input_std, class_names=names
     )
@@ -179,6 +181,7 @@ def _inputs_and_outputs(
     from fdjax.data.class_list import read_class_list
     from fdjax.importers import count_classes
     from fdjax.training.build import build_network
+    from fdjax.training.own_network import zoo_network
 
     data = config.data
     named = None if parsed.classes is None else read_class_list(parsed.classes)
@@ -202,7 +205,7 @@ def _inputs_and_outputs(
             f"the config's data set is not there ({data.path}), so the classes of the new classifier are not known: "
             "give --classes FILE, or --data.path"
         )
-    network, _ = build_network(config, shape, 1)
+    network = zoo_network(build_network(config, shape, 1)[0], "fdjax import")
     return shape, (), count_classes(tensors, parsed.format, network), None
 
 

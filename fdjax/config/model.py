@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Literal
 
 from fdjax.config.checked import Checked
+
+_FUNCTION = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,13 @@ class ModelConfig(Checked):
     """mobilenetv2 (the original), its two CIFAR variants, a small one for 28x28 images; mobilenetv1;
     efficientnet_lite0; CIFAR's ResNets of 20 to 110 layers (no pointwise layers: nothing to wrap) and ResNeXt-29;
     ImageNet's ResNet-50 and ResNeXt-50."""
+    factory: str | None = None
+    """A network of your own in place of `name`: package.module:function. It is imported and called, so it is code that
+    runs, also when a checkpoint is read. It returns a Flax Linen module with __call__(images, train), for which only
+    precision and count_classifier hold of the other settings here."""
+    arguments: tuple[tuple[str, bool | int | float | str], ...] = ()
+    """With factory: pairs of name and value that the function is called with, such as width 0.5 depth 3. It is given
+    num_classes too, if it takes that."""
     width: float = 1.0
     """Width multiplier; channels are rounded to multiples of 8."""
     cardinality: int | None = None
@@ -55,6 +65,18 @@ class ModelConfig(Checked):
     """Count the classifier's MACs in every total (the custom: true for ImageNet, false for CIFAR)."""
 
     def _check(self) -> None:
+        self._require(
+            self.factory is None or re.fullmatch(_FUNCTION, self.factory) is not None,
+            "factory",
+            "package.module:function, such as my_networks:small, or None",
+        )
+        names = [name for name, _ in self.arguments]
+        self._require(not names or self.factory is not None, "arguments", "left out where there is no factory")
+        self._require(
+            len({*names}) == len(names) and all(name.isidentifier() for name in names),
+            "arguments",
+            "pairs of an argument's name and its value, each name once",
+        )
         self._require(0 < self.width <= 10, "width", "a multiplier above 0 and at most 10")
         grouped = self.name.startswith("resnext")
         for field in ("cardinality", "group_width"):

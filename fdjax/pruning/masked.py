@@ -69,11 +69,11 @@ def _coefficient_masks(graph: MaskedGraph, masks: Masks) -> dict[str, CoefMask]:
             raise ValueError(f"mask {path} must have shape ({mask.channels},), got {given.shape}")
         if jnp.issubdtype(given.dtype, jnp.integer):
             coefs = (jnp.arange(mask.num_coefs)[:, None] < given).astype(jnp.float32)
-            known = not isinstance(given, Tracer)
-            found[path] = CoefMask(coefs, known and set(np.unique(given)) <= {0, 1, mask.num_coefs})
+            possible = {*range(mask.num_coefs + 1)} if isinstance(given, Tracer) else {*np.unique(given).tolist()}
         else:
-            around_means = {*level_counts(mask.num_coefs, graph.levels)} <= {0, 1, mask.num_coefs}
-            found[path] = CoefMask(coef_mask(given, mask.num_coefs, graph.levels), around_means)
+            coefs = coef_mask(given, mask.num_coefs, graph.levels)
+            possible = {*level_counts(mask.num_coefs, graph.levels)}
+        found[path] = CoefMask(coefs, possible <= {0, 1, mask.num_coefs}, possible <= {0, mask.num_coefs})
     return found
 
 

@@ -18,10 +18,12 @@ class CoefMask(NamedTuple):
     Attributes:
       coefs: [N, channels].
       around_means: whether all coefficients of a channel but the first have one value, for certain.
+      whole: likewise all coefficients of a channel.
     """
 
     coefs: jax.Array
     around_means: bool
+    whole: bool
 
 
 class MaskedLayer:
@@ -41,7 +43,8 @@ class MaskedLayer:
 
     def apply(self, inputs: Sequence[Any]) -> Any:
         """The layer's output."""
-        if self._block > 1:
+        # Of whole channels a transform would change nothing.
+        if self._block > 1 and not all(mask is None or mask.whole for mask in self._masks):
             return self._transformed(inputs[1 - self._side], inputs[self._side])
         return self._by_channels(list(inputs))
 

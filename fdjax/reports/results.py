@@ -115,8 +115,11 @@ class Result:
 
     @property
     def network_words(self) -> str:
-        """The network, its width, and its share of low channels if there are any."""
+        """The network, its width, and its share of low channels if there are any; of a factory, its arguments."""
         words, model = f"{self.network} at width {self.width:g}", self.config.model
+        if model.factory is not None:
+            given = ", ".join(f"{name}={value}" for name, value in model.arguments)
+            return f"{self.network}({given})"
         if not model.octave:
             return words
         return f"{words}, octave {model.octave:g}{' in all maps' if model.octave_maps == 'all' else ''}"
@@ -167,8 +170,8 @@ def read_result(name: str, config: Config, summary: Mapping[str, Any]) -> Result
         num_classes=int(_number(summary, "num_classes")) if "num_classes" in summary else None,
         imported=_imported(summary),
         name=name,
-        network=config.model.name,
-        width=config.model.width,
+        network=config.model.factory or config.model.name,
+        width=config.model.width if config.model.factory is None else 1.0,
         data=_data_words(config),
         train_limit=config.data.train_limit,
         phases=", ".join(f"({phase})" if phase in inherited else phase for phase in config.phases),

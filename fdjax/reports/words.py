@@ -19,8 +19,9 @@ def asked_words(result: Result, phases: list[Mapping[str, Any]]) -> list[tuple[s
     """
     config = result.config
     steps = {phase["name"]: phase["steps"] for phase in phases}
+    padding = [f"{config.model.padding.upper()} padding"] if config.model.factory is None else []
     lines = [
-        ("Network", f"{result.network_words}, {config.model.padding.upper()} padding, {config.model.precision}"),
+        ("Network", ", ".join([result.network_words, *padding, config.model.precision])),
         ("Data", _data_words(result)),
         *((f"Phase {phase}", _phase_words(config, phase, steps.get(phase))) for phase in config.phases),
     ]

@@ -17,15 +17,15 @@ from fdjax.frozen.bench import seeded_variables
 from fdjax.frozen.choice import Stopwatch, release_slower
 from fdjax.graph.masks import SIDES, Counts, MaskedGraph
 from fdjax.graph.network import Layer, Space
+from fdjax.graph.table import mask_problem
 from fdjax.ops.fcmask import counts_to_fcmask, kept_counts
 from fdjax.pruning import HardMasks, harden, harden_to_target
 from fdjax.training.network import trace_network
-from fdjax.zoo import FrequencyNetwork, WideGroups, make_network
+from fdjax.training.own_network import Network, OwnNetwork, make_own_network
+from fdjax.zoo import WideGroups, make_network
 
 
-def build_network(
-    config: Config, input_shape: tuple[int, int, int], num_classes: int
-) -> tuple[FrequencyNetwork, MaskedGraph]:
+def build_network(config: Config, input_shape: tuple[int, int, int], num_classes: int) -> tuple[Network, MaskedGraph]:
     """Makes the network and its channel graph.
 
     Args:
@@ -34,14 +34,16 @@ def build_network(
       num_classes: outputs.
 
     Raises:
-      UserError: a block larger than its map, or a setting for a layer or a map that does not exist.
+      UserError: a block larger than its map, a setting for a layer or a map that does not exist, or a factory that does
+        not make a network for such images.
     """
-    network = make_network(config.model, config.learn, num_classes)
+    own = None if config.model.factory is None else make_own_network(config, input_shape, num_classes)
+    network = own or make_network(config.model, config.learn, num_classes)
     try:
-        classifier = config.model.count_classifier
-        return network, trace_network(network, input_shape, config.learn, count_classifier=classifier)
+        graph = trace_network(network, input_shape, config.learn, count_classifier=config.model.count_classifier)
     except ValueError as error:
         raise UserError(str(error)) from error
+    return (network if own is None else dataclasses.replace(own, masks=graph)), graph
 
 
 # What of a network is not in its config: it depends on the data.
@@ -54,7 +56,7 @@ def facts_of(graph: MaskedGraph) -> dict[str, Any]:
     return {**shown, **{name: list(getattr(graph, name)) for name in _FACTS}}
 
 
-def network_of(config: Config, facts: Mapping[str, Any]) -> tuple[FrequencyNetwork, MaskedGraph]:
+def network_of(config: Config, facts: Mapping[str, Any]) -> tuple[Network, MaskedGraph]:
     """The network of a checkpoint, from its config and what `facts_of` wrote.
 
     Raises:
@@ -74,10 +76,18 @@ def check_maskable(graph: MaskedGraph) -> None:
     """Raises `UserError` if a network has no layer that is wrapped, and so none that could have masks."""
     if not graph.blocks:
         raise UserError(
-            f"{graph.name} has no wrapped layers, so there are no masks to learn, set or choose blocks for (none of "
-            "its pointwise layers is a frequency layer, or it has no pointwise layers): train it with --phases "
-            "pretrain, or take another network"
+            f"{graph.name} has no layers that masks could go on ({_why_none(graph)}), so there are no masks to learn, "
+            "set or choose blocks for: train it with --phases pretrain, or take another network"
         )
+
+
+def _why_none(graph: MaskedGraph) -> str:
+    """What layers there are, and why each has no masks, in one line."""
+    reasons: dict[str, list[str]] = {}
+    for name, layer in graph.layers.items():
+        reasons.setdefault(mask_problem(layer) or "is no frequency layer", []).append(name)
+    found = [f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}: {why}" for why, names in reasons.items()]
+    return "; ".join(found) or "it has no layers at all"
 
 
 def flat_masks(fcmask) -> dict[str, np.ndarray]:
@@ -190,8 +200,10 @@ def _unmasked_outside(graph: MaskedGraph, space: Space) -> bool:
     return graph.mask_of(space.writers[0], "input") is None and graph.mask_of(space.readers[0], "output") is None
 
 
-def hard_network(network: FrequencyNetwork, graph: MaskedGraph, counts: Counts) -> FrequencyNetwork:
+def hard_network(network: Network, graph: MaskedGraph, counts: Counts) -> Network:
     """The network with rounded masks: without transforms where `counts` need none, and without dead wide channels."""
+    if isinstance(network, OwnNetwork):
+        return network.hardened(counts)
     if hasattr(network, "wide_groups"):
         network = dataclasses.replace(network, wide_groups=wide_groups(graph, counts))
     return dataclasses.replace(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from fdjax.config import MASK_PHASES, Config, LearnConfig, ModelConfig
 from fdjax.errors import UserError
@@ -14,8 +15,10 @@ from fdjax.graph.counting import network_macs
 from fdjax.graph.masks import MaskedGraph
 from fdjax.pruning import mac_ratio
 from fdjax.training.build import check_maskable
+from fdjax.training.own_network import Network, OwnNetwork
 from fdjax.training.phases import Phase, has_teacher
 from fdjax.training.restore import Restored
+from fdjax.training.state import init_variables
 
 # Below so many times what guessing has, a network is taken to know nothing.
 _CHANCE = 1.5
@@ -78,8 +81,8 @@ def check_beginning(config: Config) -> None:
         )
 
 
-def check_init(model: ModelConfig, graph: MaskedGraph, init: Restored) -> None:
-    """Raises `UserError` if --init holds another network than `graph`, made by `model`, or masks of other settings."""
+def check_init(model: ModelConfig, network: Network, graph: MaskedGraph, init: Restored) -> None:
+    """Raises `UserError` if --init holds another network than `network`, made by `model`, or other masks."""
     shapes = [[(layer.name, layer.kind, layer.in_channels, layer.out_channels, layer.window, layer.stride)
                for layer in of.layers.values()] for of in (graph, init.graph)]  # fmt: skip
     if shapes[0] != shapes[1]:
@@ -89,6 +92,8 @@ def check_init(model: ModelConfig, graph: MaskedGraph, init: Restored) -> None:
             f"--init holds {init.graph.name} for {init.graph.num_classes} classes, which does not fit "
             f"{graph.name} for {graph.num_classes} classes{detail}"
         )
+    if isinstance(network, OwnNetwork) or isinstance(init.network, OwnNetwork):
+        _check_same_weights(network, graph, init)
     own, theirs = ((of.padding, of.batch_norm_epsilon) for of in (model, init.config.model))
     if own != theirs:
         raise UserError(
@@ -101,6 +106,22 @@ def check_init(model: ModelConfig, graph: MaskedGraph, init: Restored) -> None:
             "--init has masks of other settings (sides, tied or block); give it the same "
             "ones, or start from a run that has only pretrained"
         )
+
+
+def _check_same_weights(network: Network, graph: MaskedGraph, init: Restored) -> None:
+    """Raises `UserError` if the weights of --init lie at other paths than the network's, or have other shapes."""
+    wanted = jax.eval_shape(lambda: init_variables(network, graph.input_shape, 0))
+    for collection in ("params", "batch_stats"):
+        own, theirs = (
+            {path: np.shape(leaf) for path, leaf in flatten_dict(dict(of), sep="/").items()}  # type: ignore[arg-type]
+            for of in (wanted[collection], getattr(init.state, collection))
+        )
+        if own != theirs:
+            path = min(path for path in {*own, *theirs} if own.get(path) != theirs.get(path))
+            raise UserError(
+                f"--init holds {init.graph.name}, whose weights do not fit {graph.name}: {collection}/{path} has shape "
+                f"{theirs.get(path, 'none')} there and {own.get(path, 'none')} here"
+            )
 
 
 def inherited_phases(config: Config, init: Restored) -> list[str]:

@@ -10,16 +10,16 @@ from fdjax.graph.masks import MaskedGraph
 from fdjax.training.build import collection_of
 from fdjax.training.controller import first_lambda
 from fdjax.training.optimizers import optimizers_for
+from fdjax.training.own_network import Network
 from fdjax.training.phases import Phase, has_teacher
 from fdjax.training.restore import Past
 from fdjax.training.rounding import gated_masks
 from fdjax.training.state import TrainState, init_variables, new_controller
-from fdjax.zoo import FrequencyNetwork
 
 
 def enter_phase(
     config: Config,
-    network: FrequencyNetwork,
+    network: Network,
     graph: MaskedGraph,
     done: Past,
     state: TrainState,

@@ -123,7 +123,7 @@ class Run:
         elif self.init is None:
             check_beginning(self.config)
         else:
-            check_init(self.config.model, self.graph, self.init)
+            check_init(self.config.model, self.network, self.graph, self.init)
             self.done.inherited = inherited_phases(self.config, self.init)
             self._skip(phases_done(self.config, self.done.inherited))
             check_teacher(self.config, self.phases[0], self.init)

@@ -24,12 +24,13 @@ from fdjax.training.devices import Devices
 from fdjax.training.evaluate import EVAL_BATCH, Evaluator, make_evaluator
 from fdjax.training.feed import Waiting
 from fdjax.training.health import diverged, nonfinite_network
+from fdjax.training.own_network import Network
 from fdjax.training.phases import Phase
 from fdjax.training.restore import Past, masks_as_they_stand
 from fdjax.training.speed import frozen_speed
 from fdjax.training.state import TrainState
 from fdjax.training.workdir import METRICS_FILE, MetricsLog
-from fdjax.zoo import FCMASK, FrequencyNetwork
+from fdjax.zoo import FCMASK
 
 SOFT_MASKS_FILE = "soft_masks.npz"
 # A loss this many times that of guessing has exploded, though it is a number.
@@ -70,7 +71,7 @@ class Measurements:
     def __init__(
         self,
         config: Config,
-        network: FrequencyNetwork,
+        network: Network,
         graph: MaskedGraph,
         workdir: Path,
         *,

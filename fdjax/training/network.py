@@ -13,26 +13,31 @@ from flax.traverse_util import flatten_dict
 from fdjax.config import LearnConfig
 from fdjax.graph.masks import MaskedGraph, layer_blocks, place_masks
 from fdjax.graph.network import Graph, trace
+from fdjax.graph.table import mask_problem
+from fdjax.training.own_network import Network, OwnNetwork
 from fdjax.zoo import FCMASK, FrequencyNetwork
 
 # The variables of a traced network: the collections of its module, and how images are scaled.
 INPUT = "input"
 
 
-def wrapped_layers(network: FrequencyNetwork, input_shape: tuple[int, int, int]) -> frozenset[str]:
+def wrapped_layers(network: Network, input_shape: tuple[int, int, int]) -> frozenset[str]:
     """Names of the layers that are wrapped in a DCT and its inverse: those that can have masks of their own.
 
     Args:
-      network: of the zoo.
+      network: of the zoo, or the user's own.
       input_shape: (H, W, C) of an image.
     """
-    return _traced(network.without_masks(), input_shape)[1]
+    plain = network.without_masks()
+    return (_trace_plain if isinstance(plain, OwnNetwork) else _traced)(plain, input_shape)[1]
 
 
-def _trace_plain(plain: FrequencyNetwork, input_shape: tuple[int, int, int]) -> tuple[Graph, frozenset[str]]:
+def _trace_plain(plain: Network, input_shape: tuple[int, int, int]) -> tuple[Graph, frozenset[str]]:
     """The channel graph of a network without masks, and the names of the layers that could have some."""
-    untied = {"tied": False} if hasattr(plain, "tied") else {}
-    every = dataclasses.replace(plain, mode="soft", sides="input", **untied)
+    every = plain
+    if isinstance(plain, FrequencyNetwork):
+        untied = {"tied": False} if hasattr(plain, "tied") else {}
+        every = dataclasses.replace(plain, mode="soft", sides="input", **untied)
     image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     shapes = dict(jax.eval_shape(lambda: every.init(jax.random.key(0), jnp.zeros(image.shape))))
     masks = flatten_dict(shapes.pop(FCMASK, {}), sep="/")
@@ -44,6 +49,8 @@ def _trace_plain(plain: FrequencyNetwork, input_shape: tuple[int, int, int]) -> 
         return jnp.asarray(plain.apply(collections, (images - scale["mean"]) / scale["std"]))
 
     graph = trace(apply, {**shapes, INPUT: scaling}, image)
+    if isinstance(plain, OwnNetwork):
+        return graph, frozenset(name for name, layer in graph.layers.items() if mask_problem(layer) is None)
     return graph, frozenset(path.rpartition("/")[0] for path in masks)
 
 
@@ -52,19 +59,19 @@ _traced: Any = functools.lru_cache(maxsize=16)(_trace_plain)
 
 
 def trace_network(
-    network: FrequencyNetwork,
+    network: Network,
     input_shape: tuple[int, int, int],
     learn: LearnConfig,
     *,
     count_classifier: bool = False,
     **facts: Any,
 ) -> MaskedGraph:
-    """The channel graph of a network of the zoo, without masks, and where its masks sit.
+    """The channel graph of a network without masks, and where its masks sit.
 
     The graph takes raw images 0..255; its variables are `graph_variables`.
 
     Args:
-      network: of the zoo.
+      network: of the zoo, or the user's own.
       input_shape: (H, W, C) of an image.
       learn: blocks, sides, tying.
       count_classifier: whether layers on vectors are in the totals.
@@ -73,19 +80,32 @@ def trace_network(
     Raises:
       ValueError: a block larger than its map, or a block setting for a map or layer that does not exist.
     """
-    graph, wrapped = _traced(network.without_masks(), input_shape)
+    own = isinstance(network, OwnNetwork)
+    graph, wrapped = (_trace_plain if own else _traced)(network.without_masks(), input_shape)
     blocks = layer_blocks(graph, wrapped, learn.block, dict(learn.block_by_map), dict(learn.block_by_layer))
-    uncounted = () if count_classifier else (layer.name for layer in graph.layers.values() if layer.kind == "dense")
+    # Tokens have no map to transform.
+    blocks = {name: block if len(graph.layers[name].in_size) == 2 else 1 for name, block in blocks.items()}
+    uncounted = () if count_classifier else _classifiers(graph)
     return MaskedGraph(
         name=network.title,
         graph=graph,
-        masks=place_masks(graph, blocks, learn.sides, learn.tied),
+        masks=place_masks(graph, blocks, learn.sides, learn.tied, every_run=own),
         blocks=blocks,
         num_classes=network.num_classes,
         levels=learn.counts_below_whole,
         uncounted=frozenset(uncounted),
         **facts,
     )
+
+
+def _classifiers(graph: Graph) -> list[str]:
+    """The layers on vectors that nothing reads: what they give is the result."""
+    read = {layer.source for layer in graph.layers.values()}
+    return [
+        layer.name
+        for layer in graph.layers.values()
+        if layer.kind == "dense" and not layer.in_size and layer.target not in read
+    ]
 
 
 def remasked(network: MaskedGraph, learn: LearnConfig) -> MaskedGraph:

@@ -13,6 +13,7 @@ from fdjax.graph.masks import MaskedGraph
 from fdjax.training.build import counts_of, hard_network
 from fdjax.training.feed import Dispatch, Feed
 from fdjax.training.optimizers import optimizers_for
+from fdjax.training.own_network import Network
 from fdjax.training.phases import Phase, has_teacher, phase_settings
 from fdjax.training.state import TrainState
 from fdjax.training.steps import (
@@ -24,7 +25,6 @@ from fdjax.training.steps import (
     make_weight_step,
     with_class_weights,
 )
-from fdjax.zoo import FrequencyNetwork
 
 
 class Chunk(NamedTuple):
@@ -70,7 +70,7 @@ def _key_of(config: Config, phase: Phase, step: int) -> Hashable:
 
 def make_programs(
     config: Config,
-    network: FrequencyNetwork,
+    network: Network,
     graph: MaskedGraph,
     phase: Phase,
     state: TrainState,
@@ -125,7 +125,7 @@ def make_programs(
     return programs
 
 
-def _network_for(network: FrequencyNetwork, graph: MaskedGraph, phase: Phase, state: TrainState) -> FrequencyNetwork:
+def _network_for(network: Network, graph: MaskedGraph, phase: Phase, state: TrainState) -> Network:
     if phase.learns_masks:
         return dataclasses.replace(network, mode="soft")
     if phase.hard:

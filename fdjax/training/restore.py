@@ -21,10 +21,11 @@ from fdjax.training.devices import Devices
 from fdjax.training.evaluate import make_evaluator
 from fdjax.training.health import nonfinite_network
 from fdjax.training.optimizers import optimizers_for
+from fdjax.training.own_network import Network, OwnNetwork
 from fdjax.training.phases import Phase, has_teacher
 from fdjax.training.state import TrainState, create_state, init_variables
 from fdjax.training.summary import evaluation_summary
-from fdjax.zoo import FCMASK, FrequencyNetwork
+from fdjax.zoo import FCMASK
 
 
 @dataclasses.dataclass
@@ -72,7 +73,7 @@ class Restored:
     """
 
     config: Config
-    network: FrequencyNetwork
+    network: Network
     graph: MaskedGraph
     phase: Phase
     phase_step: int
@@ -94,7 +95,7 @@ class Restored:
         """Phases that are done, inherited ones first."""
         return self.done.inherited + [phase["name"] for phase in self.done.history]
 
-    def evaluation(self) -> tuple[FrequencyNetwork, dict[str, Any]]:
+    def evaluation(self) -> tuple[Network, dict[str, Any]]:
         """The network as it stands and its collections: hard masks once there are any."""
         if self.hard is None:
             return dataclasses.replace(self.network, mode="off"), self.state.variables()
@@ -110,7 +111,7 @@ def restore(checkpoints: Checkpoints, step: int) -> Restored:
     """Reads a checkpoint; the directory is all it takes.
 
     Raises:
-      UserError: it is damaged, or no checkpoint of a run.
+      UserError: it is damaged, no checkpoint of a run, or of a network whose code is not there or has changed.
     """
     meta = checkpoints.meta(step)
     try:
@@ -125,6 +126,11 @@ def restore(checkpoints: Checkpoints, step: int) -> Restored:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"checkpoint {checkpoints.folder / str(step)} is not of an fdjax run: {error}") from error
     like = _abstract_state(config, network, graph, phase)
+    if isinstance(network, OwnNetwork) and (problem := checkpoints.mismatch(step, like)) is not None:
+        raise UserError(
+            f"checkpoint {checkpoints.folder / str(step)} is of another network than {network.title} makes "
+            f"now: it {problem}; bring back the code that it was trained with"
+        )
     state = checkpoints.restore(step, like)
     problem = nonfinite_network(state.collections())
     if problem is not None:
@@ -186,7 +192,7 @@ def open_checkpoint(path: str, which: str = "latest") -> tuple[Checkpoints, int,
     return checkpoints, *found
 
 
-def _abstract_state(config: Config, network: FrequencyNetwork, graph: MaskedGraph, phase: Phase) -> TrainState:
+def _abstract_state(config: Config, network: Network, graph: MaskedGraph, phase: Phase) -> TrainState:
     def create():
         variables = init_variables(network, graph.input_shape, config.seed)
         state = create_state(variables, config.seed, *optimizers_for(config, phase))

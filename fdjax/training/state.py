@@ -10,7 +10,8 @@ import numpy as np
 import optax
 from flax import struct
 
-from fdjax.zoo import FCMASK, FrequencyNetwork
+from fdjax.training.own_network import Network
+from fdjax.zoo import FCMASK
 
 
 class TrainState(struct.PyTreeNode):
@@ -59,7 +60,7 @@ class TrainState(struct.PyTreeNode):
         return self.replace(teacher=jax.tree.map(jnp.array, weights))
 
 
-def init_variables(network: FrequencyNetwork, input_shape: tuple[int, int, int], seed: int) -> dict[str, Any]:
+def init_variables(network: Network, input_shape: tuple[int, int, int], seed: int) -> dict[str, Any]:
     """Fresh collections: params, batch_stats, fcmask (all ones)."""
     init = jax.jit(lambda key: network.init(key, jnp.zeros((1, *input_shape))))
     # A network without wrapped layers has no masks.

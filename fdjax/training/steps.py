@@ -17,14 +17,18 @@ from fdjax.data import augment, mixup, normalize
 from fdjax.graph.masks import MaskedGraph
 from fdjax.ops.fcmask import fcmask_penalty
 from fdjax.pruning import expected_macs
+from fdjax.training.own_network import Network
 from fdjax.training.state import TrainState
-from fdjax.zoo import FCMASK, FrequencyNetwork
+from fdjax.zoo import FCMASK
 
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]
 Prepare = Callable[[jax.Array, jax.Array], jax.Array]
 # (state, batch) -> (logits, labels, label smoothing) -> what a step minimises, but for the masks' penalty.
 Objective = Callable[[TrainState, jax.Array], Callable[..., jax.Array]]
+
+# Of the random numbers of a module, for dropout; augmentation and mixup have other streams of a step's key.
+_MODULE_STREAM = 9
 
 
 def make_prepare(
@@ -123,7 +127,7 @@ def labels_alone(state: TrainState, x: jax.Array) -> Callable[..., jax.Array]:
     return cross_entropy
 
 
-def make_distillation(teacher: FrequencyNetwork, distill: DistillConfig) -> Objective:
+def make_distillation(teacher: Network, distill: DistillConfig) -> Objective:
     """The objective with a teacher.
 
     Args:
@@ -157,7 +161,7 @@ def make_distillation(teacher: FrequencyNetwork, distill: DistillConfig) -> Obje
 
 
 def make_weight_step(
-    network: FrequencyNetwork,
+    network: Network,
     optimizer: optax.GradientTransformation,
     prepare: Prepare,
     objective: Objective = labels_alone,
@@ -175,8 +179,9 @@ def make_weight_step(
 
         def loss_of(params):
             logits, updated = network.apply(
-                {**state.variables(), "params": params}, x, train=train_batch_norm, mutable=["batch_stats"]
-            )
+                {**state.variables(), "params": params}, x, train=train_batch_norm, mutable=["batch_stats"],
+                rngs=jax.random.fold_in(key, _MODULE_STREAM),
+            )  # fmt: skip
             return loss_from(logits, targets, label_smoothing), (logits, updated)
 
         (loss, (logits, updated)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
@@ -203,7 +208,7 @@ def mask_penalty(graph: MaskedGraph, fcmask: Any, learn: LearnConfig) -> jax.Arr
 
 
 def make_mask_step(
-    network: FrequencyNetwork,
+    network: Network,
     graph: MaskedGraph,
     optimizer: optax.GradientTransformation,
     prepare: Prepare,

@@ -1,0 +1,224 @@
+"""A network that a user's function makes, with the interface of the zoo's: its masks are laid over it from outside.
+
+A network of the zoo owns its FCMasks and evaluates them in layers of its own. A module from elsewhere knows nothing of
+masks: `fdjax.masked` takes it through its channel graph. Nothing but this file knows of the difference.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Hashable
+from typing import Any, Self
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from fdjax.config import Config
+from fdjax.errors import UserError
+from fdjax.graph.masks import Counts, MaskedGraph
+from fdjax.ops.fcmask import kept_counts
+from fdjax.pruning.masked import masked
+from fdjax.python_file import import_function, what_failed
+from fdjax.zoo import FCMASK, FrequencyNetwork
+from fdjax.zoo.frequency import MaskMode
+
+FLAG = "--model.factory"
+_COLLECTIONS = ("params", "batch_stats")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OwnNetwork:
+    """A Linen module without masks of its own.
+
+    Attributes:
+      module: has `__call__(images, train)`.
+      title: what the network is called in tables: its factory.
+      num_classes: outputs.
+      masks: the channel graph with its masks; None before it has been traced.
+      mode: of all masks, as those of `FrequencyNetwork`.
+      counts: with mode="hard", the kept counts that are built into the program; None: those of the variables.
+    """
+
+    module: nn.Module
+    title: str
+    num_classes: int
+    masks: MaskedGraph | None = None
+    mode: MaskMode = "soft"
+    counts: Counts | None = None
+
+    @property
+    def hard_form(self) -> Hashable:
+        """What of the network depends on its hard masks: networks alike in it are one program."""
+        return tuple((path, np.asarray(count).tobytes()) for path, count in (self.counts or {}).items())
+
+    def without_masks(self) -> Self:
+        """The module alone."""
+        return dataclasses.replace(self, masks=None, mode="off", counts=None)
+
+    def hardened(self, counts: Counts) -> Self:
+        """The network with rounded masks."""
+        return dataclasses.replace(self, mode="hard", counts=counts)
+
+    def init(self, key: jax.Array, images: jax.Array) -> dict[str, Any]:
+        """Fresh collections: params, batch_stats, fcmask (all ones)."""
+        made = dict(nn.meta.unbox(self.module.init({"params": key, "dropout": key}, images, train=False)))
+        sizes = self.masks.mask_sizes if self.masks is not None else {}
+        ones = {path: jnp.ones(channels) for path, (channels, _) in sizes.items()}
+        return {"params": {}, "batch_stats": {}, **made, FCMASK: unflatten_dict(ones, sep="/")}
+
+    def apply(
+        self, variables: Any, images: jax.Array, train: bool = False, mutable: Any = False, rngs: Any = None
+    ) -> Any:
+        """As `FrequencyNetwork.apply`: logits in float32 or wider, and with `mutable` the updated collections."""
+        collections = {name: variables[name] for name in _COLLECTIONS}
+
+        def plain(collections: Any, images: jax.Array, rngs: Any) -> Any:
+            made: Any = self.module.apply(collections, images, train=train, mutable=mutable, rngs=rngs)
+            logits, updated = made if mutable else (made, {})
+            wide: Any = jnp.asarray(logits, jnp.promote_types(logits.dtype, jnp.float32))
+            # A module without batch norm has no statistics to update.
+            return (wide, {"batch_stats": collections["batch_stats"], **updated}) if mutable else wide
+
+        if self.mode == "off" or self.masks is None or not self.masks.masks:
+            return plain(collections, images, rngs)
+        return masked(plain, self.masks)(self._masks_of(variables), collections, images, rngs)
+
+    def _masks_of(self, variables: Any) -> dict[str, Any]:
+        assert self.masks is not None
+        if self.mode == "hard" and self.counts is not None:
+            return dict(self.counts)
+        flat: dict[str, Any] = flatten_dict(variables[FCMASK], sep="/")
+        if self.mode == "soft":
+            return flat
+        return {path: kept_counts(flat[path], mask.num_coefs) for path, mask in self.masks.masks.items()}
+
+
+Network = FrequencyNetwork | OwnNetwork
+
+
+def zoo_network(network: Network, what: str) -> FrequencyNetwork:
+    """The network, if it is of the zoo.
+
+    Args:
+      network: any.
+      what: is to be done with it, for the message.
+
+    Raises:
+      UserError: it is the user's own.
+    """
+    if isinstance(network, OwnNetwork):
+        raise UserError(
+            f"{what} is for the networks that --model.name names, and this one is made by {FLAG} {network.title}: its "
+            "masks are learned by train.py (phases learn, refine)"
+        )
+    return network
+
+
+def make_own_network(config: Config, input_shape: tuple[int, int, int], num_classes: int) -> OwnNetwork:
+    """Imports and calls the factory of a config, and tries the module that it returns on shapes.
+
+    Args:
+      config: its model names the factory and the factory's arguments.
+      input_shape: (H, W, C) of an image.
+      num_classes: outputs.
+
+    Raises:
+      UserError: the factory cannot be imported or called, returns something else than a module that takes such images
+        and gives a logit for each class, or a module with collections that nothing here trains.
+    """
+    model = config.model
+    assert model.factory is not None
+    made = _call(model.factory, import_function(model.factory, FLAG), dict(model.arguments), num_classes)
+    if not isinstance(made, nn.Module):
+        raise UserError(
+            f"{FLAG} {model.factory} must return a Flax Linen module with __call__(images, train), got "
+            f"{type(made).__module__}.{type(made).__name__}; models of other libraries are pruned from Python "
+            "(docs/own-networks.md)"
+        )
+    parameters = inspect.signature(type(made).__call__).parameters
+    if "train" not in parameters and not _takes_any(parameters.values()):
+        raise UserError(
+            f"{FLAG} {model.factory}: {type(made).__name__}.__call__ must take (images, train), where train is True "
+            f"while weights are trained; it takes ({', '.join(list(parameters)[1:])})"
+        )
+    network = OwnNetwork(made, model.factory, num_classes)
+    _check_body_rates(config, network, _try_on_shapes(network, input_shape)["params"])
+    return network
+
+
+def _takes_any(parameters: Any) -> bool:
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _call(factory: str, function: Callable[..., Any], arguments: dict[str, Any], num_classes: int) -> Any:
+    signature = inspect.signature(function)
+    if "num_classes" in signature.parameters or _takes_any(signature.parameters.values()):
+        arguments = {"num_classes": num_classes, **arguments}
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        raise UserError(
+            f"{FLAG} {factory} takes {signature}, and is called with ({given}): {error}; --model.arguments gives names "
+            "and values, such as width 0.5"
+        ) from error
+    try:
+        return function(**arguments)
+    except Exception as error:
+        raise UserError(f"{FLAG} {factory}: the call fails: {what_failed(error)}") from error
+
+
+def _try_on_shapes(network: OwnNetwork, input_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """The shapes of the module's collections.
+
+    Raises:
+      UserError: it does not take such images, at inference or in training, or does not give logits.
+    """
+    factory = f"{FLAG} {network.title}"
+    images = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)
+
+    def tried(what: str, function: Callable[..., Any], *shapes: Any) -> Any:
+        try:
+            return jax.eval_shape(function, *shapes)
+        except Exception as error:  # whatever a user's module raises
+            size = "x".join(map(str, input_shape))
+            raise UserError(
+                f"{factory}: its module does not take images of {size} {what}: {what_failed(error)}"
+            ) from error
+
+    key = jax.random.key(0)
+    variables = tried("when it is initialised", lambda images: network.init(key, images), images)
+    others = sorted({*variables} - {*_COLLECTIONS, FCMASK})
+    if others:
+        raise UserError(
+            f"{factory}: its module has the collection {', '.join(others)}; those that are trained and saved are "
+            f"{' and '.join(_COLLECTIONS)}"
+        )
+    collections = {name: variables[name] for name in _COLLECTIONS}
+    logits = tried("with train=False", lambda v, x: network.module.apply(v, x, train=False), collections, images)
+    wanted = (images.shape[0], network.num_classes)
+    if getattr(logits, "shape", None) != wanted or not jnp.issubdtype(logits.dtype, jnp.floating):
+        got = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(logits))
+        raise UserError(
+            f"{factory}: its module must give a logit for each of the {network.num_classes} classes of the data, "
+            f"floats of shape {list(wanted)} for {wanted[0]} images, got {got}; a factory that takes num_classes is "
+            "given it"
+        )
+    training = {"train": True, "mutable": ["batch_stats"], "rngs": key}
+    tried("with train=True", lambda v, x: network.apply(v, x, **training), collections, images)
+    return variables
+
+
+def _check_body_rates(config: Config, network: OwnNetwork, params: Any) -> None:
+    """Raises `UserError` if a phase has a rate of its own for all but the classifier, and none is called that."""
+    for phase in config.phases:
+        rate = getattr(getattr(config, phase), "body_rate", 1)
+        if rate != 1 and "classifier" not in params:
+            raise UserError(
+                f"{phase}.body_rate is {rate:g}, a rate for all but the layer called 'classifier', and "
+                f"{network.title} has no such layer but {', '.join(params)}"
+            )
