@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     from fdjax.training.restore import Restored
 
 Parsed = TypeVar("Parsed")
+# Characters of what is wrong with a flag.
+_LONGEST_MESSAGE = 800
 # By its name, a command, and what it does in words.
 Commands = Mapping[str, tuple[Callable[[Sequence[str]], int], str]]
 
@@ -38,7 +43,51 @@ def parse_with_config(kind: type[Parsed], program: str, arguments: Sequence[str]
     fields = dataclasses.fields(kind)  # type: ignore[arg-type]
     given: Any = {field.name: tyro.MISSING for field in fields if field.default is dataclasses.MISSING}
     given["settings"] = Config() if path is None else load_config(path)
-    return tyro.cli(kind, prog=program, args=arguments, default=kind(**given))
+    return parse_arguments(kind, program, arguments, kind(**given))
+
+
+def parse_arguments(
+    kind: type[Parsed], program: str, arguments: Sequence[str] | None, default: Parsed | None = None
+) -> Parsed:
+    """Parses a command's arguments; `default` has the values of the flags that are not given.
+
+    Raises:
+      UserError: a flag that there is not, is missing, or has a value that it cannot have.
+      SystemExit: help was asked for, and has been printed.
+    """
+    printed, options = io.StringIO(), {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.cli(kind, prog=program, args=arguments, **options)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UserError(_in_few_words(printed.getvalue(), program)) from None
+
+
+def _in_few_words(box: str, program: str) -> str:
+    """What tyro draws a box of up to 20 lines around."""
+    sections: list[list[str]] = [[]]
+    for row in box.splitlines():
+        text = row.strip("\u2502| ")
+        if re.fullmatch(r"[\W_]*", text) or text.startswith(("\u256d", "\u2570")):
+            sections.append([])
+        else:
+            sections[-1].append(text)
+    sections = [section for section in sections if section]
+    if not box.lstrip().startswith("\u256d") and len(sections) > 1:
+        # Without a frame the title is a section of its own.
+        sections = sections[1:]
+    said = " ".join(sections[0]).replace("Error parsing ", "")
+    if said.startswith("Missing from"):
+        said = f"missing: {', '.join(row for row in sections[0] if row.startswith('--'))}"
+    for section in sections[1:]:
+        if section[0].startswith("Unrecognized"):
+            said += f"; unrecognized: {' '.join(section[1:])}"
+        if section[0].startswith("Perhaps you meant"):
+            said += f" (did you mean {section[1].split()[0]}?)"
+    said = said.rstrip(".") if len(said) < _LONGEST_MESSAGE else f"{said[:_LONGEST_MESSAGE]}..."
+    return f"{said}; {program} --help says what is accepted"
 
 
 def restored_run(path: str, which: str = "latest") -> Restored:

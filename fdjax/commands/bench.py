@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from fdjax import runtime
+from fdjax.commands.arguments import parse_arguments
 from fdjax.commands.output_files import check_file_target, check_json_target, write_report
 from fdjax.errors import UserError
 
@@ -38,7 +37,7 @@ class BenchArguments:
 
 def bench_command(arguments: Sequence[str]) -> int:
     """`fdjax bench`."""
-    parsed = tyro.cli(BenchArguments, prog="fdjax bench", args=arguments)
+    parsed = parse_arguments(BenchArguments, "fdjax bench", arguments)
     check_json_target(parsed.json)
     check_file_target("--picture", parsed.picture, (".png", ".pdf", ".svg"))
     for flag, numbers in (("batch", parsed.batch), ("threads", [parsed.threads]), ("rounds", [parsed.rounds])):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import tyro
 
-from fdjax.commands.arguments import flag_value, restored_run
+from fdjax.commands.arguments import flag_value, parse_arguments, restored_run
 from fdjax.commands.output_files import check_json_target, write_report
 
 
@@ -46,7 +46,7 @@ def blocks_command(arguments: Sequence[str]) -> int:
         restored = restored_run(path)
         own = restored.config.learn
         defaults = BlocksArguments(checkpoint=path, tied=own.tied, levels=own.levels, sides=own.sides)
-    parsed = tyro.cli(BlocksArguments, prog="fdjax blocks", args=arguments, default=defaults)
+    parsed = parse_arguments(BlocksArguments, "fdjax blocks", arguments, defaults)
     assert restored is not None  # without --checkpoint parsing has failed
     check_json_target(parsed.json)
     learn = dataclasses.replace(restored.config.learn, tied=parsed.tied, levels=parsed.levels, sides=parsed.sides)

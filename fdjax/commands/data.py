@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fdjax.commands.arguments import check_at_least_one, dispatch, parse_with_config
+from fdjax.commands.arguments import check_at_least_one, dispatch, parse_arguments, parse_with_config
 from fdjax.commands.output_files import check_json_target, write_report
 from fdjax.config import Config
 
@@ -41,7 +41,7 @@ class PrepareArguments:
 
 def prepare_command(arguments: Sequence[str]) -> int:
     """`fdjax data prepare`."""
-    parsed = tyro.cli(PrepareArguments, prog="fdjax data prepare", args=arguments)
+    parsed = parse_arguments(PrepareArguments, "fdjax data prepare", arguments)
     check_json_target(parsed.json)
     from fdjax.data.prepare import prepare
 
@@ -82,7 +82,7 @@ class InspectArguments:
 
 def inspect_command(arguments: Sequence[str]) -> int:
     """`fdjax data inspect`."""
-    parsed = tyro.cli(InspectArguments, prog="fdjax data inspect", args=arguments)
+    parsed = parse_arguments(InspectArguments, "fdjax data inspect", arguments)
     check_json_target(parsed.json)
     check_at_least_one(per_class=parsed.per_class)
     from fdjax.data.inspection import inspect_set

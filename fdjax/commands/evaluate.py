@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-import tyro
-
+from fdjax.commands.arguments import parse_arguments
 from fdjax.commands.output_files import check_json_target, write_report
 from fdjax.errors import UserError, reports_user_errors
 
@@ -33,7 +32,7 @@ class EvalArguments:
 @reports_user_errors
 def eval_command(arguments: Sequence[str] | None = None) -> int:
     """`eval.py`."""
-    parsed = tyro.cli(EvalArguments, prog="eval.py", args=arguments)
+    parsed = parse_arguments(EvalArguments, "eval.py", arguments)
     check_json_target(parsed.json)
     if (parsed.checkpoint is None) == (parsed.frozen is None):
         raise UserError("give either --checkpoint DIR or --frozen DIR")

@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-import tyro
-
+from fdjax.commands.arguments import parse_arguments
 from fdjax.commands.output_files import check_file_target
 
 
@@ -23,7 +22,7 @@ class ExportArguments:
 
 def export_command(arguments: Sequence[str]) -> int:
     """`fdjax export`."""
-    parsed = tyro.cli(ExportArguments, prog="fdjax export", args=arguments)
+    parsed = parse_arguments(ExportArguments, "fdjax export", arguments)
     out = Path(parsed.out)
     check_file_target("--out", parsed.out, (".stablehlo", ".onnx"))
     from fdjax.frozen import load

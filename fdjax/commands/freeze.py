@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from fdjax import runtime
-from fdjax.commands.arguments import check_at_least_one, restored_run
+from fdjax.commands.arguments import check_at_least_one, parse_arguments, restored_run
 from fdjax.commands.output_files import check_json_target, write_report
 from fdjax.errors import UserError
 
@@ -39,7 +37,7 @@ class FreezeArguments:
 
 def freeze_command(arguments: Sequence[str]) -> int:
     """`fdjax freeze`."""
-    parsed = tyro.cli(FreezeArguments, prog="fdjax freeze", args=arguments)
+    parsed = parse_arguments(FreezeArguments, "fdjax freeze", arguments)
     check_json_target(parsed.json)
     check_at_least_one(batch=parsed.batch)
     if parsed.release and parsed.choose != "time":

@@ -12,7 +12,7 @@ from typing import Any
 
 import tyro
 
-from fdjax.commands.arguments import check_at_least_one
+from fdjax.commands.arguments import check_at_least_one, parse_arguments
 from fdjax.commands.output_files import check_file_target, check_json_target, write_report
 from fdjax.errors import UserError
 
@@ -38,7 +38,7 @@ class PredictArguments:
 
 def predict_command(arguments: Sequence[str]) -> int:
     """`fdjax predict`."""
-    parsed = tyro.cli(PredictArguments, prog="fdjax predict", args=arguments)
+    parsed = parse_arguments(PredictArguments, "fdjax predict", arguments)
     check_json_target(parsed.json)
     check_file_target("--csv", parsed.csv, (".csv",))
     if not parsed.images:

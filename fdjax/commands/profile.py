@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import tyro
-
+from fdjax.commands.arguments import parse_arguments
 from fdjax.commands.mask_arguments import MaskArguments, mask_defaults, restored_checkpoint
 from fdjax.commands.output_files import check_file_target, check_json_target, write_report
 from fdjax.errors import UserError
@@ -41,9 +40,7 @@ class ProfileArguments(MaskArguments):
 def profile_command(arguments: Sequence[str]) -> int:
     """`fdjax profile`."""
     restored = restored_checkpoint(arguments)
-    parsed = tyro.cli(
-        ProfileArguments, prog="fdjax profile", args=arguments, default=ProfileArguments(**mask_defaults(restored))
-    )
+    parsed = parse_arguments(ProfileArguments, "fdjax profile", arguments, ProfileArguments(**mask_defaults(restored)))
     assert restored is not None  # without --checkpoint parsing has failed
     check_json_target(parsed.json)
     check_file_target("--plot", parsed.plot, (".png",))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from fdjax.commands.arguments import parse_arguments
 from fdjax.commands.mask_arguments import MaskArguments, mask_defaults, restored_checkpoint
 from fdjax.commands.output_files import check_json_target, write_report
 from fdjax.errors import UserError, suggestion
@@ -80,7 +81,7 @@ def prune_command(arguments: Sequence[str]) -> int:
     restored = restored_checkpoint(arguments)
     required: Any = tyro.MISSING
     defaults = PruneArguments(**mask_defaults(restored), method=required, out=required)
-    parsed = tyro.cli(PruneArguments, prog="fdjax prune", args=arguments, default=defaults)
+    parsed = parse_arguments(PruneArguments, "fdjax prune", arguments, defaults)
     assert restored is not None  # without --checkpoint parsing has failed
     check_json_target(parsed.json)
     learn = dataclasses.replace(parsed.mask_settings(restored), target_convention=parsed.convention)

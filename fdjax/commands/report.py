@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import tyro
-
+from fdjax.commands.arguments import parse_arguments
 from fdjax.commands.output_files import check_file_target
 from fdjax.errors import UserError
 
@@ -27,7 +26,7 @@ class ReportArguments:
 
 def report_command(arguments: Sequence[str]) -> int:
     """`fdjax report`."""
-    parsed = tyro.cli(ReportArguments, prog="fdjax report", args=arguments)
+    parsed = parse_arguments(ReportArguments, "fdjax report", arguments)
     check_file_target("--out", parsed.out, (".html",))
     if not parsed.workdir:
         raise UserError("--workdir is empty; give the workdirs of one or more finished runs")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import tyro
+from fdjax.commands.arguments import parse_arguments
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -20,7 +20,7 @@ class ResultsArguments:
 
 def results_command(arguments: Sequence[str]) -> int:
     """`fdjax results`."""
-    parsed = tyro.cli(ResultsArguments, prog="fdjax results", args=arguments)
+    parsed = parse_arguments(ResultsArguments, "fdjax results", arguments)
     from fdjax.experiments.collect import collect
 
     done = collect(parsed.workdir, parsed.out)

@@ -8,9 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import tyro
-
-from fdjax.commands.arguments import check_at_least_one
+from fdjax.commands.arguments import check_at_least_one, parse_arguments
 from fdjax.errors import UserError
 
 # A run's process is train.py's command in the package that this process runs, wherever that lies.
@@ -49,7 +47,7 @@ def sweep_command(arguments: Sequence[str], command: Sequence[str] | None = None
       arguments: of the command.
       command: that trains, in place of `train_process()`.
     """
-    parsed = tyro.cli(SweepArguments, prog="fdjax sweep", args=arguments)
+    parsed = parse_arguments(SweepArguments, "fdjax sweep", arguments)
     check_at_least_one(jobs=parsed.jobs)
     from fdjax.experiments.launch import check_data, run_sweep
     from fdjax.experiments.sweep import load_sweep, plan_sweep

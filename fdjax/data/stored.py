@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +115,7 @@ def labels_of(reader: PreparedReader, split: str) -> np.ndarray:
     try:
         with np.load(reader.folder / LABELS_FILE) as stored:
             labels = stored[split].astype(np.int32)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         labels = None
     if labels is None or labels.shape != (len(source),):
         labels = np.empty(len(source), np.int32)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fdjax.data.prepare.source import DamagedExample, Source, SourceSplit, with_class_names
+from fdjax.data.prepare.source import DamagedExample, Source, SourceSplit, read_to_the_end, with_class_names
 from fdjax.errors import UserError
 
 _PIXELS = 3 * 32 * 32
@@ -156,6 +156,7 @@ def _archive(path: Path) -> tuple[dict[str, Any], Callable[[str], bytes]]:
                 stream = archive.extractfile(member) if member.isfile() else None
                 if stream is not None:
                     members[Path(member.name).name] = stream.read()
+            read_to_the_end(archive)
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise UserError(f"{path} is no archive, or is truncated or damaged: {error}") from error
     return members, members.__getitem__

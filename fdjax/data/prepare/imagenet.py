@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from fdjax.data.prepare.pictures import checked_picture
-from fdjax.data.prepare.source import DamagedExample, Source, SourceSplit
+from fdjax.data.prepare.source import DamagedExample, Source, SourceSplit, read_to_the_end
 from fdjax.errors import UserError
 
 TRAIN_TAR, VALIDATION_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
@@ -153,6 +153,7 @@ def _devkit_labels(archive: Path) -> list[str]:
                     "ILSVRC2012_validation_ground_truth.txt",
                 ):
                     contents[Path(entry.name).name] = stream.read()
+            read_to_the_end(devkit)
         synsets = loadmat(io.BytesIO(contents["meta.mat"]), squeeze_me=True)["synsets"]
         names = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
         return [names[int(line)] for line in contents["ILSVRC2012_validation_ground_truth.txt"].split()]

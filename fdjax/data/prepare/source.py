@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,17 @@ from fdjax.errors import UserError
 
 _HASH_CHUNK = 1 << 22
 _PROGRESS_FROM_BYTES = 1 << 28
+
+
+def read_to_the_end(archive: tarfile.TarFile) -> None:
+    """Reads what follows the last member, so that a compressed archive's checksum is compared.
+
+    Raises:
+      OSError, EOFError, zlib.error: it does not agree, or the file is truncated.
+    """
+    stream = archive.fileobj
+    while stream is not None and stream.read(_HASH_CHUNK):
+        pass
 
 
 class DamagedExample(Exception):
