@@ -55,7 +55,8 @@ def parse_arguments(
       UserError: a flag that there is not, is missing, or has a value that it cannot have.
       SystemExit: help was asked for, and has been printed.
     """
-    printed, options = io.StringIO(), {} if default is None else {"default": default}
+    printed = io.StringIO()
+    options: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(printed):
             return tyro.cli(kind, prog=program, args=arguments, **options)

@@ -9,6 +9,7 @@ from fdjax import runtime
 from fdjax.commands.arguments import Commands, dispatch
 from fdjax.commands.bench import bench_command
 from fdjax.commands.blocks import blocks_command
+from fdjax.commands.check import check_command
 from fdjax.commands.data import data_command
 from fdjax.commands.export import export_command
 from fdjax.commands.freeze import freeze_command
@@ -32,6 +33,7 @@ COMMANDS: Commands = {
     "export": (export_command, "write a frozen network as StableHLO or ONNX"),
     "bench": (bench_command, "time a frozen network beside the dense one"),
     "predict": (predict_command, "name the classes of pictures by a frozen network"),
+    "check": (check_command, "say what of a run's files, or of a frozen network's, is sound"),
     "data": (data_command, "prepare or inspect a data set"),
     "sweep": (sweep_command, "do many runs from one description, several at a time, with a table and plots"),
     "report": (report_command, "write one HTML page of a run, or of several side by side"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -22,6 +23,8 @@ PREPARED = "prepared"
 INFO_FILE = "dataset_info.json"
 # Written beside a set by `prepare`: the labels in stored order, so that nobody need read all records for them.
 LABELS_FILE = "fdjax_labels.npz"
+# Likewise: classes, counts and checksums.
+MANIFEST_FILE = "fdjax_manifest.json"
 
 TFDS_NAME = re.compile(r"(?P<name>[A-Za-z]\w*)(/(?P<config>[\w+\-.]+))?(:(?P<version>\d+\.\d+\.\d+))?")
 _TFDS_FORMATS = ("array_record", "parquet")
@@ -214,6 +217,7 @@ class PreparedReader:
         self.class_names = tuple(features[self._label_key].names)
         if len(self.class_names) < 2:
             raise UserError(f"the data set in {self.folder} has {len(self.class_names)} class; at least two are needed")
+        self._check_class_names()
         self.channels = 1 if features[self._image_key].shape[-1] == 1 else 3
         # We decode ourselves: TFDS takes OpenCV where it is installed, which yields other pixels from the same JPEG.
         images = [key for key, field in features.items() if isinstance(field, tfds.features.Image)]
@@ -226,6 +230,20 @@ class PreparedReader:
         # ImageNet's test set, for one, has the label -1 throughout: what can be tested on is its validation set.
         if len(prepared.test_splits) > 1 and self.example(self.open(self.test_split), self.test_split, 0)[1] < 0:
             self.test_split = prepared.test_splits[1]
+
+    def _check_class_names(self) -> None:
+        """TFDS takes numbers for names that it cannot read; what `prepare` has written down knows better."""
+        try:
+            written = tuple(json.loads((self.folder / MANIFEST_FILE).read_text())["class_names"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if written != self.class_names:
+            pairs = itertools.zip_longest(written, self.class_names)
+            at, (ours, theirs) = next((at, pair) for at, pair in enumerate(pairs) if pair[0] != pair[1])
+            raise UserError(
+                f"the data set in {self.folder} is damaged: its class {at} is {ours!r} by {MANIFEST_FILE}, and "
+                f"{theirs!r} by TFDS's files; prepare it again"
+            )
 
     def open(self, split: str) -> Sequence[Any]:
         """The records of a split; raises UserError where there are none."""

@@ -168,6 +168,7 @@ def save(folder: Path, network: MaskedGraph, frozen: Frozen, facts: Mapping[str,
         "class_names": list(network.class_names),
         **facts,
         "program": frozen.program.to_dict(),
+        "arrays": _described(frozen.arrays),
         "files": {name: file_sha256(draft / name) for name in (ARRAYS, GRAPH)},
     }
     (draft / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
@@ -212,6 +213,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def _described(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Name of every array -> its type and shape."""
+    return {name: f"{np.dtype(array.dtype)}{list(np.shape(array))}" for name, array in arrays.items()}
+
+
 def _damaged(folder: Path, name: str) -> UserError:
     state = "is not what was written (its checksum differs)" if (folder / name).exists() else "is missing"
     return UserError(f"the frozen network in {folder} is damaged: {name} {state}; freeze the checkpoint again")
@@ -234,7 +240,9 @@ def load(path: str | os.PathLike[str]) -> FrozenNetwork:
         with np.load(folder / ARRAYS) as stored:
             arrays = {name: stored[name] for name in stored.files}
         _check(program, arrays, network)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if manifest.get("arrays", _described(arrays)) != _described(arrays):
+            raise ValueError(f"the arrays in {ARRAYS} have other names, types or shapes than {MANIFEST} says")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise UserError(f"the frozen network in {folder} cannot be read: {error}") from error
     return FrozenNetwork(network, Frozen(program, arrays), manifest)
 
@@ -250,6 +258,6 @@ def _check(program: Program, arrays: Mapping[str, np.ndarray], network: MaskedGr
         made = jax.eval_shape(functools.partial(apply, program), shapes, *images)
     except Exception as error:  # whatever a program that is wrong makes JAX raise
         raise ValueError(f"its program and its arrays do not fit each other: {error}") from error
-    expected = [network.operations.shapes[value][1:] for value in network.operations.outputs]
-    if [output.shape[1:] for output in made] != expected:
-        raise ValueError(f"it gives {[output.shape[1:] for output in made]}, where the network gives {expected}")
+    expected = [(1, *network.operations.shapes[value][1:]) for value in network.operations.outputs]
+    if [output.shape for output in made] != expected:
+        raise ValueError(f"it gives {[output.shape for output in made]}, where the network gives {expected}")

@@ -125,7 +125,7 @@ class Operations:
                 tuple(fields["outputs"]),
             )
             found._check()
-        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as error:
             raise ValueError(f"a damaged graph: {error}") from error
         return found
 

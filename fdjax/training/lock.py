@@ -61,6 +61,18 @@ def _acquire(file: Path) -> int | None:
     return descriptor
 
 
+def holder(folder: Path) -> str | None:
+    """Who holds a workdir now, such as "process 12 on HOST"; None: nobody, or nobody knows. Nothing is changed."""
+    if fcntl is None:
+        return None
+    try:
+        with (folder / LOCK_FILE).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return _holder(folder / LOCK_FILE) if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
+    return None
+
+
 def _holder(file: Path) -> str:
     try:
         holder = json.loads(file.read_text())

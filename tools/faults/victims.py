@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import random
@@ -199,7 +200,8 @@ def _change_arrays(file: Path, rng: random.Random) -> str:
 
 def of_frozen(stage: Path, worker: Worker) -> list[Victim]:
     """A frozen network that predicts or is exported: damaged, and with checksums that are made right again."""
-    make_run(stage, worker)
+    if not (stage / "frozen").exists():
+        make_run(stage, worker)
     frozen, picture, out = stage / "frozen", stage / "picture.png", stage / "prediction.json"
     if not frozen.exists():
         expect(worker, "freeze", "--checkpoint", str(stage / "run"), "--out", str(frozen))
@@ -233,7 +235,21 @@ def of_frozen(stage: Path, worker: Worker) -> list[Victim]:
         shares = [entry["probability"] for one in json.loads(out.read_text()) for entry in one["classes"]]
         return None if np.isfinite(shares).all() else "a prediction that is not finite"
 
+    pictures = stage / "pictures"
+    pictures.mkdir(exist_ok=True)
+    for name in ("picture.png", "picture.jpg", "picture.gif", "picture.webp", "picture.tiff"):
+        Image.fromarray(random_pixels(0, 40, 50, 3)).save(pictures / name)
+
+    def look(copy: Path, out: Path, rng: random.Random) -> Sequence[str]:
+        return "predict", "--frozen", str(frozen), str(copy), "--json", str(out)
+
+    def all_of_them(copy: Path, out: Path, outcome: Outcome, worker: Worker) -> str | None:
+        entries = json.loads(out.read_text())
+        finite_ones = all(np.isfinite(one["probability"]) for entry in entries for one in entry.get("classes", ()))
+        return None if finite_ones and len(entries) >= len(list(pictures.iterdir())) - 1 else "a picture too few"
+
     return [
+        Victim("pictures", pictures, damaged_file(), look, all_of_them, 1.0),
         Victim("frozen network, damaged", frozen, damaged_file(), predict, predicted, 1.0),
         Victim("frozen network, forged", frozen, forged, use, finite, 3.0),
     ]
@@ -243,8 +259,8 @@ def of_frozen(stage: Path, worker: Worker) -> list[Victim]:
 
 
 def _facts(value: Any) -> Any:
-    """A report without what differs from one call to the next: folders."""
-    return json.loads(re.sub(r"(/[\w.-]+)+/", "", json.dumps(value, sort_keys=True)))
+    """A report without what differs from one call to the next: folders, and checksums of what was written."""
+    return json.loads(re.sub(r"(/[\w.-]+)+/|[0-9a-f]{64}", "", json.dumps(value, sort_keys=True)))
 
 
 def _same_as(right: Any, copy: Path, out: Path, outcome: Outcome, worker: Worker) -> str | None:
@@ -330,7 +346,23 @@ def of_weights(stage: Path, worker: Worker) -> list[Victim]:
             "torchvision", "--weights", str(copy / "resnet20.th"), "--out", str(out.with_suffix("")),
         )  # fmt: skip
 
-    return [Victim("weights of PyTorch", folder, damaged_file(), command, any_answer, 1.0)]
+    victims = [Victim("weights of torch.save, old form", folder, damaged_file(), command, any_answer)]
+    if importlib.util.find_spec("torch") is not None:
+        import torch
+
+        zipped = stage / "zipped"
+        zipped.mkdir(exist_ok=True)
+        torch.save(torch.load(found[0], map_location="cpu"), zipped / "resnet20.th")
+
+        def same(copy: Path, out: Path, outcome: Outcome, worker: Worker) -> str | None:
+            sound = worker.run("weights", str(stage / "imported")).out
+            right = worker.run("weights", str(out.with_suffix(""))).out == sound
+            return None if right else "other weights than the undamaged file's"
+
+        shutil.rmtree(stage / "imported", ignore_errors=True)
+        expect(worker, *command(zipped, stage / "imported.json", random.Random(0)))
+        victims.append(Victim("weights of torch.save", zipped, damaged_file(), command, same))
+    return victims
 
 
 # Configs and flags
@@ -376,7 +408,15 @@ def of_configs(stage: Path, worker: Worker) -> list[Victim]:
     def nothing(folder: Path, rng: random.Random) -> str:
         return "odd flags"
 
+    sweeps = stage / "sweeps"
+    shutil.copytree(ROOT / "configs", sweeps, dirs_exist_ok=True)
+
+    def plan(copy: Path, out: Path, rng: random.Random) -> Sequence[str]:
+        return "sweep", "--config", str(copy / "sweeps" / "quickstart.py"), "--workdir", str(out), "--dry-run"
+
+    expect(worker, *plan(sweeps, stage / "planned", random.Random(0)))
     return [
+        Victim("sweep file", sweeps, damaged_file("quickstart.py", change_text), plan, any_answer, 1.0),
         Victim("config file", folder, damaged_file("quickstart_paper.py", change_text), macs, finite, 1.0),
         Victim("flags", folder, nothing, with_flag, finite, 1.0),
     ]

@@ -12,8 +12,8 @@ from fdjax.data.prepare.folders import open_folder
 from fdjax.data.prepare.idx import open_idx
 from fdjax.data.prepare.imagenet import open_imagenet
 from fdjax.data.prepare.source import Source, check_files
-from fdjax.data.prepare.writer import MANIFEST_FILE, write_set
-from fdjax.data.tfds_sets import TFDS_NAME, default_data_dir, tfds_names
+from fdjax.data.prepare.writer import write_set
+from fdjax.data.tfds_sets import MANIFEST_FILE, TFDS_NAME, default_data_dir, tfds_names
 from fdjax.errors import UserError, suggestion
 
 CIFAR, IDX, IMAGENET = ("cifar10", "cifar100"), ("mnist", "fashion_mnist", "kmnist"), "imagenet2012"

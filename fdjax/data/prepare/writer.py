@@ -18,10 +18,9 @@ from tqdm import tqdm
 
 from fdjax.data.batches import seeded_permutation
 from fdjax.data.prepare.source import DamagedExample, Source, SourceSplit, file_digest
-from fdjax.data.tfds_sets import INFO_FILE, LABELS_FILE
+from fdjax.data.tfds_sets import INFO_FILE, LABELS_FILE, MANIFEST_FILE
 from fdjax.errors import UserError
 
-MANIFEST_FILE = "fdjax_manifest.json"
 _JOURNAL_FILE = "fdjax_journal.json"
 _SHARD_BYTES = 1 << 27
 _ORDER_STREAM = 4
