@@ -1,0 +1,1 @@
+"""A frozen network as C++ code for the CPU: emitted, compiled by the system's compiler, called from Python."""

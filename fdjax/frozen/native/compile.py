@@ -1,0 +1,180 @@
+"""Compiles the source of a frozen network with the system's compiler, into the cache, and calls it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fdjax.errors import UserError
+from fdjax.frozen.native.emit import NativeCode, emit
+from fdjax.frozen.program import Program
+from fdjax.runtime import compilation_cache_dir
+
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared")
+_NAME = "network"
+_ALIGNED = 64
+
+
+def find_compiler(environment: Mapping[str, str] | None = None) -> str:
+    """The C++ compiler: $CXX, or the first of `COMPILERS` on the path.
+
+    Raises:
+      UserError: there is none.
+    """
+    environment = os.environ if environment is None else environment
+    wanted = environment.get("CXX")
+    for name in (wanted,) if wanted else COMPILERS:
+        found = shutil.which(name, path=environment.get("PATH"))
+        if found:
+            return found
+    sought = f"CXX={wanted}" if wanted else ", ".join(COMPILERS)
+    raise UserError(f"native code needs a C++17 compiler; none found ({sought}): install g++ or clang, or set CXX")
+
+
+def cpu_features() -> str:
+    """What of the processor a compiler's -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    kept = ("model name", "flags", "cpu family", "model", "stepping", "Features", "CPU part", "CPU implementer")
+    facts = {line for line in lines if line.partition(":")[0].strip() in kept}
+    return "\n".join([platform.machine(), platform.processor(), *sorted(facts)])
+
+
+@functools.cache
+def compiler_version(compiler: str) -> str:
+    """What a compiler says of itself.
+
+    Raises:
+      UserError: it does not run.
+    """
+    try:
+        done = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UserError(f"the C++ compiler {compiler} does not run: {error}") from error
+    return f"{compiler} {done.stdout}"
+
+
+def compile_source(source: str, flags: Sequence[str] = FLAGS, folder: Path | None = None) -> Path:
+    """Compiles a source into a shared library, unless the cache has it.
+
+    Its name tells source, compiler, flags and processor: a library that another compiler or processor has made is
+    never taken.
+
+    Args:
+      source: C++17.
+      flags: of the compiler.
+      folder: of the cache; None: beside the other compiled programs, or a temporary one where nothing is kept.
+
+    Returns:
+      The library.
+
+    Raises:
+      UserError: no compiler, or it fails.
+    """
+    compiler = find_compiler()
+    facts = [source, compiler_version(compiler), *flags, cpu_features()]
+    digest = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:32]
+    if folder is None:
+        cache = compilation_cache_dir()
+        folder = cache.parent / "native" if cache else Path(tempfile.mkdtemp(prefix="fdjax_native_"))
+    library = folder / f"{digest}.so"
+    if library.is_file():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as draft:
+        file, made = Path(draft) / f"{_NAME}.cc", Path(draft) / f"{_NAME}.so"
+        file.write_text(source)
+        done = subprocess.run([compiler, *flags, "-o", str(made), str(file)], capture_output=True, text=True)
+        if done.returncode:
+            said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[-200:])
+            raise UserError(f"the C++ compiler {compiler} cannot compile the network: {said}; set CXX to another")
+        made.replace(library)
+    return library
+
+
+def _aligned(size: int) -> np.ndarray:
+    """Floats at an address that is a multiple of 64."""
+    raw = np.empty(size + _ALIGNED // 4, np.float32)
+    start = (-raw.ctypes.data % _ALIGNED) // 4
+    return raw[start : start + size]
+
+
+class NativeNetwork:
+    """A frozen network as machine code.
+
+    Attributes:
+      code: its source and weights.
+      library: the compiled file.
+    """
+
+    def __init__(self, program: Program, arrays: Mapping[str, np.ndarray], *, folder: Path | None = None):
+        """Emits and compiles it.
+
+        Args:
+          program: of one input.
+          arrays: by name.
+          folder: of the cache.
+
+        Raises:
+          UserError: an operation without a kernel, no compiler, or one that fails.
+        """
+        self.code: NativeCode = emit(program, arrays, _NAME)
+        self.library = compile_source(self.code.source, folder=folder)
+        self._functions: Any = ctypes.CDLL(str(self.library))
+        self._functions.network_workspace.restype = ctypes.c_size_t
+        self._weights = _aligned(self.code.weights.size)
+        self._weights[:] = self.code.weights
+        self._workspaces: dict[int, np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Each output [B, ...] of raw images, uint8 or float [B, H, W, C].
+
+        Raises:
+          UserError: images of another size.
+        """
+        images = np.asarray(images)
+        if images.shape[1:] != self.code.input_shape or not images.ndim:
+            wanted = ", ".join(map(str, self.code.input_shape))
+            raise UserError(f"this network takes images [B, {wanted}]; got {list(images.shape)}")
+        images = np.ascontiguousarray(images, None if images.dtype == np.uint8 else np.float32)
+        batch, sizes = len(images), [int(np.prod(shape)) for shape in self.code.output_shapes]
+        results = np.empty(batch * sum(sizes), np.float32)
+        function = self._functions.network_of_bytes if images.dtype == np.uint8 else self._functions.network_of_floats
+        with self._lock:
+            if batch not in self._workspaces:
+                self._workspaces = {batch: _aligned(self._functions.network_workspace(batch) // 4)}
+            pointers = [
+                ctypes.c_void_p(array.ctypes.data)
+                for array in (images, self._weights, results, self._workspaces[batch])
+            ]
+            if batch:
+                function(pointers[0], batch, *pointers[1:])
+        ends = np.cumsum([0, *sizes]) * batch
+        return tuple(
+            results[start:stop].reshape(batch, *shape)
+            for start, stop, shape in zip(ends[:-1], ends[1:], self.code.output_shapes, strict=True)
+        )
+
+    def in_jax(self, images: Any) -> Any:
+        """The same as a JAX function, also under `jit`: the outputs as arrays."""
+        import jax
+
+        batch = images.shape[0]
+        like = tuple(jax.ShapeDtypeStruct((batch, *shape), np.float32) for shape in self.code.output_shapes)
+        return jax.pure_callback(lambda x: self(np.asarray(x)), like, images)

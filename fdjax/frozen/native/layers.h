@@ -1,0 +1,117 @@
+// What lies between products: borders, biases, sums, pools, numbers one by one.
+
+namespace {
+
+// Rows of [.., channels] numbers of pixels `from` apart, into a map with zeros around it, of pixels `pitch` apart.
+struct Border {
+  int height, width, channels, from, top, bottom, left, right, pitch;
+};
+// `added` to each channel, or null.
+template <class T>
+void bordered(const Border& s, const T* x, const float* added, float* y) {
+  const std::ptrdiff_t row = static_cast<std::ptrdiff_t>(s.left + s.width + s.right) * s.pitch;
+  if (s.top + s.bottom + s.left + s.right > 0) std::memset(y, 0, sizeof(float) * (s.top + s.height + s.bottom) * row);
+  for (int r = 0; r < s.height; r++) {
+    float* to = y + (s.top + r) * row + s.left * s.pitch;
+    const T* of = x + static_cast<std::ptrdiff_t>(r) * s.width * s.from;
+    if (s.from == s.channels && s.pitch == s.channels && !added) {
+      for (int i = 0; i < s.width * s.channels; i++) to[i] = static_cast<float>(of[i]);
+      continue;
+    }
+    for (int p = 0; p < s.width; p++)
+      for (int c = 0; c < s.channels; c++)
+        to[p * s.pitch + c] = static_cast<float>(of[p * s.from + c]) + (added ? added[c] : 0.0f);
+  }
+}
+
+// What readers add to: a bias of `step` numbers from pixel to pixel, and a map, or null.
+void start_map(int pixels, int channels, const float* bias, int step, const float* added, float* y) {
+  for (int p = 0; p < pixels; p++, bias += step, y += channels, added += added ? channels : 0)
+    each_vector(channels, [&](auto lanes, int j) {
+      constexpr int L = decltype(lanes)::value;
+      store<L>(y + j, added ? load<L>(bias + j) + load<L>(added + j) : load<L>(bias + j));
+    });
+}
+
+void clamp_map(int numbers, Range range, float* y) {
+  each_vector(numbers, [&](auto lanes, int j) {
+    constexpr int L = decltype(lanes)::value;
+    store<L>(y + j, clamped(load<L>(y + j), range));
+  });
+}
+
+// Channels in their places (-1: none), a bias of `step` numbers from pixel to pixel, a range.
+void placed(int pixels, int from, int channels, const int* place, const float* bias, int step, Range range,
+            const float* x, float* y) {
+  for (int p = 0; p < pixels; p++, x += from, bias += step, y += channels)
+    for (int c = 0; c < channels; c++) {
+      const float v = (place[c] < 0 ? 0.0f : x[place[c]]) + bias[c];
+      y[c] = std::min(std::max(v, range.low), range.high);
+    }
+}
+
+// The sum over pixels, times a factor.
+void sum_pixels(int pixels, int channels, float factor, const float* x, float* y) {
+  each_vector(channels, [&](auto lanes, int j) {
+    constexpr int L = decltype(lanes)::value;
+    Vec<L> sum = {};
+    for (int p = 0; p < pixels; p++) sum += load<L>(x + static_cast<std::ptrdiff_t>(p) * channels + j);
+    store<L>(y + j, sum * factor);
+  });
+}
+
+// Windows over a map: the largest number of each, or the sum; what lies outside of the map does not count.
+struct Pool {
+  int height, width, channels, out_height, out_width, rows, columns, row_stride, column_stride, top, left;
+  bool largest;
+};
+void pool(const Pool& s, const float* x, float* y) {
+  for (int row = 0; row < s.out_height; row++)
+    for (int column = 0; column < s.out_width; column++, y += s.channels) {
+      const int r = row * s.row_stride - s.top, c = column * s.column_stride - s.left;
+      const int first = std::max(0, r), last = std::min(s.height, r + s.rows);
+      each_vector(s.channels, [&](auto lanes, int j) {
+        constexpr int L = decltype(lanes)::value;
+        Vec<L> found = Vec<L>{} + (s.largest ? -INFINITY : 0.0f);
+        for (int i = first; i < last; i++)
+          for (int k = std::max(0, c); k < std::min(s.width, c + s.columns); k++) {
+            const Vec<L> v = load<L>(x + static_cast<std::ptrdiff_t>(i * s.width + k) * s.channels + j);
+            if (s.largest) found = v > found ? v : found;
+            else found += v;
+          }
+        store<L>(y + j, found);
+      });
+    }
+}
+
+// y = f(a, b), number by number; `step` is 0 where all pixels of an operand are the same.
+template <class F>
+void elementwise(int pixels, int channels, const float* a, int step_a, const float* b, int step_b, float* y, F f) {
+  for (int p = 0; p < pixels; p++, a += step_a, b += step_b, y += channels)
+    each_vector(channels, [&](auto lanes, int j) {
+      constexpr int L = decltype(lanes)::value;
+      store<L>(y + j, f(load<L>(a + j), load<L>(b + j)));
+    });
+}
+template <class T, class F>
+FDJAX_INLINE T each_lane(T x, F f) {
+  for (std::size_t l = 0; l < sizeof(T) / sizeof(float); l++) x[l] = f(x[l]);
+  return x;
+}
+
+// Numbers [size] from a strided place to another.
+struct Strided {
+  int size[6];
+  std::ptrdiff_t from[6], to[6];
+};
+void copy_strided(const Strided& s, const float* x, float* y, int axis = 0) {
+  if (axis < 5) {
+    for (int i = 0; i < s.size[axis]; i++) copy_strided(s, x + i * s.from[axis], y + i * s.to[axis], axis + 1);
+  } else if (s.from[5] == 1 && s.to[5] == 1) {
+    std::memcpy(y, x, sizeof(float) * s.size[5]);
+  } else {
+    for (int i = 0; i < s.size[5]; i++) y[i * s.to[5]] = x[i * s.from[5]];
+  }
+}
+
+}  // namespace

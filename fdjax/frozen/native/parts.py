@@ -1,0 +1,293 @@
+"""Writers, readers and chains of `runs.h` as data: what a product reads and makes, its weights packed into panels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fdjax.errors import UserError
+from fdjax.frozen.native.source import (
+    PANEL,
+    RANGES,
+    Raw,
+    Source,
+    in_panels,
+    largest_of_8,
+    padded,
+    panel_width,
+    round8,
+)
+from fdjax.frozen.products import ProductPlan, Size, Window
+
+# Floats that the part of a chain's maps that is worked on may take: it stays in the second-level cache.
+_STRIPE = 40_000
+_NULL = Raw("nullptr")
+
+
+@dataclasses.dataclass(frozen=True)
+class Writer:
+    """The struct of the same name, field by field."""
+
+    source: Raw
+    height: int
+    width: int
+    outputs: int
+    panel: int
+    range: tuple[float, float]
+    weights: int
+    bias: int
+    inputs: int = 0
+    index: Raw = _NULL
+    image: int = 0
+    row: int = 0
+    pixel: int = 0
+    block: int = 1
+    band: int = 0
+    widths_in: Raw = _NULL
+    widths_out: Raw = _NULL
+    to_pixels: Raw = _NULL
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """The struct of the same name, field by field."""
+
+    target: Raw
+    outputs: int
+    panel: int
+    range: tuple[float, float]
+    weights: int
+    image: int
+    index: Raw
+    block: int = 1
+    band: int = 0
+    widths_in: Raw = _NULL
+    widths_out: Raw = _NULL
+    counts: Raw = _NULL
+    to_bands: Raw = _NULL
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """The struct of the same name, field by field."""
+
+    writer: Writer
+    reader: Reader
+    height: int
+    width: int
+    window: int
+    stride: int
+    top: int
+    left: int
+    pitch: int
+    range: tuple[float, float]
+    taps: int
+    bias: int
+    depthwise: Raw
+    rows: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+    """Where a product on pixels finds its numbers, in floats: x[image, row, pixel][index[k]]."""
+
+    image: int
+    row: int
+    pixel: int
+    index: Sequence[int]
+
+
+def map_pixels(size: Size, channels: int, index: Sequence[int]) -> Pixels:
+    """A whole map."""
+    pitch = round8(channels)
+    return Pixels(size[0] * size[1] * pitch, size[1] * pitch, pitch, index)
+
+
+def kernel_of(arrays: Mapping[str, np.ndarray], name: str, plan: ProductPlan) -> np.ndarray:
+    """The kernel [inputs, outputs] that `pack` has laid out; zero where no band takes part."""
+    kernel = np.zeros((plan.inputs, plan.outputs), np.float32)
+    inner, outer = plan.whole
+    if inner and outer:
+        kernel[:inner, :outer] = arrays[f"{name}/whole"]
+    for first, _, inputs, outputs in plan.runs:
+        if inputs > inner:
+            kernel[inner:inputs, :outputs] = arrays[f"{name}/rest{first}"]
+        if inner and outputs > outer:
+            kernel[:inner, outer:outputs] = arrays[f"{name}/edge{first}"]
+    return kernel
+
+
+def order_of(plan: ProductPlan) -> np.ndarray:
+    """The channels of the map at hand that a product reads, in order."""
+    return np.asarray(range(plan.inputs) if plan.input_order is None else plan.input_order, np.int64)
+
+
+def band_widths(plan: ProductPlan, num_coefs: int) -> tuple[list[int], list[int]]:
+    """For each band how many input and output channels take part."""
+    inputs = [sum(count > n for count in plan.input_counts) for n in range(num_coefs)]
+    outputs = [sum(count > n for count in plan.output_counts) for n in range(num_coefs)]
+    both = [(i, o) if i and o else (0, 0) for i, o in zip(inputs, outputs, strict=True)]
+    return [i for i, _ in both], [o for _, o in both]
+
+
+def needed_coefs(plans: Sequence[ProductPlan], channels: int, num_coefs: int) -> np.ndarray:
+    """How many coefficients of each channel of the map the products read."""
+    counts = np.zeros(channels, np.int64)
+    for plan in plans:
+        depth = sum(1 for width in band_widths(plan, num_coefs)[0] if width)
+        np.maximum.at(counts, order_of(plan), np.minimum(plan.input_counts, depth))
+    return counts
+
+
+def blocks_of(size: Size, block: int) -> Size:
+    """Blocks that cover a map."""
+    return -(-size[0] // block), -(-size[1] // block)
+
+
+# Writers
+
+
+def on_pixels(
+    source: Source, size: Size, pixels: Pixels, kernel: np.ndarray, bias: np.ndarray, activation: str
+) -> Writer:
+    """A product on pixels; `kernel` [inputs, outputs] in the order of the index."""
+    panel = panel_width(kernel.shape[1])
+    return Writer(
+        Raw("PIXELS"), *size, round8(kernel.shape[1]), panel, RANGES[activation], source.weight(in_panels(kernel, panel)),
+        source.weight(padded(bias)), kernel.shape[0], source.table(pixels.index, "std::int32_t"), pixels.image,
+        pixels.row, pixels.pixel,
+    )  # fmt: skip
+
+
+def on_map(
+    source: Source, size: Size, channels: int, plan: ProductPlan, kernel: np.ndarray, bias: np.ndarray, activation: str
+) -> Writer:
+    """A product without transforms on a map of so many channels."""
+    inner = plan.whole[0] if plan.whole[1] else 0
+    order, kernel = order_of(plan)[:inner], kernel[:inner]
+    ascending = np.argsort(order, kind="stable")
+    pixels = map_pixels(size, channels, order[ascending].tolist())
+    return on_pixels(source, size, pixels, kernel[ascending], bias, activation)
+
+
+def by_bands(
+    source: Source,
+    size: Size,
+    block: int,
+    channels: int,
+    plan: ProductPlan,
+    kernel: np.ndarray,
+    bias: np.ndarray,
+    activation: str,
+) -> Writer:
+    """A product by bands, of the coefficients of a map of so many channels."""
+    source.block(block)
+    panel, (rows, columns), pitch = panel_width(kernel.shape[1]), blocks_of(size, block), round8(channels)
+    widths = band_widths(plan, block * block)
+    return Writer(
+        Raw("BANDS"), *size, round8(kernel.shape[1]), panel, RANGES[activation], source.weight(in_panels(kernel, panel)),
+        source.weight(padded(bias)), kernel.shape[0], source.table(order_of(plan), "std::int32_t"),
+        block * block * rows * columns * pitch, columns * pitch, pitch, block, rows * columns * pitch,
+        source.table(widths[0]), source.table(widths[1]), Raw(f"to_pixels<{block}>"),
+    )  # fmt: skip
+
+
+def copying(size: Size, channels: int) -> Writer:
+    """The map as it is."""
+    pitch, panel = round8(channels), panel_width(channels)
+    return Writer(Raw("COPY"), *size, pitch, panel, RANGES["none"], 0, 0, 0, _NULL, size[0] * size[1] * pitch,
+                  size[1] * pitch, pitch)  # fmt: skip
+
+
+# Readers
+
+
+def columns_at(kernel: np.ndarray, placement: Sequence[int] | None) -> np.ndarray:
+    """Columns in their places; -1: zeros."""
+    if placement is None:
+        return kernel
+    return np.concatenate([kernel, np.zeros((kernel.shape[0], 1), np.float32)], axis=1)[:, list(placement)]
+
+
+def _packed(source: Source, rows: np.ndarray, panel: int) -> tuple[int, int]:
+    """Weights of a reader, panel after panel of its rows, each by panels of its columns; their place, and the width."""
+    rows = np.pad(rows, ((0, round8(len(rows)) - len(rows)), (0, 0)))
+    width = panel_width(rows.shape[1])
+    parts = [in_panels(rows[at : at + panel], width) for at in range(0, len(rows), panel)]
+    return source.weight(np.concatenate(parts)), width
+
+
+def to_map(source: Source, rows: np.ndarray, panel: int, image: int, activation: str = "none") -> Reader:
+    """A reader on pixels; `rows` [E, D], `panel` channels of the E at a time."""
+    at, width = _packed(source, rows, panel)
+    index = np.arange(round8(len(rows))) % panel
+    return Reader(Raw("TO_MAP"), round8(rows.shape[1]), width, RANGES[activation], at, image,
+                  source.table(index, "std::int32_t"))  # fmt: skip
+
+
+def to_coefs(
+    source: Source, channels: int, plan: ProductPlan, kernel: np.ndarray, panel: int, block: int, size: Size, image: int
+) -> Reader:
+    """A reader by bands of a chain of so many channels, which makes coefficients of a map of this size."""
+    source.block(block)
+    num_coefs, order, wide = block * block, order_of(plan), round8(channels)
+    inputs, outputs = band_widths(plan, num_coefs)
+    counts, rows = np.zeros(wide, np.int64), np.zeros((wide, kernel.shape[1]), np.float32)
+    counts[order] = np.minimum(plan.input_counts, sum(1 for width in inputs if width))
+    rows[order] = kernel
+    index, sizes = [], []
+    for at in range(0, wide, panel):
+        inside = np.argsort(-counts[at : at + panel], kind="stable")
+        index += inside.tolist()
+        sizes += [int((counts[at : at + panel] > n).sum()) for n in range(num_coefs)]
+        rows[at : at + panel] = rows[at + inside]
+    where, width = _packed(source, rows, panel)
+    blocks, pitch = int(np.prod(blocks_of(size, block))), round8(kernel.shape[1])
+    return Reader(
+        Raw("TO_BANDS"), pitch, width, RANGES["none"], where, image, source.table(index, "std::int32_t"), block, blocks * pitch,
+        source.table(sizes), source.table(outputs), source.table(largest_of_8(counts), "std::uint8_t"),
+        Raw(f"to_bands<{block}>"),
+    )  # fmt: skip
+
+
+def as_is(channels: int, image: int) -> Reader:
+    """No reader: the map of a depthwise step."""
+    return Reader(Raw("AS_IS"), round8(channels), PANEL, RANGES["none"], 0, image, _NULL)
+
+
+# Chains
+
+
+def chain_of(
+    source: Source, writer: Writer, window: Window, taps: np.ndarray, bias: np.ndarray, activation: str, reader: Reader
+) -> Chain:
+    """A writer, a depthwise step with taps [rows, columns, E], and a reader."""
+    (top, bottom), (left, right) = window.pads
+    if min(top, bottom, left, right) < 0:
+        raise UserError(f"native code has no depthwise layer with the padding {window.pads}: use another engine")
+    (height, width), (rows, columns), (down, across) = window.out_size, window.window, window.stride
+    pitch = max(left + writer.width, (width - 1) * across + columns)
+    unit = reader.block
+    row = PANEL * (down * pitch + width)
+    at_once = max(1, _STRIPE // (row * unit)) * unit
+    if down > rows:
+        at_once = height
+    stripes = -(-height // min(height, at_once))
+    at_once = min(height, -(-(-(-height // stripes)) // unit) * unit)
+    made = Chain(
+        writer, reader, height, width, rows, down, top, left, pitch, RANGES[activation],
+        source.weight(padded(taps.reshape(rows * columns, -1))), source.weight(padded(bias)),
+        Raw(f"depthwise_row<{rows}, {columns}, {across}>"), at_once,
+    )  # fmt: skip
+    buffer = down * (at_once - 1) + rows + writer.block
+    coefs_in = coefs_floats(writer.block, buffer, writer.width) if writer.source.text == "BANDS" else 0
+    coefs_out = coefs_floats(reader.block, at_once, width) if reader.target.text == "TO_BANDS" else 0
+    source.needs(PANEL * (buffer * pitch + at_once * width) + max(coefs_in, coefs_out))
+    return made
+
+
+def coefs_floats(block: int, rows: int, width: int) -> int:
+    """Floats of the coefficients of so many rows of a panel."""
+    return block * block * -(-rows // block) * -(-width // block) * PANEL

@@ -1,0 +1,139 @@
+"""The C++ source of a frozen network in the making: weights in one array, tables of numbers, constants."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fdjax.ops.dct import dct_basis, zigzag_order
+
+# The range that an activation leaves.
+RANGES = {"none": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
+# Channels of a panel, at most (PANEL in kernels.h); groups of 8 are what it consists of.
+PANEL = 48
+_ALIGNED = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Raw:
+    """C++ as it stands."""
+
+    text: str
+
+
+def cpp(value: Any) -> str:
+    """A value in C++: numbers, sequences and dataclasses in braces."""
+    if isinstance(value, Raw):
+        return value.text
+    if isinstance(value, (bool, np.bool_)):
+        return "true" if value else "false"
+    if isinstance(value, (int, np.integer)):
+        return str(int(value))
+    if isinstance(value, (float, np.floating)):
+        if math.isinf(value):
+            return "INFINITY" if value > 0 else "-INFINITY"
+        return f"{float(value)!r}f"
+    if dataclasses.is_dataclass(value):
+        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    return "{" + ", ".join(map(cpp, value)) + "}"
+
+
+def round8(channels: int) -> int:
+    """Numbers that a pixel of so many channels takes."""
+    return -(-channels // 8) * 8
+
+
+def panel_width(channels: int) -> int:
+    """Channels of a panel, so that panels are alike."""
+    groups = max(1, -(-channels // 8))
+    width = -(-groups // -(-groups * 8 // PANEL))
+    return 8 * min(groups, width + width % 2)
+
+
+def padded(array: np.ndarray) -> np.ndarray:
+    """[..., C] with zeros up to 8."""
+    missing = round8(array.shape[-1]) - array.shape[-1]
+    return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)])
+
+
+def in_panels(matrix: np.ndarray, panel: int) -> np.ndarray:
+    """[rows, columns] panel after panel of its columns, flat; columns are filled up to 8."""
+    matrix = padded(matrix)
+    parts = [matrix[:, at : at + panel].ravel() for at in range(0, matrix.shape[1], panel)]
+    return np.concatenate(parts) if parts else matrix.ravel()
+
+
+def largest_of_8(counts: Sequence[int] | np.ndarray) -> np.ndarray:
+    """The largest of every 8 counts."""
+    return padded(np.asarray(counts, np.int64)).reshape(-1, 8).max(axis=1)
+
+
+class Source:
+    """Collects what stands in the source.
+
+    Attributes:
+      text: declarations, in order.
+      weights: arrays that make up the weights, each aligned.
+      scratch: floats of the memory that every operation may use.
+    """
+
+    def __init__(self) -> None:
+        self.text: list[str] = []
+        self.weights: list[np.ndarray] = []
+        self.scratch = _ALIGNED
+        self._size = 0
+        self._names: dict[tuple[str, str], str] = {}
+        self._blocks: set[int] = set()
+
+    def weight(self, array: np.ndarray) -> int:
+        """Adds weights; returns where they begin, in floats."""
+        flat = np.ascontiguousarray(array, np.float32).ravel()
+        at, self._size = self._size, self._size + -(-flat.size // _ALIGNED) * _ALIGNED
+        self.weights.append(np.pad(flat, (0, self._size - at - flat.size)))
+        return at
+
+    def blob(self) -> np.ndarray:
+        """All weights, float32; vectors may be read a little beyond the last."""
+        return np.concatenate([*self.weights, np.zeros(4 * _ALIGNED, np.float32)])
+
+    def needs(self, floats: int) -> None:
+        """Memory that an operation works in."""
+        self.scratch = max(self.scratch, floats + 8 * _ALIGNED)
+
+    def _declare(self, prefix: str, kind: str, text: str, comment: str = "") -> str:
+        """A constant; what is said twice is there once."""
+        if (kind, text) not in self._names:
+            name = self._names[kind, text] = f"{prefix}{len(self._names)}"
+            note = f"  // {comment}" if comment else ""
+            self.text.append(f"static const {kind} {name}{'[]' if prefix == 'table' else ''} = {text};{note}")
+        return self._names[kind, text]
+
+    def table(self, values: Iterable[Any], kind: str = "int") -> Raw:
+        """A table of numbers."""
+        numbers = [float(v) if kind == "float" else int(v) for v in values] or [0]
+        return Raw(self._declare("table", kind, cpp(numbers)))
+
+    def constant(self, value: Any, comment: str = "", kind: str | None = None) -> str:
+        """A struct of the kind that the dataclass is named after; returns its name."""
+        return self._declare("part", kind or type(value).__name__, cpp(value), comment)
+
+    def block(self, block: int) -> None:
+        """Declares the transform of blocks of K x K, once."""
+        if block in self._blocks:
+            return
+        self._blocks.add(block)
+        order = zigzag_order(block)
+        basis = np.asarray(dct_basis(block, np.float64))
+        lines = np.stack([basis[order.index((u, 0))][:, 0] for u in range(block)]) * math.sqrt(block)
+        lines = np.where(np.abs(lines) < 1e-12, 0, lines)
+        side, rows = f"[{block}][{block}]", (lines / math.sqrt(block), lines * math.sqrt(block))
+        self.text.append(
+            f"namespace {{\ntemplate <>\nstruct Dct<{block}> {{\n"
+            f"  static constexpr float forward{side} = {cpp(rows[0].tolist())};\n"
+            f"  static constexpr float inverse{side} = {cpp(rows[1].tolist())};\n"
+            f"  static constexpr int zigzag[{block * block}][2] = {cpp(order)};\n}};\n}}  // namespace"
+        )
