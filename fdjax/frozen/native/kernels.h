@@ -152,7 +152,7 @@ const Tile TILES[TILE_ROWS][6] = {
 };
 
 // out [rows, columns] = start + a [rows, index[0..k-1]] w [k, columns]; columns: a multiple of 8, of rows `ldw` apart.
-void product(int rows, From a, const std::int32_t* index, int k, const float* w, int ldw, int columns, From start,
+[[maybe_unused]] void product(int rows, From a, const std::int32_t* index, int k, const float* w, int ldw, int columns, From start,
              To out, Range range) {
   const int tiles = ceil_div(rows, TILE_ROWS), low = rows / tiles, higher = rows % tiles;
   for (int t = 0, r = 0; t < tiles; t++) {

@@ -25,7 +25,7 @@ void bordered(const Border& s, const T* x, const float* added, float* y) {
 }
 
 // What readers add to: a bias of `step` numbers from pixel to pixel, and a map, or null.
-void start_map(int pixels, int channels, const float* bias, int step, const float* added, float* y) {
+[[maybe_unused]] void start_map(int pixels, int channels, const float* bias, int step, const float* added, float* y) {
   for (int p = 0; p < pixels; p++, bias += step, y += channels, added += added ? channels : 0)
     each_vector(channels, [&](auto lanes, int j) {
       constexpr int L = decltype(lanes)::value;
@@ -33,7 +33,7 @@ void start_map(int pixels, int channels, const float* bias, int step, const floa
     });
 }
 
-void clamp_map(int numbers, Range range, float* y) {
+[[maybe_unused]] void clamp_map(int numbers, Range range, float* y) {
   each_vector(numbers, [&](auto lanes, int j) {
     constexpr int L = decltype(lanes)::value;
     store<L>(y + j, clamped(load<L>(y + j), range));
@@ -41,7 +41,7 @@ void clamp_map(int numbers, Range range, float* y) {
 }
 
 // Channels in their places (-1: none), a bias of `step` numbers from pixel to pixel, a range.
-void placed(int pixels, int from, int channels, const int* place, const float* bias, int step, Range range,
+[[maybe_unused]] void placed(int pixels, int from, int channels, const int* place, const float* bias, int step, Range range,
             const float* x, float* y) {
   for (int p = 0; p < pixels; p++, x += from, bias += step, y += channels)
     for (int c = 0; c < channels; c++) {
@@ -51,7 +51,7 @@ void placed(int pixels, int from, int channels, const int* place, const float* b
 }
 
 // The sum over pixels, times a factor.
-void sum_pixels(int pixels, int channels, float factor, const float* x, float* y) {
+[[maybe_unused]] void sum_pixels(int pixels, int channels, float factor, const float* x, float* y) {
   each_vector(channels, [&](auto lanes, int j) {
     constexpr int L = decltype(lanes)::value;
     Vec<L> sum = {};
@@ -65,7 +65,7 @@ struct Pool {
   int height, width, channels, out_height, out_width, rows, columns, row_stride, column_stride, top, left;
   bool largest;
 };
-void pool(const Pool& s, const float* x, float* y) {
+[[maybe_unused]] void pool(const Pool& s, const float* x, float* y) {
   for (int row = 0; row < s.out_height; row++)
     for (int column = 0; column < s.out_width; column++, y += s.channels) {
       const int r = row * s.row_stride - s.top, c = column * s.column_stride - s.left;
@@ -104,7 +104,7 @@ struct Strided {
   int size[6];
   std::ptrdiff_t from[6], to[6];
 };
-void copy_strided(const Strided& s, const float* x, float* y, int axis = 0) {
+[[maybe_unused]] void copy_strided(const Strided& s, const float* x, float* y, int axis = 0) {
   if (axis < 5) {
     for (int i = 0; i < s.size[axis]; i++) copy_strided(s, x + i * s.from[axis], y + i * s.to[axis], axis + 1);
   } else if (s.from[5] == 1 && s.to[5] == 1) {

@@ -129,7 +129,7 @@ struct Writer {
 };
 
 // Rows `row0` on of one panel; `x` are the pixels, or the coefficients, of an image.
-void write(const Writer& s, int panel, int row0, int rows, const float* x, const float* w, float* coefs, To out) {
+[[maybe_unused]] void write(const Writer& s, int panel, int row0, int rows, const float* x, const float* w, float* coefs, To out) {
   const int columns = s.columns(panel), at = panel * s.panel;
   const float* weights = w + s.weights + static_cast<std::ptrdiff_t>(at) * s.inputs;
   const float* bias = w + s.bias + at;
@@ -156,13 +156,13 @@ constexpr std::ptrdiff_t coefs_of(int block, int rows, int width) {
 }
 
 // The writer of a layer on vectors, for so many of them at once.
-Writer across(Writer s, int vectors) {
+[[maybe_unused]] Writer across(Writer s, int vectors) {
   s.width *= vectors;
   return s;
 }
 
 // A layer alone: `rows` at a time, into y [images][height][width][outputs], or into its means [images][outputs].
-void layer(const Writer& s, int rows, bool means, const float* x, const float* w, float* scratch, float* y,
+[[maybe_unused]] void layer(const Writer& s, int rows, bool means, const float* x, const float* w, float* scratch, float* y,
            int images) {
   float* pixels = scratch + (s.source == BANDS ? in_lines(coefs_of(s.block, rows, s.width)) : 0);
   for (int panel = 0; panel < s.panels(); panel++)
@@ -210,7 +210,7 @@ struct Reader {
 };
 
 // Adds k channels of `places` of a panel, [place][PANEL], to y [place][outputs], of which `wide` are made.
-void add_product(const Reader& s, int places, const float* x, const std::int32_t* index, int k, const float* weights,
+[[maybe_unused]] void add_product(const Reader& s, int places, const float* x, const std::int32_t* index, int k, const float* weights,
                  int columns, int wide, float* y, Range range) {
   for (int q = 0; q < wide; q += s.panel) {
     const To to = every(y + q, s.outputs);
@@ -221,7 +221,7 @@ void add_product(const Reader& s, int places, const float* x, const std::int32_t
 }
 
 // Pixels [rows * width][PANEL] of `columns` channels of a chain, from row `row0` on.
-void read(const Reader& s, const float* pixels, int at, int panel, int columns, bool last, int row0, int rows,
+[[maybe_unused]] void read(const Reader& s, const float* pixels, int at, int panel, int columns, bool last, int row0, int rows,
           int width, const float* w, float* coefs, float* y) {
   if (s.target == AS_IS) {
     float* to = y + static_cast<std::ptrdiff_t>(row0) * width * s.outputs + at;
@@ -256,7 +256,7 @@ struct Chain {
 };
 
 // Adds to the map y of each image, or to its coefficients; `x` are pixels or coefficients, as the writer reads.
-void chain(const Chain& s, const float* x, const float* w, float* scratch, float* y, int images) {
+[[maybe_unused]] void chain(const Chain& s, const float* x, const float* w, float* scratch, float* y, int images) {
   const Writer& writer = s.writer;
   const std::ptrdiff_t pitch = s.pitch * PANEL, buffer_rows = s.buffer_rows();
   float *buffer = scratch, *pixels = buffer + in_lines(buffer_rows * pitch);
@@ -309,7 +309,7 @@ struct Means {
 };
 
 // Adds to coefficient 0 of each image what the coefficients 0 of the input give.
-void chain_of_means(const Means& s, const float* x, const float* w, float* scratch, float* y, int images) {
+[[maybe_unused]] void chain_of_means(const Means& s, const float* x, const float* w, float* scratch, float* y, int images) {
   const Writer& writer = s.writer;
   const std::ptrdiff_t pitch = s.pitch * PANEL;
   float *buffer = scratch, *means = buffer + in_lines(s.rows * pitch);
