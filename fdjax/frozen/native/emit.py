@@ -1,7 +1,7 @@
 """A frozen network as one C++17 source and its weights.
 
-Operations become calls of the kernels beside this file (`*.h`), which the source contains: what is a number there stands
-in tables, so that a kernel is compiled once, however many layers use it.
+Operations become calls of the kernels beside this file (`*.h`), which the source contains. Shapes stand in tables, so
+that a kernel is compiled once, however many layers use it.
 """
 
 from __future__ import annotations

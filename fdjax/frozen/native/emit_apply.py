@@ -42,8 +42,8 @@ _SCALAR = {
 _COPIES = ("convert_element_type", "copy", "copy_p", "stop_gradient", "reduce_precision", "optimization_barrier")
 _SHAPED = ("reshape", "squeeze", "expand_dims", "broadcast_in_dim")
 SUPPORTED = (
-    *_BINARY, *_UNARY, *_SCALAR, *_COPIES, *_SHAPED, "clamp", "integer_pow", "reduce_sum", "reduce_window_max", "reduce_window_sum",
-    "slice", "pad", "concatenate",
+    *_BINARY, *_UNARY, *_SCALAR, *_COPIES, *_SHAPED, "clamp", "integer_pow", "reduce_sum", "reduce_window_max",
+    "reduce_window_sum", "slice", "pad", "concatenate",
 )  # fmt: skip
 
 
@@ -84,8 +84,8 @@ class ApplyEmitter:
 
     def _refuse(self, why: str = "") -> None:
         raise UserError(
-            f"the operation {self.operation.kind} ({self.operation.name}{why}) has no kernel in native code, which knows "
-            f"{', '.join(SUPPORTED)}: use another engine for this network"
+            f"the operation {self.operation.kind} ({self.operation.name}{why}) has no kernel in native code, which "
+            f"knows {', '.join(SUPPORTED)}: use another engine for this network"
         )
 
     # Operands
@@ -106,7 +106,10 @@ class ApplyEmitter:
         own_pixels, own_channels = dims_of(self.shapes[value])
         if own_channels != channels or own_pixels not in (1, pixels):
             self._refuse(f", of shapes {self.shapes[value]} and {self.shape}")
-        return f"{self.calls.value(value)} + i * {floats_of(self.shapes[value])}", pitch if own_pixels == pixels > 1 else 0
+        return (
+            f"{self.calls.value(value)} + i * {floats_of(self.shapes[value])}",
+            pitch if own_pixels == pixels > 1 else 0,
+        )
 
     def _elementwise(self, formula: str, first: int = 0, second: int = -1) -> None:
         pixels, channels = dims_of(self.shape)
@@ -140,7 +143,7 @@ class ApplyEmitter:
         self.calls.each(f"copy_strided({part}, {x}, {y});")
 
     def _shaped(self) -> None:
-        value, shape, x = self._value()
+        _, shape, x = self._value()
         y = f"{self.y} + i * {self.image}"
         if self.operation.kind == "broadcast_in_dim":
             axes = [axis - 1 for axis in self.params["broadcast_dimensions"][1:]]

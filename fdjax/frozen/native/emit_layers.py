@@ -32,9 +32,7 @@ def bias_of(layer: Conv | Pointwise, arrays: Arrays) -> np.ndarray:
     return arrays[f"{layer.name}/bias"] if layer.bias != "none" else np.zeros(layer.outputs, np.float32)
 
 
-def analysed(
-    source: Source, calls: Calls, x: str, size: Size, channels: int, block: int, counts: np.ndarray
-) -> str:
+def analysed(source: Source, calls: Calls, x: str, size: Size, channels: int, block: int, counts: np.ndarray) -> str:
     """Adds the transform of a map whose channels need `counts` coefficients; returns its memory."""
     source.block(block)
     (rows, columns), pitch = parts.blocks_of(size, block), round8(channels)
@@ -124,17 +122,13 @@ def emit_conv(source: Source, calls: Calls, layer: Conv, arrays: Arrays, images:
         place(source, calls, pixels, layer.outputs, None, bias, layer.activation, y, y)
 
 
-def _into_columns(
-    source: Source, calls: Calls, layer: Conv, writer: Writer, column: int, x: str, y: str
-) -> None:
+def _into_columns(source: Source, calls: Calls, layer: Conv, writer: Writer, column: int, x: str, y: str) -> None:
     """Adds a product of one bundle of groups, whose outputs lie among those of the others."""
     part, pitch, width = source.constant(writer, layer.name), round8(layer.outputs), writer.width
     at = f"{y} + i * {writer.height * width * pitch} + {column}"
     for panel in range(-(-writer.outputs // writer.panel)):
         to = f"{{{at} + {panel * writer.panel}, {width}, {width * pitch}, {pitch}}}"
-        calls.each(
-            f"write({part}, {panel}, 0, {writer.height}, {x} + i * {writer.image}, {{w}}, nullptr, {to});"
-        )
+        calls.each(f"write({part}, {panel}, 0, {writer.height}, {x} + i * {writer.image}, {{w}}, nullptr, {to});")
 
 
 def _bundles(layer: Conv, kernel: np.ndarray, index: Sequence[int]) -> list[tuple[slice, Sequence[int], np.ndarray]]:

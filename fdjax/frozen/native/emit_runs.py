@@ -126,7 +126,7 @@ class _RunEmitter:
     def _means(self, chain: Chain, results: Results) -> tuple[str, str]:
         run, source, block = self.run, self.source, self.run.blocks[0]
         zeros, pitch = np.zeros(chain.channels, np.float32), round8(run.inputs)
-        size, out = (tuple(side // block for side in sides) for sides in (run.in_size, run.out_size))
+        size, out = ((height // block, width // block) for height, width in (run.in_size, run.out_size))
         phases, stride = mean_phases(self.window, block), self.window.stride
         offsets = [tap[:2] for phase in phases for tap in phase.taps]
         taps = self._step(chain, self.steps.depthwise, np.ones((len(offsets), chain.channels), np.float32))
@@ -134,22 +134,19 @@ class _RunEmitter:
         reach = [max(offset[axis] for offset in offsets) + stride[axis] * (out[axis] - 1) + 1 for axis in (0, 1)]
         rows, columns = (before[axis] + max(size[axis], reach[axis]) for axis in (0, 1))
         order, num_coefs = parts.order_of(chain.writer), block * block
-        pixels = Pixels(self._coefs_image(num_coefs, size, pitch), size[1] * pitch, pitch, order.tolist())
+        pixels = Pixels(num_coefs * math.prod(size) * pitch, size[1] * pitch, pitch, order.tolist())
         bias, activation = self._step(chain, self.steps.before, zeros), self._activation(self.steps.before)
         kernel = self._kernel(chain, "writer")
-        writer = parts.on_pixels(source, (size[0], size[1]), pixels, kernel, bias, activation)
-        made = np.zeros((chain.channels, chain.reader.outputs), np.float32)
-        made[parts.order_of(chain.reader)] = self._kernel(chain, "reader")
+        writer = parts.on_pixels(source, size, pixels, kernel, bias, activation)
+        rows_of = np.zeros((chain.channels, chain.reader.outputs), np.float32)
+        rows_of[parts.order_of(chain.reader)] = self._kernel(chain, "reader")
         ints = np.cumsum([len(phase.taps) for phase in phases]), [o[0] for o in offsets], [o[1] for o in offsets]
         means = Means(
-            writer, parts.to_map(source, made, writer.panel, results.image), *out, rows, columns, *before, *stride,
-            len(phases), RANGES[self._activation(self.steps.after)], source.weight(padded(taps)),
-            source.weight(padded(self._step(chain, self.steps.after, zeros))), *map(source.table, ints),
+            writer, parts.to_map(source, rows_of, writer.panel, results.image), out[0], out[1], rows, columns,
+            before[0], before[1], stride[0], stride[1], len(phases), RANGES[self._activation(self.steps.after)],
+            source.weight(padded(taps)), source.weight(padded(self._step(chain, self.steps.after, zeros))),
+            source.table(ints[0]), source.table(ints[1]), source.table(ints[2]),
             source.table([phase.weight for phase in phases], "float"),
         )  # fmt: skip
         source.needs(PANEL * (rows * columns + math.prod(out)))
         return source.constant(means, f"{run.name}/{chain.name}"), results.coefs
-
-    @staticmethod
-    def _coefs_image(num_coefs: int, size: tuple[int, ...], pitch: int) -> int:
-        return num_coefs * math.prod(size) * pitch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -155,8 +156,8 @@ def on_pixels(
     """A product on pixels; `kernel` [inputs, outputs] in the order of the index."""
     panel = panel_width(kernel.shape[1])
     return Writer(
-        Raw("PIXELS"), *size, round8(kernel.shape[1]), panel, RANGES[activation], source.weight(in_panels(kernel, panel)),
-        source.weight(padded(bias)), kernel.shape[0], source.table(pixels.index, "std::int32_t"), pixels.image,
+        Raw("PIXELS"), *size, round8(kernel.shape[1]), panel, RANGES[activation],
+        source.weight(in_panels(kernel, panel)), source.weight(padded(bias)), kernel.shape[0], source.table(pixels.index, "std::int32_t"), pixels.image,
         pixels.row, pixels.pixel,
     )  # fmt: skip
 
@@ -187,8 +188,8 @@ def by_bands(
     panel, (rows, columns), pitch = panel_width(kernel.shape[1]), blocks_of(size, block), round8(channels)
     widths = band_widths(plan, block * block)
     return Writer(
-        Raw("BANDS"), *size, round8(kernel.shape[1]), panel, RANGES[activation], source.weight(in_panels(kernel, panel)),
-        source.weight(padded(bias)), kernel.shape[0], source.table(order_of(plan), "std::int32_t"),
+        Raw("BANDS"), *size, round8(kernel.shape[1]), panel, RANGES[activation],
+        source.weight(in_panels(kernel, panel)), source.weight(padded(bias)), kernel.shape[0], source.table(order_of(plan), "std::int32_t"),
         block * block * rows * columns * pitch, columns * pitch, pitch, block, rows * columns * pitch,
         source.table(widths[0]), source.table(widths[1]), Raw(f"to_pixels<{block}>"),
     )  # fmt: skip
@@ -246,8 +247,8 @@ def to_coefs(
     where, width = _packed(source, rows, panel)
     blocks, pitch = int(np.prod(blocks_of(size, block))), round8(kernel.shape[1])
     return Reader(
-        Raw("TO_BANDS"), pitch, width, RANGES["none"], where, image, source.table(index, "std::int32_t"), block, blocks * pitch,
-        source.table(sizes), source.table(outputs), source.table(largest_of_8(counts), "std::uint8_t"),
+        Raw("TO_BANDS"), pitch, width, RANGES["none"], where, image, source.table(index, "std::int32_t"), block,
+        blocks * pitch, source.table(sizes), source.table(outputs), source.table(largest_of_8(counts), "std::uint8_t"),
         Raw(f"to_bands<{block}>"),
     )  # fmt: skip
 
@@ -275,7 +276,7 @@ def chain_of(
     if down > rows:
         at_once = height
     stripes = -(-height // min(height, at_once))
-    at_once = min(height, -(-(-(-height // stripes)) // unit) * unit)
+    at_once = min(height, math.ceil(height / stripes / unit) * unit)
     made = Chain(
         writer, reader, height, width, rows, down, top, left, pitch, RANGES[activation],
         source.weight(padded(taps.reshape(rows * columns, -1))), source.weight(padded(bias)),
