@@ -186,7 +186,7 @@ def check_zoo(folder: Path, name: Any, side: int, masks: str, batch: int, block:
     """A network of the zoo with random weights and masks, on images of side x (side + 3) pixels."""
     tied, levels = MASKS[masks]
     learn = LearnConfig(block=block, tied=tied and name.startswith(("mobilenetv2", "efficient")))
-    network = make_network(ModelConfig(name=name, **fields), learn, 10)
+    network = make_network(ModelConfig(name=name, **fields), learn, 100)
     graph = with_preprocessing(trace_network(network, (side, side + 3, 3), learn))
     counts = graph.full_counts() if masks == "none" else random_counts(graph, 0, levels)
     frozen = freeze(graph, seeded_variables(graph), counts)

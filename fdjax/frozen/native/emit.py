@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from importlib import resources
+from pathlib import Path
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from fdjax.frozen.program import Apply, Conv, Operation, Pointwise, Program, Run
 from fdjax.frozen.xla_stages import reads
 
 HEADERS = ("kernels.h", "runs.h", "layers.h")
+_FOLDER = Path(__file__).parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ def emit(program: Program, arrays: Mapping[str, np.ndarray], name: str = "networ
     emitter.emit()
     source, shape = emitter.source, program.shapes[program.inputs[0]]
     layout = Layout(program.shapes, program.outputs, emitter.statements)
-    headers = [(resources.files(__package__) / header).read_text() for header in HEADERS]
+    headers = [(_FOLDER / header).read_text() for header in HEADERS]
     sizes = {"IMAGE": int(np.prod(shape)), "WEIGHTS": source.blob().size, "SCRATCH": -(-source.scratch // 16) * 16}
     sizes |= {"ONE": layout.floats(shared=True), "BATCH": layout.floats(shared=False)}
     constants = "\n".join(f"constexpr std::size_t {key} = {value};" for key, value in sizes.items())

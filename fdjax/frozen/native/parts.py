@@ -157,7 +157,8 @@ def on_pixels(
     panel = panel_width(kernel.shape[1])
     return Writer(
         Raw("PIXELS"), *size, round8(kernel.shape[1]), panel, RANGES[activation],
-        source.weight(in_panels(kernel, panel)), source.weight(padded(bias)), kernel.shape[0], source.table(pixels.index, "std::int32_t"), pixels.image,
+        source.weight(in_panels(kernel, panel)), source.weight(padded(bias)), kernel.shape[0],
+        source.table(pixels.index, "std::int32_t"), pixels.image,
         pixels.row, pixels.pixel,
     )  # fmt: skip
 
@@ -189,7 +190,8 @@ def by_bands(
     widths = band_widths(plan, block * block)
     return Writer(
         Raw("BANDS"), *size, round8(kernel.shape[1]), panel, RANGES[activation],
-        source.weight(in_panels(kernel, panel)), source.weight(padded(bias)), kernel.shape[0], source.table(order_of(plan), "std::int32_t"),
+        source.weight(in_panels(kernel, panel)), source.weight(padded(bias)), kernel.shape[0],
+        source.table(order_of(plan), "std::int32_t"),
         block * block * rows * columns * pitch, columns * pitch, pitch, block, rows * columns * pitch,
         source.table(widths[0]), source.table(widths[1]), Raw(f"to_pixels<{block}>"),
     )  # fmt: skip
