@@ -196,7 +196,7 @@ def test_steps_feed_their_networks_augmented_and_mixed_batches() -> None:
     ("settings", "message"),
     [
         ({"jitter": 1.5}, "jitter must be from 0 to 1, got 1.5"),
-        ({"cutout": -1}, "cutout must be 0 or more pixels"),
+        ({"cutout": -1}, "cutout must be from 0 to 65,536 pixels"),
         ({"erase": 2.0}, "erase must be a probability"),
         ({"mixup": -0.1}, "mixup must be 0 or more"),
     ],

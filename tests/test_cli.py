@@ -41,7 +41,7 @@ def refused(tmp_path, capsys):
         assert stop.value.code == 2
         assert not workdir.exists()
         assert "Traceback" not in said.err + said.out
-        assert len(said.err.splitlines()) <= 20
+        assert len(said.err.splitlines()) <= 10
         return " ".join(said.err.replace("│", " ").split())
 
     return run
@@ -78,7 +78,11 @@ def refused(tmp_path, capsys):
         (["--learn.lambda", "0"], "above 0"),
         (["--learn.block-by-map", "15", "2"], "side 15"),
         (["--checkpoint.every-epochs", "inf"], "finite"),
-        (["--checkpoint.keep", "1"], "at least 2"),
+        (["--checkpoint.keep", "1"], "must be from 2"),
+        (["--pretrain.steps", "1000000000000"], "from 1 to 1,000,000,000"),
+        (["--pretrain.epochs", "1e300"], "at most 1,000,000"),
+        (["--pretrain.steps", "1000000000"], "at most 1,000,000,000 are counted"),
+        (["--data.crop-padding", "100000"], "from 0 to 1,024 pixels"),
         (["--json", "/does/not/exist/file.json"], "directory that exists"),
         (["--profile", "-1"], "--profile must be 0 or more"),
         (["--connect-timeout", "-1"], "--connect-timeout must be 0 or more"),

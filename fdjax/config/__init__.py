@@ -10,6 +10,7 @@ from fdjax.config.model import ModelConfig
 from fdjax.config.phases import (
     HARD_PHASES,
     MASK_PHASES,
+    MOST_STEPS,
     PHASES,
     AlternateConfig,
     LearnConfig,
@@ -20,6 +21,7 @@ from fdjax.config.run import CheckpointConfig, ComputeConfig, Config, DistillCon
 __all__ = [
     "HARD_PHASES",
     "MASK_PHASES",
+    "MOST_STEPS",
     "PHASES",
     "AlternateConfig",
     "CheckpointConfig",

@@ -77,7 +77,7 @@ class DataConfig(Checked):
         )
         self._require(self.train_limit is None or self.train_limit >= 1, "train_limit", "at least 1, or None")
         self._require(self.batch_size >= 1, "batch_size", "at least 1")
-        self._require(self.crop_padding >= 0, "crop_padding", "0 or more pixels")
+        self._require(0 <= self.crop_padding <= 1024, "crop_padding", "from 0 to 1,024 pixels")
         streamed = self.loading == "stream"
         self._require(
             not streamed or self.image_size is not None, "image_size", "a number of pixels when loading is 'stream'"
@@ -85,7 +85,7 @@ class DataConfig(Checked):
         self._require(
             not streamed or self.name != "fashion_mnist_subset", "loading", "'memory' for the embedded subset"
         )
-        self._require(self.workers is None or self.workers >= 1, "workers", "at least 1, or None")
+        self._require(self.workers is None or 1 <= self.workers <= 1024, "workers", "from 1 to 1,024, or None")
         self._require(streamed or not self.random_resized_crop, "random_resized_crop", "off unless loading is 'stream'")
         self._require(
             not (self.random_resized_crop and self.crop_padding),
@@ -101,10 +101,14 @@ class DataConfig(Checked):
         self._require(0 < self.eval_crop <= 1, "eval_crop", "a share above 0 and at most 1")
         self._require(streamed or self.eval_crop == 1, "eval_crop", "1 unless loading is 'stream'")
         self._require(0 <= self.jitter <= 1, "jitter", "from 0 to 1")
-        self._require(self.cutout >= 0, "cutout", "0 or more pixels")
+        self._require(0 <= self.cutout <= 65_536, "cutout", "from 0 to 65,536 pixels")
         self._require(0 <= self.erase <= 1, "erase", "a probability from 0 to 1")
         self._require(self.mixup >= 0, "mixup", "0 or more")
-        self._require(self.size is None or min(self.size) >= 1, "image_size", "at least 1 pixel, or None")
+        self._require(
+            self.size is None or 1 <= min(self.size) <= max(self.size) <= 16_384,
+            "image_size",
+            "from 1 to 16,384 pixels, or None",
+        )
         self._require(_is_colour(self.background), "background", "a colour's name in English, or #rrggbb")
         self._require(
             self.name not in ("folder", "prepared") or self.path is not None,

@@ -12,6 +12,8 @@ from fdjax.config.checked import Checked
 PHASES = ("pretrain", "learn", "alternate", "refine", "scratch")
 MASK_PHASES = ("learn", "alternate")
 HARD_PHASES = ("refine", "scratch")
+# Steps of a phase, and epochs: a step's number is a 32-bit integer.
+MOST_STEPS, LONGEST_PHASE = 1_000_000_000, 1_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,14 +46,16 @@ class WeightPhaseConfig(Checked):
     """0 to below 1."""
 
     def _check(self) -> None:
-        self._require(self.epochs > 0, "epochs", "above 0")
-        self._require(self.steps is None or self.steps >= 1, "steps", "at least 1, or None")
+        self._require(0 < self.epochs <= LONGEST_PHASE, "epochs", f"above 0 and at most {LONGEST_PHASE:,}")
+        self._require(
+            self.steps is None or 1 <= self.steps <= MOST_STEPS, "steps", f"from 1 to {MOST_STEPS:,}, or None"
+        )
         self._require(self.learning_rate > 0, "learning_rate", "above 0")
         self._require(0 <= self.body_rate <= 1, "body_rate", "a share from 0 to 1")
         self._require(0 <= self.momentum < 1, "momentum", "0 to below 1")
         self._require(self.weight_decay >= 0, "weight_decay", "0 or more")
         self._require(0 <= self.label_smoothing < 1, "label_smoothing", "0 to below 1")
-        self._require(self.warmup_epochs >= 0, "warmup_epochs", "0 or more")
+        self._require(0 <= self.warmup_epochs <= LONGEST_PHASE, "warmup_epochs", f"from 0 to {LONGEST_PHASE:,}")
         self._require(self.step_factor > 0, "step_factor", "above 0")
         self._require(all(0 <= share <= 1 for share in self.step_at), "step_at", "shares from 0 to 1")
 
@@ -101,8 +105,10 @@ class LearnConfig(Checked):
     """Images at once when gate=time measures."""
 
     def _check(self) -> None:
-        self._require(self.epochs > 0, "epochs", "above 0")
-        self._require(self.steps is None or self.steps >= 1, "steps", "at least 1, or None")
+        self._require(0 < self.epochs <= LONGEST_PHASE, "epochs", f"above 0 and at most {LONGEST_PHASE:,}")
+        self._require(
+            self.steps is None or 1 <= self.steps <= MOST_STEPS, "steps", f"from 1 to {MOST_STEPS:,}, or None"
+        )
         self._require(self.learning_rate > 0, "learning_rate", "above 0")
         self._require(0 <= self.momentum < 1, "momentum", "0 to below 1")
         self._require(
@@ -113,7 +119,7 @@ class LearnConfig(Checked):
             "lambda_",
             "above 0 (0 only without a target), or None",
         )
-        self._require(self.gate_batch >= 1, "gate_batch", "at least 1")
+        self._require(1 <= self.gate_batch <= 65_536, "gate_batch", "from 1 to 65,536")
         self._require(self.group_multiple >= 1, "group_multiple", "at least 1")
         self._require(
             self.group_multiple == 1 or self.tied, "group_multiple", "1 where masks are not tied (--learn.tied)"

@@ -46,7 +46,9 @@ class CheckpointConfig(Checked):
 
     def _check(self) -> None:
         self._require(self.every_epochs > 0, "every_epochs", "above 0")
-        self._require(self.keep >= 2, "keep", "at least 2 (one is whole while another is written)")
+        self._require(
+            2 <= self.keep <= 1_000_000, "keep", "from 2 (one is whole while another is written) to 1,000,000"
+        )
         self._require(self.evaluate_every_epochs > 0, "evaluate_every_epochs", "above 0")
 
 

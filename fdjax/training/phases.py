@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from fdjax.config import HARD_PHASES, MASK_PHASES, AlternateConfig, Config, LearnConfig, WeightPhaseConfig
+from fdjax.config import HARD_PHASES, MASK_PHASES, MOST_STEPS, AlternateConfig, Config, LearnConfig, WeightPhaseConfig
+from fdjax.errors import UserError
 
 StepKind = Literal["weights", "masks"]
 
@@ -83,11 +84,17 @@ def has_teacher(config: Config, phase: Phase) -> bool:
 
 
 def plan_phases(config: Config, steps_per_epoch: int) -> tuple[Phase, ...]:
-    """Lays out the phases of a config, one after the other."""
+    """Lays out the phases of a config, one after the other.
+
+    Raises:
+      UserError: they have more steps than can be counted.
+    """
     phases, start = [], 0
     for index, name in enumerate(config.phases):
         settings = phase_settings(config, name)
         steps = settings.steps or max(1, round(settings.epochs * steps_per_epoch))
         phases.append(Phase(name, index, start, steps, steps_per_epoch))
         start += steps
+    if start > MOST_STEPS:
+        raise UserError(f"the run would have {start:,} steps; at most {MOST_STEPS:,} are counted: lower its epochs")
     return tuple(phases)
