@@ -167,7 +167,9 @@ class _MeanNetwork:
 
     num_classes = 3
 
-    def apply(self, variables: dict, x: jax.Array, *, train: bool, mutable: object = None) -> object:
+    def apply(
+        self, variables: dict, x: jax.Array, *, train: bool, mutable: object = None, rngs: object = None
+    ) -> object:
         logits = x.mean(axis=(1, 2)) * variables["params"]["w"] * variables["fcmask"]["layer"]["m"]
         return (logits, {"batch_stats": {}}) if mutable else logits
 

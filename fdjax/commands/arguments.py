@@ -6,8 +6,10 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
@@ -58,12 +60,29 @@ def parse_arguments(
     printed = io.StringIO()
     options: dict[str, Any] = {} if default is None else {"default": default}
     try:
-        with contextlib.redirect_stderr(printed):
+        with contextlib.redirect_stderr(printed), _unwrapped(arguments):
             return tyro.cli(kind, prog=program, args=arguments, **options)
     except SystemExit as end:
         if not end.code:
             raise
         raise UserError(_in_few_words(printed.getvalue(), program)) from None
+
+
+@contextlib.contextmanager
+def _unwrapped(arguments: Sequence[str] | None) -> Iterator[None]:
+    """Has tyro write errors in long lines, so that no number is cut; help keeps the terminal's width."""
+    if {"-h", "--help"} & set(sys.argv[1:] if arguments is None else arguments):
+        yield
+        return
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(_LONGEST_MESSAGE)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
 
 
 def _in_few_words(box: str, program: str) -> str:
