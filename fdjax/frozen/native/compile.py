@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
+import mmap
 import os
 import platform
 import shutil
@@ -25,7 +27,7 @@ from fdjax.runtime import compilation_cache_dir
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared")
 _NAME = "network"
-_ALIGNED = 64
+_PAGE = 2 << 20
 
 
 def find_compiler(environment: Mapping[str, str] | None = None) -> str:
@@ -107,10 +109,14 @@ def compile_source(source: str, flags: Sequence[str] = FLAGS, folder: Path | Non
     return library
 
 
-def _aligned(size: int) -> np.ndarray:
-    """Floats at an address that is a multiple of 64."""
-    raw = np.empty(size + _ALIGNED // 4, np.float32)
-    start = (-raw.ctypes.data % _ALIGNED) // 4
+def _large_pages(size: int) -> np.ndarray:
+    """So many floats, in pages of 2 MB where the system has them: weights are read in turn, page after page."""
+    memory = mmap.mmap(-1, max(1, -(-size * 4 // _PAGE)) * _PAGE + _PAGE)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    raw = np.frombuffer(memory, np.float32)
+    start = -raw.ctypes.data % _PAGE // 4
     return raw[start : start + size]
 
 
@@ -137,7 +143,7 @@ class NativeNetwork:
         self.library = compile_source(self.code.source, folder=folder)
         self._functions: Any = ctypes.CDLL(str(self.library))
         self._functions.network_workspace.restype = ctypes.c_size_t
-        self._weights = _aligned(self.code.weights.size)
+        self._weights = _large_pages(self.code.weights.size)
         self._weights[:] = self.code.weights
         self._workspaces: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()
@@ -158,7 +164,7 @@ class NativeNetwork:
         function = self._functions.network_of_bytes if images.dtype == np.uint8 else self._functions.network_of_floats
         with self._lock:
             if batch not in self._workspaces:
-                self._workspaces = {batch: _aligned(self._functions.network_workspace(batch) // 4)}
+                self._workspaces = {batch: _large_pages(self._functions.network_workspace(batch) // 4)}
             pointers = [
                 ctypes.c_void_p(array.ctypes.data)
                 for array in (images, self._weights, results, self._workspaces[batch])

@@ -200,8 +200,14 @@ def emit_pointwise(source: Source, calls: Calls, layer: Pointwise, arrays: Array
     placement = layer.placement
     if not plan.transforms:
         kernel, placement = parts.columns_at(kernel, placement), None
-    at_once = placement is None and bias.ndim == 1
-    own = bias if at_once else np.zeros(kernel.shape[1], np.float32)
+    # A bias for each channel, and an activation, come with the product; then what is not made is a constant.
+    at_once, made = bias.ndim == 1, kernel.shape[1]
+    own, fill = np.zeros(made, np.float32), bias
+    if at_once:
+        places = np.arange(made) if placement is None else np.asarray(placement)
+        own[places[places >= 0]] = bias[places >= 0]
+        low, high = RANGES[layer.activation]
+        fill = np.where(places < 0, np.clip(bias, low, high), 0).astype(np.float32)
     activation = layer.activation if at_once else "none"
     if plan.transforms:
         writer = parts.by_bands(source, size, layer.block, channels, plan, kernel, own, activation)
@@ -209,21 +215,22 @@ def emit_pointwise(source: Source, calls: Calls, layer: Pointwise, arrays: Array
         x = analysed(source, calls, x, size, channels, layer.block, needed)
     else:
         writer = parts.on_map(source, size, channels, plan, kernel, own, activation)
-    means = layer.pooled and at_once
-    made = y if at_once else calls.temporary(pixels * writer.outputs)
-    if not plan.transforms and not means:
+    means, as_it_is = layer.pooled and at_once, placement is None and at_once
+    to = y if as_it_is else calls.temporary((1 if means else pixels) * writer.outputs)
+    flat = not plan.transforms and not means
+    if flat:
         writer = dataclasses.replace(writer, height=1, width=pixels, image=0)
-        alone(source, calls, layer.name, writer, x, made, flat=True)
-    else:
-        alone(source, calls, layer.name, writer, x, made, means=means)
-    if not at_once:
-        pitch = round8(layer.outputs)
-        to = calls.temporary(pixels * pitch) if layer.pooled else y
-        place(source, calls, pixels, kernel.shape[1], placement, bias, layer.activation, made, to)
-        if layer.pooled:
-            calls.each(
-                f"sum_pixels({pixels}, {pitch}, {1 / pixels!r}f, {to} + i * {pixels * pitch}, {y} + i * {pitch});"
-            )
+    alone(source, calls, layer.name, writer, x, to, means=means, flat=flat)
+    if as_it_is:
+        return
+    pitch = round8(layer.outputs)
+    after = "none" if at_once else layer.activation
+    whole = calls.temporary(pixels * pitch) if layer.pooled and not means else y
+    place(source, calls, 1 if means else pixels, made, placement, fill, after, to, whole)
+    if layer.pooled and not means:
+        calls.each(
+            f"sum_pixels({pixels}, {pitch}, {1 / pixels!r}f, {whole} + i * {pixels * pitch}, {y} + i * {pitch});"
+        )
 
 
 # A depthwise layer, the pointwise layer after it, and the convolution before

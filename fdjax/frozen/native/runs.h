@@ -128,6 +128,10 @@ struct Writer {
   int panels() const { return ceil_div(outputs, panel); }
 };
 
+// Bands of few blocks are multiplied together, as far as they read the same channels: a tile has more rows, and weights
+// are read less often.
+constexpr int bands_at_once(int blocks) { return std::max(1, TILE_ROWS / blocks); }
+
 // Rows `row0` on of one panel; `x` are the pixels, or the coefficients, of an image.
 [[maybe_unused]] void write(const Writer& s, int panel, int row0, int rows, const float* x, const float* w, float* coefs, To out) {
   const int columns = s.columns(panel), at = panel * s.panel;
@@ -144,9 +148,17 @@ struct Writer {
   }
   const int across = ceil_div(s.width, s.block), blocks = ceil_div(rows, s.block) * across;
   const float* first = x + row0 / s.block * across * s.pixel;
-  for (int n = 0; n < s.block * s.block && s.out[n] > at; n++)
-    product(blocks, every(first + n * s.band, s.pixel), s.index, s.in[n], weights, columns,
-            std::min(round8(s.out[n] - at), columns), every(ZEROS, 0), every(coefs + n * blocks * PANEL, PANEL), ALL);
+  for (int n = 0, stop; n < s.block * s.block && s.out[n] > at; n = stop) {
+    for (stop = n + 1; stop < s.block * s.block && stop < n + bands_at_once(blocks) && s.out[stop] > at;) stop++;
+    const int common = s.in[stop - 1], wide = std::min(round8(s.out[n] - at), columns);
+    product((stop - n) * blocks, {first + n * s.band, blocks, s.band, s.pixel}, s.index, common, weights, columns, wide,
+            every(ZEROS, 0), every(coefs + n * blocks * PANEL, PANEL), ALL);
+    for (int m = n; s.in[m] > common; m++) {
+      const To to = every(coefs + m * blocks * PANEL, PANEL);
+      product(blocks, every(first + m * s.band, s.pixel), s.index + common, s.in[m] - common,
+              weights + static_cast<std::ptrdiff_t>(common) * columns, columns, wide, as_given(to), to, ALL);
+    }
+  }
   s.to_pixels(coefs, blocks * PANEL, PANEL, s.out, at, columns, bias, s.range, out, rows, s.width);
 }
 
@@ -209,14 +221,15 @@ struct Reader {
   ToBands to_bands;
 };
 
-// Adds k channels of `places` of a panel, [place][PANEL], to y [place][outputs], of which `wide` are made.
-[[maybe_unused]] void add_product(const Reader& s, int places, const float* x, const std::int32_t* index, int k, const float* weights,
-                 int columns, int wide, float* y, Range range) {
+// Adds channels index[start..stop-1] of a panel, [row][PANEL], to rows of y, of which `wide` outputs are made.
+[[maybe_unused]] void add_product(const Reader& s, int rows, const float* x, const std::int32_t* index, int start,
+                                  int stop, const float* weights, int columns, int wide, To y, Range range) {
   for (int q = 0; q < wide; q += s.panel) {
-    const To to = every(y + q, s.outputs);
     const int ldw = std::min(s.panel, s.outputs - q);
-    product(places, every(x, PANEL), index, k, weights + static_cast<std::ptrdiff_t>(q) * columns, ldw,
-            std::min(ldw, round8(wide - q)), as_given(to), to, range);
+    const To to = {y.first + q, y.width, y.row, y.pixel};
+    product(rows, every(x, PANEL), index + start, stop - start,
+            weights + static_cast<std::ptrdiff_t>(q) * columns + start * ldw, ldw, std::min(ldw, round8(wide - q)),
+            as_given(to), to, range);
   }
 }
 
@@ -231,15 +244,23 @@ struct Reader {
   const float* weights = w + s.weights + static_cast<std::ptrdiff_t>(at) * s.outputs;
   const std::int32_t* index = s.index + at;
   if (s.target == TO_MAP)
-    return add_product(s, rows * width, pixels, index, columns, weights, columns, s.outputs,
-                       y + static_cast<std::ptrdiff_t>(row0) * width * s.outputs, last ? s.range : ALL);
+    return add_product(s, rows * width, pixels, index, 0, columns, weights, columns, s.outputs,
+                       every(y + static_cast<std::ptrdiff_t>(row0) * width * s.outputs, s.outputs),
+                       last ? s.range : ALL);
   const int across = ceil_div(width, s.block), blocks = ceil_div(rows, s.block) * across;
   s.to_bands({pixels, width, static_cast<std::ptrdiff_t>(width) * PANEL, PANEL}, rows, width, columns,
              s.counts + at / 8, coefs, blocks * PANEL, PANEL);
   float* first = y + static_cast<std::ptrdiff_t>(row0) / s.block * across * s.outputs;
   const int* k = s.k + panel * s.block * s.block;
-  for (int n = 0; n < s.block * s.block && k[n]; n++)
-    add_product(s, blocks, coefs + n * blocks * PANEL, index, k[n], weights, columns, s.out[n], first + n * s.band, ALL);
+  for (int n = 0, stop; n < s.block * s.block && k[n]; n = stop) {
+    for (stop = n + 1; stop < s.block * s.block && stop < n + bands_at_once(blocks) && k[stop];) stop++;
+    const int common = k[stop - 1];
+    add_product(s, (stop - n) * blocks, coefs + n * blocks * PANEL, index, 0, common, weights, columns, s.out[n],
+                {first + n * s.band, blocks, s.band, s.outputs}, ALL);
+    for (int m = n; k[m] > common; m++)
+      add_product(s, blocks, coefs + m * blocks * PANEL, index, common, k[m], weights, columns, s.out[m],
+                  every(first + m * s.band, s.outputs), ALL);
+  }
 }
 
 // A writer, a depthwise step and a reader; `rows` of the output at a time.
