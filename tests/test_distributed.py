@@ -21,7 +21,7 @@ import pytest
 
 from fdjax.checkpoint import CHECKPOINT_FOLDER, MANIFEST, Checkpoints
 from fdjax.commands.train import train_command
-from fdjax.errors import UserError
+from fdjax.errors import STOPPED_STATUS, UserError
 from fdjax.training.distributed import ADDRESS, PROCESS, PROCESSES, Membership, answer_roll, call_roll, membership
 from fdjax.training.restore import restore
 from fdjax.training.run import train
@@ -358,8 +358,10 @@ def two_and_one(tmp_path_factory) -> tuple[Path, Path, Path]:
         while not wanted.exists() and time.monotonic() < deadline:
             assert all(process.poll() is None for process in processes), (folder / "killed/0.err").read_text()
             time.sleep(0.005)
-        for process in processes:
-            process.send_signal(signal.SIGKILL)
+        # The other one notices, and says so.
+        processes[1].send_signal(signal.SIGKILL)
+        assert processes[0].wait(90) == STOPPED_STATUS, (folder / "killed/0.err").read_text()
+    assert "process 1 of the run is gone" in (folder / "killed/0.err").read_text()
     assert wanted.exists(), (folder / "killed/0.err").read_text()
     assert not (two / "summary.json").exists()
     with two_processes(two, folder / "logs") as processes:

@@ -68,7 +68,7 @@ def train_command(arguments: Sequence[str] | None = None) -> int:
         from fdjax.training.compilation import disable_compilation_cache
 
         disable_compilation_cache()
-    from fdjax.training.distributed import join
+    from fdjax.training.distributed import ends_with_its_peers, join
     from fdjax.training.run import train
     from fdjax.training.stopping import Stopping
 
@@ -81,7 +81,8 @@ def train_command(arguments: Sequence[str] | None = None) -> int:
         hashlib.sha256(run.encode()).hexdigest(),
     )
     try:
-        with Stopping(None if parsed.time_limit is None else began + parsed.time_limit) as stopping:
+        limit = None if parsed.time_limit is None else began + parsed.time_limit
+        with Stopping(limit) as stopping, ends_with_its_peers():
             summary = train(
                 parsed.settings,
                 parsed.workdir,

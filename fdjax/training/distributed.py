@@ -10,19 +10,23 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import socket
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 
-from fdjax.errors import UserError
+from fdjax.errors import STOPPED_STATUS, UserError, first_line
 
 ADDRESS, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _AUTO = "auto"
 # Seconds after which the others end when one has died without a word, or after an error.
 _HEARTBEAT_TIMEOUT, _SHUTDOWN_TIMEOUT = 60, 20
 _LONGEST_MESSAGE = 1 << 16
+# How a collective operation says that one end of it has died.
+_GONE = re.compile(r"closed by peer|reset by peer|heartbeat|Broken pipe|Timed out|unhealthy|NCCL|UNAVAILABLE", re.I)
 # What a process says of itself, and the seconds in which it must, once it is connected.
 _HELLO = {"process": int, "processes": int, "fingerprint": str}
 _HELLO_TIMEOUT = 2.0
@@ -116,6 +120,29 @@ def join(coordinator: str | None, processes: int | None, process: int | None, ti
         heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
         shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
     )
+
+
+@contextlib.contextmanager
+def ends_with_its_peers() -> Iterator[None]:
+    """Says in one line, and ends the process with status 1, when another process of the run is gone.
+
+    An exception would not do: when the process ends, jax would wait for the others, and abort with a stack trace.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or not _GONE.search(str(error)):
+            raise
+        others = sorted({*range(jax.process_count())} - {jax.process_index()})
+        which = f"process {others[0]}" if len(others) == 1 else f"one of processes {', '.join(map(str, others))}"
+        print(
+            f"error: {which} of the run is gone ({first_line(error)}); give all processes the same command again: the "
+            "run goes on from its last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        sys.stdout.flush()
+        os._exit(STOPPED_STATUS)
 
 
 def call_roll(member: Membership, timeout: float, fingerprint: str) -> None:

@@ -1,6 +1,6 @@
 """Damages what fdjax reads, and sees that it says so or is right all the same.
 
-    python -m tools.faults --faults 1000 --seed 0 --out results/reliability/faults.json
+    python -m tools.faults --faults 1000 --seed 0 --out results/reliability/faults.jsonl
 
 Every fault is one of three things: right (what an undamaged one would have given), refused (exit status 1 or 2 and a
 message) or wrong (another answer, a traceback, a hang, or too much memory). The exit status is 1 if any is wrong.
@@ -80,11 +80,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", choices=(*FAMILIES, "kills"), default=(*FAMILIES, "kills"))
     parser.add_argument("--stage", type=Path, help="where the undamaged things are kept (default: a new folder)")
-    parser.add_argument("--out", type=Path, help="JSON file of all faults and what came of them")
+    parser.add_argument("--out", type=Path, help="file of all faults and what came of them, a JSON object a line")
     given = parser.parse_args()
     stage = (given.stage or Path(tempfile.mkdtemp(prefix="fdjax-faults-"))).absolute()
     stage.mkdir(parents=True, exist_ok=True)
-    results: list[dict[str, Any]] = json.loads(given.out.read_text()) if given.out and given.out.exists() else []
+    results: list[dict[str, Any]] = []
+    if given.out and given.out.exists():
+        results = [json.loads(line) for line in given.out.read_text().splitlines()]
     done = {(entry["victim"], entry["seed"]) for entry in results}
     worker, began = Worker(), time.monotonic()
 
@@ -94,7 +96,8 @@ def main() -> int:
             print(f"WRONG {entry['victim']} (seed {entry['seed']}): {entry['damage']}: {entry['problem']}", flush=True)
         if given.out:
             given.out.parent.mkdir(parents=True, exist_ok=True)
-            given.out.write_text("[\n" + ",\n".join(map(json.dumps, results)) + "\n]\n")
+            with given.out.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
 
     victims = [victim for name in given.only if name in FAMILIES for victim in FAMILIES[name](stage, worker)]
     for victim, number in plan(victims, given.faults):

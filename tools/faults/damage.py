@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +114,15 @@ def of_itself(file: Path, rng: random.Random) -> str:
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Paths of all that lies in a JSON value."""
-    items: Iterable[tuple[Any, Any]] = []
+    items: list[tuple[Any, Any]] = []
     if isinstance(value, dict):
-        items = value.items()
+        items = list(value.items())
     elif isinstance(value, list):
-        items = enumerate(value)
-    return [path, *(place for key, item in items for place in _places(item, (*path, key)))]
+        items = list(enumerate(value))
+    found = [path]
+    for key, item in items:
+        found += _places(item, (*path, key))
+    return found
 
 
 def change_json(value: Any, rng: random.Random) -> tuple[Any, str]:
