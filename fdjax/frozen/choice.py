@@ -182,7 +182,7 @@ def release_slower(
     pruned, released = (_forms(network, variables, c) for c in (counts, raised))
     after, names = {path: np.asarray(count) for path, count in counts.items()}, []
     for name, (layers, forms) in pruned.items():
-        paths = [path for layer in layers for side in SIDES if (path := network.mask_of(layer, side))]
+        paths = [path for layer in layers for side in SIDES for path in network.paths_of(layer, side)]
         if all(np.array_equal(raised[path], counts[path]) for path in paths) or name not in released:
             continue
         whole = {f"released {form}": candidate for form, candidate in released[name][1].items()}

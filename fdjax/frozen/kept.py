@@ -43,14 +43,11 @@ class Kept:
         self._sort_spaces()
 
     def counts(self, layer: str, side: Side) -> np.ndarray:
-        """Kept counts [channels] of a layer's side; where nothing masks it, N of a wrapped layer, else 1."""
-        path = self._network.mask_of(layer, side)
-        if path is not None:
-            return self._counts[path]
-        if layer in self._network.blocks:
-            return self._network.side_counts(self._counts, layer, side)
+        """Kept counts [channels] of the side of a layer; where nothing masks it, N of a wrapped layer, else 1."""
         found = self._network.layers[layer]
-        return np.ones(found.in_channels if side == "input" else found.out_channels, np.int64)
+        if not found.mixes:
+            return np.ones(found.in_channels, np.int64)
+        return self._network.side_counts(self._counts, layer, side)
 
     def order(self, ids: Ids) -> np.ndarray:
         """Positions of the channels of a value that are kept, in the order of the frozen network."""

@@ -84,8 +84,8 @@ class GroupRun:
 
     Attributes:
       mask: the FCMask of its channels, as the writer makes and the reader reads them.
-      writer: the layer before; its input has no mask.
-      reader: the layer after; its output has no mask.
+      writer: the layer before; whole channels of its input may be masked.
+      reader: the layer after; likewise of its output.
       depthwise: the layer between them, if there is one.
       taps_of_mean: MACs of a channel of that layer whose input is constant in every block.
     """
@@ -106,13 +106,22 @@ class GroupRun:
         """Of its layers."""
         return frozenset(layer.name for layer in self.layers)
 
-    def macs(self, counts: np.ndarray, *, narrow_transforms: bool = True) -> dict[str, int]:
-        """MACs by layer, run group by group, for `counts` [channels] of the mask (`fdjax.ops.macs.group_macs`)."""
+    def macs(
+        self, counts: np.ndarray, inputs: int | None = None, outputs: int | None = None, narrow_transforms: bool = True
+    ) -> dict[str, int]:
+        """MACs by layer, run group by group (`fdjax.ops.macs.group_macs`).
+
+        Args:
+          counts: [channels], of the mask.
+          inputs: how many channels the writer reads; None: all.
+          outputs: how many the reader makes; None: all.
+          narrow_transforms: count the transforms that the groups share.
+        """
         macs = ops_macs.group_macs(
             counts,
             self.mask.block,
-            self.writer.in_channels,
-            self.reader.out_channels,
+            self.writer.in_channels if inputs is None else inputs,
+            self.reader.out_channels if outputs is None else outputs,
             _size(self.writer.in_size),
             _size(self.reader.in_size),
             self.taps_of_mean,
@@ -127,16 +136,18 @@ class GroupRun:
 def group_runs(network: MaskedGraph) -> Mapping[str, GroupRun]:
     """Name of a space -> its run by groups, for all that can be run so.
 
-    Its channels are tied, the other sides of its two layers have no masks, and between them lies at most one depthwise
-    layer, with a square window, of all channels.
+    Its channels are tied, of the other sides of its two layers at most whole channels are masked, and between them lies
+    at most one depthwise layer, with a square window, of all channels.
     """
     inner, found = inner_spaces(network), {}
     for name, mask in network.tied_runs().items():
         space = network.spaces[name]
         writer, reader = network.layers[space.writers[0]], network.layers[space.readers[0]]
-        narrow = (network.mask_of(writer.name, "input"), network.mask_of(reader.name, "output"))
+        narrow = (*network.paths_of(writer.name, "input"), *network.paths_of(reader.name, "output"))
         run = inner.get(name)
-        if narrow != (None, None) or not np.array_equal(writer.writes, reader.reads):
+        if any(network.masks[path].block > 1 for path in narrow) or not np.array_equal(writer.writes, reader.reads):
+            continue
+        if not {writer.name, reader.name} <= network.blocks.keys():
             continue
         if run is None or not run.depthwise:
             found[name] = GroupRun(mask, writer, reader, None, 0)
@@ -161,7 +172,8 @@ def _taps_of_mean(network: MaskedGraph, depthwise: Layer, block: int) -> int:
 
 
 def _size(size: tuple[int, ...]) -> tuple[int, int]:
-    height, width = size
+    """(H, W) of a map; tokens are a map of one row."""
+    height, width = (1, *size)[-2:]
     return height, width
 
 
@@ -193,18 +205,34 @@ def layer_totals(network: MaskedGraph, counts: Counts, names: Collection[str] | 
                 _size(layer.in_size), network.blocks[name], np.asarray(inputs), np.asarray(outputs)
             )
             continue
-        macs = layer.dense_macs
         if name in middle:
             macs = _middle_macs(layer, alive, inner)
         elif not layer.mixes and layer.target in inner:
             macs = _depthwise_macs(layer, alive, inner[layer.target])
+        else:
+            macs = _masked_macs(network, layer, alive, counts)
         totals[name] = (macs, "dense" if macs == layer.dense_macs else "channels")
     for run in group_runs(network).values():
         if run.names <= totals.keys():
-            grouped = run.macs(counts[run.mask.path])
+            inputs = network.side_counts(counts, run.writer.name, "input") > 0
+            outputs = network.side_counts(counts, run.reader.name, "output") > 0
+            grouped = run.macs(counts[run.mask.path], int(inputs.sum()), int(outputs.sum()))
             if sum(grouped.values()) < sum(totals[name][0] for name in grouped):
                 totals.update({name: (macs, "groups") for name, macs in grouped.items()})
     return totals
+
+
+def _masked_macs(network: MaskedGraph, layer: Layer, alive: Alive, counts: Counts) -> int:
+    """Of a layer that is not wrapped, with the channels that masks on its sides leave; all, where there are none."""
+    if not layer.mixes:
+        return layer.dense_macs // layer.in_channels * int((network.side_counts(counts, layer.name, "input") > 0).sum())
+    if not (network.paths_of(layer.name, "input") or network.paths_of(layer.name, "output")):
+        return layer.dense_macs
+    inputs, outputs = (side > 0 for side in alive.sides(layer.name))
+    if layer.groups > 1:
+        groups = inputs.reshape(layer.groups, -1).any(axis=1) & outputs.reshape(layer.groups, -1).any(axis=1)
+        return layer.dense_macs // layer.groups * int(groups.sum())
+    return layer.dense_macs // (layer.in_channels * layer.out_channels) * int(inputs.sum()) * int(outputs.sum())
 
 
 def _middle_macs(layer: Layer, alive: Alive, inner: Mapping[str, InnerSpace]) -> int:
@@ -250,6 +278,8 @@ def network_macs(network: MaskedGraph, counts: Counts, released: Collection[str]
                 _histogram(side, block**2) if has_mask else None for side, has_mask in zip(sides, masked, strict=True)
             ]
         total, form = totals[name]
+        if block is None and (network.paths_of(name, "input") or network.paths_of(name, "output")):
+            pruned = paper = total
         layers.append(
             LayerMacs(
                 name=name,

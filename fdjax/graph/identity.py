@@ -33,11 +33,14 @@ class Classes:
 
     def join(self, first: Ids, second: Ids) -> None:
         """Makes channels the same, pair by pair."""
-        if np.array_equal(first, second):
-            return
-        for a, b in zip(first.tolist(), second.tolist(), strict=True):
-            low, high = sorted((int(self.find(np.array([a]))[0]), int(self.find(np.array([b]))[0])))
-            self._parents[high] = low
+        while True:
+            one, other = self.find(first), self.find(second)
+            differ = one != other
+            if not differ.any():
+                return
+            low, high = np.minimum(one, other)[differ], np.maximum(one, other)[differ]
+            # A channel that is joined to several goes to the first of them; the others follow in the next round.
+            np.minimum.at(self._parents, high, low)
 
 
 @dataclasses.dataclass(frozen=True)

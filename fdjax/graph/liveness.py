@@ -4,8 +4,8 @@ A space is inner where it has one writer and one reader, the channels of one are
 without masks works on it in between: a depthwise layer, or a layer that is not wrapped and itself lies between two such
 spaces (a 3x3 convolution between two pointwise ones). A channel of an inner space is dead if its writer makes nothing
 of it or its reader reads nothing of it: what is left of it does not depend on the image (a constant, different at the
-borders) and folds into what follows. Other spaces, such as the map that runs from unit to unit, are counted as they
-are.
+borders) and folds into what follows. Where a mask sits on a space, it says itself which channels are dead. Other spaces
+are counted as they are.
 """
 
 from __future__ import annotations
@@ -106,12 +106,9 @@ class Alive:
         """bool [channels] of an inner space."""
         if space not in self._found:
             network, run = self._network, self._inner[space]
-            alive = np.ones(run.writer.out_channels, bool)
-            if run.writer.name in network.blocks:
-                alive &= network.side_counts(self._counts, run.writer.name, "output") > 0
-            if run.reader.name in network.blocks:
-                alive &= run.of_reader(network.side_counts(self._counts, run.reader.name, "input") > 0)
-            elif run.reader.target in self._inner:
+            alive = network.side_counts(self._counts, run.writer.name, "output") > 0
+            alive = alive & run.of_reader(network.side_counts(self._counts, run.reader.name, "input") > 0)
+            if run.reader.name not in network.blocks and run.reader.target in self._inner:
                 groups = self.groups_read(run.reader)
                 alive &= run.of_reader(np.repeat(groups, run.reader.in_channels // len(groups)))
             self._found[space] = alive
@@ -122,7 +119,7 @@ class Alive:
         return np.any(self.channels(middle.target).reshape(middle.groups, -1), axis=1)
 
     def sides(self, layer: str) -> tuple[np.ndarray, np.ndarray]:
-        """Kept counts (input [C], output [D]) of a wrapped layer, with dead channels dead on both ends."""
+        """Kept counts (input [C], output [D]) of a layer that mixes, with dead channels dead on both ends."""
         network, found = self._network, self._network.layers[layer]
         inputs, outputs = (network.side_counts(self._counts, layer, side) for side in ("input", "output"))
         if found.source is not None and found.source in self._inner:

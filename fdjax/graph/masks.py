@@ -12,7 +12,9 @@ import numpy as np
 from fdjax.graph.channels import ChannelWalk
 from fdjax.graph.network import Graph, Layer, Space
 from fdjax.graph.operations import Operations
+from fdjax.graph.sides import SideMask, Sides, members_of, ranges_of
 from fdjax.graph.table import graph_table
+from fdjax.ops.fcmask import level_counts
 
 Side = Literal["input", "output"]
 SIDES: tuple[Side, ...] = ("input", "output")
@@ -29,12 +31,17 @@ class Mask:
       channels: how many it has.
       block: K.
       sides: the layers whose coefficients it masks, and on which side.
+      levels: kept counts below N that it fades between and is rounded to; None: the network's.
+      members: of a mask on a space, its channels by their numbers in the graph; a side of a layer has those that it
+        reads or writes, among others perhaps. None: the mask has the channels of each of its sides, in order.
     """
 
     path: str
     channels: int
     block: int
     sides: tuple[tuple[str, Side], ...]
+    levels: tuple[int, ...] | None = None
+    members: tuple[int, ...] | None = None
 
     @property
     def num_coefs(self) -> int:
@@ -78,12 +85,12 @@ class MaskedGraph:
     floors: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
-        return graph_table(self.graph, self.masks)
+        return graph_table(self.graph, self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `from_dict` reads it back."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        masks = [[mask.path, mask.channels, mask.block, list(map(list, mask.sides))] for mask in self.masks.values()]
+        masks = [_written(self.graph, mask) for mask in self.masks.values()]
         changed = {
             "graph": self.graph.to_dict(),
             "masks": masks,
@@ -102,11 +109,12 @@ class MaskedGraph:
           ValueError: fields that are no network's, or are of a newer format.
         """
         try:
-            masks = [_mask(*written) for written in fields["masks"]]
+            graph = Graph.from_dict(fields["graph"])
+            masks = [_mask(graph, *written) for written in fields["masks"]]
             made = cls(
                 **{
                     **{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()},
-                    "graph": Graph.from_dict(fields["graph"]),
+                    "graph": graph,
                     "masks": {mask.path: mask for mask in masks},
                     "blocks": dict(fields["blocks"]),
                     "uncounted": frozenset(fields["uncounted"]),
@@ -156,21 +164,47 @@ class MaskedGraph:
         return {name: layer for name, layer in self.layers.items() if name in self.blocks}
 
     @functools.cached_property
-    def _mask_of_side(self) -> dict[tuple[str, Side], str]:
-        return {side: mask.path for mask in self.masks.values() for side in mask.sides}
+    def _sides(self) -> Sides:
+        return Sides(self.graph, self.masks)
+
+    def side(self, layer: str, side: Side) -> SideMask | None:
+        """The masks on a side of a layer, or None; of a depthwise layer: those that its channels have."""
+        return self._sides.of(layer, side)
+
+    def paths_of(self, layer: str, side: Side) -> tuple[str, ...]:
+        """The paths of the FCMasks on a side of a layer."""
+        found = self.side(layer, side)
+        return found.paths if found is not None else ()
 
     def mask_of(self, layer: str, side: Side) -> str | None:
-        """The path of the FCMask on a side of a layer, or None."""
-        return self._mask_of_side.get((layer, side))
+        """The path of the FCMask that has the channels of a side of a layer, in order; None where there is no such."""
+        found = self.side(layer, side)
+        return found.paths[0] if found is not None and found.index is None else None
+
+    def num_coefs_of(self, layer: str) -> int:
+        """N of a layer: 1 where it is not wrapped."""
+        return self.blocks.get(layer, 1) ** 2
 
     def side_counts(self, counts: Counts, layer: str, side: Side) -> np.ndarray:
-        """Kept counts of a wrapped layer's side: those of its mask, or N for each channel."""
-        path = self.mask_of(layer, side)
-        if path is not None:
-            return np.asarray(counts[path])
-        found = self.layers[layer]
-        channels = found.in_channels if side == "input" else found.out_channels
-        return np.full(channels, self.blocks[layer] ** 2)
+        """Kept counts of a layer's side, 0 to N of the layer: those of its masks, or N for each channel."""
+        found, num_coefs = self.side(layer, side), self.num_coefs_of(layer)
+        if found is None:
+            layers = self.layers[layer]
+            return np.full(layers.in_channels if side == "input" else layers.out_channels, num_coefs)
+        # A mask of whole channels says 0 or 1 for 0 or all coefficients of a wrapped layer.
+        given = {path: np.asarray(counts[path]) * (num_coefs // self.masks[path].num_coefs) for path in found.paths}
+        return found.assemble(given, np.full(1, num_coefs), np.concatenate)
+
+    def levels_of(self, path: str, levels: Collection[int] | None = None) -> tuple[int, ...]:
+        """The kept counts that a mask may be rounded to, 0 and N among them.
+
+        Args:
+          path: of the mask.
+          levels: counts below N, for masks without levels of their own; None: the network's.
+        """
+        mask = self.masks[path]
+        wanted = mask.levels if mask.levels is not None else self.levels if levels is None else tuple(levels)
+        return level_counts(mask.num_coefs, wanted)
 
     @property
     def mask_sizes(self) -> dict[str, tuple[int, int]]:
@@ -198,8 +232,24 @@ class MaskedGraph:
         return self.masks[path] if path is not None and path == self.mask_of(space.readers[0], "input") else None
 
 
-def _mask(path: str, channels: int, block: int, sides: list[list[Any]]) -> Mask:
-    return Mask(path, int(channels), int(block), tuple((side[0], side[1]) for side in sides))
+def _written(graph: Graph, mask: Mask) -> list[Any]:
+    """A mask in JSON types, without what it does not have."""
+    plain: list[Any] = [mask.path, mask.channels, mask.block, list(map(list, mask.sides))]
+    if mask.levels is None and mask.members is None:
+        return plain
+    members = None if mask.members is None else list(map(list, ranges_of(graph, mask.members)))
+    return [*plain, None if mask.levels is None else list(mask.levels), members]
+
+
+def _mask(graph: Graph, path: str, channels: int, block: int, sides: Any, levels: Any = None, members: Any = None):
+    return Mask(
+        path,
+        int(channels),
+        int(block),
+        tuple((side[0], side[1]) for side in sides),
+        None if levels is None else tuple(map(int, levels)),
+        None if members is None else members_of(graph.layers, members),
+    )
 
 
 def layer_blocks(
@@ -244,9 +294,7 @@ def layer_blocks(
     return found
 
 
-def place_masks(
-    graph: Graph, blocks: Mapping[str, int], sides: str = "both", tied: bool = False, every_run: bool = False
-) -> dict[str, Mask]:
+def place_masks(graph: Graph, blocks: Mapping[str, int], sides: str = "both", tied: bool = False) -> dict[str, Mask]:
     """Masks for the wrapped layers.
 
     Args:
@@ -255,7 +303,6 @@ def place_masks(
       sides: "both", "input", "output" or "none": which sides of a wrapped layer have masks of their own.
       tied: where a run lies between two wrapped layers with one K, and its map is worked on in between, the two share
         one mask, and have none on sides that are not shared.
-      every_run: also where no depthwise layer works on it.
 
     Returns:
       Path -> mask, in the order of the layers. A layer's own masks are named "LAYER/input" and "LAYER/output", a run's
@@ -264,7 +311,7 @@ def place_masks(
     shared: dict[tuple[str, Side], Mask] = {}
     for space in graph.spaces.values() if tied else ():
         ends = (*space.writers, *space.readers)
-        run = space.is_run and (space.depthwise or every_run) and all(end in blocks for end in ends)
+        run = space.is_run and space.depthwise and all(end in blocks for end in ends)
         if run and blocks[ends[0]] == blocks[ends[1]]:
             path = f"{_common_module(*ends) or ends[0]}/wide"
             mask = Mask(path, len(space.channels), blocks[ends[0]], ((ends[0], "output"), (ends[1], "input")))

@@ -1,95 +1,196 @@
-"""Masks for any network: which of its layers get them, by the paths of the layers."""
+"""Masks for any network: which of its spaces or layers get them, by the paths of the layers."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from fdjax.graph.masks import MaskedGraph, place_masks
-from fdjax.graph.network import Graph
-from fdjax.graph.table import mask_problem
+from fdjax.graph.masks import Mask, MaskedGraph, Side, place_masks
+from fdjax.graph.network import Graph, Space
+from fdjax.graph.prunable import mask_problem, space_problem, whole_channels_only
+from fdjax.graph.rules import ByRule, check_rules, chosen
+
+Levels = Sequence[int] | None
 
 
 def with_masks(
     graph: Graph,
     *,
-    block: int = 1,
-    block_by_layer: Mapping[str, int] | None = None,
-    levels: Sequence[int] | None = None,
+    block: int | Mapping[str, int] = 1,
+    levels: Levels | Mapping[str, Levels] = None,
     tied: bool = True,
+    streams: Literal["channels", "levels"] = "channels",
     sides: Literal["both", "input", "output"] = "both",
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
-    floor: Mapping[str, int] | None = None,
+    floor: int | Mapping[str, int] = 1,
     name: str = "network",
 ) -> MaskedGraph:
-    """Places masks on the pointwise layers of a network.
+    """Places masks on all that can be pruned in a network.
 
-    A pointwise layer is a 1x1 convolution with stride 1, or a dense product on the last axis of maps or tokens. Rules
-    name layers by their paths, as `print(graph)` shows them, with the wildcards of `fnmatch`: "stem/*", "*/shortcut".
+    Tied, a mask sits on a space: it belongs to its channels, and masks them in every layer that writes or reads them.
+    Where one pointwise layer writes a space and one reads it, the mask has the levels that are asked for. Where a
+    convolution with a window, a layer on vectors, or several layers write or read it, whole channels are pruned. Spaces
+    whose channels are pinned have no masks. Untied, each pointwise layer has masks on its own two sides (the paper's).
+
+    Rules name layers by their paths, as `print(graph)` shows them, with the wildcards of `fnmatch`: "stem/*",
+    "*/shortcut". `block`, `levels` and `floor` take a value, or a mapping of rules to values: of several rules that fit
+    a layer, or one of the layers that share a mask, the last one counts.
 
     Args:
       graph: of `trace`.
-      block: K, the side of the DCT's blocks; 1: whole channels, without a transform.
-      block_by_layer: rule -> K where it differs; of several that fit, the last.
+      block: K, the side of the DCT's blocks, 1 to 16; 1: whole channels, without a transform.
       levels: kept counts below N that masks fade between and are rounded to; None: all.
-      tied: where a pointwise layer writes a space that one other pointwise layer reads, the two share one mask.
-      sides: which sides of other layers have masks.
-      include: only layers that fit one of these rules have masks.
-      exclude: layers that fit one of these have none.
-      floor: rule -> how many channels at least keep something on each masked side of such layers.
+      tied: whether masks sit on spaces, or on the sides of pointwise layers.
+      streams: tied, what a space that several pointwise layers write or read is offered: whole channels, or the levels.
+      sides: untied, which sides of a layer have masks.
+      include: only layers that fit one of these rules are pruned.
+      exclude: layers that fit one of these stay whole, on both sides; so do the spaces that they write or read.
+      floor: how many channels of a mask keep something at least, whatever the target.
       name: of the network, for tables and files.
 
     Raises:
-      ValueError: a rule that fits no layer, a block larger than its map, or a network without a layer for masks; the
-        message says what was found.
+      ValueError: a rule that fits no layer, a block larger than its map, or a network in which nothing can be pruned;
+        the message says what was found.
     """
-    wrappable = {name: layer for name, layer in graph.layers.items() if mask_problem(layer) is None}
-    if not wrappable:
-        found = "; ".join(f"{name}: {mask_problem(layer)}" for name, layer in list(graph.layers.items())[:5])
-        raise ValueError(f"the network has no layer that masks could go on ({found or 'it has no layers at all'})")
-    by_layer, floors = dict(block_by_layer or {}), dict(floor or {})
-    for rule in (*include, *exclude, *by_layer, *floors):
-        if not any(fnmatchcase(layer, rule) for layer in wrappable):
-            raise ValueError(f"the rule {rule!r} fits no layer that can have masks; these are {', '.join(wrappable)}")
-    chosen = [
-        layer
-        for layer in wrappable
-        if any(fnmatchcase(layer, rule) for rule in include) and not any(fnmatchcase(layer, rule) for rule in exclude)
-    ]
-    if not chosen:
-        raise ValueError("the rules exclude every layer that could have masks")
-    blocks = {}
-    for layer in chosen:
-        blocks[layer] = next((k for rule, k in reversed(by_layer.items()) if fnmatchcase(layer, rule)), block)
-        size = graph.layers[layer].in_size
-        if blocks[layer] > 1 and (len(size) != 2 or blocks[layer] > min(size)):
-            raise ValueError(
-                f"block {blocks[layer]} does not fit the {'x'.join(map(str, size))} map of layer {layer}; give it "
-                "another one (block_by_layer), 1 for whole channels"
-            )
-    masks = place_masks(graph, blocks, sides, tied, every_run=True)
-    kept = {
-        path: max((n for rule, n in floors.items() for layer, _ in mask.sides if fnmatchcase(layer, rule)), default=0)
-        for path, mask in masks.items()
-    }
-    for path, count in kept.items():
-        if count > masks[path].channels:
-            raise ValueError(f"a floor of {count} channels is more than the {masks[path].channels} of mask {path}")
+    block_of, levels_of, floor_of = ByRule(block, 1), ByRule(levels, None), ByRule(floor, 1)
+    names = [name for name in graph.layers if tied or mask_problem(graph.layers[name]) is None]
+    if not _prunable(graph, tied):
+        raise ValueError(f"the network has nothing that masks could go on: {_why_nothing(graph)}")
+    check_rules(
+        (*include, *exclude, *block_of.rules, *levels_of.rules, *floor_of.rules),
+        names,
+        "layer" if tied else "layer that can have masks of its own",
+    )
+    layers = chosen(names, include, exclude)
+    if tied:
+        masks = _on_spaces(graph, layers, block_of, streams == "levels")
+    else:
+        blocks = {layer: fitting_block(graph, layer, block_of.of(layer)) for layer in layers}
+        masks = place_masks(graph, blocks, sides)
+    if not masks:
+        raise ValueError(
+            "the rules leave nothing that could be pruned"
+            + (": a layer that is left out keeps the spaces that it writes and reads whole" if tied else "")
+        )
+    by_rule = isinstance(levels, Mapping)
+    masks = {path: _with_levels(mask, levels_of if by_rule else None) for path, mask in masks.items()}
     outputs = [graph.operations.shapes[value] for value in graph.operations.outputs]
     return MaskedGraph(
         name=name,
         graph=graph,
         masks=masks,
-        blocks=blocks,
+        blocks=_wrapped(graph, masks),
         num_classes=outputs[0][-1] if outputs and outputs[0] else 0,
-        levels=None if levels is None else tuple(sorted(levels)),
-        floors={path: count for path, count in kept.items() if count},
+        levels=None if by_rule or levels is None else tuple(sorted(levels)),  # type: ignore[arg-type]
+        floors=_floors(masks, floor_of),
     )
+
+
+def _prunable(graph: Graph, tied: bool) -> list[str]:
+    if tied:
+        return [space.name for space in graph.spaces.values() if space_problem(space) is None]
+    return [name for name, layer in graph.layers.items() if mask_problem(layer) is None]
+
+
+def _why_nothing(graph: Graph, most: int = 8) -> str:
+    """What there is, and why it stays."""
+    found = []
+    for name, layer in graph.layers.items():
+        problem = space_problem(graph.spaces[layer.target])
+        found.append(f"{name} ({layer.kind}) writes channels that stay: {problem or mask_problem(layer)}")
+    more = f"; and {len(found) - most} more" if len(found) > most else ""
+    return ("; ".join(found[:most]) + more) or "it has no convolution and no product with a kernel"
+
+
+def _on_spaces(graph: Graph, layers: Sequence[str], block_of: ByRule[int], streams: bool) -> dict[str, Mask]:
+    """A mask for every space that can be pruned, and whose layers are all among `layers`."""
+    inside, found = set(layers), {}
+    written = {int(c) for layer in graph.layers.values() if layer.mixes for c in layer.writes}
+    for space in graph.spaces.values():
+        if space_problem(space) is not None or not inside.issuperset(
+            (*space.writers, *space.readers, *space.depthwise)
+        ):
+            continue
+        # Channels that no layer writes, such as those of padding, are constant.
+        members = tuple(channel for channel in _in_order(graph, space) if channel in written)
+        block = _block_of_space(graph, space, block_of, streams)
+        path = f"{space.name}/channels"
+        found[path] = Mask(path, len(members), block, _sides_of(graph, space, members), members=members)
+    return found
+
+
+def _in_order(graph: Graph, space: Space) -> list[int]:
+    """The channels of a space, in the order in which its layers write them."""
+    orders = [graph.layers[name].writes.tolist() for name in space.writers]
+    return list(dict.fromkeys([*(c for order in orders for c in order), *space.channels.tolist()]))
+
+
+def _sides_of(graph: Graph, space: Space, members: Sequence[int]) -> tuple[tuple[str, Side], ...]:
+    own = np.asarray(members)
+    read = (name for name in space.readers if np.isin(graph.layers[name].reads, own).any())
+    return (*((name, "output") for name in space.writers), *((name, "input") for name in read))
+
+
+def _block_of_space(graph: Graph, space: Space, block_of: ByRule[int], streams: bool) -> int:
+    """K of a space's mask; 1 for whole channels."""
+    ends = (*space.writers, *space.readers)
+    if whole_channels_only(graph, space, streams) is not None or len({block_of.of(name) for name in ends}) > 1:
+        return 1
+    return min(fitting_block(graph, name, block_of.of(name)) for name in ends)
+
+
+def fitting_block(graph: Graph, layer: str, block: int) -> int:
+    """K of a pointwise layer: what is asked for, but 1 where its map has one pixel.
+
+    Raises:
+      ValueError: a block larger than the map, or than 16.
+    """
+    size = graph.layers[layer].in_size
+    if not 1 <= block <= 16:
+        raise ValueError(f"block must be from 1 to 16, got {block}")
+    if block == 1 or all(side == 1 for side in size):
+        return 1
+    if len(size) != 2 or block > min(size):
+        raise ValueError(
+            f"block {block} does not fit the {'x'.join(map(str, size))} map of layer {layer}; give it another one "
+            f'(block={{"*": {block}, "{layer}": 1}}), 1 for whole channels'
+        )
+    return block
+
+
+def _with_levels(mask: Mask, levels_of: ByRule[Levels] | None) -> Mask:
+    if levels_of is None:
+        return mask
+    levels = levels_of.of(*(layer for layer, _ in mask.sides))
+    every = tuple(range(mask.num_coefs)) if levels is None else tuple(sorted(levels))
+    return dataclasses.replace(mask, levels=every)
+
+
+def _wrapped(graph: Graph, masks: Mapping[str, Mask]) -> dict[str, int]:
+    """Layer -> K, of every pointwise layer on which a mask lies."""
+    blocks: dict[str, int] = {}
+    for mask in masks.values():
+        for layer, _ in mask.sides:
+            if mask_problem(graph.layers[layer]) is None:
+                blocks[layer] = max(blocks.get(layer, 1), mask.block)
+    return {name: blocks[name] for name in graph.layers if name in blocks}
+
+
+def _floors(masks: Mapping[str, Mask], floor_of: ByRule[int]) -> dict[str, int]:
+    found = {}
+    for path, mask in masks.items():
+        count = floor_of.of(*dict.fromkeys(layer for layer, _ in mask.sides))
+        if not 0 <= count <= mask.channels:
+            raise ValueError(f"a floor of {count} channels is no part of the {mask.channels} of mask {path}")
+        if count:
+            found[path] = count
+    return found
 
 
 def init_fcmask(graph: MaskedGraph) -> dict[str, jax.Array]:

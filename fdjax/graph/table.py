@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from fdjax.graph.prunable import space_problem, whole_channels_only
+
 if TYPE_CHECKING:
-    from fdjax.graph.masks import Mask
+    from fdjax.graph.masks import MaskedGraph, Side
     from fdjax.graph.network import Graph, Layer
+
+SIDES: tuple[Side, ...] = ("input", "output")
 
 _HEADINGS = ("layer", "kind", "map", "channels", "MACs", "writes space", "masks")
 
 
-def graph_table(graph: Graph, masks: Mapping[str, Mask] | None = None) -> str:
+def graph_table(graph: Graph, network: MaskedGraph | None = None) -> str:
     """The layers of a graph, one a line, with MACs in thousands and shares of the whole.
 
     Args:
       graph: of the network.
-      masks: path -> mask, where masks have been placed. Without them the last column says what could be masked.
+      network: the graph with its masks, where they have been placed. Without it the last column says what could be
+        pruned.
     """
     total = sum(layer.dense_macs for layer in graph.layers.values()) or 1
     rows: list[tuple[str, ...]] = [_HEADINGS]
     for name, layer in graph.layers.items():
         share = f"{layer.dense_macs / 1e3:,.0f}k {layer.dense_macs / total:4.0%}"
         size = "x".join(map(str, layer.out_size)) or "-"
-        said = _could_be(graph, layer) if masks is None else _masks_of(name, masks)
+        said = _could_be(graph, layer) if network is None else _masks_of(name, network)
         channels = f"{layer.in_channels} -> {layer.out_channels}"
         rows.append((name, _kind_of(layer), size, channels, share, layer.target, said))
     widths = [max(len(row[at]) for row in rows) for at in range(len(_HEADINGS))]
@@ -32,9 +36,9 @@ def graph_table(graph: Graph, masks: Mapping[str, Mask] | None = None) -> str:
     pinned = [f"  {space.name}: {space.pinned}" for space in graph.spaces.values() if space.pinned is not None]
     opaque = [f"  {reason}" for reason in dict.fromkeys(graph.walk.opaque.values())]
     lines.append(f"{len(graph.layers)} layers, {total:,} MACs an image")
-    if masks is not None:
-        channels = sum(mask.channels for mask in masks.values())
-        lines.append(f"{len(masks)} masks of {channels:,} channels")
+    if network is not None:
+        channels = sum(mask.channels for mask in network.masks.values())
+        lines.append(f"{len(network.masks)} masks of {channels:,} channels")
     if pinned:
         lines += ["spaces whose channels stay:", *pinned]
     if opaque:
@@ -52,31 +56,28 @@ def _kind_of(layer: Layer) -> str:
 
 
 def _could_be(graph: Graph, layer: Layer) -> str:
-    problem = mask_problem(layer)
-    if problem is not None:
-        return f"none: {problem}"
-    whole = "whole channels" if len(layer.in_size) != 2 else "any block"
+    """Whether the channels that a layer writes can be pruned."""
     space = graph.spaces[layer.target]
-    tied = ", tied to its reader" if space.is_run and mask_problem(graph.layers[space.readers[0]]) is None else ""
-    return f"yes: {whole}{tied}"
+    if not layer.mixes:
+        return f"as {layer.target}"
+    if space_problem(space) is not None:
+        return "none"
+    whole = whole_channels_only(graph, space)
+    others = [name for name in (*space.writers, *space.readers) if name != layer.name]
+    ends = ", ".join(others[:2]) + (f" and {len(others) - 2} more" if len(others) > 2 else "")
+    return f"{'any block' if whole is None else 'whole channels'}, with {ends}" + (f" ({whole})" if whole else "")
 
 
-def mask_problem(layer: Layer) -> str | None:
-    """Why a layer has no masks of its own; None where it can have them."""
-    if layer.kind == "depthwise":
-        return "goes with the channels that it works on"
-    if not layer.in_size:
-        return "reads vectors"
-    if layer.kind == "conv":
-        return "mixes channels and pixels"
-    return None
-
-
-def _masks_of(name: str, masks: Mapping[str, Mask]) -> str:
-    found = [mask for mask in masks.values() if any(layer == name for layer, _ in mask.sides)]
+def _masks_of(name: str, network: MaskedGraph) -> str:
     parts = []
-    for mask in found:
-        sides = " and ".join(side for layer, side in mask.sides if layer == name)
-        how = "whole channels" if mask.block == 1 else f"blocks of {mask.block}"
-        parts.append(f"{sides}, {how}" + (f", as {mask.path}" if mask.tied else ""))
+    for side in SIDES:
+        paths = network.paths_of(name, side)
+        if not paths:
+            continue
+        of = [network.masks[path] for path in paths]
+        blocks = sorted({mask.block for mask in of})
+        how = " and ".join("whole channels" if block == 1 else f"blocks of {block}" for block in blocks)
+        tied = [mask.path for mask in of if mask.tied]
+        more = f" and {len(tied) - 2} more" if len(tied) > 2 else ""
+        parts.append(f"{side}, {how}" + (f", as {', '.join(tied[:2])}{more}" if tied else ""))
     return "; ".join(parts) or "none"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -10,10 +11,11 @@ import numpy as np
 
 from fdjax.graph.counting import GroupRun, group_runs
 from fdjax.graph.liveness import InnerSpace, inner_spaces, middle_layers
-from fdjax.graph.masks import MaskedGraph, Side
+from fdjax.graph.masks import SIDES, MaskedGraph, Side
 from fdjax.graph.network import Layer
-from fdjax.ops.fcmask import coef_mask, level_counts
+from fdjax.ops.fcmask import coef_mask
 from fdjax.ops.macs import block_transform_macs, expected_pointwise_macs
+from fdjax.pruning.side_masks import side_mask
 
 
 def expected_macs(
@@ -39,30 +41,29 @@ def expected_macs(
     Args:
       network: the network.
       fcmasks: path -> FCMask [channels], in [0, 1].
-      levels: kept counts below N that are accepted; None: the graph's own.
+      levels: kept counts below N that are accepted, by masks without levels of their own; None: the graph's.
       convention: "total" or "paper".
 
     Returns:
       A float32 scalar.
     """
-    levels = network.levels if levels is None else levels
     masks = {
-        path: coef_mask(fcmasks[path].astype(jnp.float32), mask.num_coefs, levels)
+        path: coef_mask(fcmasks[path].astype(jnp.float32), mask.num_coefs, network.levels_of(path, levels))
         for path, mask in network.masks.items()
     }
-    total = jnp.zeros(())
+    sides, total = _Masks(network, masks, levels), jnp.zeros(())
     if convention == "paper":
-        for name in network.wrapped_layers:
-            total += _layer(network, name, _side(network, masks, name, "input"), _side(network, masks, name, "output"))
+        for name in _counted_by_paper(network):
+            total += sides.paper_macs(name)
         return total
     in_groups = set[str]()
     for run in group_runs(network).values():
         in_groups |= run.names
-        total += _group_run(run, masks[run.mask.path], levels)
-    lives = _Lives(network, masks)
+        total += _group_run(run, sides)
+    lives = _Lives(sides)
     for name in _counted(network):
         if name not in in_groups:
-            total += lives.macs(name, levels)
+            total += lives.macs(name)
     return total
 
 
@@ -76,7 +77,7 @@ def expected_ratio(
 
     With nothing pruned it is 1, or more where levels between 0 and N need transforms.
     """
-    counted = network.wrapped_layers if convention == "paper" else _counted(network)
+    counted = _counted_by_paper(network) if convention == "paper" else _counted(network)
     layers = network.counted_layers
     dense = sum(layer.dense_macs for layer in layers.values())
     rest = sum(layer.dense_macs for name, layer in layers.items() if name not in counted)
@@ -85,118 +86,191 @@ def expected_ratio(
 
 
 def _counted(network: MaskedGraph) -> dict[str, Layer]:
-    """The layers that masks act on: wrapped ones, and those that inner spaces pass."""
+    """The layers that masks act on: those with masks on a side, and those that inner spaces pass."""
     inner, middle = inner_spaces(network), middle_layers(network)
     return {
         name: layer
         for name, layer in network.layers.items()
-        if name in network.blocks or name in middle or (not layer.mixes and layer.target in inner)
+        if name in network.blocks
+        or name in middle
+        or (not layer.mixes and layer.target in inner)
+        or _has_masks(network, name)
     }
 
 
-def _side(network: MaskedGraph, masks: Mapping[str, jax.Array], layer: str, side: Side) -> jax.Array:
-    """The coefficient mask [N, channels] of a wrapped layer's side; ones where it has none."""
-    path = network.mask_of(layer, side)
-    if path is not None:
-        return masks[path]
-    found = network.layers[layer]
-    channels = found.in_channels if side == "input" else found.out_channels
-    return jnp.ones((network.blocks[layer] ** 2, channels), jnp.float32)
+def _counted_by_paper(network: MaskedGraph) -> dict[str, Layer]:
+    """The wrapped layers, and others that mix and have masks on a side."""
+    layers = network.layers.items()
+    return {name: of for name, of in layers if name in network.blocks or (of.mixes and _has_masks(network, name))}
 
 
-def _layer(
-    network: MaskedGraph,
-    name: str,
-    inputs: jax.Array,
-    outputs: jax.Array,
-    transforms: bool | Sequence[float] = True,
-) -> jax.Array:
-    layer = network.layers[name]
-    height, width = layer.in_size
-    shape = ((height, width), network.blocks[name], layer.in_channels, layer.out_channels)
-    return expected_pointwise_macs(*shape, inputs, outputs, transforms)
+def _has_masks(network: MaskedGraph, layer: str) -> bool:
+    return any(network.paths_of(layer, side) for side in SIDES)
 
 
-def _cheapest(
-    network: MaskedGraph, name: str, inputs: jax.Array, outputs: jax.Array, levels: Sequence[int] | None
-) -> jax.Array:
-    """By bands, with the cheapest transforms; by channels where there are no levels between 0 and N."""
-    block, (height, width) = network.blocks[name], network.layers[name].in_size
-    if len(level_counts(block**2, levels)) == 2:
-        # All coefficients of a channel are the same, and a map that is not transformed is not padded to whole blocks.
-        return height * width * inputs[0].sum() * outputs[0].sum()
-    costs = np.diff([block_transform_macs(block, count) for count in range(block**2 + 1)])
-    return _layer(network, name, inputs, outputs, costs.tolist())
+class _Masks:
+    """The coefficient masks of a network, by the sides of its layers."""
+
+    def __init__(self, network: MaskedGraph, masks: Mapping[str, jax.Array], levels: Sequence[int] | None):
+        self.network, self._masks, self._levels = network, masks, levels
+
+    def of(self, path: str) -> jax.Array:
+        """A mask, [N, channels]."""
+        return self._masks[path]
+
+    def accepted(self, path: str) -> tuple[int, ...]:
+        """The kept counts that it is rounded to."""
+        return self.network.levels_of(path, self._levels)
+
+    def side(self, layer: str, side: Side) -> jax.Array:
+        """[N, channels] of a layer's side, N of the layer; ones where it has none."""
+        coefs = side_mask(self.network, self._masks, layer, side)
+        if coefs is not None:
+            return coefs
+        found = self.network.layers[layer]
+        channels = found.in_channels if side == "input" else found.out_channels
+        return jnp.ones((self.network.num_coefs_of(layer), channels), jnp.float32)
+
+    def paper_macs(self, name: str) -> jax.Array:
+        """By the paper's count."""
+        if name not in self.network.blocks:
+            return self.plain_macs(self.network.layers[name], *(self.side(name, side)[0] for side in SIDES))
+        return self._bands(name, self.side(name, "input"), self.side(name, "output"))
+
+    def plain_macs(self, layer: Layer, inputs: jax.Array, outputs: jax.Array) -> jax.Array:
+        """Of a layer that mixes without transforms: inputs [C] and outputs [D] say how much each channel lives."""
+        if layer.groups > 1:
+            groups = [side.reshape(layer.groups, -1).max(axis=1) for side in (inputs, outputs)]
+            return layer.dense_macs / layer.groups * (groups[0] * groups[1]).sum()
+        return layer.dense_macs / (layer.in_channels * layer.out_channels) * inputs.sum() * outputs.sum()
+
+    def cheapest(self, name: str, inputs: jax.Array, outputs: jax.Array) -> jax.Array:
+        """By bands, with the cheapest transforms; by channels where there are no levels between 0 and N."""
+        block, layer = self.network.blocks[name], self.network.layers[name]
+        if all(len(self.accepted(path)) == 2 for side in SIDES for path in self.network.paths_of(name, side)):
+            # All coefficients of a channel are the same, and a map that is not transformed is not padded to whole
+            # blocks.
+            return math.prod(layer.in_size) * inputs[0].sum() * outputs[0].sum()
+        costs = np.diff([block_transform_macs(block, count) for count in range(block**2 + 1)])
+        return self._bands(name, inputs, outputs, costs.tolist())
+
+    def _bands(
+        self, name: str, inputs: jax.Array, outputs: jax.Array, transforms: bool | Sequence[float] = True
+    ) -> jax.Array:
+        layer = self.network.layers[name]
+        height, width = (1, *layer.in_size)[-2:]
+        shape = ((height, width), self.network.blocks[name], layer.in_channels, layer.out_channels)
+        return expected_pointwise_macs(*shape, inputs, outputs, transforms)
 
 
 class _Lives:
-    """How much each channel of the inner spaces lives: as much as both of its ends keep of its mean."""
+    """How much each channel of the inner spaces lives: as much as both of its ends keep of its mean.
 
-    def __init__(self, network: MaskedGraph, masks: Mapping[str, jax.Array]):
-        self._network, self._masks = network, masks
-        self._inner = inner_spaces(network)
+    Where one mask sits on both ends, a channel lives as much as the mask says, not as its square.
+    """
+
+    def __init__(self, sides: _Masks):
+        self._network, self._sides = sides.network, sides
+        self._inner = inner_spaces(sides.network)
+
+    def _shared(self, run: InnerSpace) -> bool:
+        made, read = (
+            self._network.paths_of(run.writer.name, "output"),
+            self._network.paths_of(run.reader.name, "input"),
+        )
+        return bool(made) and made == read
 
     def made(self, run: InnerSpace) -> jax.Array:
         """[channels], what the writer keeps of a channel's mean."""
-        if run.writer.name not in self._network.blocks:
-            return jnp.ones(run.writer.out_channels)
-        return _side(self._network, self._masks, run.writer.name, "output")[0]
+        return self._sides.side(run.writer.name, "output")[0]
 
     def read(self, run: InnerSpace) -> jax.Array:
-        """[channels], what the reader keeps; a group of a layer without masks: its most alive output."""
+        """[channels], what the reader keeps; a group of a layer that is not wrapped: as its most alive output."""
         reader = run.reader
-        if reader.name in self._network.blocks:
-            return run.of_reader(_side(self._network, self._masks, reader.name, "input")[0])
-        if reader.target not in self._inner:
+        kept = run.of_reader(self._sides.side(reader.name, "input")[0])
+        return kept * self._wanted(run)
+
+    def _wanted(self, run: InnerSpace) -> jax.Array:
+        """[channels], what of the reader is read itself."""
+        reader = run.reader
+        if reader.name in self._network.blocks or reader.target not in self._inner:
             return jnp.ones(reader.in_channels)
         return run.of_reader(jnp.repeat(self._groups_read(reader), reader.in_channels // reader.groups))
 
     def _groups_read(self, middle: Layer) -> jax.Array:
         return self.read(self._inner[middle.target]).reshape(middle.groups, -1).max(axis=1)
 
-    def macs(self, name: str, levels: Sequence[int] | None) -> jax.Array:
-        """Of one layer that masks act on."""
+    def _ends(self, name: str) -> tuple[jax.Array, jax.Array]:
+        """[N, C] and [N, D] of a layer, with what the other ends of its spaces keep."""
         layer = self._network.layers[name]
+        inputs, outputs = (self._sides.side(name, side) for side in SIDES)
         source = self._inner.get(layer.source) if layer.source is not None else None
         target = self._inner.get(layer.target)
+        if source is not None and not self._shared(source):
+            inputs = inputs * source.to_reader(self.made(source))
+        if target is not None:
+            outputs = outputs * (self._wanted(target) if self._shared(target) else self.read(target))
+        return inputs, outputs
+
+    def macs(self, name: str) -> jax.Array:
+        """Of one layer that masks act on."""
+        layer = self._network.layers[name]
+        target = self._inner.get(layer.target)
         if name in self._network.blocks:
-            inputs, outputs = (_side(self._network, self._masks, name, side) for side in ("input", "output"))
-            if source is not None:
-                inputs = inputs * source.to_reader(self.made(source))
-            if target is not None:
-                outputs = outputs * self.read(target)
-            return _cheapest(self._network, name, inputs, outputs, levels)
-        assert target is not None
+            return self._sides.cheapest(name, *self._ends(name))
         if not layer.mixes:
-            made, read, places = self.made(target), self.read(target), target.places(layer)
-            if places is not None:
-                made, read = made[places], read[places]
-            return layer.dense_macs / layer.in_channels * (made @ read)
+            per_channel = layer.dense_macs / layer.in_channels
+            if target is None:
+                return per_channel * self._sides.side(name, "input")[0].sum()
+            lives = self.made(target) * (self._wanted(target) if self._shared(target) else self.read(target))
+            places = target.places(layer)
+            return per_channel * (lives if places is None else lives[places]).sum()
+        if target is not None and layer.source in self._inner:
+            return self._middle(layer)
+        inputs, outputs = self._ends(name)
+        return self._sides.plain_macs(layer, inputs[0], outputs[0])
+
+    def _middle(self, layer: Layer) -> jax.Array:
+        """Of a layer that is not wrapped, between two inner spaces."""
         if layer.groups > 1:
             return layer.dense_macs / layer.groups * self._groups_read(layer).sum()
-        assert source is not None
-        per_product = layer.dense_macs / (layer.in_channels * layer.out_channels)
-        return per_product * self.made(source).sum() * self.read(target).sum()
+        inputs, outputs = self._ends(layer.name)
+        return self._sides.plain_macs(layer, inputs[0], outputs[0])
 
 
-def _group_run(run: GroupRun, mask: jax.Array, levels: Sequence[int] | None) -> jax.Array:
+def _group_run(run: GroupRun, sides: _Masks) -> jax.Array:
     """A tied run: each channel costs what its kept count costs, alone."""
-    accepted = level_counts(mask.shape[0], levels)
-    costs = [sum(run.macs(np.array([count]), narrow_transforms=False).values()) for count in accepted]
+    accepted, mask = sides.accepted(run.mask.path), sides.of(run.mask.path)
+
+    def costs(inputs: int | None, outputs: int | None) -> np.ndarray:
+        macs = (run.macs(np.array([count]), inputs, outputs, narrow_transforms=False) for count in accepted)
+        return np.array([sum(of_layers.values()) for of_layers in macs])
+
     # Some levels cost about as much as N does, or more: a channel comes down past them, along the convex hull.
     places = range(len(accepted))
-    steps = np.diff(np.interp(places, *_lower_hull(places, costs)))
+    corners = _lower_hull(places, costs(None, None).tolist())
+
+    def steps(of: np.ndarray) -> jax.Array:
+        return jnp.asarray(np.diff(np.interp(places, corners, of[corners])), jnp.float32)
+
     # The coefficients between two levels fade together: the first of them stands for all.
-    return jnp.asarray(steps, jnp.float32) @ mask[np.array(accepted[:-1])].sum(axis=1)
+    fading = mask[np.array(accepted[:-1])].sum(axis=1)
+    network, writer, reader = sides.network, run.writer.name, run.reader.name
+    if not (network.paths_of(writer, "input") or network.paths_of(reader, "output")):
+        return steps(costs(None, None)) @ fading
+    # The cost is the same for each of the channels that the writer reads, and of those that the reader makes.
+    alone, reading, making = costs(0, 0), costs(1, 0), costs(0, 1)
+    read, made = sides.side(writer, "input")[0].sum(), sides.side(reader, "output")[0].sum()
+    return (steps(alone) + read * steps(reading - alone) + made * steps(making - alone)) @ fading
 
 
-def _lower_hull(xs: Sequence[int], ys: Sequence[float]) -> tuple[list[float], list[float]]:
+def _lower_hull(xs: Sequence[int], ys: Sequence[float]) -> list[int]:
     """The corners of the lower convex hull of points given from left to right."""
-    hull: list[tuple[float, float]] = []
+    hull: list[tuple[int, float]] = []
     for x, y in zip(xs, ys, strict=True):
         while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (x - hull[-2][0]) >= (y - hull[-2][1]) * (
             hull[-1][0] - hull[-2][0]
         ):
             hull.pop()
         hull.append((x, y))
-    return [x for x, _ in hull], [y for _, y in hull]
+    return [x for x, _ in hull]

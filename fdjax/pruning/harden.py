@@ -8,14 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from fdjax.graph.counting import NetworkMacs, layer_totals, network_macs
-from fdjax.graph.masks import Counts, MaskedGraph, Side
-from fdjax.ops.fcmask import level_counts
+from fdjax.graph.masks import SIDES, Counts, MaskedGraph
 from fdjax.ops.macs import pointwise_macs
 
 FcMasks = Mapping[str, np.ndarray]
 Levels = Sequence[int] | None
-
-_SIDES: tuple[Side, ...] = ("input", "output")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +37,9 @@ def round_masks(network: MaskedGraph, fcmasks: FcMasks, levels: Levels = None, o
 
     The arithmetic is float32, as in `fdjax.ops.fcmask.kept_counts`, so that both round alike.
     """
-    counts, levels = {}, network.levels if levels is None else levels
-    for path, mask in network.masks.items():
-        accepted = np.asarray(level_counts(mask.num_coefs, levels))
+    counts = {}
+    for path in network.masks:
+        accepted = np.asarray(network.levels_of(path, levels))
         stretches = len(accepted) - 1
         scaled = (np.asarray(fcmasks[path], np.float32) + np.float32(offset)) * np.float32(stretches)
         below = np.floor(scaled)
@@ -95,7 +92,21 @@ def sharing_layers(network: MaskedGraph) -> list[tuple[str, ...]]:
 
 
 def _paths(network: MaskedGraph, layer: str) -> set[str]:
-    return {path for side in _SIDES if (path := network.mask_of(layer, side)) is not None}
+    return {path for side in SIDES for path in network.paths_of(layer, side)}
+
+
+def _gated_units(network: MaskedGraph) -> list[tuple[set[str], tuple[str, ...]]]:
+    """What is released as a whole: masks, and the wrapped layers on which they lie.
+
+    A mask on a space is a unit. Masks of layers' own sides are one with all that their layers have.
+    """
+    spaces = [mask for mask in network.masks.values() if mask.members is not None]
+    if spaces:
+        layers = ({layer for layer, _ in mask.sides if layer in network.blocks} for mask in spaces)
+        units = zip(spaces, layers, strict=True)
+        return [({mask.path}, tuple(sorted(names))) for mask, names in units if mask.block > 1]
+    shared = sharing_layers(network)
+    return [({path for name in names for path in _paths(network, name)}, names) for names in shared]
 
 
 def gate_counts(
@@ -113,19 +124,22 @@ def gate_counts(
     """
     gated = dict(counts)
     released = set[str]()
-    for names in sharing_layers(network):
-        raised = {
-            path: _whole(gated[path], network.masks[path].num_coefs) for name in names for path in _paths(network, name)
-        }
+    for paths, names in _gated_units(network):
+        raised = {**gated, **{path: _whole(gated[path], network.masks[path].num_coefs) for path in paths}}
         if convention == "paper":
-            pruned = _paper_macs(network, counts, names, False)
-            whole = _paper_macs(network, {**counts, **raised}, names, True)
+            pruned, whole = _paper_macs(network, gated, names, False), _paper_macs(network, raised, names, True)
         else:
-            pruned, whole = (_total_macs(network, of, names) for of in (counts, {**counts, **raised}))
+            pruned, whole = (_total_macs(network, of, names) for of in (gated, raised))
         if pruned >= whole:
             released.update(names)
-            gated |= raised
-    return gated, tuple(name for name in network.layers if name in released)
+            gated = raised
+    return gated, tuple(name for name in network.layers if name in released and _is_whole(network, gated, name))
+
+
+def _is_whole(network: MaskedGraph, counts: Counts, layer: str) -> bool:
+    """Whether a layer keeps nothing or all of every channel."""
+    sides = (network.side_counts(counts, layer, side) for side in SIDES)
+    return all(np.isin(side, (0, network.num_coefs_of(layer))).all() for side in sides)
 
 
 def _whole(counts: np.ndarray, num_coefs: int) -> np.ndarray:
@@ -135,8 +149,8 @@ def _whole(counts: np.ndarray, num_coefs: int) -> np.ndarray:
 def _paper_macs(network: MaskedGraph, counts: Counts, names: Sequence[str], released: bool) -> int:
     total = 0
     for name in names:
-        height, width = network.layers[name].in_size
-        inputs, outputs = (network.side_counts(counts, name, side) for side in _SIDES)
+        height, width = (1, *network.layers[name].in_size)[-2:]
+        inputs, outputs = (network.side_counts(counts, name, side) for side in SIDES)
         total += pointwise_macs((height, width), network.blocks[name], inputs, outputs, released).paper_total
     return total
 

@@ -16,7 +16,7 @@ from jax.extend import core
 from fdjax.graph.masks import MaskedGraph
 from fdjax.graph.network import layer_name
 from fdjax.graph.trace import called_jaxpr, source_line, variable_paths
-from fdjax.ops.fcmask import coef_mask, level_counts
+from fdjax.ops.fcmask import coef_mask
 from fdjax.pruning.masked_layer import CoefMask, MaskedLayer
 
 Masks = Mapping[str, jax.Array]
@@ -71,8 +71,8 @@ def _coefficient_masks(graph: MaskedGraph, masks: Masks) -> dict[str, CoefMask]:
             coefs = (jnp.arange(mask.num_coefs)[:, None] < given).astype(jnp.float32)
             possible = {*range(mask.num_coefs + 1)} if isinstance(given, Tracer) else {*np.unique(given).tolist()}
         else:
-            coefs = coef_mask(given, mask.num_coefs, graph.levels)
-            possible = {*level_counts(mask.num_coefs, graph.levels)}
+            levels = graph.levels_of(path)
+            coefs, possible = coef_mask(given, mask.num_coefs, levels), {*levels}
         found[path] = CoefMask(coefs, possible <= {0, 1, mask.num_coefs}, possible <= {0, mask.num_coefs})
     return found
 

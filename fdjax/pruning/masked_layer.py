@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fdjax.graph.masks import SIDES, MaskedGraph
 from fdjax.ops.pointwise import masked_pointwise
+from fdjax.pruning.side_masks import side_mask
 
 
 class CoefMask(NamedTuple):
@@ -39,17 +40,28 @@ class MaskedLayer:
     ):
         self._name, self._equation, self._side = name, equation, kernel_side
         self._block = graph.blocks.get(name, 1)
-        self._masks = [masks[path] if (path := graph.mask_of(name, side)) is not None else None for side in SIDES]
+        coefs = {path: mask.coefs for path, mask in masks.items()}
+        self._masks: list[jax.Array | None] = [None, None]
+        self._whole: list[jax.Array | None] = [None, None]
+        self._around_means = True
+        for at, side in enumerate(SIDES):
+            paths = graph.paths_of(name, side)
+            found = side_mask(graph, coefs, name, side)
+            if found is not None and all(masks[path].whole for path in paths):
+                self._whole[at] = found[0]
+            else:
+                self._masks[at] = found
+                self._around_means &= all(masks[path].around_means for path in paths)
 
     def apply(self, inputs: Sequence[Any]) -> Any:
         """The layer's output."""
-        # Of whole channels a transform would change nothing.
-        if self._block > 1 and not all(mask is None or mask.whole for mask in self._masks):
-            return self._transformed(inputs[1 - self._side], inputs[self._side])
-        return self._by_channels(list(inputs))
+        inputs = self._by_channels(list(inputs))
+        if all(mask is None for mask in self._masks):
+            return self._equation.primitive.bind(*inputs, **self._equation.params)
+        return self._transformed(inputs[1 - self._side], inputs[self._side])
 
-    def _by_channels(self, inputs: list[Any]) -> Any:
-        """Whole channels: the masks go into the kernel, but that of the input of a grouped convolution."""
+    def _by_channels(self, inputs: list[Any]) -> list[Any]:
+        """Masks of whole channels go into the kernel, but that of the input of a grouped convolution."""
         x, kernel, params = inputs[1 - self._side], inputs[self._side], self._equation.params
         if self._equation.primitive.name == "dot_general":
             contracted = params["dimension_numbers"][0]
@@ -58,15 +70,15 @@ class MaskedLayer:
         else:
             x_axis = params["dimension_numbers"].lhs_spec[1]
             out_axis, in_axis = params["dimension_numbers"].rhs_spec[:2]
-        made, read = self._masks[1], self._masks[0]
+        read, made = self._whole
         if read is not None and kernel.shape[in_axis] == x.shape[x_axis]:
-            kernel = kernel * _along(read.coefs[0], in_axis, kernel)
+            kernel = kernel * _along(read, in_axis, kernel)
         elif read is not None:
-            inputs[1 - self._side] = x * _along(read.coefs[0], x_axis, x)
+            inputs[1 - self._side] = x * _along(read, x_axis, x)
         if made is not None:
-            kernel = kernel * _along(made.coefs[0], out_axis, kernel)
+            kernel = kernel * _along(made, out_axis, kernel)
         inputs[self._side] = kernel
-        return self._equation.primitive.bind(*inputs, **params)
+        return inputs
 
     def _transformed(self, x: Any, kernel: Any) -> Any:
         params, dtype = self._equation.params, self._equation.outvars[0].aval.dtype
@@ -90,9 +102,8 @@ class MaskedLayer:
                 f"layer {self._name} multiplies a value of shape {x.shape} here, and a map where the graph was traced; "
                 "masks between 0 and N coefficients need the map"
             )
-        around_means = all(mask is None or mask.around_means for mask in self._masks)
-        masks = [None if mask is None else mask.coefs.astype(x.dtype) for mask in self._masks]
-        return masked_pointwise(x, kernel, self._block, *masks, block_means=around_means)
+        masks = [None if mask is None else mask.astype(x.dtype) for mask in self._masks]
+        return masked_pointwise(x, kernel, self._block, *masks, block_means=self._around_means)
 
 
 def _along(vector: jax.Array, axis: int, like: Any) -> jax.Array:
