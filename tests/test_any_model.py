@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import optax
 import pytest
 
 import fdjax
+from fdjax.graph.masks import MaskedGraph
 
 
 class Unit(nn.Module):
@@ -69,7 +72,9 @@ SETTINGS = {
     "whole channels": {},
     "tied": {"block": 2, "levels": (0, 1)},
     "the paper's": {"block": 3, "tied": False},
-    "by rules": {"block": 2, "tied": False, "exclude": ("head", "*2/project"), "block_by_layer": {"unit1/*": 4}},
+    "streams by levels": {"block": 2, "levels": (0, 1), "streams": "levels", "exclude": ("stem",)},
+    "by rules": {"block": {"*": 2, "unit1/*": 4}, "levels": {"unit2/*": (0,)}, "tied": False, "exclude": ("head",)},
+    "tied by rules": {"block": {"unit1/*": 4}, "exclude": ("*2/project",)},
 }
 
 
@@ -142,12 +147,12 @@ def test_a_model_that_is_applied_twice_is_masked_twice(images, variables):
 
 def test_rounding_meets_the_target_and_keeps_the_floor(images, variables):
     graph = fdjax.trace(Net().apply, variables, images[:1])
-    graph = fdjax.with_masks(graph, levels=(0,), floor={"unit2/*": 12})
+    graph = fdjax.with_masks(graph, levels=(0,), floor={"unit2/expand": 12})
     rng = np.random.default_rng(0)
     fcmask = {path: rng.uniform(0, 1, mask.channels).astype(np.float32) for path, mask in graph.masks.items()}
     hard = fdjax.harden(graph, fcmask, target_macs=0.6)
     assert abs(hard.macs.ratio - 0.6) < 0.05
-    assert (fdjax.harden(graph, fcmask, target_macs=0.2).counts["unit2/wide"] > 0).sum() >= 12
+    assert (fdjax.harden(graph, fcmask, target_macs=0.2).counts["unit2/expand/channels"] > 0).sum() >= 12
     assert fdjax.count(graph, hard.counts, hard.released).to_dict() == hard.macs.to_dict()
 
 
@@ -155,21 +160,49 @@ def test_the_table_says_what_can_be_masked_and_what_stays(images, variables):
     graph = fdjax.trace(Net().apply, variables, images[:1])
     lines = str(graph).splitlines()
     row = next(line for line in lines if line.startswith("unit1/expand"))
-    assert "pointwise" in row and "8 -> 24" in row and "yes: any block, tied to its reader" in row
-    assert "none: mixes channels and pixels" in next(line for line in lines if line.startswith("stem"))
+    assert "pointwise" in row and "8 -> 24" in row and "any block, with unit1/project" in row
+    stem = next(line for line in lines if line.startswith("stem"))
+    assert "whole channels, with unit1/project, unit2/project and 3 more (stem mixes channels and pixels)" in stem
+    assert "none" in next(line for line in lines if line.startswith("classifier"))
     assert "  classifier: a channel of the result" in lines
     masked = str(fdjax.with_masks(graph, block=2)).splitlines()
-    assert "output, blocks of 2, as unit1/wide" in next(line for line in masked if line.startswith("unit1/expand"))
+    row = next(line for line in masked if line.startswith("unit1/expand"))
+    assert "input, whole channels, as stem/channels; output, blocks of 2, as unit1/expand/channels" in row
+
+
+def test_every_layer_shrinks_and_the_program_has_the_macs_that_are_counted(images, variables):
+    graph = fdjax.with_masks(fdjax.trace(Net().apply, variables, images[:1]))
+    counts = {path: (np.arange(channels) % 2).astype(int) for path, (channels, _) in graph.mask_sizes.items()}
+    macs = fdjax.count(graph, counts)
+    # One side of the stem and of the classifier stays: the images' channels, and the results.
+    shares = {layer.name: layer.total / layer.dense for layer in macs.layers}
+    assert shares == {
+        name: 0.5 if graph.layers[name].kind in ("depthwise", "conv", "dense") else 0.25 for name in shares
+    }
+    assert fdjax.freeze(graph, variables, counts).frozen.program.macs() == macs.to_dict()["total"]
+    expected = fdjax.expected_ratio(graph, {path: jnp.asarray(count, jnp.float32) for path, count in counts.items()})
+    np.testing.assert_allclose(expected, macs.ratio, rtol=1e-5)
+
+
+def test_a_graph_with_masks_has_a_json_form(images, variables):
+    for settings in SETTINGS.values():
+        graph = fdjax.with_masks(fdjax.trace(Net().apply, variables, images[:1]), **settings)
+        again = MaskedGraph.from_dict(json.loads(json.dumps(graph.to_dict())))
+        assert (again.masks, again.blocks, again.levels) == (graph.masks, dict(graph.blocks), graph.levels)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"exclude": ("stam/*",)}, r"the rule 'stam/\*' fits no layer"),
-        ({"include": ("stem",)}, "the rule 'stem' fits no layer that can have masks"),
+        ({"exclude": ("stam*",)}, r"the rule 'stam\*' fits no layer; near it are stem$"),
+        ({"include": ("unit1/expnd",)}, "fits no layer; near it are unit1/expand, unit2/expand"),
+        ({"block": {"nothing": 2}}, "the rule 'nothing' fits no layer; there are stem, unit1/expand,"),
+        ({"include": ("stem",), "tied": False}, "the rule 'stem' fits no layer that can have masks of its own"),
+        ({"include": ("stem",)}, "the rules leave nothing that could be pruned: a layer that is left out keeps"),
         ({"block": 9}, "block 9 does not fit the 8x8 map of layer unit1/expand"),
-        ({"exclude": ("*",)}, "exclude every layer"),
-        ({"floor": {"head": 99}}, "a floor of 99 channels is more than"),
+        ({"block": 17}, "block must be from 1 to 16, got 17"),
+        ({"exclude": ("*",)}, "leave nothing that could be pruned"),
+        ({"floor": {"head": -1}}, "a floor must be 0 channels or more, got -1"),
     ],
 )
 def test_rules_that_do_not_fit_are_refused(settings, message, images, variables):
@@ -184,9 +217,9 @@ def test_masks_or_a_function_of_another_model_are_refused(images, variables):
     with pytest.raises(ValueError, match="the masks are not the graph's"):
         masked({"other": jnp.ones(3)}, variables, images)
     fcmask = fdjax.init_fcmask(graph)
-    with pytest.raises(ValueError, match=r"mask unit1/wide must have shape \(24,\), got \(23,\)"):
-        masked({**fcmask, "unit1/wide": jnp.ones(23)}, variables, images)
-    with pytest.raises(ValueError, match=r"the function has no layer unit1/expand"):
+    with pytest.raises(ValueError, match=r"mask unit1/expand/channels must have shape \(24,\), got \(23,\)"):
+        masked({**fcmask, "unit1/expand/channels": jnp.ones(23)}, variables, images)
+    with pytest.raises(ValueError, match=r"the function has no layer stem, unit1/expand, unit1/project \.\.\."):
         fdjax.masked(lambda variables, x: x.sum(), graph)(fcmask, variables, images)
     with pytest.raises(ValueError, match="cannot be traced with images of shape"):
         fdjax.trace(Net().apply, variables, images[0, 0])

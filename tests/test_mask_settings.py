@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+from typing import Any
 
-from fdjax.config import Config, LearnConfig
+import jax
+import jax.numpy as jnp
+import pytest
+from flax.traverse_util import flatten_dict
+
+from fdjax.commands.main import fdjax_command
+from fdjax.config import Config, LearnConfig, ModelConfig
 from fdjax.errors import UserError
+from fdjax.training.build import build_network
 
 
 def test_saved_configs_may_have_removed_options_that_were_off():
@@ -22,3 +30,53 @@ def test_groups_of_a_multiple_need_tied_masks():
         LearnConfig(tied=True, group_multiple=0)
     with pytest.raises(UserError, match=r"group_multiple must be 1 where masks are not tied .*, got 8"):
         LearnConfig(group_multiple=8)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("rules", "left"),
+    [
+        ({"exclude": ("head",)}, {"block00", "block01", "block02", "block03"}),
+        ({"exclude": ("block0[0-2]/*", "*3/project")}, {"block03", "head"}),
+        ({"include": ("block02/*", "head"), "exclude": ("*/expand",)}, {"block02", "head"}),
+    ],
+)
+def test_layers_that_are_left_out_have_no_masks(tied, rules, left):
+    config = Config(
+        model=ModelConfig(name="mobilenetv2_small", width=0.2),
+        learn=LearnConfig(block=2, tied=tied, **rules),
+    )
+    module, graph = build_network(config, (28, 28, 1), 10)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    masks: dict[str, Any] = flatten_dict(shapes["fcmask"], sep="/")
+    assert {path: mask.shape[0] for path, mask in masks.items()} == {
+        path: channels for path, (channels, _) in graph.mask_sizes.items()
+    }
+    assert {name.partition("/")[0] for name in graph.blocks} == left
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ("--learn.exclude", "hed"),
+            "the rule 'hed' fits no layer that can have masks (learn.exclude); near it",
+        ),
+        (("--learn.include", "block9*"), "(learn.include); near it are block0"),
+        (("--learn.exclude", "*"), "learn.include and learn.exclude leave none of the 9 layers that can have masks"),
+    ],
+)
+def test_a_rule_that_fits_no_layer_is_an_error_of_the_command(flags, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        fdjax_command(["macs", "--config", "configs/quickstart.py", *flags])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_layers_are_left_out_from_the_command_line(capsys, tmp_path):
+    file = tmp_path / "macs.json"
+    flags = ["--learn.exclude", "head", "block00/*", "--json", str(file)]
+    assert fdjax_command(["macs", "--config", "configs/quickstart.py", *flags]) == 0
+    blocks = {layer["name"]: layer["block"] for layer in json.loads(file.read_text())["layers"]}
+    assert {name for name in blocks if blocks[name] is None} >= {"head", "block00/expand", "block00/project"}
+    assert blocks["block01/expand"] is not None and "head " in capsys.readouterr().out

@@ -121,6 +121,9 @@ def mask_flags(learn: LearnConfig) -> list[str]:
     for name, pairs in (("map", learn.block_by_map), ("layer", learn.block_by_layer)):
         if pairs:
             flags += [f"--learn.block-by-{name}", *(str(word) for pair in pairs for word in pair)]
+    for name, rules in (("include", learn.include), ("exclude", learn.exclude)):
+        if rules not in ((), ("*",)):
+            flags += [f"--learn.{name}", *rules]
     if learn.target_macs is not None:
         flags += ["--learn.target-macs", str(learn.target_macs), "--learn.target-convention", learn.target_convention]
     return flags

@@ -76,6 +76,10 @@ class LearnConfig(Checked):
     """Of sgd."""
     sides: Literal["both", "input", "output"] = "both"
     """Which sides of a pointwise layer have masks."""
+    include: tuple[str, ...] = ("*",)
+    """Rules for layer names (* and ? as in file names): only layers that fit one of them can have masks."""
+    exclude: tuple[str, ...] = ()
+    """Likewise: layers that fit one of these have none and stay whole, as in --learn.exclude head 'block0[0-3]/*'."""
     tied: bool = False
     """One FCMask for a wide channel of a residual block (expand output, project input), none on its narrow sides."""
     levels: str = "all"
@@ -120,6 +124,7 @@ class LearnConfig(Checked):
             "above 0 (0 only without a target), or None",
         )
         self._require(1 <= self.gate_batch <= 65_536, "gate_batch", "from 1 to 65,536")
+        self._require(bool(self.include), "include", "at least one rule ('*' for all layers)")
         self._require(self.group_multiple >= 1, "group_multiple", "at least 1")
         self._require(
             self.group_multiple == 1 or self.tied, "group_multiple", "1 where masks are not tied (--learn.tied)"

@@ -86,20 +86,20 @@ class GroupRun:
       mask: the FCMask of its channels, as the writer makes and the reader reads them.
       writer: the layer before; whole channels of its input may be masked.
       reader: the layer after; likewise of its output.
-      depthwise: the layer between them, if there is one.
+      depthwise: the layer between them.
       taps_of_mean: MACs of a channel of that layer whose input is constant in every block.
     """
 
     mask: Mask
     writer: Layer
     reader: Layer
-    depthwise: Layer | None
+    depthwise: Layer
     taps_of_mean: int
 
     @property
     def layers(self) -> tuple[Layer, ...]:
         """In the order of evaluation."""
-        return tuple(layer for layer in (self.writer, self.depthwise, self.reader) if layer is not None)
+        return self.writer, self.depthwise, self.reader
 
     @property
     def names(self) -> frozenset[str]:
@@ -125,11 +125,10 @@ class GroupRun:
             _size(self.writer.in_size),
             _size(self.reader.in_size),
             self.taps_of_mean,
-            self.depthwise.window[0] if self.depthwise else 0,
+            self.depthwise.window[0],
             narrow_transforms,
         )
-        by_layer = zip((self.writer, self.depthwise, self.reader), macs, strict=True)
-        return {layer.name: of_layer for layer, of_layer in by_layer if layer is not None}
+        return {layer.name: of_layer for layer, of_layer in zip(self.layers, macs, strict=True)}
 
 
 @functools.lru_cache(maxsize=16)
@@ -137,21 +136,19 @@ def group_runs(network: MaskedGraph) -> Mapping[str, GroupRun]:
     """Name of a space -> its run by groups, for all that can be run so.
 
     Its channels are tied, of the other sides of its two layers at most whole channels are masked, and between them lies
-    at most one depthwise layer, with a square window, of all channels.
+    one depthwise layer, with a square window, of all channels.
     """
     inner, found = inner_spaces(network), {}
     for name, mask in network.tied_runs().items():
-        space = network.spaces[name]
-        writer, reader = network.layers[space.writers[0]], network.layers[space.readers[0]]
-        narrow = (*network.paths_of(writer.name, "input"), *network.paths_of(reader.name, "output"))
         run = inner.get(name)
-        if any(network.masks[path].block > 1 for path in narrow) or not np.array_equal(writer.writes, reader.reads):
+        if run is None or not run.depthwise or run.order is not None or not _one_square_layer(run):
             continue
-        if not {writer.name, reader.name} <= network.blocks.keys():
+        writer, reader = run.writer, run.reader
+        narrow = (*network.paths_of(writer.name, "input"), *network.paths_of(reader.name, "output"))
+        if any(network.masks[path].block > 1 for path in narrow) or not {writer.name, reader.name} <= {*network.blocks}:
             continue
-        if run is None or not run.depthwise:
-            found[name] = GroupRun(mask, writer, reader, None, 0)
-        elif _one_square_layer(run):
+        # Of whole channels a layer may be in two runs; there groups come to what each layer costs alone.
+        if mask.members is None or mask.block > 1:
             taps = _taps_of_mean(network, run.depthwise[0], mask.block)
             found[name] = GroupRun(mask, writer, reader, run.depthwise[0], taps)
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
 import jax
@@ -51,7 +51,8 @@ def with_masks(
       sides: untied, which sides of a layer have masks.
       include: only layers that fit one of these rules are pruned.
       exclude: layers that fit one of these stay whole, on both sides; so do the spaces that they write or read.
-      floor: how many channels of a mask keep something at least, whatever the target.
+      floor: how many of a layer's output channels keep something at least, whatever the target; all, where it has
+        fewer.
       name: of the network, for tables and files.
 
     Raises:
@@ -69,7 +70,7 @@ def with_masks(
     )
     layers = chosen(names, include, exclude)
     if tied:
-        masks = _on_spaces(graph, layers, block_of, streams == "levels")
+        masks = masks_on_spaces(graph, layers, block_of.of, streams == "levels")
     else:
         blocks = {layer: fitting_block(graph, layer, block_of.of(layer)) for layer in layers}
         masks = place_masks(graph, blocks, sides)
@@ -85,7 +86,7 @@ def with_masks(
         name=name,
         graph=graph,
         masks=masks,
-        blocks=_wrapped(graph, masks),
+        blocks=wrapped_blocks(graph, masks),
         num_classes=outputs[0][-1] if outputs and outputs[0] else 0,
         levels=None if by_rule or levels is None else tuple(sorted(levels)),  # type: ignore[arg-type]
         floors=_floors(masks, floor_of),
@@ -108,8 +109,20 @@ def _why_nothing(graph: Graph, most: int = 8) -> str:
     return ("; ".join(found[:most]) + more) or "it has no convolution and no product with a kernel"
 
 
-def _on_spaces(graph: Graph, layers: Sequence[str], block_of: ByRule[int], streams: bool) -> dict[str, Mask]:
-    """A mask for every space that can be pruned, and whose layers are all among `layers`."""
+def masks_on_spaces(
+    graph: Graph, layers: Collection[str], block_of: Callable[[str], int], streams: bool = False
+) -> dict[str, Mask]:
+    """A mask for every space that can be pruned, and whose layers are all among `layers`.
+
+    Args:
+      graph: channel graph of the network.
+      layers: names.
+      block_of: name of a pointwise layer -> K.
+      streams: whether spaces that several pointwise layers write or read have the levels, or whole channels.
+
+    Raises:
+      ValueError: a block larger than its map, or than 16.
+    """
     inside, found = set(layers), {}
     written = {int(c) for layer in graph.layers.values() if layer.mixes for c in layer.writes}
     for space in graph.spaces.values():
@@ -137,12 +150,12 @@ def _sides_of(graph: Graph, space: Space, members: Sequence[int]) -> tuple[tuple
     return (*((name, "output") for name in space.writers), *((name, "input") for name in read))
 
 
-def _block_of_space(graph: Graph, space: Space, block_of: ByRule[int], streams: bool) -> int:
+def _block_of_space(graph: Graph, space: Space, block_of: Callable[[str], int], streams: bool) -> int:
     """K of a space's mask; 1 for whole channels."""
     ends = (*space.writers, *space.readers)
-    if whole_channels_only(graph, space, streams) is not None or len({block_of.of(name) for name in ends}) > 1:
+    if whole_channels_only(graph, space, streams) is not None or len({block_of(name) for name in ends}) > 1:
         return 1
-    return min(fitting_block(graph, name, block_of.of(name)) for name in ends)
+    return min(fitting_block(graph, name, block_of(name)) for name in ends)
 
 
 def fitting_block(graph: Graph, layer: str, block: int) -> int:
@@ -172,7 +185,7 @@ def _with_levels(mask: Mask, levels_of: ByRule[Levels] | None) -> Mask:
     return dataclasses.replace(mask, levels=every)
 
 
-def _wrapped(graph: Graph, masks: Mapping[str, Mask]) -> dict[str, int]:
+def wrapped_blocks(graph: Graph, masks: Mapping[str, Mask]) -> dict[str, int]:
     """Layer -> K, of every pointwise layer on which a mask lies."""
     blocks: dict[str, int] = {}
     for mask in masks.values():
@@ -183,13 +196,15 @@ def _wrapped(graph: Graph, masks: Mapping[str, Mask]) -> dict[str, int]:
 
 
 def _floors(masks: Mapping[str, Mask], floor_of: ByRule[int]) -> dict[str, int]:
+    """Of a mask on a space: by the layers that write it."""
     found = {}
     for path, mask in masks.items():
-        count = floor_of.of(*dict.fromkeys(layer for layer, _ in mask.sides))
-        if not 0 <= count <= mask.channels:
-            raise ValueError(f"a floor of {count} channels is no part of the {mask.channels} of mask {path}")
+        layers = [layer for layer, side in mask.sides if mask.members is None or side == "output"]
+        count = floor_of.of(*layers)
+        if count < 0:
+            raise ValueError(f"a floor must be 0 channels or more, got {count}")
         if count:
-            found[path] = count
+            found[path] = min(count, mask.channels)
     return found
 
 

@@ -17,7 +17,7 @@ from fdjax.frozen.bench import seeded_variables
 from fdjax.frozen.choice import Stopwatch, release_slower
 from fdjax.graph.masks import SIDES, Counts, MaskedGraph
 from fdjax.graph.network import Layer, Space
-from fdjax.graph.table import mask_problem
+from fdjax.graph.prunable import mask_problem
 from fdjax.ops.fcmask import counts_to_fcmask, kept_counts
 from fdjax.pruning import HardMasks, harden, harden_to_target
 from fdjax.training.network import trace_network
@@ -74,7 +74,7 @@ def network_of(config: Config, facts: Mapping[str, Any]) -> tuple[Network, Maske
 
 def check_maskable(graph: MaskedGraph) -> None:
     """Raises `UserError` if a network has no layer that is wrapped, and so none that could have masks."""
-    if not graph.blocks:
+    if not graph.blocks and not graph.masks:
         raise UserError(
             f"{graph.name} has no layers that masks could go on ({_why_none(graph)}), so there are no masks to learn, "
             "set or choose blocks for: train it with --phases pretrain, or take another network"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -11,9 +12,11 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from fdjax.config import LearnConfig
-from fdjax.graph.masks import MaskedGraph, layer_blocks, place_masks
+from fdjax.graph.masks import Mask, MaskedGraph, layer_blocks, place_masks
 from fdjax.graph.network import Graph, trace
-from fdjax.graph.table import mask_problem
+from fdjax.graph.placing import masks_on_spaces, wrapped_blocks
+from fdjax.graph.prunable import mask_problem
+from fdjax.graph.rules import check_rules, chosen
 from fdjax.training.own_network import Network, OwnNetwork
 from fdjax.zoo import FCMASK, FrequencyNetwork
 
@@ -73,29 +76,51 @@ def trace_network(
     Args:
       network: of the zoo, or the user's own.
       input_shape: (H, W, C) of an image.
-      learn: blocks, sides, tying.
+      learn: layers, blocks, sides, tying.
       count_classifier: whether layers on vectors are in the totals.
       facts: more fields of `MaskedGraph`, such as `class_names`.
 
     Raises:
-      ValueError: a block larger than its map, or a block setting for a map or layer that does not exist.
+      ValueError: a block larger than its map, or a setting for a map or layer that does not exist.
     """
     own = isinstance(network, OwnNetwork)
-    graph, wrapped = (_trace_plain if own else _traced)(network.without_masks(), input_shape)
-    blocks = layer_blocks(graph, wrapped, learn.block, dict(learn.block_by_map), dict(learn.block_by_layer))
-    # Tokens have no map to transform.
-    blocks = {name: block if len(graph.layers[name].in_size) == 2 else 1 for name, block in blocks.items()}
+    graph, wrappable = (_trace_plain if own else _traced)(network.without_masks(), input_shape)
+    masks, blocks = _on_spaces(graph, learn) if own and learn.tied else _on_layers(graph, wrappable, learn)
     uncounted = () if count_classifier else _classifiers(graph)
     return MaskedGraph(
         name=network.title,
         graph=graph,
-        masks=place_masks(graph, blocks, learn.sides, learn.tied, every_run=own),
+        masks=masks,
         blocks=blocks,
         num_classes=network.num_classes,
         levels=learn.counts_below_whole,
+        # A space of which nothing is left would cut the network.
+        floors={path: 1 for path, mask in masks.items() if mask.members is not None},
         uncounted=frozenset(uncounted),
         **facts,
     )
+
+
+def _on_layers(graph: Graph, wrappable: Collection[str], learn: LearnConfig) -> tuple[dict[str, Mask], dict[str, int]]:
+    """Masks and blocks on the sides of the wrapped layers, or tied as the zoo's modules tie them."""
+    wrapped = _chosen(wrappable, learn)
+    blocks = layer_blocks(graph, wrapped, learn.block, dict(learn.block_by_map), dict(learn.block_by_layer))
+    # Tokens have no map to transform.
+    blocks = {name: block if len(graph.layers[name].in_size) == 2 else 1 for name, block in blocks.items()}
+    return place_masks(graph, blocks, learn.sides, learn.tied), blocks
+
+
+def _on_spaces(graph: Graph, learn: LearnConfig) -> tuple[dict[str, Mask], dict[str, int]]:
+    """Masks on all spaces that can be pruned, as `with_masks` places them, and the blocks of the layers under them."""
+    by_map, by_layer = dict(learn.block_by_map), dict(learn.block_by_layer)
+    check_rules(by_layer, graph.layers, "layer (learn.block_by_layer)")
+
+    def block_of(name: str) -> int:
+        side = graph.layers[name].in_size[:1]
+        return by_layer.get(name, by_map.get(side[0] if side else 1, learn.block))
+
+    masks = masks_on_spaces(graph, _chosen(graph.layers, learn), block_of)
+    return masks, wrapped_blocks(graph, masks)
 
 
 def _classifiers(graph: Graph) -> list[str]:
@@ -106,6 +131,24 @@ def _classifiers(graph: Graph) -> list[str]:
         for layer in graph.layers.values()
         if layer.kind == "dense" and not layer.in_size and layer.target not in read
     ]
+
+
+def _chosen(wrappable: Collection[str], learn: LearnConfig) -> frozenset[str]:
+    """The layers that `learn.include` and `learn.exclude` leave to be pruned.
+
+    Raises:
+      ValueError: a rule that fits none, or rules that leave none.
+    """
+    if not wrappable:
+        # Settings of masks are for other networks then: a config says them once for several.
+        return frozenset()
+    names = list(wrappable)
+    for field in ("include", "exclude"):
+        check_rules(getattr(learn, field), names, f"layer that can have masks (learn.{field})")
+    left = frozenset(chosen(names, learn.include, learn.exclude))
+    if not left:
+        raise ValueError(f"learn.include and learn.exclude leave none of the {len(names)} layers that can have masks")
+    return left
 
 
 def remasked(network: MaskedGraph, learn: LearnConfig) -> MaskedGraph:

@@ -240,10 +240,12 @@ class MobileNet(FrequencyNetwork):
                 channels, size, index = out_channels, out_size, index + 1
 
     def _is_tied(self, plan: BlockPlan) -> bool:
-        """Tying needs both wide layers, and one block size for both of their maps."""
+        """Tying needs both wide layers, wrapped, and one block size for both of their maps."""
         return (
             self.tied
             and plan.has_expand
+            and self.wraps(f"{plan.name}/expand")
+            and self.wraps(f"{plan.name}/project")
             and self.layer_block(f"{plan.name}/expand", plan.in_size)
             == self.layer_block(f"{plan.name}/project", plan.out_size)
         )

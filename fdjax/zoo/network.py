@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fdjax.graph.rules import fits
 from fdjax.ops.conv import grouped_conv
 from fdjax.zoo.frequency import FrequencyPointwise, MaskMode
 from fdjax.zoo.normalization import BatchNorm
@@ -66,6 +67,8 @@ class FrequencyNetwork(nn.Module):
       block: K of the wrapped layers, 1 to 16.
       block_by_map: map side -> K where it differs.
       block_by_layer: layer name -> K where it differs; goes before `block_by_map`.
+      include: rules by path (`fdjax.graph.rules`): only layers that fit one of them are wrapped.
+      exclude: likewise: layers that fit one of them are not, and have no masks.
       sides: "both", "input", "output" or "none": which sides of a wrapped layer have masks.
       levels: kept counts below N between which soft masks fade; None for all.
       mode: of all masks, "off", "soft" or "hard" (see `FrequencyPointwise`).
@@ -82,6 +85,8 @@ class FrequencyNetwork(nn.Module):
     block: int = 4
     block_by_map: Mapping[int, int] | None = None
     block_by_layer: Mapping[str, int] | None = None
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
     sides: str = "both"
     mode: MaskMode = "soft"
     levels: tuple[int, ...] | None = None
@@ -105,7 +110,7 @@ class FrequencyNetwork(nn.Module):
         """The dense network with the same weights: it makes and reads no masks, and takes maps of any size."""
         return dataclasses.replace(
             self, mode="off", sides="none", block=1, block_by_map=None, block_by_layer=None,
-            whole_channels=frozenset(), block_means=frozenset(),
+            include=("*",), exclude=(), whole_channels=frozenset(), block_means=frozenset(),
         )  # fmt: skip
 
     def layer_block(self, name: str, size: Size) -> int:
@@ -113,8 +118,13 @@ class FrequencyNetwork(nn.Module):
         by_layer, by_map = self.block_by_layer or {}, self.block_by_map or {}
         return by_layer.get(name, by_map.get(size[0], self.block))
 
+    def wraps(self, name: str) -> bool:
+        """Whether the pointwise layer `name` is wrapped: it fits `include`, and not `exclude`."""
+        return fits(name, self.include) and not fits(name, self.exclude)
+
     def pointwise(self, name: str, features: int, size: Size, own_masks: bool = True) -> FrequencyPointwise:
         """The frequency layer `name`, unbound, on a map of `size`; without `own_masks` it is given any it has."""
+        own_masks = own_masks and self.wraps(name)
         return FrequencyPointwise(
             features=features,
             block=self.layer_block(name, size),

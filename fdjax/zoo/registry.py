@@ -19,7 +19,7 @@ def make_network(model: ModelConfig, learn: LearnConfig, num_classes: int) -> Fr
 
     Args:
       model: which network, at which width.
-      learn: blocks, sides, tying and levels of its masks.
+      learn: layers, blocks, sides, tying and levels of its masks.
       num_classes: outputs.
 
     Raises:
@@ -40,6 +40,8 @@ def make_network(model: ModelConfig, learn: LearnConfig, num_classes: int) -> Fr
         "block": learn.block,
         "block_by_map": dict(learn.block_by_map),
         "block_by_layer": dict(learn.block_by_layer),
+        "include": learn.include,
+        "exclude": learn.exclude,
         "sides": learn.sides,
     }
     if model.name in MOBILENETS:
