@@ -19,6 +19,7 @@ import pytest
 from fdjax.checkpoint import CHECKPOINT_FOLDER, MANIFEST, Checkpoints
 from fdjax.errors import RunInterrupted, RunStopped, UserError
 from fdjax.training import loop
+from fdjax.training.announce import changes
 from fdjax.training.lock import LOCK_FILE, locked
 from fdjax.training.restore import open_checkpoint
 from fdjax.training.run import train
@@ -112,6 +113,7 @@ def test_the_lock_of_a_killed_process_is_taken_over(stopped) -> None:
 import sys; sys.path.insert(0, {str(ROOT)!r})
 import os, signal
 from pathlib import Path
+from fdjax.training.announce import changes
 from fdjax.training.lock import locked
 with locked(Path({str(stopped)!r})):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -338,3 +340,17 @@ with Stopping() as stopping, stopping.saving():
 """
     done = subprocess.run([sys.executable, "-c", code], timeout=50, check=False, capture_output=True, text=True)
     assert done.returncode == 143 and "stopped at once" in done.stderr
+
+
+def test_a_run_that_goes_on_elsewhere_is_told_that_its_last_bits_may_differ(stopped, capsys) -> None:
+    train(CONFIG, str(stopped))
+    assert "note: " not in capsys.readouterr().out
+    now = {"jax": "2", "devices": "2 x cpu", "processor": "a"}
+    said = changes({"jax": "1", "devices": "2 x cpu"}, now)
+    assert said.startswith("note: jax: 1 then, 2 now. Figures may differ") and "devices" not in said
+    assert changes({}, now) == ""
+
+
+def test_a_checkpoint_says_what_its_bits_depend_on(stopped) -> None:
+    _, _, restored = open_checkpoint(str(stopped))
+    assert set(restored.made_on) == {"jax", "devices", "processor"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fdjax.config import Config
 from fdjax.graph.counting import network_macs
@@ -64,3 +64,16 @@ def beginning(
         return f"starting from weights imported from {init.done.imported['weights']}"
     left_out = ", ".join(config.phases[:skipped]) or "no phase"
     return f"starting from a run that has done {', '.join(inherited)}; skipping {left_out}"
+
+
+def changes(then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What has changed since a checkpoint was written, of what the last bits depend on, in a line; empty: nothing.
+
+    Args:
+      then: of the checkpoint, as `Run.made_on` has it; names that it lacks are passed over.
+      now: of the run.
+    """
+    parts = [f"{name}: {then[name]} then, {now[name]} now" for name in now if then.get(name, now[name]) != now[name]]
+    if not parts:
+        return ""
+    return f"note: {'; '.join(parts)}. Figures may differ from an uninterrupted run's, in their last bits at first"

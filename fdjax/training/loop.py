@@ -18,7 +18,8 @@ from fdjax.data import (
     training_statistics,
 )
 from fdjax.errors import RunInterrupted
-from fdjax.training.announce import announcement, beginning
+from fdjax.provenance import cpu_model
+from fdjax.training.announce import announcement, beginning, changes
 from fdjax.training.build import build_network, facts_of
 from fdjax.training.cadence import Cadence
 from fdjax.training.checks import (
@@ -155,8 +156,14 @@ class Run:
         print(announcement(self.config, self.graph, self.phases, sizes, self.skipped))
         print(f"on {self.devices.describe()}, workdir {self.workdir}", flush=True)
         begun = beginning(self.config, self.init, self.resumed, self.done.skipped, self.done.inherited)
-        if begun:
-            print(begun, flush=True)
+        changed = changes(self.resumed.made_on, self.made_on()) if self.resumed else ""
+        for line in filter(None, (begun, changed)):
+            print(line, flush=True)
+
+    def made_on(self) -> dict[str, str]:
+        """What the last bits of a run depend on beside its config: two runs that agree in it give the same bits."""
+        jax_version = str(self.versions.get("jax"))
+        return {"jax": jax_version, "devices": self.devices.describe(), "processor": cpu_model()}
 
     def start(self) -> tuple[TrainState, int, int]:
         """The state to go on from, its phase and the steps of it that are done."""
@@ -329,6 +336,7 @@ class Run:
             "phase_step": phase_step,
             "done": dataclasses.asdict(self.done),
             "versions": self.versions,
+            "made_on": self.made_on(),
         }
         # Networks of different phases do not compare: the best is the best of the latest phase.
         if self.devices.is_writer:

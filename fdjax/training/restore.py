@@ -70,6 +70,7 @@ class Restored:
       state: arrays.
       done: the past of the run.
       hard: the hard masks of the network as it stands; None while nothing has touched the masks.
+      made_on: what its last bits depend on (`Run.made_on`); empty in checkpoints of before.
     """
 
     config: Config
@@ -80,6 +81,7 @@ class Restored:
     state: TrainState
     done: Past
     hard: HardMasks | None
+    made_on: dict[str, str]
 
     @property
     def weights_adapted(self) -> bool:
@@ -141,7 +143,14 @@ def restore(checkpoints: Checkpoints, step: int) -> Restored:
     return Restored(
         config, network, graph, phase, phase_step, state, done,
         masks_as_they_stand(config, graph, phase, phase_step >= phase.steps, state.fcmask, done),
+        _texts(meta.get("made_on")),
     )  # fmt: skip
+
+
+def _texts(value: Any) -> dict[str, str]:
+    """A JSON object of texts; empty where it is something else."""
+    found = value if isinstance(value, dict) else {}
+    return {name: text for name, text in found.items() if isinstance(text, str)}
 
 
 def restore_latest(checkpoints: Checkpoints, below: int | None = None) -> tuple[int, Restored] | None:

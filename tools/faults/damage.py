@@ -127,7 +127,7 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 def change_json(value: Any, rng: random.Random) -> tuple[Any, str]:
     """A JSON value with one thing in it changed, and what."""
-    path = rng.choice(_places(value)[1:] or [()])
+    path: tuple[Any, ...] = rng.choice(_places(value)[1:] or [()])
     if not path:
         return rng.choice(_ODD), "all of it replaced"
     parent = value
