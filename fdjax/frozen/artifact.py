@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -18,7 +19,7 @@ from jax.typing import ArrayLike
 
 from fdjax.errors import UserError
 from fdjax.frozen.assemble import Choose, Frozen, fewest_macs, freeze
-from fdjax.frozen.program import Program
+from fdjax.frozen.program import Program, makes
 from fdjax.frozen.xla import apply, compiler_options
 from fdjax.graph.counting import network_macs
 from fdjax.graph.masks import Counts, MaskedGraph
@@ -254,10 +255,16 @@ def _check(program: Program, arrays: Mapping[str, np.ndarray], network: MaskedGr
             raise ValueError(f"array {name} is not finite")
     images = [jax.ShapeDtypeStruct((1, *program.shapes[value]), jnp.float32) for value in program.inputs]
     shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
+    made_by_operations = tuple(value for operation in program.operations for value in makes(operation))
+    every = dataclasses.replace(program, outputs=program.outputs + made_by_operations)
     try:
-        made = jax.eval_shape(functools.partial(apply, program), shapes, *images)
+        found = jax.eval_shape(functools.partial(apply, every), shapes, *images)
     except Exception as error:  # whatever a program that is wrong makes JAX raise
         raise ValueError(f"its program and its arrays do not fit each other: {error}") from error
+    made = found[: len(program.outputs)]
+    for value, output in zip(made_by_operations, found[len(made) :], strict=True):
+        if output.shape[1:] != program.shapes[value]:
+            raise ValueError(f"value {value} of its program is {output.shape[1:]}, not {program.shapes[value]}")
     expected = [(1, *network.operations.shapes[value][1:]) for value in network.operations.outputs]
     if [output.shape for output in made] != expected:
         raise ValueError(f"it gives {[output.shape for output in made]}, where the network gives {expected}")

@@ -10,7 +10,7 @@ import numpy as np
 
 from fdjax.frozen.folding import Folding
 from fdjax.frozen.layers import HostArrays, OpenLayer, finish
-from fdjax.frozen.program import Apply, Operation, Program, Take
+from fdjax.frozen.program import Apply, Operation, Program, Take, makes
 from fdjax.frozen.runs import Candidates, RunParts, find_run, schedules
 from fdjax.graph.masks import Counts, MaskedGraph
 
@@ -88,19 +88,15 @@ def _inputs(operation: Operation) -> tuple[int, ...]:
     return operation.inputs if isinstance(operation, Apply) else (operation.x,)
 
 
-def _outputs(operation: Operation) -> tuple[int, ...]:
-    return operation.outputs if isinstance(operation, Apply) else (operation.y,)
-
-
 def _renumbered(program: Program) -> Program:
     """Without operations that nothing reads, and without values that nothing makes."""
     needed, kept = set(program.outputs), []
     for operation in reversed(program.operations):
-        if needed.intersection(_outputs(operation)):
+        if needed.intersection(makes(operation)):
             kept.append(operation)
             needed.update(value for value in _inputs(operation) if value >= 0)
     kept.reverse()
-    old = [*program.inputs, *(value for operation in kept for value in _outputs(operation))]
+    old = [*program.inputs, *(value for operation in kept for value in makes(operation))]
     new = {value: number for number, value in enumerate(old)}
 
     def moved(operation: Operation) -> Operation:

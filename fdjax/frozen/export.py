@@ -10,7 +10,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from fdjax.errors import UserError
+from fdjax.errors import UserError, first_line
 from fdjax.frozen.assemble import Frozen
 from fdjax.frozen.onnx_model import write_onnx
 from fdjax.frozen.xla import apply
@@ -57,4 +57,12 @@ def export(frozen: Frozen, file: Path) -> None:
     """
     if file.suffix not in WRITERS:
         raise UserError(f"{file}: give a file that ends in {' or '.join(WRITERS)}")
-    WRITERS[file.suffix](frozen, file)
+    try:
+        WRITERS[file.suffix](frozen, file)
+    except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{file} cannot be written: the parts of this network do not fit each other ({first_line(error)}); freeze "
+            "it again, and if that does not help, it is a bug"
+        ) from error

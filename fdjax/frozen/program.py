@@ -9,12 +9,16 @@ Maps are NHWC. Channels lie in the order of the frozen network. Shape letters: `
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from typing import Any, Literal
+
+import typeguard
 
 from fdjax.frozen.products import Indices, ProductPlan, Segment, Size, Window, mean_phases, segment_macs
 from fdjax.ops.macs import conv_macs, depthwise_macs
 
+_EVERY_ITEM = typeguard.CollectionCheckStrategy.ALL_ITEMS
 Activation = Literal["none", "relu", "relu6"]
 # What is added after a layer: nothing, one number a channel [D], or a map [H', W', D].
 Bias = Literal["none", "channel", "map"]
@@ -235,6 +239,13 @@ class Take:
 
 
 Operation = Conv | Pointwise | Run | Apply | Take
+
+
+def makes(operation: Operation) -> tuple[int, ...]:
+    """The values that an operation makes."""
+    return operation.outputs if isinstance(operation, Apply) else (operation.y,)
+
+
 _KINDS: Mapping[str, Any] = {"conv": Conv, "pointwise": Pointwise, "run": Run, "apply": Apply, "take": Take}
 
 
@@ -276,9 +287,26 @@ class Program:
         try:
             plain = _tuples(fields)
             operations = tuple(map(_operation, plain["operations"]))
-            return cls(**{**plain, "operations": operations})
-        except (KeyError, TypeError, AttributeError) as error:
+            program = cls(**{**plain, "operations": operations})
+            _check_types(program)
+        except (KeyError, TypeError, AttributeError, typeguard.TypeCheckError) as error:
             raise ValueError(f"no program of a frozen network: {error!r}") from error
+        return program
+
+
+def _check_types(value: Any) -> None:
+    """Raises `TypeCheckError` unless every field of a dataclass, and of those in it, has its type."""
+    if isinstance(value, tuple):
+        for item in value:
+            if dataclasses.is_dataclass(item):
+                _check_types(item)
+        return
+    hints = typing.get_type_hints(type(value))
+    for field in dataclasses.fields(value):
+        held = getattr(value, field.name)
+        typeguard.check_type(held, hints[field.name], collection_check_strategy=_EVERY_ITEM)
+        if dataclasses.is_dataclass(held) or isinstance(held, tuple):
+            _check_types(held)
 
 
 def _operation(fields: Mapping[str, Any]) -> Operation:

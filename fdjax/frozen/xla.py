@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fdjax.frozen.program import Apply, Conv, Pointwise, Program, Run, Take
+from fdjax.frozen.program import Apply, Conv, Pointwise, Program, Run, Take, makes
 from fdjax.frozen.xla_apply import apply_primitive
 from fdjax.frozen.xla_conv import convolve
 from fdjax.frozen.xla_products import Arrays
 from fdjax.frozen.xla_run import activate, placed, pointwise, run_chains
-from fdjax.frozen.xla_stages import Stage, makes, stages
+from fdjax.frozen.xla_stages import Stage, stages
 
 Maps = tuple[jax.Array, ...]
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fdjax.frozen.program import Apply, Conv, Operation, Pointwise, Program, Run
+from fdjax.frozen.program import Apply, Conv, Operation, Pointwise, Program, Run, makes
 
 # Maps beyond this leave the cache.
 _CHUNK_BYTES = 4_000_000
@@ -47,11 +47,6 @@ def images_at_once(elements: int, batch: int) -> int:
 def reads(operation: Operation) -> tuple[int, ...]:
     """The values that an operation reads."""
     return tuple(v for v in operation.inputs if v >= 0) if isinstance(operation, Apply) else (operation.x,)
-
-
-def makes(operation: Operation) -> tuple[int, ...]:
-    """The values that an operation makes."""
-    return operation.outputs if isinstance(operation, Apply) else (operation.y,)
 
 
 def stages(program: Program, batch: int) -> list[Stage]:

@@ -134,7 +134,7 @@ class Worker:
             if self._pipe.poll(TIME_LIMIT):
                 return self._pipe.recv()
             said = f"nothing after {TIME_LIMIT:.0f} s"
-        except EOFError:
+        except (EOFError, ConnectionError):
             said = "the death of its process"
         self.close()
         return Outcome(None, "", said, TIME_LIMIT, 0)
