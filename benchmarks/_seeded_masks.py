@@ -5,6 +5,7 @@ large and channels few. One number, found by bisection, scales it until the pape
 
 - "tied": of a block's wide channels, and of the head's outputs, 30% times s are removed, 50% times s keep only the
   mean, the rest keep everything; group sizes are multiples of 16. Narrow sides have no masks.
+- "channels": as "tied", but what would keep the mean is removed as well.
 - "paper": each side of each layer has its own masks, and a channel keeps round(N * m) coefficients with m uniform
   between 1 - 1.4 s and 1, but at least 0.
 """
@@ -20,7 +21,7 @@ from fdjax.graph.counting import NetworkMacs, network_macs
 from fdjax.graph.masks import Counts, MaskedGraph
 from fdjax.pruning import gate_counts
 
-MASKS = ("tied", "paper")
+MASKS = ("tied", "channels", "paper")
 _REMOVED, _MEANS, _MULTIPLE = 0.3, 0.5, 16
 _SPREAD = 1.4
 _UNPRUNED, _MOST_SEVERE, _STEPS = 0.1, 1.25, 24
@@ -52,7 +53,7 @@ def seeded_masks(
     """Masks whose `macs.paper_ratio` comes nearest to `target`.
 
     Args:
-      graph: the network; its masks are tied for "tied".
+      graph: the network; its masks are tied for all but "paper".
       masks: one of `MASKS`.
       target: above 0, at most 1.
       seed: which channels keep what.
@@ -77,13 +78,13 @@ def _blocks_in_order(graph: MaskedGraph) -> list[str]:
 def _at(graph: MaskedGraph, masks: str, severity: float, seed: int, released: Collection[str]) -> SeededMasks:
     rng = np.random.default_rng(seed)
     modules = _blocks_in_order(graph)
-    draw = _tied_counts if masks == "tied" else _paper_counts
+    draw = {"tied": _tied_counts, "channels": _channel_counts, "paper": _paper_counts}[masks]
     counts: dict[str, np.ndarray] = {}
     for path, mask in graph.masks.items():
         layer, side = mask.sides[0]
         module = layer.rpartition("/")[0]
         depth = modules.index(module) / len(modules) if module in modules else 1.0
-        narrow = masks == "tied" and side == "input" and module not in modules
+        narrow = masks != "paper" and side == "input" and module not in modules
         counts[path] = draw(rng, mask.channels, mask.num_coefs, 0.0 if narrow else severity * severity_at(depth))
         if any(layer in released for layer, _ in mask.sides):
             counts[path] = np.where(counts[path] > 0, mask.num_coefs, 0)
@@ -98,6 +99,11 @@ def _tied_counts(rng: np.random.Generator, channels: int, num_coefs: int, severi
     counts[:removed] = 0
     counts[removed : removed + means] = 1
     return rng.permutation(counts)
+
+
+def _channel_counts(rng: np.random.Generator, channels: int, num_coefs: int, severity: float) -> np.ndarray:
+    counts = _tied_counts(rng, channels, num_coefs, severity)
+    return np.where(counts == 1, 0, counts)
 
 
 def _paper_counts(rng: np.random.Generator, channels: int, num_coefs: int, severity: float) -> np.ndarray:

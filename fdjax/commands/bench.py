@@ -23,6 +23,8 @@ class BenchArguments:
     """Images at once, one or several."""
     threads: int | None = None
     """How many processor cores to use (default: all that this process may use)."""
+    engine: tuple[Literal["native", "xla", "onnxruntime", "openvino"], ...] = ()
+    """Engines, one or several, to time it on, dense and pruned, turn by turn (default: XLA, and ONNX Runtime dense)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of weights and maps."""
     rounds: int | None = None
@@ -44,9 +46,16 @@ def bench_command(arguments: Sequence[str]) -> int:
         if any(number is not None and number < 1 for number in numbers):
             raise UserError(f"--{flag} must be at least 1, got {' '.join(map(str, numbers))}")
     threads = runtime.limit_threads(parsed.threads)
-    from fdjax.experiments.bench import bench_artifact
-    from fdjax.reports import bench_table, plot_bench
+    from fdjax.experiments.bench import bench_artifact, bench_artifact_on
+    from fdjax.reports import bench_table, engines_table, plot_bench
 
+    if parsed.engine:
+        if parsed.layers or parsed.picture or parsed.dtype != "float32":
+            raise UserError("--engine takes neither --layers nor --picture, and float32 only")
+        found = bench_artifact_on(Path(parsed.frozen), parsed.engine, parsed.batch, threads, rounds=parsed.rounds)
+        print(engines_table(found["rows"]))
+        write_report(parsed.json, found)
+        return 0
     found = bench_artifact(
         Path(parsed.frozen), parsed.batch, threads, parsed.dtype, rounds=parsed.rounds, layers=parsed.layers
     )

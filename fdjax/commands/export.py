@@ -12,19 +12,19 @@ from fdjax.commands.output_files import check_file_target
 
 @dataclasses.dataclass(kw_only=True)
 class ExportArguments:
-    """Writes a frozen network for other programs: StableHLO (cpu, cuda and tpu, any batch size) or ONNX."""
+    """Writes a frozen network for other programs: StableHLO (cpu, cuda and tpu, any batch size), ONNX, or C++."""
 
     frozen: str
     """A frozen network, as fdjax freeze writes it."""
     out: str
-    """File to write; its suffix says the format: .stablehlo or .onnx."""
+    """File to write; its suffix says the format: .stablehlo, .onnx or .cc (C++17, one file)."""
 
 
 def export_command(arguments: Sequence[str]) -> int:
     """`fdjax export`."""
     parsed = parse_arguments(ExportArguments, "fdjax export", arguments)
     out = Path(parsed.out)
-    check_file_target("--out", parsed.out, (".stablehlo", ".onnx"))
+    check_file_target("--out", parsed.out, (".stablehlo", ".onnx", ".cc"))
     from fdjax.frozen import load
     from fdjax.frozen.export import export
 

@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -30,6 +30,8 @@ class PredictArguments:
     """A frozen network, as fdjax freeze writes it."""
     top: int = 1
     """How many classes to name for each, the likeliest first."""
+    engine: Literal["xla", "native"] = "xla"
+    """What executes the network: XLA, or C++ compiled for this processor (native)."""
     json: str | None = None
     """Write the classes and their probabilities to this file too."""
     csv: str | None = None
@@ -47,7 +49,7 @@ def predict_command(arguments: Sequence[str]) -> int:
     from fdjax.data.unlabelled import list_pictures
     from fdjax.frozen import load
 
-    network, found = load(parsed.frozen), []
+    network, found = load(parsed.frozen, parsed.engine), []
     files = [
         file for given in parsed.images for file in (list_pictures(Path(given)) if Path(given).is_dir() else [given])
     ]

@@ -10,6 +10,7 @@ import jax
 
 from fdjax.frozen import load
 from fdjax.frozen.bench import bench, bench_layers, dense_network, describe_masks
+from fdjax.frozen.engines import bench_engines, check_engines
 from fdjax.frozen.onnx_model import onnxruntime_peer
 from fdjax.provenance import commit, processor
 
@@ -53,6 +54,36 @@ def bench_artifact(
     rows = [bench(artifact.frozen, dense, facts, batch=n, dtype=dtype, rounds=rounds, peer=peer) for n in batches]
     alone = {str(n): bench_layers(artifact.frozen, dense, batch=n) for n in batches} if layers else {}
     return {"rows": rows, "layers": alone, "machine": machine()}
+
+
+def bench_artifact_on(
+    folder: Path, engines: Sequence[str], batches: Sequence[int], threads: int, *, rounds: int | None = None
+) -> dict[str, Any]:
+    """Times the frozen network in `folder` and the dense one on engines, turn by turn.
+
+    Args:
+      folder: the artifact.
+      engines: some of `fdjax.frozen.engines.ENGINES`.
+      batches: images at once.
+      threads: processor cores of this process, for ONNX Runtime and OpenVINO.
+      rounds: as `fdjax.frozen.bench.bench` has them.
+
+    Returns:
+      JSON types: `rows` of `fdjax.frozen.engines.bench_engines`; `machine`.
+
+    Raises:
+      UserError: no sound artifact, or an engine that is not there.
+    """
+    check_engines(engines)
+    artifact = load(folder)
+    networks = {"dense": dense_network(artifact.network), "pruned": artifact.frozen}
+    facts = {"network": f"{artifact.network.name}_{artifact.network.input_shape[0]}", "threads": threads}
+    rows = [
+        {**facts, **row}
+        for batch in batches
+        for row in bench_engines(networks, engines, batch=batch, threads=threads, rounds=rounds)
+    ]
+    return {"rows": rows, "machine": machine()}
 
 
 def machine() -> dict[str, str | None]:

@@ -19,6 +19,7 @@ from jax.typing import ArrayLike
 
 from fdjax.errors import UserError
 from fdjax.frozen.assemble import Choose, Frozen, fewest_macs, freeze
+from fdjax.frozen.native.compile import NativeNetwork
 from fdjax.frozen.program import Program, makes
 from fdjax.frozen.xla import apply, compiler_options
 from fdjax.graph.counting import network_macs
@@ -47,8 +48,19 @@ class FrozenNetwork:
       manifest: all that was recorded when it was written; JSON types.
     """
 
-    def __init__(self, network: MaskedGraph, frozen: Frozen, manifest: Mapping[str, Any]):
+    def __init__(self, network: MaskedGraph, frozen: Frozen, manifest: Mapping[str, Any], engine: str = "xla"):
+        """`engine`: what executes it, "xla" or "native" (C++ for this processor, compiled when it is made).
+
+        Raises:
+          UserError: another engine, no compiler, or an operation that native code has no kernel for.
+        """
         self.network, self.frozen, self.manifest = network, frozen, manifest
+        if engine not in ("xla", "native"):
+            raise UserError(f"a frozen network runs on xla or native, got {engine!r}")
+        if engine == "native":
+            native = NativeNetwork(frozen.program, frozen.arrays)
+            self._arrays, self._outputs = {}, lambda arrays, *images: native.in_jax(*images)
+            return
         self._arrays = {name: jnp.asarray(array) for name, array in frozen.arrays.items()}
         function = functools.partial(apply, frozen.program, in_chunks=jax.default_backend() == "cpu")
         self._outputs = jax.jit(function, compiler_options=compiler_options())
@@ -224,14 +236,15 @@ def _damaged(folder: Path, name: str) -> UserError:
     return UserError(f"the frozen network in {folder} is damaged: {name} {state}; freeze the checkpoint again")
 
 
-def load(path: str | os.PathLike[str]) -> FrozenNetwork:
+def load(path: str | os.PathLike[str], engine: str = "xla") -> FrozenNetwork:
     """Reads a frozen network.
 
     Args:
       path: the folder that `fdjax freeze` wrote.
+      engine: what is to execute it, "xla" or "native".
 
     Raises:
-      UserError: there is none, it is damaged, or of a newer format.
+      UserError: there is none, it is damaged, of a newer format, or the engine cannot run it.
     """
     folder = Path(path).expanduser()
     manifest = read_manifest(folder)
@@ -245,7 +258,7 @@ def load(path: str | os.PathLike[str]) -> FrozenNetwork:
             raise ValueError(f"the arrays in {ARRAYS} have other names, types or shapes than {MANIFEST} says")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise UserError(f"the frozen network in {folder} cannot be read: {error}") from error
-    return FrozenNetwork(network, Frozen(program, arrays), manifest)
+    return FrozenNetwork(network, Frozen(program, arrays), manifest, engine)
 
 
 def _check(program: Program, arrays: Mapping[str, np.ndarray], network: MaskedGraph) -> None:

@@ -85,7 +85,8 @@ def compile_network(frozen: Frozen, batch: int, dtype: str = "float32") -> Compi
     return Compiled(lambda: compiled(arrays, images)[0], seconds, memory)
 
 
-def _quartiles(times: np.ndarray) -> list[float]:
+def quartiles(times: np.ndarray) -> list[float]:
+    """The first and the third quartile."""
     return [float(value) for value in np.percentile(times, [25, 75])]
 
 
@@ -123,7 +124,7 @@ def bench(
     clock = "processor" if has_one_core() else "wall"
     row: dict[str, Any] = {**facts, "batch": batch, "dtype": dtype, "clock": clock, "onnxruntime_dense_ms": None}
     for name, found in times.items():
-        row |= {f"{name}_ms": float(np.median(found.own)), f"{name}_ms_quartiles": _quartiles(found.own)}
+        row |= {f"{name}_ms": float(np.median(found.own)), f"{name}_ms_quartiles": quartiles(found.own)}
         row[f"{name}_wall_ms"] = float(np.median(found.wall))
     for name, network in compiled.items():
         row |= {f"{name}_compile_s": network.compile_s, f"{name}_memory_mb": network.memory_mb}

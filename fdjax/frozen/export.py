@@ -1,4 +1,4 @@
-"""A frozen network as a file for other programs: StableHLO for cpu, cuda and tpu, or ONNX."""
+"""A frozen network as a file for other programs: StableHLO for cpu, cuda and tpu, ONNX, or C++."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from fdjax.errors import UserError, first_line
 from fdjax.frozen.assemble import Frozen
+from fdjax.frozen.native.export import write_source
 from fdjax.frozen.onnx_model import write_onnx
 from fdjax.frozen.xla import apply
 
@@ -46,11 +47,12 @@ def read_stablehlo(file: Path) -> Callable[[Any], jax.Array]:
 WRITERS: dict[str, Callable[[Frozen, Path], Any]] = {
     ".stablehlo": lambda frozen, file: file.write_bytes(to_stablehlo(frozen)),
     ".onnx": lambda frozen, file: write_onnx(frozen.program, frozen.arrays, file),
+    ".cc": write_source,
 }
 
 
 def export(frozen: Frozen, file: Path) -> None:
-    """Writes a frozen network in the format that the file's suffix names: .stablehlo or .onnx.
+    """Writes a frozen network in the format that the file's suffix names: .stablehlo, .onnx or .cc.
 
     Raises:
       UserError: another suffix, or a network that the format cannot hold.

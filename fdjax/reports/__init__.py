@@ -3,7 +3,7 @@
 What draws from `fdjax.ops` and so loads jax is imported from its own file: `fdjax.reports.run_page`.
 """
 
-from fdjax.reports.bench import bench_figure, bench_table, plot_bench
+from fdjax.reports.bench import bench_figure, bench_table, engines_table, plot_bench
 from fdjax.reports.fcmask_plot import fcmask_figure
 from fdjax.reports.figures import NoDataError
 from fdjax.reports.history_plot import history_figure
@@ -24,6 +24,7 @@ __all__ = [
     "Result",
     "bench_figure",
     "bench_table",
+    "engines_table",
     "blocks_table",
     "csv_text",
     "fcmask_figure",

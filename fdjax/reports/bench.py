@@ -41,6 +41,20 @@ def bench_table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def engines_table(rows: Sequence[Row]) -> str:
+    """A line a row of `fdjax.frozen.engines.bench_engines`."""
+    columns = ("batch", "form", "engine")
+    figures = {"ms": 3, "mac_ratio": 3, "time_ratio": 3, "ratio_to_best_dense": 3, "gflops": 1}
+    table = [[*columns, *figures]]
+    for row in rows:
+        numbers = ["-" if row.get(name) is None else f"{row[name]:.{digits}f}" for name, digits in figures.items()]
+        table.append([*(str(row[name]) for name in columns), *numbers])
+    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+    lines = ["  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in table]
+    errors = {f"{row['engine']} refuses the {row['form']} network: {row['error']}" for row in rows if "error" in row}
+    return "\n".join([*lines, *sorted(errors)])
+
+
 def bench_figure(rows: Sequence[Row]) -> Figure:
     """Time over MACs, both as shares of the dense network's: a point a row, a colour a batch size."""
     figure = new_figure(5.5, 4.5)

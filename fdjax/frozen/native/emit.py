@@ -43,13 +43,16 @@ class NativeCode:
     output_shapes: tuple[tuple[int, ...], ...]
 
 
-def emit(program: Program, arrays: Mapping[str, np.ndarray], name: str = "network") -> NativeCode:
+def emit(
+    program: Program, arrays: Mapping[str, np.ndarray], name: str = "network", *, interface: bool = True
+) -> NativeCode:
     """Writes a frozen network in C++.
 
     Args:
       program: of one input.
       arrays: by name (`fdjax.frozen.program`).
       name: of its functions in C.
+      interface: add the functions that take the weights.
 
     Raises:
       UserError: an operation that native code has no kernel for, or several inputs.
@@ -66,7 +69,7 @@ def emit(program: Program, arrays: Mapping[str, np.ndarray], name: str = "networ
     constants = "\n".join(f"constexpr std::size_t {key} = {value};" for key, value in sizes.items())
     parts = [*headers, *source.text, f"namespace {{\n{constants}\n}}  // namespace", layout.text()]
     outputs = tuple(program.shapes[value] for value in program.outputs)
-    text = "\n\n".join([*parts, _INTERFACE.replace("NAME", name)]) + "\n"
+    text = "\n\n".join([*parts, *([_INTERFACE.replace("NAME", name)] if interface else [])]) + "\n"
     return NativeCode(text, source.blob(), tuple(shape), outputs)
 
 

@@ -1,0 +1,107 @@
+"""A frozen network as one C++ file: source, weights, a plain C function, and a main that tests and times it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from fdjax.errors import UserError
+from fdjax.frozen.assemble import Frozen
+from fdjax.frozen.native.emit import emit
+from fdjax.frozen.xla import apply
+
+_PER_LINE = 12
+
+_INTERFACE = """
+// {name}: images of {shape} pixels, uint8, raw -> {results} numbers ({outputs}).
+// Compile the program that tests and times it:
+//   c++ -std=c++17 -O3 -march=native -DFDJAX_MAIN {file} -o {name} && ./{name}
+// Without -DFDJAX_MAIN it is a library of the functions below.
+
+extern "C" {{
+const std::size_t {name}_image_size = IMAGE;  // Bytes of an image.
+const std::size_t {name}_logits_size = {results};  // Floats that come of it.
+const std::size_t {name}_workspace_size = sizeof(float) * (SCRATCH + ONE + BATCH);  // Bytes; aligned to 64.
+
+// One image.
+void {name}(const std::uint8_t* images, float* logits, void* workspace) {{
+  forward(images, 1, reinterpret_cast<const float*>(WEIGHT_BITS), logits, static_cast<float*>(workspace));
+}}
+// n images at once, with {name}_workspace(n) bytes.
+std::size_t {name}_workspace(int n) {{ return sizeof(float) * (SCRATCH + ONE + BATCH * static_cast<std::size_t>(n)); }}
+void {name}_batch(const std::uint8_t* images, int n, float* logits, void* workspace) {{
+  forward(images, n, reinterpret_cast<const float*>(WEIGHT_BITS), logits, static_cast<float*>(workspace));
+}}
+}}
+"""
+
+_MAIN = """
+#ifdef FDJAX_MAIN
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+
+int main() {{
+  // Image of the test: byte i is i * 37 % 251; what XLA says of it.
+  static const float expected[] = {expected};
+  static std::uint8_t image[IMAGE];
+  static float logits[{results}];
+  for (std::size_t i = 0; i < IMAGE; i++) image[i] = static_cast<std::uint8_t>(i * 37 % 251);
+  void* workspace = std::aligned_alloc(64, ({name}_workspace_size + 63) / 64 * 64);
+  if (!workspace) return 2;
+  {name}(image, logits, workspace);
+  float worst = 0, largest = 0;
+  for (std::size_t i = 0; i < {name}_logits_size; i++) {{
+    worst = std::max(worst, std::fabs(logits[i] - expected[i]));
+    largest = std::max(largest, std::fabs(expected[i]));
+  }}
+  double best = 1e9;
+  for (int round = 0; round < 50; round++) {{
+    const auto start = std::chrono::steady_clock::now();
+    {name}(image, logits, workspace);
+    best = std::min(best, std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
+  }}
+  std::free(workspace);
+  const bool same = worst <= 1e-4f * largest;
+  std::printf("%s: largest difference %.2g of %.4g; %.3f ms an image (best of 50)\\n", same ? "ok" : "WRONG",
+              static_cast<double>(worst), static_cast<double>(largest), best);
+  return same ? 0 : 1;
+}}
+#endif
+"""
+
+
+def write_source(frozen: Frozen, file: Path) -> None:
+    """Writes a network of one input as C++17.
+
+    Raises:
+      UserError: an operation without a kernel, or a file whose name has no letter to call the function by.
+    """
+    name = re.sub(r"\W", "_", file.stem, flags=re.ASCII)
+    if not re.match(r"[A-Za-z]", name):
+        raise UserError(f"{file}: the function is named after the file, whose name has to begin with a letter")
+    code = emit(frozen.program, frozen.arrays, name, interface=False)
+    image = (np.arange(np.prod(code.input_shape)) * 37 % 251).astype(np.uint8).reshape(1, *code.input_shape)
+    expected = np.concatenate([np.asarray(y, np.float32).ravel() for y in apply(frozen.program, frozen.arrays, image)])
+    facts = {
+        "name": name,
+        "file": file.name,
+        "shape": " x ".join(map(str, code.input_shape)),
+        "outputs": ", then ".join(" x ".join(map(str, shape)) for shape in code.output_shapes),
+        "results": expected.size,
+        "expected": "{" + ", ".join(f"{float(v)!r}f" for v in expected) + "}",
+    }
+    with file.open("w", encoding="utf-8") as out:
+        out.write(code.source)
+        out.write(_numbers(code.weights))
+        out.write(_INTERFACE.format(**facts))
+        out.write(_MAIN.format(**facts))
+
+
+def _numbers(weights: np.ndarray) -> str:
+    """The weights, bit by bit: hexadecimal numbers are short, exact, and soon read."""
+    bits = [f"0x{value:x}" for value in weights.view(np.uint32).tolist()]
+    lines = [",".join(bits[at : at + _PER_LINE]) for at in range(0, len(bits), _PER_LINE)]
+    return "\nalignas(64) static const std::uint32_t WEIGHT_BITS[WEIGHTS] = {\n" + ",\n".join(lines) + "};\n"
