@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,19 +12,15 @@ import jax
 import numpy as np
 import pytest
 
-from fdjax.commands.main import fdjax_command
 from fdjax.config import LearnConfig, ModelConfig
 from fdjax.errors import UserError
-from fdjax.frozen import Frozen, freeze, load, save
+from fdjax.frozen import freeze
 from fdjax.frozen.bench import seeded_variables
-from fdjax.frozen.engines import check_engines
-from fdjax.frozen.export import export
 from fdjax.frozen.native import compile as native_compile
 from fdjax.frozen.native.compile import NativeNetwork, compile_source, find_compiler
 from fdjax.frozen.native.emit import emit
 from fdjax.frozen.program import Program
 from fdjax.frozen.xla import apply
-from fdjax.graph.masks import MaskedGraph
 from fdjax.training.network import trace_network
 from fdjax.zoo.registry import make_network
 from tests.frozen_networks import HASTE, frozen_logits, random_counts, relative_error, with_preprocessing
@@ -294,67 +289,6 @@ def test_another_processor(tmp_path) -> None:
     if shutil.which("aarch64-linux-gnu-g++") is None or shutil.which("qemu-aarch64") is None:
         pytest.skip("needs g++-aarch64-linux-gnu and qemu-user")
     run_alone(tmp_path, "aarch64-linux-gnu-g++", "-O2", "-static", runner=("qemu-aarch64",))
-
-
-# For users
-
-
-def small_frozen() -> tuple[MaskedGraph, Frozen]:
-    learn = LearnConfig(block=2, tied=True)
-    network = make_network(ModelConfig(name="mobilenetv2_small", width=0.3), learn, 10)
-    graph = trace_network(network, (20, 20, 1), learn)
-    return graph, freeze(graph, seeded_variables(graph), random_counts(graph, 0, (1,)))
-
-
-def test_an_exported_source_tests_itself(tmp_path) -> None:
-    _, frozen = small_frozen()
-    export(frozen, tmp_path / "model.cc")
-    compiler = find_compiler()
-    command = [
-        compiler,
-        "-std=c++17",
-        "-O1",
-        "-march=native",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-DFDJAX_MAIN",
-        "model.cc",
-    ]
-    done = subprocess.run([*command, "-o", "model"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[:2000]
-    done = subprocess.run(["./model"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith("ok: largest difference"), done.stdout
-    text = (tmp_path / "model.cc").read_text()
-    assert "void model(const std::uint8_t* images, float* logits, void* workspace)" in text
-    with pytest.raises(UserError, match="begin with a letter"):
-        export(frozen, tmp_path / "2nd.cc")
-
-
-def test_a_saved_network_runs_natively_and_is_timed(tmp_path, capsys) -> None:
-    graph, frozen = small_frozen()
-    save(tmp_path / "frozen", graph, frozen, {"macs": {"ratio": 0.5, "paper_ratio": 0.5}, "layers": []})
-    images = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 1)).astype(np.uint8)
-    expected = np.asarray(load(tmp_path / "frozen").predict(images))
-    native = load(tmp_path / "frozen", engine="native")
-    assert relative_error(np.asarray(native.predict(images)), expected) < 1e-5
-    assert native.classify(images[0], 2)[0][1] > 0
-    with pytest.raises(UserError, match="runs on xla or native, got 'tensor'"):
-        load(tmp_path / "frozen", engine="tensor")
-    arguments = ["bench", "--frozen", str(tmp_path / "frozen"), "--engine", "native", "--batch", "2", "--rounds", "3"]
-    assert fdjax_command([*arguments, "--json", str(tmp_path / "rows.json")]) == 0
-    dense, pruned = json.loads((tmp_path / "rows.json").read_text())["rows"]
-    assert (dense["form"], pruned["form"], pruned["engine"]) == ("dense", "pruned", "native")
-    assert pruned["ratio_to_best_dense"] == pruned["time_ratio"] == pruned["ms"] / dense["ms"]
-    assert pruned["macs"] < dense["macs"] and "native" in capsys.readouterr().out
-
-
-def test_an_engine_that_is_not_installed_is_one_line(monkeypatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="the engine openvino needs what is not installed: pip install onnx openvino"):
-        check_engines(["xla", "openvino"])
-    with pytest.raises(UserError, match="there is no engine 'tvm'; give some of native, xla"):
-        check_engines(["tvm"])
 
 
 # What cannot be done
