@@ -36,9 +36,11 @@ def trace(apply: Callable[..., Any], variables: Any, *images: Any) -> Operations
     """
     try:
         closed = jax.make_jaxpr(apply)(variables, *images)
-    except (TypeError, ValueError) as error:
+    except Exception as error:
+        # Libraries have exceptions of their own for shapes that do not fit.
         shapes = ", ".join(str(list(np.shape(image))) for image in images)
-        raise ValueError(f"the function cannot be traced with images of shape {shapes}: {error}") from error
+        said = f"{type(error).__name__}: {error}"
+        raise ValueError(f"the function cannot be traced with images of shape {shapes}: {said}") from error
     return _Recorder().record(closed, variable_paths(variables))
 
 
