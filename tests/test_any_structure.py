@@ -274,7 +274,7 @@ def test_a_network_of_which_nothing_can_be_pruned_says_why():
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_masks_get_the_gradients_of_the_zoos_own_layers(tied):
-    module = MobileNet("mobilenetv2_small", 5, width=0.2, block=2, tied=tied, levels=(0, 1))
+    module: Any = MobileNet("mobilenetv2_small", 5, width=0.2, block=2, tied=tied, levels=(0, 1))
     images = np.random.default_rng(3).normal(size=(2, 12, 12, 3)).astype(np.float32)
     learn = LearnConfig(block=2, tied=tied, levels="0,1,N")
     graph = trace_network(module, (12, 12, 3), learn)
