@@ -266,6 +266,11 @@ def _check(program: Program, arrays: Mapping[str, np.ndarray], network: MaskedGr
     for name, array in arrays.items():
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise ValueError(f"array {name} is not finite")
+    for own, value in zip(program.inputs, network.operations.images, strict=True):
+        if program.shapes[own] != network.operations.shapes[value][1:]:
+            raise ValueError(
+                f"its program takes {program.shapes[own]}, and the network {network.operations.shapes[value][1:]}"
+            )
     images = [jax.ShapeDtypeStruct((1, *program.shapes[value]), jnp.float32) for value in program.inputs]
     shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
     made_by_operations = tuple(value for operation in program.operations for value in makes(operation))
