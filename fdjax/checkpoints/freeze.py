@@ -158,6 +158,11 @@ def evaluate_frozen(network: FrozenNetwork, data_path: str | None = None) -> dic
     Raises:
       UserError: the data are not there or are others.
     """
+    if "data" not in network.manifest:
+        raise UserError(
+            f"the frozen network of {network.network.name} was not frozen from a run, and names no data set; "
+            "evaluate it in Python, as a function: fdjax.load(FOLDER)(images)"
+        )
     dataset = run_data(network.network, network.manifest["data"], data_path)
     checkpoint = network.manifest["checkpoint"]
     logits = all_logits(network.predict, dataset.test_images)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 class FrozenNetwork:
-    """A frozen network that predicts. `load` makes one.
+    """A frozen network that predicts, and a function for `jit`, `vmap` and `grad`. `load` makes one.
 
     Attributes:
       network: the channel graph it was frozen from, with its masks.
@@ -62,12 +62,17 @@ class FrozenNetwork:
             self._arrays, self._outputs = {}, lambda arrays, *images: native.in_jax(*images)
             return
         self._arrays = {name: jnp.asarray(array) for name, array in frozen.arrays.items()}
-        function = functools.partial(apply, frozen.program, in_chunks=jax.default_backend() == "cpu")
-        self._outputs = jax.jit(function, compiler_options=compiler_options())
+        self._function = functools.partial(apply, frozen.program, in_chunks=jax.default_backend() == "cpu")
+        self._compiled = jax.jit(self._function, compiler_options=compiler_options())
+
+    def _outputs(self, *inputs: ArrayLike) -> tuple[jax.Array, ...]:
+        # Inside of another function that is compiled it is a part of that, which has options of its own.
+        traced = any(isinstance(value, jax.core.Tracer) for value in inputs)
+        return (self._function if traced else self._compiled)(self._arrays, *inputs)
 
     def __call__(self, *inputs: ArrayLike) -> Any:
         """What the traced function gives: its result, or a tuple of several. Inputs are [B, ...], as it takes them."""
-        outputs = self._outputs(self._arrays, *inputs)
+        outputs = self._outputs(*inputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -93,15 +98,22 @@ class FrozenNetwork:
         """Logits [B, num_classes] of raw images, uint8 or float [B, H, W, C] in 0..255; compiled once for each B.
 
         Raises:
-          UserError: images of another size or rank than the network was frozen for.
+          UserError: images of another size or rank than the network was frozen for, or a network that does not give
+            logits of images alone.
         """
-        shape = np.shape(images)
+        program, shape = self.frozen.program, np.shape(images)
+        if len(program.inputs) != 1 or len(program.outputs) != 1 or len(program.shapes[program.outputs[0]]) != 1:
+            given = ", ".join(_shape(program.shapes[value]) or "one number" for value in program.outputs)
+            raise UserError(
+                f"classes are predicted by networks that give logits of one batch of images; this one takes "
+                f"{len(program.inputs)} inputs and gives {given}: call it as a function (fdjax.load)"
+            )
         if len(shape) != 4 or shape[1:] != self.input_shape:
             raise UserError(
                 f"this network was frozen for images of {_shape(self.input_shape)}, a batch of which is "
                 f"[B, {', '.join(map(str, self.input_shape))}]; got {list(shape)}"
             )
-        return self._outputs(self._arrays, images)[0]
+        return self._outputs(images)[0]
 
     def classify(self, image: np.ndarray, top: int = 1) -> list[tuple[str, float]]:
         """The `top` likeliest classes of one raw image [H, W, C], with their probabilities; names, or else numbers."""
@@ -110,7 +122,14 @@ class FrozenNetwork:
         return [(names[i], float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")[:top]]
 
 
-def freeze_network(graph: MaskedGraph, variables: Any, counts: Counts, choose: Choose = fewest_macs) -> FrozenNetwork:
+def freeze_network(
+    graph: MaskedGraph,
+    variables: Any,
+    counts: Counts,
+    choose: Choose = fewest_macs,
+    *,
+    class_names: Sequence[str] = (),
+) -> FrozenNetwork:
     """The dense network that hard masks leave of any function.
 
     Args:
@@ -118,12 +137,19 @@ def freeze_network(graph: MaskedGraph, variables: Any, counts: Counts, choose: C
       variables: as it was traced with.
       counts: path of every FCMask -> kept counts (`HardMasks.counts`); empty where there are no masks.
       choose: picks among the exact schedules of each run; `fdjax.frozen.Stopwatch().choose` by measured time.
+      class_names: of the outputs, in order, for `classify` and `fdjax predict`; none: they go by their numbers.
 
     Raises:
-      ValueError: variables or counts that are not the graph's, or an operation that a frozen network has no form for.
+      ValueError: variables, counts or class names that are not the graph's, or an operation that a frozen network has
+        no form for.
     """
-    macs = network_macs(graph, counts).to_dict()
-    return FrozenNetwork(graph, freeze(graph, variables, counts, choose), {"macs": macs})
+    if class_names:
+        if len(class_names) != graph.num_classes:
+            raise ValueError(f"{len(class_names)} class names for a network of {graph.num_classes} outputs")
+        graph = dataclasses.replace(graph, class_names=tuple(class_names))
+    macs = network_macs(graph, counts)
+    facts = {"macs": macs.to_dict(), "layers": [layer.to_dict() for layer in macs.layers]}
+    return FrozenNetwork(graph, freeze(graph, variables, counts, choose), facts)
 
 
 def check_target(folder: Path) -> None:

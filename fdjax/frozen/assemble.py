@@ -12,6 +12,7 @@ from fdjax.frozen.folding import Folding
 from fdjax.frozen.layers import HostArrays, OpenLayer, finish
 from fdjax.frozen.program import Apply, Operation, Program, Take, makes
 from fdjax.frozen.runs import Candidates, RunParts, find_run, schedules
+from fdjax.frozen.views import without_views
 from fdjax.graph.masks import Counts, MaskedGraph
 
 Choose = Callable[[Candidates], str]
@@ -59,8 +60,8 @@ def freeze(network: MaskedGraph, variables: Any, counts: Counts, choose: Choose 
             arrays |= own
         elif id(record) not in inside:
             operations.append(finish(record, arrays))
-    program = _renumbered(Program(tuple(folding.builder.shapes), folding.inputs, folding.outputs, tuple(operations)))
-    return Frozen(program, {name: _stored(array) for name, array in arrays.items()})
+    program = Program(tuple(folding.builder.shapes), folding.inputs, folding.outputs, tuple(operations))
+    return Frozen(_renumbered(without_views(program)), {name: _stored(array) for name, array in arrays.items()})
 
 
 def _stored(array: np.ndarray) -> np.ndarray:

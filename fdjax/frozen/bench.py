@@ -14,6 +14,7 @@ import numpy as np
 
 from fdjax.frozen.assemble import Frozen, freeze
 from fdjax.frozen.choice import has_one_core, interleaved, layers_of, time_programs
+from fdjax.frozen.program import Program
 from fdjax.frozen.xla import apply, compiler_options
 from fdjax.graph.masks import MaskedGraph
 
@@ -52,14 +53,20 @@ class Compiled:
     """A network compiled for one batch size.
 
     Attributes:
-      run: runs it once; returns logits.
+      run: runs it once; returns its outputs.
       compile_s: seconds it took to compile.
       memory_mb: arrays, images, logits and temporary buffers, in 10^6 bytes; None where XLA does not tell.
     """
 
-    run: Callable[[], jax.Array]
+    run: Callable[[], tuple[jax.Array, ...]]
     compile_s: float
     memory_mb: float | None
+
+
+def random_images(program: Program, batch: int) -> list[np.ndarray]:
+    """A batch for each input of a program, uint8."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (batch, *program.shapes[value])).astype(np.uint8) for value in program.inputs]
 
 
 def compile_network(frozen: Frozen, batch: int, dtype: str = "float32") -> Compiled:
@@ -71,18 +78,17 @@ def compile_network(frozen: Frozen, batch: int, dtype: str = "float32") -> Compi
       dtype: of arrays and maps, "float32" or "bfloat16".
     """
     arrays = {name: jnp.asarray(array, dtype) for name, array in frozen.arrays.items()}
-    shape = (batch, *frozen.program.shapes[frozen.program.inputs[0]])
-    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8))
+    images = [jnp.asarray(image) for image in random_images(frozen.program, batch)]
     function = functools.partial(apply, frozen.program, in_chunks=jax.default_backend() == "cpu")
     start = time.perf_counter()
-    compiled = jax.jit(function, compiler_options=compiler_options()).lower(arrays, images).compile()
+    compiled = jax.jit(function, compiler_options=compiler_options()).lower(arrays, *images).compile()
     seconds = time.perf_counter() - start
     usage = compiled.memory_analysis()
     memory = None
     if usage is not None:
         sizes = (usage.argument_size_in_bytes, usage.output_size_in_bytes, usage.temp_size_in_bytes)
         memory = sum(sizes) / 1e6
-    return Compiled(lambda: compiled(arrays, images)[0], seconds, memory)
+    return Compiled(lambda: compiled(arrays, *images), seconds, memory)
 
 
 def quartiles(times: np.ndarray) -> list[float]:

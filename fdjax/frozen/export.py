@@ -20,18 +20,25 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def to_stablehlo(frozen: Frozen, platforms: tuple[str, ...] = PLATFORMS) -> bytearray:
-    """The network with its arrays, serialised by `jax.export`: float32 images [batch, H, W, C] in 0..255 -> logits.
+    """The network with its arrays, serialised by `jax.export`: float32 images [batch, H, W, C] -> logits.
 
-    The batch size is left open, and the platforms are in one file.
+    Further inputs and outputs of the network are those of the function. The batch size is left open, and the
+    platforms are in one file.
     """
     arrays = {name: jnp.asarray(array) for name, array in frozen.arrays.items()}
     (batch,) = jax.export.symbolic_shape("batch", constraints=["batch >= 1"])
-    images = jax.ShapeDtypeStruct((batch, *frozen.program.shapes[frozen.program.inputs[0]]), jnp.float32)
-    function = jax.jit(lambda images: apply(frozen.program, arrays, images)[0])
-    return jax.export.export(function, platforms=platforms)(images).serialize()
+    program = frozen.program
+    images = [jax.ShapeDtypeStruct((batch, *program.shapes[value]), jnp.float32) for value in program.inputs]
+
+    @jax.jit
+    def function(*images: jax.Array) -> jax.Array | tuple[jax.Array, ...]:
+        outputs = apply(program, arrays, *images)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    return jax.export.export(function, platforms=platforms)(*images).serialize()
 
 
-def read_stablehlo(file: Path) -> Callable[[Any], jax.Array]:
+def read_stablehlo(file: Path) -> Callable[..., Any]:
     """The function in a file that `export` wrote: images [B, H, W, C] -> logits [B, num_classes].
 
     Raises:
@@ -41,7 +48,7 @@ def read_stablehlo(file: Path) -> Callable[[Any], jax.Array]:
         exported = jax.export.deserialize(bytearray(file.read_bytes()))
     except Exception as error:  # flatbuffers raises nearly anything on foreign bytes
         raise UserError(f"{file} is no network that fdjax export wrote: {error}") from error
-    return lambda images: exported.call(jnp.asarray(images, jnp.float32))
+    return lambda *images: exported.call(*(jnp.asarray(image, jnp.float32) for image in images))
 
 
 WRITERS: dict[str, Callable[[Frozen, Path], Any]] = {

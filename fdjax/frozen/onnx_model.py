@@ -14,7 +14,7 @@ import numpy as np
 
 from fdjax.errors import UserError
 from fdjax.frozen.assemble import Frozen
-from fdjax.frozen.bench import Peer
+from fdjax.frozen.bench import Peer, random_images
 from fdjax.frozen.onnx_apply import apply_primitive
 from fdjax.frozen.onnx_graph import INPUT, OUTPUT, Graph, Value
 from fdjax.frozen.onnx_layers import Layers
@@ -120,8 +120,7 @@ def onnxruntime_peer(threads: int | None = None) -> Peer | None:
 
     def peer(dense: Frozen, batch: int) -> Callable[[], object]:
         run = onnxruntime_session(to_onnx(dense.program, dense.arrays), threads)
-        shape = (batch, *dense.program.shapes[dense.program.inputs[0]])
-        images = np.random.default_rng(0).integers(0, 256, shape).astype(np.float32)
-        return lambda: run(images)
+        images = [image.astype(np.float32) for image in random_images(dense.program, batch)]
+        return lambda: run(*images)
 
     return peer

@@ -32,7 +32,7 @@ MEAN, STD = (np.array(rgb, np.float32) * 255 for rgb in ((0.485, 0.456, 0.406), 
 
 
 class FastDepthwise(keras.layers.DepthwiseConv2D):
-    """Keras' layer; at stride 1 as fdjax computes it, since XLA's gradient takes several times as long on a processor."""
+    """Keras' layer; at stride 1 as fdjax computes it: XLA's gradient takes several times as long on a processor."""
 
     def call(self, inputs):
         if self.strides[0] != 1 or self.padding != "same":
@@ -133,9 +133,8 @@ class Trainer:
             variables, state, value = step(variables, state, images, labels)
             losses.append(float(value))
             if len(losses) % self.steps_per_epoch == 0:
-                say(
-                    f"  epoch {len(losses) // self.steps_per_epoch}: loss {np.mean(losses[-self.steps_per_epoch :]):.3f}"
-                )
+                epoch, mean = len(losses) // self.steps_per_epoch, np.mean(losses[-self.steps_per_epoch :])
+                say(f"  epoch {epoch}: loss {mean:.3f}")
         return variables
 
     def masks(self, graph, variables, apply, epochs: float, rate: float, target: float, say):
