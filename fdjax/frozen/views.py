@@ -1,8 +1,8 @@
 """Leaves out of a program what only moves a map about and brings it back.
 
 Models with channels first, and models under `vmap`, transpose, add axes of length 1 and take them away around every
-layer. What such operations make is a view of another value: some order of its axes, with axes of length 1 anywhere. Equal
-views of one value are one value.
+layer. What such operations make is a view of another value: some order of its axes, with axes of length 1 anywhere.
+Equal views of one value are one value.
 """
 
 from __future__ import annotations

@@ -43,6 +43,11 @@ class FastDepthwise(keras.layers.DepthwiseConv2D):
 def make_model(side: int, classes: int, depthwise: Any = None) -> keras.Model:
     """Keras' network; with another class of depthwise layers if one is given."""
     body = keras.applications.MobileNetV2(weights=None, include_top=False, pooling="avg", input_shape=(side, side, 3))
+    for layer in body.layers:  # As PyTorch has them, where the weights are from.
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.epsilon, layer.momentum = 1e-5, 0.9
+        if isinstance(layer, keras.layers.ZeroPadding2D):
+            layer.padding = ((1, 1), (1, 1))
     logits = keras.layers.Dense(classes, name="top")(body.output)
     model = keras.Model(body.input, logits)
     if depthwise is None:
@@ -74,7 +79,10 @@ def functions_of(model: keras.Model) -> tuple[dict[str, jax.Array], Any, Any]:
 
     def call(variables, images, training):
         values = [[variables[path] for path in paths] for paths in (trainable, others)]
-        logits, updated = model.stateless_call(*values, (images - MEAN) / STD, training=training)
+        images = (images - MEAN) / STD
+        # Keras pads the first layer on the right; PyTorch on the left.
+        images = jnp.pad(images, ((0, 0), (1, 0), (1, 0), (0, 0)))[:, : images.shape[1], : images.shape[2]]
+        logits, updated = model.stateless_call(*values, images, training=training)
         return logits, {**variables, **dict(zip(others, updated, strict=True))}
 
     variables = {v.path: jnp.asarray(v.value) for v in model.variables}
@@ -177,7 +185,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--target", type=float, default=0.5)
-    parser.add_argument("--epochs", type=float, nargs=3, default=(5, 1.5, 5), help="fine-tuning, masks, refinement")
+    parser.add_argument("--epochs", type=float, nargs=3, default=(3, 1, 3), help="fine-tuning, masks, refinement")
     flags = parser.parse_args()
     flags.out.mkdir(parents=True, exist_ok=True)
     (flags.out / "log.txt").write_text("")
