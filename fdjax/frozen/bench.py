@@ -53,12 +53,12 @@ class Compiled:
     """A network compiled for one batch size.
 
     Attributes:
-      run: runs it once; returns its outputs.
+      run: runs it once; returns its result, or a tuple of several.
       compile_s: seconds it took to compile.
       memory_mb: arrays, images, logits and temporary buffers, in 10^6 bytes; None where XLA does not tell.
     """
 
-    run: Callable[[], tuple[jax.Array, ...]]
+    run: Callable[[], Any]
     compile_s: float
     memory_mb: float | None
 
@@ -77,7 +77,10 @@ def compile_network(frozen: Frozen, batch: int, dtype: str = "float32") -> Compi
       batch: images at once.
       dtype: of arrays and maps, "float32" or "bfloat16".
     """
-    arrays = {name: jnp.asarray(array, dtype) for name, array in frozen.arrays.items()}
+    arrays = {
+        name: jnp.asarray(array, dtype if np.issubdtype(array.dtype, np.floating) else array.dtype)
+        for name, array in frozen.arrays.items()
+    }
     images = [jnp.asarray(image) for image in random_images(frozen.program, batch)]
     function = functools.partial(apply, frozen.program, in_chunks=jax.default_backend() == "cpu")
     start = time.perf_counter()
@@ -88,7 +91,12 @@ def compile_network(frozen: Frozen, batch: int, dtype: str = "float32") -> Compi
     if usage is not None:
         sizes = (usage.argument_size_in_bytes, usage.output_size_in_bytes, usage.temp_size_in_bytes)
         memory = sum(sizes) / 1e6
-    return Compiled(lambda: compiled(arrays, *images), seconds, memory)
+
+    def run() -> Any:
+        outputs = compiled(arrays, *images)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    return Compiled(run, seconds, memory)
 
 
 def quartiles(times: np.ndarray) -> list[float]:

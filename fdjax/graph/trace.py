@@ -11,6 +11,7 @@ from jax.extend import core
 
 from fdjax.graph.operations import Operation, Operations
 from fdjax.graph.primitives import register
+from fdjax.graph.views import without_views
 
 # Where these keep the jaxpr that they call.
 _CALLED = ("jaxpr", "call_jaxpr", "fun_jaxpr")
@@ -77,7 +78,7 @@ class _Recorder:
         environment.update(self._constant_values(closed.jaxpr.constvars, closed.consts))
         self._equations(closed.jaxpr, environment)
         outputs = tuple(self._read(atom, environment) for atom in closed.jaxpr.outvars)
-        return Operations(
+        traced = Operations(
             tuple(self._shapes),
             tuple(self._dtypes),
             tuple(self._operations),
@@ -86,6 +87,7 @@ class _Recorder:
             tuple(inputs[len(names) :]),
             outputs,
         )
+        return without_views(traced)
 
     def _new(self, aval: Any) -> int:
         self._shapes.append(tuple(int(side) for side in aval.shape))

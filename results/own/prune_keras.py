@@ -118,11 +118,7 @@ class Trainer:
     def weights(self, variables, learn, train, epochs: float, rate: float, say):
         """Trains the variables in `learn`; `train` gives logits and updated variables."""
         steps = round(epochs * self.steps_per_epoch)
-        schedule = optax.cosine_decay_schedule(rate, steps)
-        optimizer = optax.chain(
-            optax.add_decayed_weights(4e-5, mask=lambda tree: {path: v.ndim > 1 for path, v in tree.items()}),
-            optax.sgd(schedule, momentum=0.9, nesterov=True),
-        )
+        optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
 
         @jax.jit
         def step(variables, state, images, labels):
@@ -185,7 +181,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--target", type=float, default=0.5)
-    parser.add_argument("--epochs", type=float, nargs=3, default=(3, 1, 3), help="fine-tuning, masks, refinement")
+    parser.add_argument("--epochs", type=float, nargs=3, default=(2, 0.7, 2), help="fine-tuning, masks, refinement")
     flags = parser.parse_args()
     flags.out.mkdir(parents=True, exist_ok=True)
     (flags.out / "log.txt").write_text("")
@@ -210,7 +206,7 @@ def main() -> None:
     fine_tune, learn_masks, refine = flags.epochs
 
     trainer = Trainer(data, flags.batch, flags.seed)
-    variables = trainer.weights(variables, learn, train, fine_tune, 0.02, say)
+    variables = trainer.weights(variables, learn, train, fine_tune, 1e-3, say)
     figures = {"fine_tuned_top1": top1(jax.jit(functools.partial(apply, variables)), *test)}
     say(f"fine-tuned: {figures['fine_tuned_top1']:.4f}")
 
@@ -225,12 +221,12 @@ def main() -> None:
 
     # The same batches for both, and the same schedule: the control goes on for as long as masks and refinement took.
     control = Trainer(data, flags.batch, flags.seed + 1)
-    dense = control.weights(variables, learn, train, learn_masks + refine, 0.01, say)
+    dense = control.weights(variables, learn, train, learn_masks + refine, 5e-4, say)
     figures["control_top1"] = top1(jax.jit(functools.partial(apply, dense)), *test)
     say(f"dense control: {figures['control_top1']:.4f}")
     refining = Trainer(data, flags.batch, flags.seed + 1)
     refined = refining.weights(
-        variables, learn, functools.partial(fdjax.masked(train, graph), hard.counts), refine, 0.01, say
+        variables, learn, functools.partial(fdjax.masked(train, graph), hard.counts), refine, 5e-4, say
     )
     figures["masked_top1"] = top1(functools.partial(masked, refined), *test)
     frozen = fdjax.freeze(graph, refined, hard.counts)
