@@ -13,15 +13,14 @@ import fdjax
 from fdjax.data import open_dataset
 from fdjax.frozen.bench import bench
 
-
-def make_model():
-    layers, images = keras.layers, keras.Input((28, 28, 1))
-    x = layers.Conv2D(24, 4, strides=4, name="stem")(images / 255)
-    for unit in ("unit1", "unit2"):
-        y = layers.LayerNormalization()(layers.DepthwiseConv2D(3, padding="same", name=f"{unit}_mix")(x))
-        y = layers.Conv2D(96, 1, activation="gelu", name=f"{unit}_expand")(y)
-        x = layers.add([x, layers.Conv2D(24, 1, name=f"{unit}_project")(y)])
-    return keras.Model(images, layers.Dense(10, name="classifier")(layers.GlobalAveragePooling2D()(x)))
+images = keras.Input((28, 28, 1))
+x = keras.layers.Conv2D(24, 4, strides=4, name="stem")(images / 255)
+for unit in ("unit1", "unit2"):
+    y = keras.layers.DepthwiseConv2D(3, padding="same", activation="relu", name=f"{unit}_mix")(x)
+    y = keras.layers.Conv2D(96, 1, activation="relu", name=f"{unit}_expand")(y)
+    x = keras.layers.add([x, keras.layers.Conv2D(24, 1, name=f"{unit}_project")(y)])
+logits = keras.layers.Dense(10, name="classifier")(keras.layers.GlobalAveragePooling2D()(x))
+data, model = open_dataset("fashion_mnist_subset"), keras.Model(images, logits)
 
 
 def apply(variables, images):
@@ -32,23 +31,20 @@ def loss(variables, images, labels):
     return optax.softmax_cross_entropy_with_integer_labels(apply(variables, images), labels).mean()
 
 
-def fit(value, function, steps, rate, project=lambda value: value):
-    optimizer, rng, gradient = optax.adam(rate), np.random.default_rng(0), jax.jit(jax.grad(function))
+def fit(value, function, steps, rate, low=-np.inf, high=np.inf):
+    optimizer, gradient = optax.adam(rate), jax.jit(jax.grad(function))
     state, update = optimizer.init(value), jax.jit(optimizer.update)
-    for _ in range(steps):
-        rows = rng.integers(0, len(data.train_labels), 128)
+    for rows in np.random.default_rng(0).integers(0, len(data.train_labels), (steps, 128)):
         updates, state = update(gradient(value, data.train_images[rows] * 1.0, data.train_labels[rows]), state)
-        value = project(optax.apply_updates(value, updates))
+        value = jax.tree.map(lambda leaf: leaf.clip(low, high), optax.apply_updates(value, updates))
     return value
 
 
-data, images, model = open_dataset("fashion_mnist_subset"), np.ones((1, 28, 28, 1)), make_model()
 variables = fit({v.path: v.value for v in model.trainable_variables}, loss, 500, 3e-3)
-graph = fdjax.with_masks(fdjax.trace(apply, variables, images))
+graph = fdjax.with_masks(fdjax.trace(apply, variables, data.test_images[:1] * 1.0))
 masked, dense = fdjax.masked(loss, graph), fdjax.freeze(graph, variables, graph.full_counts())
 with_penalty = lambda fcmask, *batch: masked(fcmask, variables, *batch) + fdjax.expected_ratio(graph, fcmask)  # noqa: E731
-fcmask = fit(fdjax.init_fcmask(graph), with_penalty, 100, 1e-2, lambda m: jax.tree.map(lambda m: m.clip(0, 1), m))
-hard = fdjax.harden(graph, fcmask, target_macs=0.5)
+hard = fdjax.harden(graph, fit(fdjax.init_fcmask(graph), with_penalty, 100, 1e-2, 0, 1), target_macs=0.5)
 frozen = fdjax.freeze(graph, fit(variables, lambda *given: masked(hard.counts, *given), 300, 1e-3), hard.counts)
 before, after = ((net(data.test_images * 1.0).argmax(-1) == data.test_labels).mean() for net in (dense, frozen))
 time = bench(frozen.frozen, dense.frozen, {}, batch=64)["time_ratio"]

@@ -25,23 +25,21 @@ def loss(variables, images, labels):
     return optax.softmax_cross_entropy_with_integer_labels(apply(variables, images), labels).mean()
 
 
-def fit(value, function, steps, rate, project=lambda value: value):
-    optimizer, rng, gradient = optax.adam(rate), np.random.default_rng(0), jax.jit(jax.grad(function))
+def fit(value, function, steps, rate, low=-np.inf, high=np.inf):
+    optimizer, gradient = optax.adam(rate), jax.jit(jax.grad(function))
     state, update = optimizer.init(value), jax.jit(optimizer.update)
-    for _ in range(steps):
-        rows = rng.integers(0, len(data.train_labels), 128)
+    for rows in np.random.default_rng(0).integers(0, len(data.train_labels), (steps, 128)):
         updates, state = update(gradient(value, data.train_images[rows] * 1.0, data.train_labels[rows]), state)
-        value = project(optax.apply_updates(value, updates))
+        value = jax.tree.map(lambda leaf: leaf.clip(low, high), optax.apply_updates(value, updates))
     return value
 
 
-data, apply, images = open_dataset("fashion_mnist_subset"), Net().apply, np.ones((1, 28, 28, 1))
-variables = fit(Net().init(jax.random.key(0), images), loss, 500, 3e-3)
-graph = fdjax.with_masks(fdjax.trace(apply, variables, images))
+data, apply = open_dataset("fashion_mnist_subset"), Net().apply
+variables = fit(Net().init(jax.random.key(0), data.test_images[:1] * 1.0), loss, 500, 3e-3)
+graph = fdjax.with_masks(fdjax.trace(apply, variables, data.test_images[:1] * 1.0))
 masked, dense = fdjax.masked(loss, graph), fdjax.freeze(graph, variables, graph.full_counts())
 with_penalty = lambda fcmask, *batch: masked(fcmask, variables, *batch) + fdjax.expected_ratio(graph, fcmask)  # noqa: E731
-fcmask = fit(fdjax.init_fcmask(graph), with_penalty, 100, 1e-2, lambda m: jax.tree.map(lambda m: m.clip(0, 1), m))
-hard = fdjax.harden(graph, fcmask, target_macs=0.5)
+hard = fdjax.harden(graph, fit(fdjax.init_fcmask(graph), with_penalty, 100, 1e-2, 0, 1), target_macs=0.5)
 frozen = fdjax.freeze(graph, fit(variables, lambda *given: masked(hard.counts, *given), 300, 1e-3), hard.counts)
 before, after = ((net(data.test_images * 1.0).argmax(-1) == data.test_labels).mean() for net in (dense, frozen))
 time = bench(frozen.frozen, dense.frozen, {}, batch=64)["time_ratio"]

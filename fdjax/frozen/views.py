@@ -29,12 +29,10 @@ def without_views(program: Program) -> Program:
                 same[made] = twin
                 continue
             root, axes = views.of(made)
-            if operation.kind == "transpose" and sorted(a for a in axes if a is not None) == [
-                *range(len(shapes[root]))
-            ]:
-                if len(axes) == len(shapes[root]):
-                    params = json.dumps({"permutation": list(axes)})
-                    operation = dataclasses.replace(operation, inputs=(root,), params=params)
+            order = [axis for axis in axes if axis is not None]
+            if operation.kind == "transpose" and len(order) == len(axes) == len(shapes[root]):
+                params = json.dumps({"permutation": order})
+                operation = dataclasses.replace(operation, inputs=(root,), params=params)
         kept.append(operation)
     outputs = tuple(same.get(value, value) for value in program.outputs)
     return dataclasses.replace(program, operations=tuple(kept), outputs=outputs)
