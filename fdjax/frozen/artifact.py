@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from fdjax.errors import UserError
@@ -67,8 +68,9 @@ class FrozenNetwork:
 
     def _outputs(self, *inputs: ArrayLike) -> tuple[jax.Array, ...]:
         # Inside of another function that is compiled it is a part of that, which has options of its own.
-        traced = any(isinstance(value, jax.core.Tracer) for value in inputs)
-        return (self._function if traced else self._compiled)(self._arrays, *inputs)
+        traced = any(isinstance(value, Tracer) for value in inputs)
+        function: Any = self._function if traced else self._compiled
+        return function(self._arrays, *inputs)
 
     def __call__(self, *inputs: ArrayLike) -> Any:
         """What the traced function gives: its result, or a tuple of several. Inputs are [B, ...], as it takes them."""
