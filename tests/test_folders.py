@@ -297,7 +297,7 @@ def test_an_image_size_may_be_of_height_and_width(root: Path, stream: bool) -> N
     config = Config(data=DataConfig(name="folder", path=str(root), image_size=(16, 24)))
     assert Config.from_dict(config.to_dict()) == config and config.data.size == (16, 24)
     assert dataclasses.replace(config.data, image_size=16).size == (16, 16)
-    with pytest.raises(UserError, match="image_size must be at least 1 pixel"):
+    with pytest.raises(UserError, match="image_size must be from 1 to 16,384 pixels"):
         DataConfig(image_size=(16, 0))
 
 

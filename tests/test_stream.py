@@ -276,7 +276,7 @@ def test_settings_that_do_not_fit(folder: Path, tmp_path: Path, capsys: pytest.C
         ({"random_resized_crop": True}, "random_resized_crop must be off unless loading is 'stream'"),
         ({"eval_crop": 0.875}, "eval_crop must be 1 unless loading is 'stream'"),
         ({"eval_crop": 0.0}, "eval_crop must be a share above 0"),
-        ({"workers": 0}, "workers must be at least 1"),
+        ({"workers": 0}, "workers must be from 1 to 1,024"),
     ):
         with pytest.raises(UserError, match=message):
             DataConfig(**settings)  # type: ignore[arg-type]

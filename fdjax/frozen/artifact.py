@@ -60,7 +60,8 @@ class FrozenNetwork:
             raise UserError(f"a frozen network runs on xla or native, got {engine!r}")
         if engine == "native":
             native = NativeNetwork(frozen.program, frozen.arrays)
-            self._arrays, self._outputs = {}, lambda arrays, *images: native.in_jax(*images)
+            self._arrays, self._function = {}, lambda arrays, *images: native.in_jax(*images)
+            self._compiled: Any = self._function
             return
         self._arrays = {name: jnp.asarray(array) for name, array in frozen.arrays.items()}
         self._function = functools.partial(apply, frozen.program, in_chunks=jax.default_backend() == "cpu")
