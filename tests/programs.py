@@ -284,3 +284,25 @@ def _chain(name, members, counts_in, made, read, counts_out, blocks, size) -> tu
     counts_out = np.minimum(counts_out, 1) if means else counts_out
     reader, sorted_ = plan_reading(order, read, counts_out, blocks[1])
     return Chain(name, len(order), means, writer, reader), order, (inner, sorted_)
+
+
+def normalised(network: Network) -> int:
+    """The images, as a network's first layer reads them."""
+    return network.function(lambda x: (x - 120.0) / 60.0, 0)
+
+
+# levels, block, tied, window, stride, size
+RUNS: list[Any] = [
+    (None, 2, False, (3, 3), (1, 1), (8, 8)),
+    ((0, 1, 4), 2, True, (3, 3), (2, 2), (8, 8)),
+    ((1, 9), 3, True, (5, 5), (1, 1), (12, 9)),
+    ((0, 1, 4, 16), 4, True, (3, 3), (2, 2), (8, 16)),
+    ((0, 1, 49), 7, True, (3, 3), (2, 2), (14, 14)),
+    # Blocks that do not divide the map; a window and strides that differ along the axes; no window.
+    ((0, 1, 4), 2, True, (3, 3), (2, 2), (7, 9)),
+    (None, 4, False, (3, 3), (1, 1), (10, 6)),
+    ((1, 4), 2, True, (1, 3), (1, 2), (8, 8)),
+    (None, 3, True, None, (1, 1), (9, 9)),
+    ((0, 16), (4, 4), False, (3, 3), (1, 1), (8, 8)),
+    (None, (2, 3), False, (3, 3), (2, 2), (12, 12)),
+]

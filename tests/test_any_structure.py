@@ -182,13 +182,16 @@ def test_frozen_is_masked_with_the_macs_that_are_counted(name, masks):
     variables = random_variables(module)
     graph = fdjax.with_masks(fdjax.trace(module.apply, variables, IMAGES[:1]), **settings)
     counts = random_counts(graph, 0)
+    if masks == "channels":
+        # Where all that a layer (or a group of it) reads is dead, freezing leaves out what it makes, which is counted:
+        # so every second channel lives.
+        counts = {path: np.maximum(count, np.arange(len(count)) % 2) for path, count in counts.items()}
     frozen = fdjax.freeze(graph, variables, counts)
     assert_alike(frozen(IMAGES), jax.jit(fdjax.masked(module.apply, graph))(counts, variables, IMAGES))
     macs, program = fdjax.count(graph, counts).to_dict(), frozen.frozen.program.macs()
     assert program <= macs["total"]
     if masks == "channels":
-        # Where all that a layer reads is dead, freezing also leaves out what it makes, which is counted.
-        assert macs["total"] < macs["dense"] and (name in ("densenet", "resnext") or program == macs["total"])
+        assert program == macs["total"] < macs["dense"]
         np.testing.assert_allclose(fdjax.expected_ratio(graph, fdjax.init_fcmask(graph)), 1, rtol=1e-6)
         soft = {path: jnp.asarray(count, jnp.float32) for path, count in counts.items()}
         np.testing.assert_allclose(fdjax.expected_ratio(graph, soft), macs["ratio"], rtol=1e-5)

@@ -24,7 +24,7 @@ from fdjax.frozen.xla import apply
 from fdjax.training.network import trace_network
 from fdjax.zoo.registry import make_network
 from tests.frozen_networks import HASTE, frozen_logits, random_counts, relative_error, with_preprocessing
-from tests.programs import Network
+from tests.programs import RUNS, Network, normalised
 
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, native_compile.COMPILERS)), reason="this machine has no C++ compiler"
@@ -51,27 +51,7 @@ def check(network: Network, folder: Path, *outputs: int, batch: int = 2) -> Nati
     return native
 
 
-def normalised(network: Network) -> int:
-    return network.function(lambda x: (x - 120.0) / 60.0, 0)
-
-
-@pytest.mark.parametrize(
-    ("levels", "block", "tied", "window", "stride", "size"),
-    [
-        (None, 2, False, (3, 3), (1, 1), (8, 8)),
-        ((0, 1, 4), 2, True, (3, 3), (2, 2), (8, 8)),
-        ((1, 9), 3, True, (5, 5), (1, 1), (12, 9)),
-        ((0, 1, 4, 16), 4, True, (3, 3), (2, 2), (8, 16)),
-        ((0, 1, 49), 7, True, (3, 3), (2, 2), (14, 14)),
-        # Blocks that do not divide the map; a window and strides that differ along the axes; no window.
-        ((0, 1, 4), 2, True, (3, 3), (2, 2), (7, 9)),
-        (None, 4, False, (3, 3), (1, 1), (10, 6)),
-        ((1, 4), 2, True, (1, 3), (1, 2), (8, 8)),
-        (None, 3, True, None, (1, 1), (9, 9)),
-        ((0, 16), (4, 4), False, (3, 3), (1, 1), (8, 8)),
-        (None, (2, 3), False, (3, 3), (2, 2), (12, 12)),
-    ],
-)
+@pytest.mark.parametrize(("levels", "block", "tied", "window", "stride", "size"), RUNS)
 def test_a_run(levels, block, tied, window, stride, size, tmp_path) -> None:
     bias = ("none", "channel", "map")[sum(size) % 3]
     network = Network((*size, 6))

@@ -17,7 +17,7 @@ from fdjax.frozen.program import Program, Run
 from fdjax.frozen.xla import apply
 from fdjax.frozen.xla_stages import stages
 from tests.frozen_networks import HASTE, relative_error
-from tests.programs import Network
+from tests.programs import RUNS, Network, normalised
 
 
 def raw_images(network: Network, batch: int = 2) -> np.ndarray:
@@ -39,27 +39,7 @@ def check(network: Network, *outputs: int, batch: int = 2, **how) -> Program:
     return program
 
 
-def normalised(network: Network) -> int:
-    return network.function(lambda x: (x - 120.0) / 60.0, 0)
-
-
-@pytest.mark.parametrize(
-    ("levels", "block", "tied", "window", "stride", "size"),
-    [
-        (None, 2, False, (3, 3), (1, 1), (8, 8)),
-        ((0, 1, 4), 2, True, (3, 3), (2, 2), (8, 8)),
-        ((1, 9), 3, True, (5, 5), (1, 1), (12, 9)),
-        ((0, 1, 4, 16), 4, True, (3, 3), (2, 2), (8, 16)),
-        ((0, 1, 49), 7, True, (3, 3), (2, 2), (14, 14)),
-        # Blocks that do not divide the map; a window and strides that differ along the axes; no window.
-        ((0, 1, 4), 2, True, (3, 3), (2, 2), (7, 9)),
-        (None, 4, False, (3, 3), (1, 1), (10, 6)),
-        ((1, 4), 2, True, (1, 3), (1, 2), (8, 8)),
-        (None, 3, True, None, (1, 1), (9, 9)),
-        ((0, 16), (4, 4), False, (3, 3), (1, 1), (8, 8)),
-        (None, (2, 3), False, (3, 3), (2, 2), (12, 12)),
-    ],
-)
+@pytest.mark.parametrize(("levels", "block", "tied", "window", "stride", "size"), RUNS)
 def test_a_run_makes_what_its_masked_layers_make(levels, block, tied, window, stride, size) -> None:
     network, bias = Network((*size, 6)), ("none", "channel", "map")[sum(size) % 3]
     x = normalised(network)

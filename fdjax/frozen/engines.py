@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fdjax.errors import UserError
+from fdjax.errors import UserError, first_line
 from fdjax.frozen.assemble import Frozen
 from fdjax.frozen.bench import compile_network, quartiles
 from fdjax.frozen.choice import has_one_core, interleaved
@@ -103,7 +103,7 @@ def bench_engines(
                 runs[f"{name} {engine}"]()
             except Exception as error:  # Of whatever kind an engine's binding raises.
                 runs.pop(f"{name} {engine}", None)
-                errors[f"{name} {engine}"] = str(error).strip().splitlines()[0][:300] if str(error) else repr(error)
+                errors[f"{name} {engine}"] = first_line(error)
     times = interleaved(runs, rounds)
     dense = next(iter(networks))
     medians = {key: float(np.median(found.own)) for key, found in times.items()}

@@ -26,7 +26,7 @@ _AUTO = "auto"
 _HEARTBEAT_TIMEOUT, _SHUTDOWN_TIMEOUT = 60, 20
 _LONGEST_MESSAGE = 1 << 16
 # How a collective operation says that one end of it has died.
-_GONE = re.compile(r"closed by peer|reset by peer|heartbeat|Broken pipe|Timed out|unhealthy|NCCL|UNAVAILABLE", re.I)
+_GONE = re.compile(r"closed by peer|reset by peer|Broken pipe", re.I)
 # What a process says of itself, and the seconds in which it must, once it is connected.
 _HELLO = {"process": int, "processes": int, "fingerprint": str}
 _HELLO_TIMEOUT = 2.0
