@@ -175,7 +175,9 @@ def cases():
 
 
 @pytest.mark.parametrize(("name", "masks"), list(cases()))
-def test_frozen_is_masked_with_the_macs_that_are_counted(name, masks):
+def test_frozen_is_masked_with_the_macs_that_are_counted(name, masks, monkeypatch):
+    # A small map's bands are merged into fewer products, which multiply more than is counted.
+    monkeypatch.setattr("fdjax.frozen.products._LEAST_SAVED", 0)
     module, settings = NETS[name], dict(MASKS[masks])
     if name in TOKENS:
         settings["block"] = 1

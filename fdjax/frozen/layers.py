@@ -6,6 +6,7 @@ Arrays are float64 and have all channels of the graph; what is left out goes whe
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from fdjax.frozen.products import Indices, Window, by_count, pack, plan_reading, static_order
 from fdjax.frozen.program import Activation, Bias, Conv, Pointwise
+from fdjax.ops.blocks import num_blocks
 
 HostArrays = dict[str, np.ndarray]
 
@@ -61,6 +63,11 @@ class OpenLayer:
     def depthwise(self) -> bool:
         """Whether each channel has a kernel of its own."""
         return self.kind == "conv" and self.groups > 1 and self.groups == self.kernel.shape[-1]
+
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks cover its map."""
+        return math.prod(num_blocks(length, self.block) for length in self.size)
 
     def scale(self, factors: np.ndarray) -> None:
         """Multiplies its output channels, [D]; before its activation there is nothing else to do."""
@@ -140,7 +147,7 @@ def _finish_conv(layer: OpenLayer, arrays: HostArrays) -> Conv:
 def _finish_pointwise(layer: OpenLayer, arrays: HostArrays) -> Pointwise:
     inputs, outputs = layer.counts
     made = by_count(layer.y_order[outputs[layer.y_order] > 0], outputs)
-    product, read = plan_reading(layer.x_order, inputs, outputs[made], layer.block)
+    product, read = plan_reading(layer.x_order, inputs, outputs[made], layer.block, layer.num_blocks)
     arrays |= pack(layer.name, layer.kernel[read][:, made], product)
     bias = with_bias(layer.name, layer.bias[..., layer.y_order], arrays)
     form = "dense" if (len(read), len(made)) == layer.kernel.shape else "channels"

@@ -25,8 +25,9 @@ BandRun = tuple[int, int, int, int]
 Indices = tuple[int, ...]
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
-# More products cost more than the zeros that fewer of them multiply.
+# More products cost more than the zeros that fewer of them multiply: in time, and in the operations of a file.
 _MAX_RUNS = 4
+_LEAST_SAVED = 300_000  # MACs of one image that one product more has to save.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,11 @@ def _runs_of(values: Sequence[Any]) -> list[tuple[int, int]]:
 
 
 def plan_product(
-    input_counts: np.ndarray, output_counts: np.ndarray, block: int, input_order: Indices | None = None
+    input_counts: np.ndarray,
+    output_counts: np.ndarray,
+    block: int,
+    input_order: Indices | None = None,
+    blocks: int | None = None,
 ) -> ProductPlan:
     """Plans a pointwise layer.
 
@@ -114,6 +119,7 @@ def plan_product(
       output_counts: kept counts [D], 1..N, descending.
       block: K.
       input_order: see `ProductPlan`.
+      blocks: how many of them the map has; a small map gets fewer products. None: as many as a large one.
 
     Raises:
       ValueError: counts that are not sorted or out of range.
@@ -129,7 +135,8 @@ def plan_product(
     if depth == num_coefs:
         whole = widths[-1]
         depth = widths.index(whole)
-    cuts = _merge_bands(widths[:depth], block, _MAX_RUNS)
+    least = 0 if blocks is None else _LEAST_SAVED // blocks
+    cuts = _merge_bands(widths[:depth], block, _MAX_RUNS, least)
     runs = tuple((first, stop, *widths[first]) for first, stop in itertools.pairwise(cuts))
 
     def segments(counts: np.ndarray, side: int) -> tuple[Segment, ...]:
@@ -165,30 +172,31 @@ def static_order(indices: np.ndarray, width: int) -> Indices | None:
 
 
 def plan_reading(
-    stream: np.ndarray, counts: np.ndarray, output_counts: np.ndarray, block: int
+    stream: np.ndarray, counts: np.ndarray, output_counts: np.ndarray, block: int, blocks: int | None = None
 ) -> tuple[ProductPlan, np.ndarray]:
     """A product that reads the map whose channels are `stream`: its plan, and the channels it reads, in order."""
     kept = np.array([counts[channel] for channel in stream], np.int64)
     places = by_count(np.flatnonzero(kept > 0), kept)
-    plan = plan_product(kept[places], output_counts, block, static_order(places, len(stream)))
+    plan = plan_product(kept[places], output_counts, block, static_order(places, len(stream)), blocks)
     return plan, stream[places]
 
 
-def _merge_bands(widths: Sequence[tuple[int, int]], block: int, runs: int) -> list[int]:
+def _merge_bands(widths: Sequence[tuple[int, int]], block: int, runs: int, least: int) -> list[int]:
     """Where to cut the bands of `widths` (inputs, outputs) into at most `runs` runs for the fewest MACs: 0..all.
 
-    A run is as wide as its first band, and a channel that ends within it is transformed as far as the run goes.
+    A run is as wide as its first band, and a channel that ends within it is transformed as far as the run goes. Every
+    cut has to save `least` MACs of a block.
     """
     depth = len(widths)
     steps = [0, *(n for n in range(1, depth) if widths[n] != widths[n - 1]), depth]
-    if len(steps) <= runs + 1:
-        return sorted(set(steps))
 
     def cost(first: int, stop: int) -> int:
         after = widths[stop] if stop < depth else (0, 0)
         ending = sum(widths[first]) - sum(after)
-        return (stop - first) * widths[first][0] * widths[first][1] + ending * block_transform_macs(block, stop)
+        return (stop - first) * widths[first][0] * widths[first][1] + ending * block_transform_macs(block, stop) + least
 
+    if len(steps) <= runs + 1 and not least:
+        return sorted(set(steps))
     # The cheapest way to cover the bands before each step, for each number of runs.
     best: list[tuple[int, list[int]]] = [(cost(0, step) if step else 0, [0, step]) for step in steps]
     for _ in range(runs - 1):
@@ -199,7 +207,7 @@ def _merge_bands(widths: Sequence[tuple[int, int]], block: int, runs: int) -> li
             )
             for j in range(len(steps))
         ]
-    return best[-1][1]
+    return sorted(set(best[-1][1]))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -223,13 +223,14 @@ def _chain(run: RunParts, name: str, channels: np.ndarray, arrays: HostArrays) -
     writer_kernel, depthwise_kernel, reader_kernel = run.kernels
     prefix = f"{run.name}/{name}"
     inputs = np.minimum(narrow_counts, 1) if means else narrow_counts
-    writer, narrow = plan_reading(run.writer.x_order, inputs, made[wide], run.blocks[0])
+    writer, narrow = plan_reading(run.writer.x_order, inputs, made[wide], run.blocks[0], run.writer.num_blocks)
     arrays |= pack(f"{prefix}/writer", writer_kernel[narrow][:, wide], writer)
     order = np.argsort(-read[wide], kind="stable")
     out_order = run.reader.y_order
     outputs = by_count(out_order[out_counts[out_order] > 0], out_counts)
     out = np.minimum(out_counts, 1) if means else out_counts
-    reader = plan_product(read[wide][order], out[outputs], run.blocks[1], static_order(order, len(wide)))
+    here, blocks = static_order(order, len(wide)), run.reader.num_blocks
+    reader = plan_product(read[wide][order], out[outputs], run.blocks[1], here, blocks)
     kernel, window = depthwise_kernel[..., wide], run.depthwise.window
     if means:
         assert window is not None
