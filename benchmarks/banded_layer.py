@@ -61,7 +61,7 @@ def measure(point: tuple, seed: int, rounds: int) -> contest.Row:
     import jax.numpy as jnp
     import numpy as np
 
-    from fdjax.frozen.choice import interleaved
+    from fdjax.frozen.clock import interleaved
     from fdjax.frozen.products import pack, plan_product
     from fdjax.frozen.program import Pointwise
     from fdjax.frozen.xla import compiler_options

@@ -41,7 +41,7 @@ def measure(name: str, network: FrozenNetwork, batch: int, flags: argparse.Names
     import numpy as np
 
     from fdjax.frozen.bench import compile_network, dense_network
-    from fdjax.frozen.choice import has_one_core, interleaved
+    from fdjax.frozen.clock import has_one_core, interleaved
 
     forms = {"dense": dense_network(network.network, flags.seed), "frozen": network.frozen}
     run: dict[str, Callable[[], object]] = {f"xla {form}": compile_network(f, batch).run for form, f in forms.items()}
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runtime.limit_threads(flags.threads)
     runtime.setup()
     from fdjax.frozen import load
-    from fdjax.frozen.onnx_model import onnxruntime_peer
+    from fdjax.frozen.bench import onnxruntime_peer
 
     networks = {Path(folder).name: load(folder) for folder in flags.frozen}
     peer, report = onnxruntime_peer(flags.threads), contest.new_report(flags)

@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = parse(arguments)
     runtime.limit_threads(flags.threads)
     runtime.setup()
-    from fdjax.frozen.onnx_model import onnxruntime_peer
+    from fdjax.frozen.bench import onnxruntime_peer
     from fdjax.reports import bench_table, plot_bench
 
     peer = onnxruntime_peer(flags.threads) if flags.peer and flags.dtype == "float32" else None

@@ -44,7 +44,7 @@ def measure(point: tuple, rounds: int) -> contest.Row:
     import numpy as np
     from jax import lax
 
-    from fdjax.frozen.choice import interleaved
+    from fdjax.frozen.clock import interleaved
     from fdjax.ops.conv import grouped_conv
 
     size, channels, groups, batch = point

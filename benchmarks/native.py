@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from fdjax.frozen import freeze
     from fdjax.frozen.bench import dense_network, seeded_variables
-    from fdjax.frozen.engines import bench_engines, check_engines
+    from fdjax.frozen.engine_bench import bench_engines
+    from fdjax.frozen.engines import check_engines
     from fdjax.reports import engines_table
 
     check_engines(flags.engine)

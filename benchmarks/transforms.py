@@ -44,7 +44,7 @@ def measure(point: tuple, rounds: int) -> contest.Row:
     import jax.numpy as jnp
     import numpy as np
 
-    from fdjax.frozen.choice import interleaved
+    from fdjax.frozen.clock import interleaved
     from fdjax.frozen.xla import compiler_options
     from fdjax.frozen.xla_products import block_coefs, blocks_from_coefs
 

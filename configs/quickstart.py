@@ -33,7 +33,7 @@ def get_config() -> Config:
             penalty="macs",
             target_macs=0.5,
             gate="time",
-            gate_batch=8,
+            engine_batch=8,
         ),
         refine=WeightPhaseConfig(epochs=10, learning_rate=0.05),
         checkpoint=CheckpointConfig(every_epochs=2, evaluate_every_epochs=2),

@@ -18,6 +18,6 @@ def get_config() -> Config:
     base = load_config(str(Path(__file__).with_name("quickstart.py")))
     return dataclasses.replace(
         base,
-        learn=LearnConfig(epochs=4, block=2, block_by_map=((7, 7),), target_macs=0.5, gate_batch=8),
+        learn=LearnConfig(epochs=4, block=2, block_by_map=((7, 7),), target_macs=0.5, engine_batch=8),
         refine=dataclasses.replace(base.refine, epochs=6),
     )

@@ -86,5 +86,5 @@ def test_the_recorded_runs_are_of_the_configs(run, file):
             asked, had = getattr(config, phase), getattr(found, phase)
             if phase == "learn" and asked.gate == "macs":
                 # How many images are timed at once makes no difference to the gate by MACs.
-                asked = dataclasses.replace(asked, gate_batch=had.gate_batch)
+                asked = dataclasses.replace(asked, engine_batch=had.engine_batch)
             assert had == asked

@@ -318,7 +318,12 @@ def test_a_pruned_checkpoint_is_a_smaller_network_that_can_be_refined(checkpoint
     )
     summary = train(config, str(tmp_path / "refined"), init=str(out))
     assert summary["macs"]["dense"] == found["macs"]["after"] and summary["dense_top1"] == 0.5
-    assert fdjax_command(["freeze", "--checkpoint", str(tmp_path / "refined"), "--out", str(tmp_path / "frozen")]) == 0
+    assert (
+        fdjax_command(
+            ["freeze", "--no-time", "--checkpoint", str(tmp_path / "refined"), "--out", str(tmp_path / "frozen")]
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize(

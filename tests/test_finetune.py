@@ -81,7 +81,7 @@ def test_fine_tuning_alone_is_a_dense_run_that_freezes(imported, tmp_path, quick
     assert not np.array_equal(*body)
     said = outcome_words(read_result("run", config, summary))
     assert said.startswith("The dense network has ") and "fine-tuned here" in said
-    command = ["freeze", "--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "frozen")]
+    command = ["freeze", "--no-time", "--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "frozen")]
     assert fdjax_command(command) == 0
     manifest = json.loads((tmp_path / "frozen" / "manifest.json").read_text())
     assert manifest["macs"]["ratio"] == 1

@@ -20,9 +20,9 @@ from fdjax.commands.evaluate import eval_command
 from fdjax.commands.main import fdjax_command
 from fdjax.data import load_dataset, load_image
 from fdjax.errors import UserError
-from fdjax.frozen import Stopwatch, choice, load, release_slower, save
+from fdjax.frozen import Stopwatch, choice, clock, load, release_slower, save
 from fdjax.frozen.artifact import ARRAYS, CHECKSUM, FORMAT_VERSION, GRAPH, MANIFEST, file_sha256
-from fdjax.frozen.choice import Times, interleaved
+from fdjax.frozen.clock import Times, interleaved
 from fdjax.frozen.score import agreement, figures
 from fdjax.training.network import graph_variables
 from fdjax.training.restore import restore
@@ -42,7 +42,7 @@ def checkpoint(tmp_path_factory) -> Path:
 def artifact(checkpoint, tmp_path_factory) -> Path:
     """The checkpoint frozen by the command; tests do not change it."""
     out = tmp_path_factory.mktemp("artifacts") / "frozen"
-    assert fdjax_command(["freeze", "--checkpoint", str(checkpoint), "--out", str(out)]) == 0
+    assert fdjax_command(["freeze", "--no-time", "--checkpoint", str(checkpoint), "--out", str(out)]) == 0
     return out
 
 
@@ -295,10 +295,21 @@ def test_eval_takes_a_checkpoint_or_a_frozen_network(refused, artifact) -> None:
 
 def test_forms_chosen_by_time_are_the_fastest_measured_and_the_same_function(checkpoint, tmp_path) -> None:
     out = tmp_path / "timed"
-    command = ["freeze", "--checkpoint", str(checkpoint), "--out", str(out), "--choose", "time", "--batch", "2"]
+    command = [
+        "freeze",
+        "--no-time",
+        "--checkpoint",
+        str(checkpoint),
+        "--out",
+        str(out),
+        "--choose",
+        "time",
+        "--engine-batch",
+        "2",
+    ]
     assert fdjax_command(command) == 0
     manifest = json.loads((out / MANIFEST).read_text())
-    assert manifest["choice"] == {"by": "time", "batch": 2, "released_at_freezing": []}
+    assert manifest["choice"] == {"by": "time", "engine": "xla", "batch": 2, "released_at_freezing": []}
     assert manifest["accuracy"]["masked"]["relative_error"] < 1e-4
     timed = [unit for unit in manifest["units"] if unit["milliseconds"]]
     assert timed
@@ -354,9 +365,9 @@ def test_functions_are_timed_in_turn() -> None:
 def test_on_one_core_what_other_programs_took_is_not_a_functions_time(monkeypatch) -> None:
     slept = interleaved({"a": lambda: time.sleep(0.01)}, rounds=3)["a"]
     assert (slept.wall >= 10).all() and (slept.processor < 10).all()
-    monkeypatch.setattr(choice, "has_one_core", lambda: True)
+    monkeypatch.setattr(clock, "has_one_core", lambda: True)
     np.testing.assert_array_equal(slept.own, slept.processor)
-    monkeypatch.setattr(choice, "has_one_core", lambda: False)
+    monkeypatch.setattr(clock, "has_one_core", lambda: False)
     np.testing.assert_array_equal(slept.own, slept.wall)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from fdjax.errors import UserError
-from fdjax.frozen.onnx_model import onnxruntime_peer, onnxruntime_session, to_onnx, write_onnx
+from fdjax.frozen.bench import onnxruntime_peer
+from fdjax.frozen.onnx_model import onnxruntime_session, to_onnx, write_onnx
 from tests.frozen_networks import frozen_of, masked_logits, random_counts, random_variables, raw_images, relative_error
 from tests.test_frozen import MEANS, UNTIED, make
 

@@ -125,7 +125,7 @@ def test_nothing_starts_from_a_checkpoint_that_is_not_finite(diverged, tmp_path,
     workdir = str(diverged(collection, np.nan, tmp_path / "run"))
     out = str(tmp_path / "frozen")
     for command, arguments in (
-        (fdjax_command, ["freeze", "--checkpoint", workdir, "--out", out]),
+        (fdjax_command, ["freeze", "--no-time", "--checkpoint", workdir, "--out", out]),
         (eval_command, ["--checkpoint", workdir]),
     ):
         with pytest.raises(SystemExit) as exit_:
@@ -143,7 +143,7 @@ def test_nothing_starts_from_a_checkpoint_that_is_not_finite(diverged, tmp_path,
 def test_freezing_refuses_finite_weights_with_logits_that_are_not(diverged, tmp_path, capsys) -> None:
     workdir = diverged("params", 3e38, tmp_path / "run")
     with pytest.raises(SystemExit) as exit_:
-        fdjax_command(["freeze", "--checkpoint", str(workdir), "--out", str(tmp_path / "frozen")])
+        fdjax_command(["freeze", "--no-time", "--checkpoint", str(workdir), "--out", str(tmp_path / "frozen")])
     assert exit_.value.code == 2
     assert "logits that are not finite" in capsys.readouterr().err
     assert not (tmp_path / "frozen").exists()
@@ -154,7 +154,7 @@ def test_predicting_and_evaluating_refuse_a_frozen_network_whose_logits_are_not_
 
     workdir = write_checkpoint(tmp_path / "run", "refine")
     frozen = tmp_path / "frozen"
-    assert fdjax_command(["freeze", "--checkpoint", str(workdir), "--out", str(frozen)]) == 0
+    assert fdjax_command(["freeze", "--no-time", "--checkpoint", str(workdir), "--out", str(frozen)]) == 0
     with np.load(frozen / ARRAYS) as stored:
         arrays = {name: np.full_like(stored[name], np.nan) if "bias" in name else stored[name] for name in stored.files}
     np.savez(frozen / ARRAYS, **arrays)

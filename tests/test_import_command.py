@@ -126,7 +126,9 @@ def test_eval_finds_the_accuracy_that_torch_has(checkpoint, torch_top1, tmp_path
 
 def test_it_freezes_as_it_is_and_says_what_torch_says(checkpoint, expected, tmp_path) -> None:
     images, logits, _ = expected
-    assert fdjax_command(["freeze", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "frozen")]) == 0
+    assert (
+        fdjax_command(["freeze", "--no-time", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "frozen")]) == 0
+    )
     frozen = load(str(tmp_path / "frozen"))
     assert frozen.manifest["macs"]["ratio"] == 1
     assert relative_error(np.asarray(frozen.predict(images[:20])), logits[:20]) < 1e-4

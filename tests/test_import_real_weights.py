@@ -92,6 +92,8 @@ def test_it_knows_the_pictures_and_freezes(checkpoint, restored, pictures, tmp_p
         jax.jit(network.apply)(variables, normalize(images, restored.graph.input_mean, restored.graph.input_std))
     )
     assert right(logits, labels) >= 17
-    assert fdjax_command(["freeze", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "frozen")]) == 0
+    assert (
+        fdjax_command(["freeze", "--no-time", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "frozen")]) == 0
+    )
     frozen = np.asarray(load(str(tmp_path / "frozen")).predict(images[:4]))
     np.testing.assert_allclose(frozen, logits[:4], rtol=0, atol=1e-4 * np.abs(logits).max())

@@ -14,7 +14,6 @@ from fdjax.config import LearnConfig, ModelConfig
 from fdjax.errors import UserError
 from fdjax.frozen import Frozen, freeze, load, save
 from fdjax.frozen.bench import seeded_variables
-from fdjax.frozen.engines import check_engines
 from fdjax.frozen.export import export
 from fdjax.frozen.native import compile as native_compile
 from fdjax.frozen.native.compile import find_compiler
@@ -76,11 +75,3 @@ def test_a_saved_network_runs_natively_and_is_timed(tmp_path, capsys) -> None:
     assert (dense["form"], pruned["form"], pruned["engine"]) == ("dense", "pruned", "native")
     assert pruned["ratio_to_best_dense"] == pruned["time_ratio"] == pruned["ms"] / dense["ms"]
     assert pruned["macs"] < dense["macs"] and "native" in capsys.readouterr().out
-
-
-def test_an_engine_that_is_not_installed_is_one_line(monkeypatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="the engine openvino needs what is not installed: pip install onnx openvino"):
-        check_engines(["xla", "openvino"])
-    with pytest.raises(UserError, match="there is no engine 'tvm'; give some of native, xla"):
-        check_engines(["tvm"])

@@ -122,7 +122,7 @@ def test_a_run_from_training_to_a_frozen_network(tmp_path, quick_runs) -> None:
     counted = build_network(CONFIG, (28, 28, 1), 10)[1].counted_layers
     assert summary["macs"]["total"] == summary["macs"]["dense"] == sum(layer.dense_macs for layer in counted.values())
     assert [layer["name"] for layer in summary["layers"]] == [*counted]
-    assert fdjax_command(["freeze", "--checkpoint", run, "--out", frozen, "--json", report]) == 0
+    assert fdjax_command(["freeze", "--no-time", "--checkpoint", run, "--out", frozen, "--json", report]) == 0
     found = json.loads(Path(report).read_text())["accuracy"]
     assert found["top1"] == found["masked"]["top1"] and found["masked"]["relative_error"] < 1e-4
     table, page = str(tmp_path / "table"), str(tmp_path / "page.html")

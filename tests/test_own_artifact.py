@@ -144,7 +144,7 @@ def test_predict_names_the_class_of_a_picture(saved, tmp_path, capsys) -> None:
 def test_exports_say_the_same(saved, tmp_path) -> None:
     folder, expected = saved
     for name in ("net.onnx", "net.stablehlo"):
-        assert fdjax_command(["export", "--frozen", str(folder), "--out", str(tmp_path / name)]) == 0
+        assert fdjax_command(["export", "--no-time", "--frozen", str(folder), "--out", str(tmp_path / name)]) == 0
     close(read_stablehlo(tmp_path / "net.stablehlo")(IMAGES), expected)
     onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])

@@ -171,11 +171,14 @@ def test_all_commands_take_its_checkpoint(finished, tmp_path, capsys):
     evaluated, summary = json.loads(figures.read_text()), json.loads((finished / "summary.json").read_text())
     assert (evaluated["top1"], evaluated["macs"]) == (summary["top1"], summary["macs"])
     frozen = str(tmp_path / "frozen")
-    assert fdjax_command(["freeze", "--checkpoint", str(finished), "--out", frozen, "--json", str(figures)]) == 0
+    assert (
+        fdjax_command(["freeze", "--no-time", "--checkpoint", str(finished), "--out", frozen, "--json", str(figures)])
+        == 0
+    )
     accuracy = json.loads(figures.read_text())["accuracy"]
     assert accuracy["masked"]["same_top1"] > 0.999 and accuracy["masked"]["relative_error"] < 1e-4
     assert load(frozen)(np.zeros((2, 28, 28, 1), np.float32)).shape == (2, 10)
-    assert fdjax_command(["export", "--frozen", frozen, "--out", str(tmp_path / "net.onnx")]) == 0
+    assert fdjax_command(["export", "--no-time", "--frozen", frozen, "--out", str(tmp_path / "net.onnx")]) == 0
     assert fdjax_command(["macs", "--checkpoint", str(finished)]) == 0
     assert "unit/expand" in capsys.readouterr().out
     assert fdjax_command(["report", "--workdir", str(finished), "--out", str(tmp_path / "run.html")]) == 0

@@ -24,8 +24,11 @@ from fdjax.frozen import (
     release_slower,
     save,
 )
+from fdjax.frozen.bench import dense_network
 from fdjax.frozen.choice import layers_of
+from fdjax.frozen.engines import find_engine
 from fdjax.frozen.score import agreement, all_logits, check_finite, figures
+from fdjax.frozen.speed import speed_on
 from fdjax.graph.counting import network_macs
 from fdjax.graph.masks import Counts, MaskedGraph
 from fdjax.pruning import HardMasks
@@ -70,8 +73,11 @@ def freeze_checkpoint(
     stopwatch: Stopwatch | None = None,
     release: bool = False,
     data_path: str | None = None,
+    compare_on: tuple[str, int] | None = None,
 ) -> dict[str, Any]:
     """Compiles a checkpoint's network as it stands, measures it beside the masked one, and writes it.
+
+    Made for an engine that reads ONNX files, it is also written as one.
 
     Args:
       restored: the checkpoint.
@@ -79,6 +85,7 @@ def freeze_checkpoint(
       stopwatch: chooses forms by measured time; None: by MACs.
       release: let go of the masks of layers that take longer pruned than released; needs a stopwatch.
       data_path: in place of the run's own `data.path`.
+      compare_on: an engine, and images at once, to time the network on beside its dense self; None: it is not timed.
 
     Returns:
       The manifest.
@@ -105,9 +112,11 @@ def freeze_checkpoint(
         "units": [_described(name, program, stopwatch) for name, (program, _) in layers_of(frozen).items()],
         "choice": {
             "by": "time" if stopwatch else "macs",
+            "engine": stopwatch.engine if stopwatch else None,
             "batch": stopwatch.batch if stopwatch else None,
             "released_at_freezing": newly,
         },
+        "time": _time(graph, frozen, counts, compare_on),
         "accuracy": _accuracy(restored, frozen, counts, hard.counts if newly else None, data_path),
         "checkpoint": {
             "step": restored.phase.start + restored.phase_step,
@@ -117,7 +126,17 @@ def freeze_checkpoint(
         "data": {name: getattr(restored.config.data, name) for name in DATA_FIELDS},
         "versions": versions(),
     }
-    return save(out, graph, frozen, facts)
+    return save(out, graph, frozen, facts, onnx=stopwatch is not None and find_engine(stopwatch.engine).writes_onnx)
+
+
+def _time(
+    graph: MaskedGraph, frozen: Frozen, counts: Counts, compare_on: tuple[str, int] | None
+) -> dict[str, Any] | None:
+    """`speed_on` an engine and batch; None where it is not asked for, or nothing is pruned."""
+    whole = all((counts[path] == num_coefs).all() for path, (_, num_coefs) in graph.mask_sizes.items())
+    if compare_on is None or whole:
+        return None
+    return speed_on(compare_on[0], frozen, dense_network(graph), compare_on[1])
 
 
 def _described(name: str, program: Program, stopwatch: Stopwatch | None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class BenchArguments:
     """Images at once, one or several."""
     threads: int | None = None
     """How many processor cores to use (default: all that this process may use)."""
-    engine: tuple[Literal["native", "xla", "onnxruntime", "openvino"], ...] = ()
+    engine: tuple[Literal["xla", "native", "onnxruntime", "openvino"], ...] = ()
     """Engines, one or several, to time it on, dense and pruned, turn by turn (default: XLA, and ONNX Runtime dense)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of weights and maps."""
@@ -53,13 +53,13 @@ def bench_command(arguments: Sequence[str]) -> int:
         if parsed.layers or parsed.picture or parsed.dtype != "float32":
             raise UserError("--engine takes neither --layers nor --picture, and float32 only")
         found = bench_artifact_on(Path(parsed.frozen), parsed.engine, parsed.batch, threads, rounds=parsed.rounds)
-        print(engines_table(found["rows"]))
+        print("\n".join([engines_table(found["rows"]), *found["remarks"]]))
         write_report(parsed.json, found)
         return 0
     found = bench_artifact(
         Path(parsed.frozen), parsed.batch, threads, parsed.dtype, rounds=parsed.rounds, layers=parsed.layers
     )
-    print(bench_table(found))
+    print("\n".join([bench_table(found), *found["remarks"]]))
     write_report(parsed.json, found)
     if parsed.picture is not None:
         plot_bench(found["rows"], Path(parsed.picture))

@@ -18,6 +18,9 @@ class ExportArguments:
     """A frozen network, as fdjax freeze writes it."""
     out: str
     """File to write; its suffix says the format: .stablehlo, .onnx or .cc (C++17, one file)."""
+    time: bool = True
+    """Time the network beside its dense self, one image at once, on an engine for such files, where it has not been
+    timed there yet, and say so where it is slower."""
 
 
 def export_command(arguments: Sequence[str]) -> int:
@@ -25,9 +28,13 @@ def export_command(arguments: Sequence[str]) -> int:
     parsed = parse_arguments(ExportArguments, "fdjax export", arguments)
     out = Path(parsed.out)
     check_file_target("--out", parsed.out, (".stablehlo", ".onnx", ".cc"))
+    from fdjax.experiments.bench import remarks
     from fdjax.frozen import load
     from fdjax.frozen.export import export
 
-    export(load(parsed.frozen).frozen, out)
+    network = load(parsed.frozen)
+    export(network.frozen, out)
     print(f"{out}: {out.stat().st_size:,} bytes")
+    for line in remarks(network, out, measure=parsed.time):
+        print(line)
     return 0

@@ -25,10 +25,14 @@ class FreezeArguments:
     """latest, best (on the validation share) or a step number."""
     choose: Literal["macs", "time"] = "macs"
     """How to choose among a layer's exact forms: by MACs, or by time measured on this machine."""
-    batch: int = 1
+    engine: Literal["xla", "native", "onnxruntime", "openvino"] = "xla"
+    """What the network is to run on, for measuring times."""
+    engine_batch: int = 1
     """Images at once, for measuring times."""
     release: bool = False
     """With --choose time: let go of the masks of layers that take longer pruned than released. Changes the accuracy."""
+    time: bool = True
+    """Time the network on the engine, beside its dense self, and say so where it is slower."""
     data_path: str | None = None
     """Where the run's data set lies now, if it has moved."""
     json: str | None = None
@@ -39,20 +43,28 @@ def freeze_command(arguments: Sequence[str]) -> int:
     """`fdjax freeze`."""
     parsed = parse_arguments(FreezeArguments, "fdjax freeze", arguments)
     check_json_target(parsed.json)
-    check_at_least_one(batch=parsed.batch)
+    check_at_least_one(engine_batch=parsed.engine_batch)
     if parsed.release and parsed.choose != "time":
         raise UserError("--release compares times: give --choose time with it")
     from fdjax.checkpoints.freeze import freeze_checkpoint
     from fdjax.frozen import Stopwatch
+    from fdjax.frozen.engines import check_engines
+    from fdjax.frozen.speed import slower_words
     from fdjax.reports import frozen_table
 
+    check_engines([parsed.engine])
+    by_time, engine, batch = parsed.choose == "time", parsed.engine, parsed.engine_batch
     manifest = freeze_checkpoint(
         restored_run(parsed.checkpoint, parsed.which),
         Path(parsed.out),
-        stopwatch=Stopwatch(parsed.batch, runtime.times_cache_dir()) if parsed.choose == "time" else None,
+        stopwatch=Stopwatch(batch, runtime.times_cache_dir(), engine) if by_time else None,
         release=parsed.release,
         data_path=parsed.data_path,
+        compare_on=(engine, batch) if parsed.time else None,
     )
     print(frozen_table(manifest))
+    slower = slower_words(manifest["time"]) if manifest["time"] else None
+    if slower:
+        print(slower)
     write_report(parsed.json, manifest)
     return 0

@@ -105,8 +105,10 @@ class LearnConfig(Checked):
     gate: Literal["macs", "time", "none"] = "macs"
     """Before refinement, layers that are no cheaper pruned than whole are released. time: also those that are slower
     pruned, frozen and timed on this machine. none: keep all pruned."""
-    gate_batch: int = 1
-    """Images at once when gate=time measures."""
+    engine: Literal["xla", "native", "onnxruntime", "openvino"] = "xla"
+    """What the network is to run on: its clock decides where gate=time, and times the network at the end of the run."""
+    engine_batch: int = 1
+    """Images at once when it is timed."""
 
     def _check(self) -> None:
         self._require(0 < self.epochs <= LONGEST_PHASE, "epochs", f"above 0 and at most {LONGEST_PHASE:,}")
@@ -123,7 +125,7 @@ class LearnConfig(Checked):
             "lambda_",
             "above 0 (0 only without a target), or None",
         )
-        self._require(1 <= self.gate_batch <= 65_536, "gate_batch", "from 1 to 65,536")
+        self._require(1 <= self.engine_batch <= 65_536, "engine_batch", "from 1 to 65,536")
         self._require(bool(self.include), "include", "at least one rule ('*' for all layers)")
         self._require(self.group_multiple >= 1, "group_multiple", "at least 1")
         self._require(

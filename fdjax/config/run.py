@@ -42,7 +42,7 @@ class CheckpointConfig(Checked):
     """Epochs between evaluations (validation share if there is one, else the test set, for the curves only)."""
     time: bool = True
     """At the end of a run that has pruned, time its network, frozen, beside the dense one on this machine
-    (learn.gate_batch images at once)."""
+    (on learn.engine, learn.engine_batch images at once)."""
 
     def _check(self) -> None:
         self._require(self.every_epochs > 0, "every_epochs", "above 0")

@@ -20,6 +20,9 @@ _REMOVED_FROM_LEARN = {
     "straight_through": 0.0,
 }
 
+# Options by their names of before.
+_RENAMED_IN_LEARN = {"gate_batch": "engine_batch"}
+
 
 def config_of_fields(cls: Any, fields: Mapping[str, Any]) -> Any:
     """`Config.from_dict` for the class `cls`."""
@@ -31,7 +34,8 @@ def config_of_fields(cls: Any, fields: Mapping[str, Any]) -> Any:
                     f"config.learn.{name} is {learn[name]!r}, an option that has been removed because it did not "
                     "help (docs/train.md); the commit in the run's summary.json has it"
                 )
-        fields = {**fields, "learn": {k: v for k, v in learn.items() if k not in _REMOVED_FROM_LEARN}}
+        kept = {_RENAMED_IN_LEARN.get(k, k): v for k, v in learn.items() if k not in _REMOVED_FROM_LEARN}
+        fields = {**fields, "learn": kept}
     return _from_dict(cls, fields, "config")
 
 

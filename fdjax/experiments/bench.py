@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from fdjax.frozen import load
-from fdjax.frozen.bench import bench, bench_layers, dense_network, describe_masks
-from fdjax.frozen.engines import bench_engines, check_engines
-from fdjax.frozen.onnx_model import onnxruntime_peer
+from fdjax.frozen import FrozenNetwork, load
+from fdjax.frozen.bench import bench, bench_layers, dense_network, describe_masks, onnxruntime_peer
+from fdjax.frozen.engine_bench import bench_engines
+from fdjax.frozen.engines import check_engines, is_there
+from fdjax.frozen.speed import engines_of_file, made_for_another, slower_words, speed_on
 from fdjax.provenance import commit, processor
 
 
@@ -35,7 +36,7 @@ def bench_artifact(
       layers: time each block alone, too, at every batch size.
 
     Returns:
-      JSON types: `rows`; `layers`, lists by batch size; `machine`.
+      JSON types: `rows`; `layers`, lists by batch size; `machine`; `remarks`, lines to print.
 
     Raises:
       UserError: no sound artifact.
@@ -53,7 +54,7 @@ def bench_artifact(
     }
     rows = [bench(artifact.frozen, dense, facts, batch=n, dtype=dtype, rounds=rounds, peer=peer) for n in batches]
     alone = {str(n): bench_layers(artifact.frozen, dense, batch=n) for n in batches} if layers else {}
-    return {"rows": rows, "layers": alone, "machine": machine()}
+    return {"rows": rows, "layers": alone, "machine": machine(), "remarks": _made_for(manifest, ["xla"], batches)}
 
 
 def bench_artifact_on(
@@ -69,7 +70,7 @@ def bench_artifact_on(
       rounds: as `fdjax.frozen.bench.bench` has them.
 
     Returns:
-      JSON types: `rows` of `fdjax.frozen.engines.bench_engines`; `machine`.
+      JSON types: `rows` of `fdjax.frozen.engine_bench.bench_engines`; `machine`; `remarks`, lines to print.
 
     Raises:
       UserError: no sound artifact, or an engine that is not there.
@@ -83,7 +84,36 @@ def bench_artifact_on(
         for batch in batches
         for row in bench_engines(networks, engines, batch=batch, threads=threads, rounds=rounds)
     ]
-    return {"rows": rows, "machine": machine()}
+    return {"rows": rows, "machine": machine(), "remarks": _made_for(artifact.manifest, engines, batches)}
+
+
+def _made_for(manifest: Mapping[str, Any], engines: Sequence[str], batches: Sequence[int]) -> list[str]:
+    """That the network was made for none of these engines, or another batch, if so."""
+    found = [made_for_another(manifest, (engine,), batch) for engine in engines for batch in batches]
+    return [line for line in found[:1] if line] if all(found) else []
+
+
+def remarks(network: FrozenNetwork, file: Path, *, measure: bool) -> list[str]:
+    """What to say of a network that is exported: that it was made for another engine, or that it is slower than its
+    dense self on the engines that such a file is for.
+
+    Args:
+      network: the artifact.
+      file: whose suffix says the format.
+      measure: time it where its manifest does not say, on the first of these engines that is there.
+
+    Returns:
+      Lines, none or a few.
+    """
+    engines, manifest = engines_of_file(file), network.manifest
+    speed = manifest.get("time")
+    if speed is None or speed["engine"] not in engines:
+        present = [engine for engine in engines if is_there(engine)]
+        pruned = manifest.get("macs", {}).get("ratio", 1) < 1
+        dense = dense_network(network.network) if measure and present and pruned else None
+        speed = None if dense is None else speed_on(present[0], network.frozen, dense, 1)
+    found = (made_for_another(manifest, engines), slower_words(speed) if speed else None)
+    return [line for line in found if line]
 
 
 def machine() -> dict[str, str | None]:

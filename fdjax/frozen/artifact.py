@@ -21,6 +21,7 @@ from jax.typing import ArrayLike
 from fdjax.errors import UserError
 from fdjax.frozen.assemble import Choose, Frozen, fewest_macs, freeze
 from fdjax.frozen.native.compile import NativeNetwork
+from fdjax.frozen.onnx_model import to_onnx
 from fdjax.frozen.program import Program, makes
 from fdjax.frozen.xla import apply, compiler_options
 from fdjax.graph.counting import network_macs
@@ -28,6 +29,7 @@ from fdjax.graph.masks import Counts, MaskedGraph
 
 FORMAT, FORMAT_VERSION = "fdjax frozen network", 3
 MANIFEST, ARRAYS, GRAPH, CHECKSUM = "manifest.json", "arrays.npz", "network.json", "manifest.json.sha256"
+ONNX = "network.onnx"
 
 
 def file_sha256(path: Path) -> str:
@@ -173,7 +175,9 @@ def _is_artifact(folder: Path) -> bool:
         return False
 
 
-def save(folder: Path, network: MaskedGraph, frozen: Frozen, facts: Mapping[str, Any]) -> dict[str, Any]:
+def save(
+    folder: Path, network: MaskedGraph, frozen: Frozen, facts: Mapping[str, Any], *, onnx: bool = False
+) -> dict[str, Any]:
     """Writes a frozen network, whole or not at all.
 
     Args:
@@ -181,6 +185,7 @@ def save(folder: Path, network: MaskedGraph, frozen: Frozen, facts: Mapping[str,
       network: the channel graph it was frozen from, with its masks.
       frozen: program and arrays.
       facts: what else the manifest is to hold; JSON types.
+      onnx: write it as ONNX, too, into the same folder.
 
     Returns:
       The manifest.
@@ -190,6 +195,8 @@ def save(folder: Path, network: MaskedGraph, frozen: Frozen, facts: Mapping[str,
     """
     folder = folder.absolute()
     check_target(folder)
+    # What cannot be written as ONNX is refused before anything is written.
+    written = to_onnx(frozen.program, frozen.arrays).SerializeToString() if onnx else None
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft, old = (folder.with_name(f".{folder.name}.{word}") for word in ("draft", "old"))
     for leftover in (draft, old):
@@ -197,6 +204,10 @@ def save(folder: Path, network: MaskedGraph, frozen: Frozen, facts: Mapping[str,
     draft.mkdir()
     np.savez(draft / ARRAYS, **frozen.arrays)  # type: ignore[arg-type]
     (draft / GRAPH).write_text(json.dumps(network.to_dict(), separators=(",", ":")) + "\n")
+    names = [ARRAYS, GRAPH]
+    if written is not None:
+        (draft / ONNX).write_bytes(written)
+        names.append(ONNX)
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -211,7 +222,7 @@ def save(folder: Path, network: MaskedGraph, frozen: Frozen, facts: Mapping[str,
         **facts,
         "program": frozen.program.to_dict(),
         "arrays": _described(frozen.arrays),
-        "files": {name: file_sha256(draft / name) for name in (ARRAYS, GRAPH)},
+        "files": {name: file_sha256(draft / name) for name in names},
     }
     (draft / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     (draft / CHECKSUM).write_text(f"{file_sha256(draft / MANIFEST)}  {MANIFEST}\n")

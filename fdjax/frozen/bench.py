@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fdjax.frozen.assemble import Frozen, freeze
-from fdjax.frozen.choice import has_one_core, interleaved, layers_of, time_programs
-from fdjax.frozen.program import Program
+from fdjax.frozen.choice import layers_of, time_programs
+from fdjax.frozen.clock import clock, cores, interleaved, quartiles
+from fdjax.frozen.engines import find_engine, is_there, random_inputs, runner
 from fdjax.frozen.xla import apply, compiler_options
 from fdjax.graph.masks import MaskedGraph
 
@@ -63,12 +64,6 @@ class Compiled:
     memory_mb: float | None
 
 
-def random_images(program: Program, batch: int) -> list[np.ndarray]:
-    """A batch for each input of a program, uint8."""
-    rng = np.random.default_rng(0)
-    return [rng.integers(0, 256, (batch, *program.shapes[value])).astype(np.uint8) for value in program.inputs]
-
-
 def compile_network(frozen: Frozen, batch: int, dtype: str = "float32") -> Compiled:
     """Compiles a frozen network and gives it random images.
 
@@ -81,7 +76,7 @@ def compile_network(frozen: Frozen, batch: int, dtype: str = "float32") -> Compi
         name: jnp.asarray(array, dtype if np.issubdtype(array.dtype, np.floating) else array.dtype)
         for name, array in frozen.arrays.items()
     }
-    images = [jnp.asarray(image) for image in random_images(frozen.program, batch)]
+    images = [jnp.asarray(image) for image in random_inputs(frozen.program, batch)]
     function = functools.partial(apply, frozen.program, in_chunks=jax.default_backend() == "cpu")
     start = time.perf_counter()
     compiled = jax.jit(function, compiler_options=compiler_options()).lower(arrays, *images).compile()
@@ -97,11 +92,6 @@ def compile_network(frozen: Frozen, batch: int, dtype: str = "float32") -> Compi
         return outputs[0] if len(outputs) == 1 else outputs
 
     return Compiled(run, seconds, memory)
-
-
-def quartiles(times: np.ndarray) -> list[float]:
-    """The first and the third quartile."""
-    return [float(value) for value in np.percentile(times, [25, 75])]
 
 
 def bench(
@@ -135,14 +125,25 @@ def bench(
     if peer is not None:
         functions["onnxruntime_dense"] = peer(dense, batch)
     times = interleaved(functions, rounds)
-    clock = "processor" if has_one_core() else "wall"
-    row: dict[str, Any] = {**facts, "batch": batch, "dtype": dtype, "clock": clock, "onnxruntime_dense_ms": None}
+    row: dict[str, Any] = {**facts, "batch": batch, "dtype": dtype, "clock": clock(), "onnxruntime_dense_ms": None}
     for name, found in times.items():
         row |= {f"{name}_ms": float(np.median(found.own)), f"{name}_ms_quartiles": quartiles(found.own)}
         row[f"{name}_wall_ms"] = float(np.median(found.wall))
     for name, network in compiled.items():
         row |= {f"{name}_compile_s": network.compile_s, f"{name}_memory_mb": network.memory_mb}
     return {**row, "rounds": len(times["dense"].wall), "time_ratio": row["frozen_ms"] / row["dense_ms"]}
+
+
+def onnxruntime_peer(threads: int | None = None) -> Peer | None:
+    """ONNX Runtime as a peer of `bench`; None where onnx or onnxruntime is not installed.
+
+    Args:
+      threads: of a run; None: as many as this process has cores.
+    """
+    if not is_there("onnxruntime"):
+        return None
+    engine = find_engine("onnxruntime")
+    return lambda dense, batch: runner(engine, dense.program, dense.arrays, batch, threads or cores())
 
 
 def bench_layers(frozen: Frozen, dense: Frozen, *, batch: int = 1) -> list[dict[str, Any]]:

@@ -3,84 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
-import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from fdjax import provenance
+from fdjax.errors import UserError, first_line
 from fdjax.frozen.assemble import Frozen, fewest_macs, freeze
+from fdjax.frozen.clock import cores, interleaved
+from fdjax.frozen.engines import find_engine, runner, what_times_depend_on
 from fdjax.frozen.layers import HostArrays
 from fdjax.frozen.program import Pointwise, Program, Run
 from fdjax.frozen.runs import Candidates
-from fdjax.frozen.xla import apply, compiler_options
 from fdjax.graph.masks import SIDES, Counts, MaskedGraph
 
-_WARM_UP, _FEWEST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 7, 200, 0.4
 # Times of a layer alone, a few percent apart, do not say which is faster in the network.
 _CLEARLY_FASTER = 0.95
-
-
-class Times(NamedTuple):
-    """Milliseconds of every round, [rounds].
-
-    Attributes:
-      wall: from start to end.
-      processor: that this process had, of all its threads.
-    """
-
-    wall: np.ndarray
-    processor: np.ndarray
-
-    @property
-    def own(self) -> np.ndarray:
-        """What the function itself took: `processor` where one core does everything, else `wall`."""
-        return self.processor if has_one_core() else self.wall
-
-
-def has_one_core() -> bool:
-    """Whether this process computes on one processor core: its time there is then free of what other programs took."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return cores == 1 and jax.default_backend() == "cpu"
-
-
-def interleaved(functions: Mapping[str, Callable[[], object]], rounds: int | None = None) -> dict[str, Times]:
-    """Times functions turn by turn, so that a machine that slows down does so for all of them.
-
-    Args:
-      functions: each returns arrays, which are waited for.
-      rounds: how often each is run after its warm-up; None: as often as fits into a fraction of a second, 7 to 200.
-
-    Returns:
-      The times of every round, by name.
-    """
-    for _ in range(_WARM_UP):
-        for function in functions.values():
-            jax.block_until_ready(function())
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
-
-    def one_round() -> None:
-        for name, function in functions.items():
-            start = time.perf_counter(), time.process_time()
-            jax.block_until_ready(function())
-            stop = time.perf_counter(), time.process_time()
-            times[name].append((1e3 * (stop[0] - start[0]), 1e3 * (stop[1] - start[1])))
-
-    one_round()
-    if rounds is None:
-        seconds = sum(wall for found in times.values() for wall, _ in found) / 1e3
-        rounds = int(np.clip(_SECONDS / max(seconds, 1e-6), _FEWEST_ROUNDS, _MOST_ROUNDS))
-    for _ in range(rounds - 1):
-        one_round()
-    return {name: Times(*np.asarray(found).T) for name, found in times.items()}
 
 
 def alone(operation: Run | Pointwise, inputs: int) -> Program:
@@ -91,16 +32,32 @@ def alone(operation: Run | Pointwise, inputs: int) -> Program:
     return Program(shapes, (0,), (1,), (dataclasses.replace(operation, x=0, y=1),))
 
 
-def _function(program: Program, arrays: HostArrays, batch: int) -> Callable[[], Any]:
-    x = jax.random.uniform(jax.random.key(0), (batch, *program.shapes[0]), jnp.float32, 0, 6)
-    on_device = {name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()}
-    function = jax.jit(functools.partial(apply, program), compiler_options=compiler_options())
-    return functools.partial(function, on_device, x)
+def time_programs(
+    candidates: Mapping[str, tuple[Program, HostArrays]], batch: int, engine: str = "xla"
+) -> dict[str, float]:
+    """Median milliseconds of programs, run in turn on random maps of `batch` images.
 
+    Args:
+      candidates: parts of networks, by name.
+      batch: images at once.
+      engine: one of `fdjax.frozen.engines.ENGINES`.
 
-def time_programs(candidates: Mapping[str, tuple[Program, HostArrays]], batch: int) -> dict[str, float]:
-    """Median milliseconds of programs, run in turn on random maps of `batch` images."""
-    functions = {name: _function(program, arrays, batch) for name, (program, arrays) in candidates.items()}
+    Returns:
+      By name; those that the engine refuses are left out.
+
+    Raises:
+      UserError: the engine is not there, or refuses all of them.
+    """
+    found, functions, refusals = find_engine(engine), {}, []
+    for name, (program, arrays) in candidates.items():
+        try:
+            functions[name] = runner(found, program, arrays, batch, cores(), part=True)
+            functions[name]()
+        except Exception as error:  # Of whatever kind an engine's binding raises.
+            functions.pop(name, None)
+            refusals.append(first_line(error))
+    if not functions:
+        raise UserError(f"the engine {engine} refuses {', '.join(candidates)}: {refusals[0]}")
     return {name: float(np.median(times.own)) for name, times in interleaved(functions).items()}
 
 
@@ -111,11 +68,13 @@ class Stopwatch:
     Attributes:
       batch: images at once.
       cache: a folder that keeps measurements from one command to the next, or None.
+      engine: that the network is to run on.
       times: what has been measured in this process: layer -> form -> milliseconds (median).
     """
 
     batch: int = 1
     cache: Path | None = None
+    engine: str = "xla"
     times: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
 
     def measure(self, layer: str, candidates: Mapping[str, tuple[Program, HostArrays]]) -> dict[str, float]:
@@ -123,7 +82,7 @@ class Stopwatch:
         file = self._file({name: program.to_dict() for name, (program, _) in candidates.items()})
         found = _read(file)
         if found is None:
-            found = time_programs(candidates, self.batch)
+            found = time_programs(candidates, self.batch, self.engine)
             if file is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(json.dumps(found))
@@ -145,8 +104,7 @@ class Stopwatch:
     def _file(self, plans: Mapping[str, object]) -> Path | None:
         if self.cache is None:
             return None
-        machine = [jax.__version__, jax.devices()[0].device_kind, provenance.processor(), compiler_options()]
-        key = json.dumps([plans, self.batch, *machine], sort_keys=True)
+        key = json.dumps([plans, self.batch, cores(), what_times_depend_on(self.engine)], sort_keys=True)
         return self.cache / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
 
 

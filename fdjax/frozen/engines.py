@@ -1,127 +1,200 @@
-"""The engines that a frozen network runs on, by name: each makes a function that runs it once on random images."""
+"""The engines that a frozen network runs on, by name: what each needs, its emitter, and how it takes its inputs.
+
+An engine makes a function of a program (`Engine.compile`); `fdjax.frozen.clock` times such functions.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from fdjax.errors import UserError, first_line
-from fdjax.frozen.assemble import Frozen
-from fdjax.frozen.bench import compile_network, quartiles
-from fdjax.frozen.choice import has_one_core, interleaved
-from fdjax.frozen.native.compile import NativeNetwork, find_compiler
+from fdjax import provenance
+from fdjax.errors import UserError
+from fdjax.frozen.native.compile import FLAGS, NativeNetwork, compiler_version, find_compiler
 from fdjax.frozen.onnx_model import onnxruntime_session, to_onnx
+from fdjax.frozen.program import Program
+from fdjax.frozen.xla import apply, compiler_options
 
-Run = Callable[[], object]
-
-
-def _images(frozen: Frozen, batch: int) -> np.ndarray:
-    shape = (batch, *frozen.program.shapes[frozen.program.inputs[0]])
-    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+Arrays = Mapping[str, np.ndarray]
+Compiled = Callable[..., Any]
 
 
-def _native(frozen: Frozen, batch: int, threads: int) -> Run:
-    network, images = NativeNetwork(frozen.program, frozen.arrays), _images(frozen, batch)
-    return lambda: network(images)
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """An engine.
+
+    Attributes:
+      name: by which it is asked for.
+      packages: what has to be installed beside fdjax.
+      compile: (program, arrays, shapes of the inputs [B, ...], threads, whether the program is a part of a network) ->
+        a function of the inputs. A part has its maps in the engine's own layout: [B, C, H, W] in ONNX.
+      place: an input as the function takes it.
+      version: what times depend on beside the processor.
+      writes_onnx: it reads ONNX files.
+    """
+
+    name: str
+    packages: tuple[str, ...]
+    compile: Callable[[Program, Arrays, Sequence[tuple[int, ...]], int, bool], Compiled]
+    place: Callable[[np.ndarray], Any]
+    version: Callable[[], str]
+    writes_onnx: bool = False
 
 
-def _xla(frozen: Frozen, batch: int, threads: int) -> Run:
-    return compile_network(frozen, batch).run
+def _compile_xla(
+    program: Program, arrays: Arrays, shapes: Sequence[tuple[int, ...]], threads: int, part: bool
+) -> Compiled:
+    on_device = {name: jnp.asarray(array) for name, array in arrays.items()}
+    function = functools.partial(apply, program, in_chunks=jax.default_backend() == "cpu")
+    return functools.partial(jax.jit(function, compiler_options=compiler_options()), on_device)
 
 
-def _onnxruntime(frozen: Frozen, batch: int, threads: int) -> Run:
-    session = onnxruntime_session(to_onnx(frozen.program, frozen.arrays), threads)
-    images = _images(frozen, batch).astype(np.float32)
-    return lambda: session(images)
+def _compile_native(
+    program: Program, arrays: Arrays, shapes: Sequence[tuple[int, ...]], threads: int, part: bool
+) -> Compiled:
+    return NativeNetwork(program, arrays)
 
 
-def _openvino(frozen: Frozen, batch: int, threads: int) -> Run:
+def _compile_onnxruntime(
+    program: Program, arrays: Arrays, shapes: Sequence[tuple[int, ...]], threads: int, part: bool
+) -> Compiled:
+    return onnxruntime_session(to_onnx(program, arrays, channels_first=part), threads)
+
+
+def _compile_openvino(
+    program: Program, arrays: Arrays, shapes: Sequence[tuple[int, ...]], threads: int, part: bool
+) -> Compiled:
     import openvino
 
     core = openvino.Core()
-    model = core.read_model(to_onnx(frozen.program, frozen.arrays).SerializeToString())
-    images = _images(frozen, batch).astype(np.float32)
-    model.reshape(list(images.shape))
+    model = core.read_model(to_onnx(program, arrays, channels_first=part).SerializeToString())
+    model.reshape({given: list(shape) for given, shape in zip(model.inputs, shapes, strict=True)})
     hints = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
     request = core.compile_model(model, "CPU", {**hints, "ENABLE_CPU_PINNING": False}).create_infer_request()
-    return lambda: request.infer([images])
+
+    def run(*inputs: np.ndarray) -> Any:
+        made = tuple(request.infer(list(inputs)).values())
+        return made[0] if len(made) == 1 else made
+
+    return run
 
 
-_RUNS: Mapping[str, Callable[[Frozen, int, int], Run]] = {
-    "native": _native,
-    "xla": _xla,
-    "onnxruntime": _onnxruntime,
-    "openvino": _openvino,
-}
-ENGINES = tuple(_RUNS)
-_PACKAGES = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
+def _float32(array: np.ndarray) -> np.ndarray:
+    return np.asarray(array, np.float32)
 
 
-def check_engines(engines: Sequence[str]) -> None:
-    """Raises `UserError` for an engine that is unknown, or that this machine does not have; it says what to install."""
-    for engine in engines:
-        if engine not in ENGINES:
-            raise UserError(f"there is no engine {engine!r}; give some of {', '.join(ENGINES)}")
-        missing = [name for name in _PACKAGES.get(engine, ()) if importlib.util.find_spec(name) is None]
-        if missing:
-            raise UserError(f"the engine {engine} needs what is not installed: pip install {' '.join(missing)}")
-    if "native" in engines:
-        find_compiler()
+_ALL = (
+    Engine(
+        "xla",
+        (),
+        _compile_xla,
+        jnp.asarray,
+        lambda: f"jax {jax.__version__} {jax.devices()[0].device_kind} {compiler_options()}",
+    ),
+    Engine(
+        "native",
+        (),
+        _compile_native,
+        np.asarray,
+        lambda: f"{compiler_version(find_compiler())} {' '.join(FLAGS)}",
+    ),
+    Engine(
+        "onnxruntime",
+        ("onnx", "onnxruntime"),
+        _compile_onnxruntime,
+        _float32,
+        lambda: f"onnxruntime {importlib.metadata.version('onnxruntime')}",
+        writes_onnx=True,
+    ),
+    Engine(
+        "openvino",
+        ("onnx", "openvino"),
+        _compile_openvino,
+        _float32,
+        lambda: f"openvino {importlib.metadata.version('openvino')}",
+        writes_onnx=True,
+    ),
+)
+_BY_NAME: Mapping[str, Engine] = {engine.name: engine for engine in _ALL}
+ENGINES = tuple(_BY_NAME)
 
 
-def bench_engines(
-    networks: Mapping[str, Frozen], engines: Sequence[str], *, batch: int, threads: int, rounds: int | None = None
-) -> list[dict[str, Any]]:
-    """Times networks, the first of which is the dense one, on engines, all of them turn by turn.
-
-    Args:
-      networks: by name.
-      engines: some of `ENGINES`.
-      batch: images at once.
-      threads: of ONNX Runtime and OpenVINO; XLA has those of the process, native code has one.
-      rounds: how often each runs after its warm-up; None: as `interleaved` has it.
-
-    Returns:
-      A row for each network and engine, JSON types: `form` (its name), `engine`, `batch`, `clock`, `ms` (median),
-      `ms_quartiles`, `wall_ms`; `time_ratio`, over the dense network's on the same engine; `ratio_to_best_dense`, over
-      the dense network's on the engine where that is fastest; `macs`, `mac_ratio`, `gflops` (two for each MAC).
-      An engine that refuses a network has a row with `error` in place of times.
+def find_engine(name: str) -> Engine:
+    """The engine of a name.
 
     Raises:
-      UserError: an engine that is not there.
+      UserError: there is none, or this machine does not have it; the message says what to install.
     """
-    check_engines(engines)
-    runs: dict[str, Run] = {}
-    errors: dict[str, str] = {}
-    for name, frozen in networks.items():
-        for engine in engines:
-            try:
-                runs[f"{name} {engine}"] = _RUNS[engine](frozen, batch, threads)
-                runs[f"{name} {engine}"]()
-            except Exception as error:  # Of whatever kind an engine's binding raises.
-                runs.pop(f"{name} {engine}", None)
-                errors[f"{name} {engine}"] = first_line(error)
-    times = interleaved(runs, rounds)
-    dense = next(iter(networks))
-    medians = {key: float(np.median(found.own)) for key, found in times.items()}
-    best = min((medians[f"{dense} {engine}"] for engine in engines if f"{dense} {engine}" in medians), default=None)
-    rows, whole = [], networks[dense].program.macs()
-    for name, frozen in networks.items():
-        for engine in engines:
-            key, macs = f"{name} {engine}", frozen.program.macs()
-            row: dict[str, Any] = {"form": name, "engine": engine, "batch": batch, "macs": macs}
-            row["mac_ratio"] = macs / whole
-            if key in errors:
-                rows.append({**row, "error": errors[key]})
-                continue
-            own = medians.get(f"{dense} {engine}")
-            row |= {"clock": "processor" if has_one_core() else "wall", "ms": medians[key]}
-            row |= {"ms_quartiles": quartiles(times[key].own), "wall_ms": float(np.median(times[key].wall))}
-            row["time_ratio"] = None if own is None else medians[key] / own
-            row["ratio_to_best_dense"] = None if best is None else medians[key] / best
-            row["gflops"] = 2e-6 * macs * batch / medians[key]
-            rows.append(row)
-    return rows
+    if name not in _BY_NAME:
+        raise UserError(f"there is no engine {name!r}; give some of {', '.join(ENGINES)}")
+    engine = _BY_NAME[name]
+    missing = [package for package in engine.packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise UserError(f"the engine {name} needs what is not installed: pip install {' '.join(missing)}")
+    if name == "native":
+        find_compiler()
+    return engine
+
+
+def check_engines(names: Sequence[str]) -> None:
+    """Raises `UserError` for the first engine of some that is unknown or that this machine does not have."""
+    for name in names:
+        find_engine(name)
+
+
+def is_there(name: str) -> bool:
+    """Whether this machine has an engine."""
+    try:
+        find_engine(name)
+    except UserError:
+        return False
+    return True
+
+
+def random_inputs(program: Program, batch: int, part: bool = False) -> list[np.ndarray]:
+    """A batch for each input of a program: images, uint8, or maps of a part of a network, float32, 0 to 6."""
+    rng, made = np.random.default_rng(0), []
+    for value in program.inputs:
+        shape = (batch, *program.shapes[value])
+        made.append(rng.uniform(0, 6, shape).astype(np.float32) if part else rng.integers(0, 256, shape, np.uint8))
+    return made
+
+
+def runner(
+    engine: Engine, program: Program, arrays: Arrays, batch: int, threads: int, *, part: bool = False
+) -> Callable[[], Any]:
+    """Compiles a program and gives it random inputs: a function that runs it once.
+
+    Args:
+      engine: of `find_engine`.
+      program: of a network, or of a part of one.
+      arrays: by name.
+      batch: images at once.
+      threads: of ONNX Runtime and OpenVINO; XLA has those of the process, native code has one.
+      part: the inputs are maps.
+    """
+    given = random_inputs(program, batch, part)
+    if part and engine.writes_onnx:
+        given = [np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if x.ndim == 4 else x for x in given]
+    placed = [engine.place(x) for x in given]
+    function = engine.compile(program, arrays, [x.shape for x in given], threads, part)
+    return functools.partial(function, *placed)
+
+
+@functools.cache
+def what_times_depend_on(name: str) -> str:
+    """Of an engine: its version, the processor, and the code that emits for it."""
+    folder, digest = Path(__file__).parent, hashlib.sha256()
+    for file in sorted([*folder.glob("*.py"), *folder.glob("native/*.py"), *folder.glob("native/*.h")]):
+        digest.update(file.read_bytes())
+    return f"{name} {find_engine(name).version()} {provenance.processor()} {digest.hexdigest()}"

@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 
 from fdjax.errors import UserError
-from fdjax.frozen.assemble import Frozen
-from fdjax.frozen.bench import Peer, random_images
 from fdjax.frozen.onnx_apply import apply_primitive
-from fdjax.frozen.onnx_graph import INPUT, OUTPUT, Graph, Value
+from fdjax.frozen.onnx_graph import INPUT, OUTPUT, TO_ONNX, Graph, Value
 from fdjax.frozen.onnx_layers import Layers
 from fdjax.frozen.onnx_products import HostArrays
 from fdjax.frozen.program import Apply, Program
@@ -29,12 +27,12 @@ def _names(name: str, count: int) -> list[str]:
     return [f"{name}{index or ''}" for index in range(count)]
 
 
-def _write(program: Program, arrays: HostArrays) -> Graph:
+def _write(program: Program, arrays: HostArrays, channels_first: bool) -> Graph:
     """The graph of all operations."""
     graph = Graph()
     layers = Layers(graph, arrays)
     values = {
-        value: Value(program.shapes[value], plain=name)
+        value: _given(program.shapes[value], name, channels_first)
         for value, name in zip(program.inputs, _names(INPUT, len(program.inputs)), strict=True)
     }
     for operation in program.operations:
@@ -48,16 +46,23 @@ def _write(program: Program, arrays: HostArrays) -> Graph:
         else:
             values[operation.y] = layers.layer(operation, values[operation.x], program.shapes[operation.y])
     for value, name in zip(program.outputs, _names(OUTPUT, len(program.outputs)), strict=True):
-        graph.op("Identity", graph.plain(values[value]), output=name)
+        moved = channels_first and len(program.shapes[value]) == 3
+        made = graph.channels_first(values[value]) if moved else graph.plain(values[value])
+        graph.op("Identity", made, output=name)
     used = {name for node in graph.nodes for name in node.input}
     graph.constants = [constant for constant in graph.constants if constant.name in used]
     return graph
 
 
-def to_onnx(program: Program, arrays: HostArrays) -> Any:
+def _given(shape: tuple[int, ...], name: str, channels_first: bool) -> Value:
+    return Value(shape, channels_first=name) if channels_first and len(shape) == 3 else Value(shape, plain=name)
+
+
+def to_onnx(program: Program, arrays: HostArrays, *, channels_first: bool = False) -> Any:
     """The ONNX model: float32 images [batch, ...] in 0..255 -> logits [batch, ...], any batch size.
 
-    Further inputs and outputs are named images1, logits1 and so on.
+    Further inputs and outputs are named images1, logits1 and so on. With `channels_first` maps come and go as
+    [batch, C, H, W]: so are they within a network, of which the program is a part.
 
     Raises:
       UserError: the package onnx is missing, or the network has an operation that cannot be written.
@@ -66,11 +71,14 @@ def to_onnx(program: Program, arrays: HostArrays) -> Any:
         raise UserError("writing ONNX needs the package onnx: pip install onnx")
     from onnx import TensorProto, checker, helper
 
-    graph = _write(program, {name: np.asarray(array) for name, array in arrays.items()})
+    graph = _write(program, {name: np.asarray(array) for name, array in arrays.items()}, channels_first)
+
+    def laid_out(shape: tuple[int, ...]) -> list[int]:
+        return [shape[axis - 1] for axis in TO_ONNX[1:]] if channels_first and len(shape) == 3 else list(shape)
 
     def described(name: str, values: tuple[int, ...]) -> list[Any]:
         return [
-            helper.make_tensor_value_info(given, TensorProto.FLOAT, ["batch", *program.shapes[value]])
+            helper.make_tensor_value_info(given, TensorProto.FLOAT, ["batch", *laid_out(program.shapes[value])])
             for given, value in zip(_names(name, len(values)), values, strict=True)
         ]
 
@@ -111,16 +119,3 @@ def onnxruntime_session(model: Any, threads: int | None = None) -> Callable[...,
         return made[0] if len(made) == 1 else made
 
     return run
-
-
-def onnxruntime_peer(threads: int | None = None) -> Peer | None:
-    """ONNX Runtime as a peer of `fdjax.frozen.bench.bench`; None where onnx or onnxruntime is not installed."""
-    if any(importlib.util.find_spec(package) is None for package in ("onnx", "onnxruntime")):
-        return None
-
-    def peer(dense: Frozen, batch: int) -> Callable[[], object]:
-        run = onnxruntime_session(to_onnx(dense.program, dense.arrays), threads)
-        images = [image.astype(np.float32) for image in random_images(dense.program, batch)]
-        return lambda: run(*images)
-
-    return peer

@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from fdjax.config import MASK_PHASES, Config, LearnConfig, ModelConfig
 from fdjax.errors import UserError
+from fdjax.frozen.engines import check_engines
 from fdjax.graph.counting import network_macs
 from fdjax.graph.masks import MaskedGraph
 from fdjax.pruning import mac_ratio
@@ -41,7 +42,8 @@ def check_target_macs(learn: LearnConfig, graph: MaskedGraph, phases: Sequence[P
 
 
 def check_gate(learn: LearnConfig) -> None:
-    """Raises `UserError` if the gate is to measure times in several processes."""
+    """Raises `UserError` if the engine is not there, or the gate is to measure times in several processes."""
+    check_engines([learn.engine])
     if learn.gate == "time" and jax.process_count() > 1:
         raise UserError(
             "learn.gate is 'time', and several processes would measure different times; give --learn.gate macs, or "

@@ -25,7 +25,7 @@ def gated_masks(learn: LearnConfig, graph: MaskedGraph, fcmask: Any, *, learned:
     if learn.gate != "time" or not learned:
         return by_macs
     # Times are kept on disk: a run that is resumed from before this point comes to the same.
-    stopwatch = Stopwatch(learn.gate_batch, runtime.times_cache_dir())
+    stopwatch = Stopwatch(learn.engine_batch, runtime.times_cache_dir(), learn.engine)
     hard = hard_masks_by_time(learn, graph, fcmask, stopwatch)
     slower = ", ".join(name for name in hard.released if name not in by_macs.released) or "nothing"
     print(f"gate: {slower} released for being slower pruned; {hard.macs.ratio:.3f}x MACs", flush=True)

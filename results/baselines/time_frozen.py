@@ -29,7 +29,7 @@ def main() -> int:
 
     from fdjax.frozen import load
     from fdjax.frozen.bench import compile_network
-    from fdjax.frozen.choice import has_one_core, interleaved
+    from fdjax.frozen.clock import has_one_core, interleaved
     from fdjax.provenance import processor
 
     if not has_one_core():

@@ -94,14 +94,14 @@ def runs() -> list[Run]:
         pruned(f"main/third_longer_seed{seed}", seed, longer)
     # Layers that are slower pruned are released before refinement: fewer MACs and less time.
     for seed in (0, 1):
-        flags = "--learn.gate time --learn.gate-batch 8 --learn.target-macs 0.5"
+        flags = "--learn.gate time --learn.engine-batch 8 --learn.target-macs 0.5"
         pruned(f"main/half_gate_by_time_seed{seed}", seed, flags)
     for seed in (0, 1):
         for name, target in itertools.product(FORMS, (0.5, 0.33)):
             form(name, 2, target, seed)
         pruned(f"forms/nothing_pruned_seed{seed}", seed, f"--phases refine {SHORT}")
     # Beside it forms/tied_01N_block2_0.5_seed0.
-    pruned("frozen/gate_by_time_0.5", 0, f"--learn.gate time --learn.gate-batch 8 --learn.target-macs 0.5 {SHORT}")
+    pruned("frozen/gate_by_time_0.5", 0, f"--learn.gate time --learn.engine-batch 8 --learn.target-macs 0.5 {SHORT}")
     # Beside them forms/tied_01N_block2_0.5_seed0 and _0.33_seed0: learn, then refine.
     for target in (0.8, 0.2):
         pruned(f"schemes/refine_{target}", 0, f"--learn.target-macs {target} {SHORT}")

@@ -1,0 +1,81 @@
+"""The clock: functions timed turn by turn, by the processor's time where this process has one core."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+_WARM_UP, _FEWEST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 7, 200, 0.4
+
+
+class Times(NamedTuple):
+    """Milliseconds of every round, [rounds].
+
+    Attributes:
+      wall: from start to end.
+      processor: that this process had, of all its threads.
+    """
+
+    wall: np.ndarray
+    processor: np.ndarray
+
+    @property
+    def own(self) -> np.ndarray:
+        """What the function itself took: `processor` where one core does everything, else `wall`."""
+        return self.processor if has_one_core() else self.wall
+
+
+def cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def has_one_core() -> bool:
+    """Whether this process computes on one processor core: its time there is then free of what other programs took."""
+    return cores() == 1 and jax.default_backend() == "cpu"
+
+
+def clock() -> str:
+    """What `Times.own` is: "processor" or "wall"."""
+    return "processor" if has_one_core() else "wall"
+
+
+def interleaved(functions: Mapping[str, Callable[[], object]], rounds: int | None = None) -> dict[str, Times]:
+    """Times functions turn by turn, so that a machine that slows down does so for all of them.
+
+    Args:
+      functions: each returns arrays, which are waited for.
+      rounds: how often each is run after its warm-up; None: as often as fits into a fraction of a second, 7 to 200.
+
+    Returns:
+      The times of every round, by name.
+    """
+    for _ in range(_WARM_UP):
+        for function in functions.values():
+            jax.block_until_ready(function())
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
+
+    def one_round() -> None:
+        for name, function in functions.items():
+            start = time.perf_counter(), time.process_time()
+            jax.block_until_ready(function())
+            stop = time.perf_counter(), time.process_time()
+            times[name].append((1e3 * (stop[0] - start[0]), 1e3 * (stop[1] - start[1])))
+
+    one_round()
+    if rounds is None:
+        seconds = sum(wall for found in times.values() for wall, _ in found) / 1e3
+        rounds = int(np.clip(_SECONDS / max(seconds, 1e-6), _FEWEST_ROUNDS, _MOST_ROUNDS))
+    for _ in range(rounds - 1):
+        one_round()
+    return {name: Times(*np.asarray(found).T) for name, found in times.items()}
+
+
+def quartiles(times: np.ndarray) -> list[float]:
+    """The first and the third quartile."""
+    return [float(value) for value in np.percentile(times, [25, 75])]

@@ -1,0 +1,121 @@
+"""Whether a frozen network is faster than its dense self on an engine, and what to say where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fdjax.frozen.assemble import Frozen
+from fdjax.frozen.clock import cores
+from fdjax.frozen.engine_bench import bench_engines
+from fdjax.frozen.engines import check_engines
+from fdjax.frozen.products import ProductPlan
+from fdjax.frozen.program import Pointwise, Program, Run
+
+# A difference between times that may be chance.
+NEARLY = 1.02
+# Kept counts between 0 and N, summed over the sides of products, above which XLA compiles for more than some 15 s.
+_MOST_PARTIAL_COUNTS = 150
+_ENGINES_OF_FILES = {".stablehlo": ("xla",), ".onnx": ("onnxruntime", "openvino"), ".cc": ("native",)}
+
+
+def speed_on(engine: str, frozen: Frozen, dense: Frozen, batch: int) -> dict[str, Any]:
+    """Times a pruned network and its dense self on an engine, in turn, with all cores of this process.
+
+    Args:
+      engine: one of `fdjax.frozen.engines.ENGINES`.
+      frozen: the pruned network.
+      dense: its dense self.
+      batch: images at once.
+
+    Returns:
+      JSON types: `engine`, `device`, `threads` (None where the device is no CPU), `batch`, `clock` ("processor" or
+      "wall"), milliseconds `dense_ms` and `pruned_ms` (medians), `ratio` (pruned over dense), `problem`: None, or why
+      there are no times: "compilation", where XLA would take minutes, or what the engine says.
+
+    Raises:
+      UserError: the engine is not there.
+    """
+    check_engines([engine])
+    on_cpu = engine != "xla" or jax.default_backend() == "cpu"
+    facts: dict[str, Any] = {
+        "engine": engine,
+        "device": jax.devices()[0].device_kind if engine == "xla" else "cpu",
+        "threads": (1 if engine == "native" else cores()) if on_cpu else None,
+        "batch": batch,
+        **dict.fromkeys(("clock", "dense_ms", "pruned_ms", "ratio", "problem")),
+    }
+    if engine == "xla" and partial_counts(frozen.program) > _MOST_PARTIAL_COUNTS:
+        return {**facts, "problem": "compilation"}
+    whole, pruned = bench_engines({"dense": dense, "pruned": frozen}, [engine], batch=batch, threads=cores())
+    problem = pruned.get("error", whole.get("error"))
+    if problem is not None:
+        return {**facts, "problem": problem}
+    times = {"dense_ms": whole["ms"], "pruned_ms": pruned["ms"], "ratio": pruned["time_ratio"]}
+    return {**facts, "clock": pruned["clock"], **times}
+
+
+def partial_counts(program: Program) -> int:
+    """Different kept counts between 0 and N, summed over the inputs and outputs of every product."""
+    total = 0
+    for operation in program.operations:
+        pairs: list[tuple[ProductPlan, int]] = []
+        if isinstance(operation, Run):
+            sides = zip(("writer", "reader"), operation.blocks, strict=True)
+            pairs = [(getattr(chain, side), block) for side, block in sides for chain in operation.chains]
+        elif isinstance(operation, Pointwise):
+            pairs = [(operation.product, operation.block)]
+        for product, block in pairs:
+            total += sum(len({*side} - {0, block**2}) for side in (product.input_counts, product.output_counts))
+    return total
+
+
+def is_slower(speed: Mapping[str, Any]) -> bool:
+    """Whether what `speed_on` found is slower than the dense network, by more than chance."""
+    return speed["ratio"] is not None and speed["ratio"] > NEARLY
+
+
+def images_words(batch: int) -> str:
+    """ "1 image", "8 images"."""
+    return "1 image" if batch == 1 else f"{batch:,} images"
+
+
+def slower_words(speed: Mapping[str, Any]) -> str | None:
+    """A line where a network is slower than its dense self; else None."""
+    if not is_slower(speed):
+        return None
+    flags = f"--engine {speed['engine']} --engine-batch {speed['batch']}"
+    return (
+        f"on {speed['engine']} this network takes {speed['ratio']:.2f}x of its dense self's time "
+        f"({images_words(speed['batch'])}): fdjax freeze --choose time {flags} takes the fastest schedules, with "
+        "--release it lets go of masks that cost time; or learn the masks with --learn.gate time or "
+        f"--learn.target-time and --learn.engine {speed['engine']}"
+    )
+
+
+def made_for_another(manifest: Mapping[str, Any], engines: tuple[str, ...], batch: int | None = None) -> str | None:
+    """A line where an artifact's schedules were chosen by the clock of another engine or batch; else None.
+
+    Args:
+      manifest: of the artifact.
+      engines: that it is now for, one of them.
+      batch: images at once; None: not known.
+    """
+    choice = manifest.get("choice") or {}
+    made_for, made_at = choice.get("engine"), int(choice.get("batch") or 1)
+    if made_for is None or (made_for in engines and batch in (None, made_at)):
+        return None
+    here = " or ".join(engines) + ("" if batch is None else f" at {images_words(batch)}")
+    flags = f"--choose time --engine {engines[0]}" + ("" if batch is None else f" --engine-batch {batch}")
+    return (
+        f"this network was made for {made_for} at {images_words(made_at)}; on {here} others of its schedules may be "
+        f"faster: fdjax freeze {flags}"
+    )
+
+
+def engines_of_file(file: Path) -> tuple[str, ...]:
+    """The engines that an exported file is for, by its suffix."""
+    return _ENGINES_OF_FILES.get(file.suffix, ())
