@@ -274,7 +274,7 @@ def test_a_frozen_network_is_replaced_in_one_move(copy) -> None:
     ("arguments", "expected"),
     [
         (["--release"], "--choose time"),
-        (["--choose", "time", "--batch", "0"], "at least 1"),
+        (["--choose", "time", "--engine-batch", "0"], "at least 1"),
         (["--data-path", "/does/not/exist"], "takes no path"),
     ],
 )

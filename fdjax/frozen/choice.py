@@ -26,9 +26,11 @@ _CLEARLY_FASTER = 0.95
 
 def alone(operation: Run | Pointwise, inputs: int) -> Program:
     """A program of one operation, which reads a map of `inputs` channels."""
-    size = operation.in_size if isinstance(operation, Run) else operation.size
-    # What it makes is not looked at.
-    shapes = ((*size, inputs), (*size, operation.outputs))
+    run = isinstance(operation, Run)
+    read, made = (operation.in_size, operation.out_size) if run else (operation.size, operation.size)
+    if not run and operation.pooled:
+        made = ()
+    shapes = ((*read, inputs), (*made, operation.outputs))
     return Program(shapes, (0,), (1,), (dataclasses.replace(operation, x=0, y=1),))
 
 

@@ -148,45 +148,73 @@ class Layers:
     # Runs
 
     def _run(self, run: Run, x: Value) -> str:
+        given, width = (self.graph.channels_first(x), x.shape[-1]) if run.chains else ("", 0)
+        others = [chain for chain in run.chains if not chain.means]
+        if len(others) < len(run.chains) and not any(
+            product.transforms for chain in others for product in (chain.writer, chain.reader)
+        ):
+            return self._run_of_pixels_and_means(run, given, width)
         parts: list[Part] = []
-        if run.chains:
-            given, width = self.graph.channels_first(x), x.shape[-1]
-            writers = [chain.writer for chain in run.chains]
-            inputs = self.products.analyse(given, width, run.blocks[0], run.in_size, writers)
-            for coefs, chain in zip(inputs, run.chains, strict=True):
-                part = self.products.multiply(given, width, coefs, f"{run.name}/{chain.name}/writer", chain.writer)
-                parts.append(self._chain(part, run, chain))
+        writers = [chain.writer for chain in run.chains]
+        inputs = self.products.analyse(given, width, run.blocks[0], run.in_size, writers) if run.chains else []
+        for coefs, chain in zip(inputs, run.chains, strict=True):
+            part = self.products.multiply(given, width, coefs, f"{run.name}/{chain.name}/writer", chain.writer)
+            parts.append(self._means_part(part, run, chain) if chain.means else self._chain(part, run, chain))
         pieces = self.products.compose(parts, run.segments, run.output_counts, run.blocks[1], run.out_size)
         return self._finished(pieces, run, len(run.output_counts), run.out_size)
 
+    def _run_of_pixels_and_means(self, run: Run, x: str, width: int) -> str:
+        """Nothing is transformed but by means, which stay maps [B, C, R, S]: engines fuse what follows, and move
+        nothing."""
+        made = []
+        for chain in run.chains:
+            name = f"{run.name}/{chain.name}"
+            if chain.means:
+                y = self.products.block_means(self.graph.take(x, chain.writer.input_order, width), run.blocks[0])
+                y = self._means(self.products.matrix_product(y, self.arrays[f"{name}/writer/rest0"]), run, chain)
+                y = self.products.matrix_product(y, self.arrays[f"{name}/reader/rest0"])
+                made.append(self.products.spread(y, run.blocks[1]))
+            else:
+                part = self._chain(self.products.multiply(x, width, {}, f"{name}/writer", chain.writer), run, chain)
+                made.append(part.pixels or self.products.zeros((len(run.output_counts), *run.out_size)))
+        return self._finished([self.graph.add(made)], run, len(run.output_counts), run.out_size)
+
     def _chain(self, part: Part, run: Run, chain: Chain) -> Part:
         graph, name, block, writer = self.graph, f"{run.name}/{chain.name}", run.blocks[1], chain.writer
-        if chain.means:
-            y = self.products.segment_coefs([part], (0, chain.channels, 1))
-            y = graph.reshape(y, [-1, chain.channels, *cover(run.in_size, run.blocks[0])])
-        else:
-            args = writer.output_segments, writer.output_counts, run.blocks[0], run.in_size
-            y = graph.concat(self.products.compose([part], *args), 1)
-        spread = False
+        args = writer.output_segments, writer.output_counts, run.blocks[0], run.in_size
+        y = graph.concat(self.products.compose([part], *args), 1)
         for index, step in enumerate(run.steps):
             array = self.arrays[f"{name}/step{index}"]
             if step.window is None:
                 y = graph.activate(graph.bias(y, array), step.activation)
-                continue
-            if chain.means:
-                # One convolution on pixels takes less time than one for each phase on blocks.
-                y, spread = self.products.spread(y, run.blocks[0]), True
-                array = _kernel_of_phases(array, step.window, run.blocks[0])
-            y = self._window_conv(y, array[:, :, None], step.window, chain.channels)
-        if not chain.means:
-            (coefs,) = self.products.analyse(y, chain.channels, block, run.out_size, [chain.reader])
-            return self.products.multiply(y, chain.channels, coefs, f"{name}/reader", chain.reader)
-        if spread:
-            y = graph.op("AveragePool", y, kernel_shape=[block, block], strides=[block, block])
-        rows, columns = cover(run.out_size, block)
+            else:
+                y = self._window_conv(y, array[:, :, None], step.window, chain.channels)
+        (coefs,) = self.products.analyse(y, chain.channels, block, run.out_size, [chain.reader])
+        return self.products.multiply(y, chain.channels, coefs, f"{name}/reader", chain.reader)
+
+    def _means_part(self, part: Part, run: Run, chain: Chain) -> Part:
+        """A chain that keeps the means, of a run that has other coefficients."""
+        graph, name = self.graph, f"{run.name}/{chain.name}"
+        y = self.products.segment_coefs([part], (0, chain.channels, 1))
+        y = self._means(graph.reshape(y, [-1, chain.channels, *cover(run.in_size, run.blocks[0])]), run, chain)
+        rows, columns = cover(run.out_size, run.blocks[1])
         mean = graph.reshape(y, [-1, chain.channels, 1, rows * columns])
         coefs = {segment[:2]: mean for segment in chain.reader.input_segments}
         return self.products.multiply(y, chain.channels, coefs, f"{name}/reader", chain.reader)
+
+    def _means(self, y: str, run: Run, chain: Chain) -> str:
+        """From means of blocks that are written to those that are read: [B, E, R, S] -> [B, E, R', S']."""
+        name, spread = f"{run.name}/{chain.name}", False
+        for index, step in enumerate(run.steps):
+            array = self.arrays[f"{name}/step{index}"]
+            if step.window is None:
+                y = self.graph.activate(self.graph.bias(y, array), step.activation)
+                continue
+            # One convolution on pixels takes less time than one for each phase on blocks.
+            y, spread = self.products.spread(y, run.blocks[0]), True
+            kernel = _kernel_of_phases(array, step.window, run.blocks[0])
+            y = self._window_conv(y, kernel[:, :, None], step.window, chain.channels)
+        return self.products.block_means(y, run.blocks[1]) if spread else y
 
 
 @functools.cache

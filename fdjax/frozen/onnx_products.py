@@ -77,7 +77,7 @@ class Products:
         graph, (rows, columns) = self.graph, cover(size, block)
         x, padded = self._whole_blocks(x, block, size)
         if count == 1:
-            x = graph.op("AveragePool", x, kernel_shape=[block, block], strides=[block, block])
+            x = self.block_means(x, block)
         else:
             x = graph.reshape(x, [-1, 1, *padded])
             x = graph.op("Conv", x, self._basis(block, count, 1), strides=[block, block])
@@ -94,6 +94,10 @@ class Products:
             y = graph.reshape(y, [-1, channels, rows * block, columns * block])
         cut = [axis for axis in (0, 1) if size[axis] % block]
         return graph.slice(y, [0] * len(cut), [size[a] for a in cut], [a + 2 for a in cut]) if cut else y
+
+    def block_means(self, x: str, block: int) -> str:
+        """[B, C, H, W] -> [B, C, R, S] of a map of whole blocks."""
+        return self.graph.op("AveragePool", x, kernel_shape=[block, block], strides=[block, block])
 
     def spread(self, y: str, block: int) -> str:
         """A value of each block to its pixels: [B, C, R, S] -> [B, C, R*K, S*K]."""
