@@ -123,7 +123,7 @@ class _Emitter:
         pixels = int(np.prod(shape)) // channels
         part = f"{{1, {pixels}, {channels}, {channels}, 0, 0, 0, 0, {round8(channels)}}}"
         y = calls.result(self.image)
-        calls.each(f"bordered({part}, images + i * {pixels * channels}, nullptr, {y} + i * {floats_of(shape)});")
+        calls.each(f"bordered({part}, 0, 1, images + i * {pixels * channels}, {y} + i * {floats_of(shape)});")
         self.statements.append(calls)
 
     def _only_reader(self, value: int) -> Operation | None:

@@ -12,7 +12,7 @@ from fdjax.errors import UserError
 from fdjax.frozen.native import parts
 from fdjax.frozen.native.calls import Calls
 from fdjax.frozen.native.parts import Pixels, Reader, Writer
-from fdjax.frozen.native.source import PANEL, RANGES, Raw, Source, cpp, largest_of_8, padded, round8
+from fdjax.frozen.native.source import PANEL, RANGE_OF, RANGES, Raw, Source, cpp, largest_of_8, padded, round8
 from fdjax.frozen.products import ProductPlan, Size, Window
 from fdjax.frozen.program import Conv, Pointwise, Run
 
@@ -51,6 +51,7 @@ def alone(
     source: Source, calls: Calls, name: str, writer: Writer, x: str, y: str, *, means: bool = False, flat: bool = False
 ) -> None:
     """Adds a product by itself. `flat`: it takes the pixels of all images as one map of one row."""
+    writer = parts.with_weights(source, writer)
     rows = writer.height
     if means:
         rows = -(-max(1, _AT_ONCE // (writer.width * PANEL)) // writer.block) * writer.block
@@ -63,7 +64,7 @@ def alone(
     part, images = source.constant(writer, name), "n"
     if flat:
         part, images = f"across({part}, n)", "1"
-    calls.add(f"layer({part}, {rows}, {cpp(means)}, {x}, {{w}}, scratch, {y}, {images});")
+    calls.add(f"layer({part}, {rows}, {cpp(means)}, {x}, {{w}}, scratch, {y}, {images}, ahead);")
 
 
 def add_bias(source: Source, calls: Calls, pixels: int, bias: np.ndarray, added: str | None, y: str) -> None:
@@ -78,7 +79,7 @@ def add_bias(source: Source, calls: Calls, pixels: int, bias: np.ndarray, added:
 def clamp(calls: Calls, pixels: int, channels: int, activation: str, y: str) -> None:
     """Adds an activation of a map."""
     if activation != "none":
-        calls.add(f"clamp_map({pixels * round8(channels)} * n, {cpp(RANGES[activation])}, {y});")
+        calls.add(f"clamp_map({pixels * round8(channels)} * n, {cpp(RANGE_OF[activation])}, {y});")
 
 
 def place(
@@ -92,7 +93,7 @@ def place(
     step = pitch if bias.ndim > 1 else 0
     calls.each(
         f"placed({pixels}, {from_pitch}, {pitch}, {table.text}, {{w}} + {source.weight(padded(bias))}, {step}, "
-        f"{cpp(RANGES[activation])}, {x} + i * {pixels * from_pitch}, {y} + i * {pixels * pitch});"
+        f"{cpp(RANGE_OF[activation])}, {x} + i * {pixels * from_pitch}, {y} + i * {pixels * pitch});"
     )
 
 
@@ -124,11 +125,13 @@ def emit_conv(source: Source, calls: Calls, layer: Conv, arrays: Arrays, images:
 
 def _into_columns(source: Source, calls: Calls, layer: Conv, writer: Writer, column: int, x: str, y: str) -> None:
     """Adds a product of one bundle of groups, whose outputs lie among those of the others."""
+    writer = parts.with_weights(source, writer)
     part, pitch, width = source.constant(writer, layer.name), round8(layer.outputs), writer.width
     at = f"{y} + i * {writer.height * width * pitch} + {column}"
     for panel in range(-(-writer.outputs // writer.panel)):
         to = f"{{{at} + {panel * writer.panel}, {width}, {width * pitch}, {pitch}}}"
-        calls.each(f"write({part}, {panel}, 0, {writer.height}, {x} + i * {writer.image}, {{w}}, nullptr, {to});")
+        x_of, weights = f"{x} + i * {writer.image}", f"{part}.weights_of({panel}, {{w}})"
+        calls.each(f"write({part}, {panel}, 0, {writer.height}, {x_of}, {weights}, nullptr, {to}, ahead);")
 
 
 def _bundles(layer: Conv, kernel: np.ndarray, index: Sequence[int]) -> list[tuple[slice, Sequence[int], np.ndarray]]:
@@ -153,8 +156,9 @@ def _bundles(layer: Conv, kernel: np.ndarray, index: Sequence[int]) -> list[tupl
     return found
 
 
-def bordered(source: Source, calls: Calls, layer: Conv, images: str | None) -> tuple[str, Pixels]:
-    """Brings zeros around the map that a convolution reads; returns the map and how to read it."""
+def _bordered(source: Source, layer: Conv, *, images: bool) -> tuple[str, Pixels, int]:
+    """The map that a convolution reads, with zeros around it: what `bordered` needs for it (a map that needs none is
+    read as it is: ""), how to read it, and its rows."""
     window = layer.window
     (top, bottom), (left, right) = window.pads
     if min(top, bottom, left, right) < 0:
@@ -162,20 +166,30 @@ def bordered(source: Source, calls: Calls, layer: Conv, images: str | None) -> t
     (height, width), channels = window.in_size, layer.inputs
     pitch = channels if images else round8(channels)
     rows, columns = top + height + bottom, left + width + right
-    image = rows * columns * pitch
-    x = images or calls.value(layer.x)
+    border = ""
     if images or max(top, bottom, left, right) > 0:
-        given, x, of = x, calls.temporary(image + 64), channels if images else pitch
-        border = Raw(cpp([height, width, channels if images else pitch, of, top, bottom, left, right, pitch]))
-        part = source.constant(border, "zeros around a map", "Border")
-        calls.each(f"bordered({part}, {given} + i * {height * width * of}, nullptr, {x} + i * {image});")
+        fields = Raw(cpp([height, width, pitch, pitch, top, bottom, left, right, pitch]))
+        border = source.constant(fields, "zeros around a map", "Border")
     index = [
         (i * columns + j) * pitch + c
         for i in range(window.window[0])
         for j in range(window.window[1])
         for c in range(channels)
     ]
-    return x, Pixels(image, window.stride[0] * columns * pitch, window.stride[1] * pitch, index)
+    row, pixel = window.stride[0] * columns * pitch, window.stride[1] * pitch
+    return border, Pixels(rows * columns * pitch, row, pixel, index), rows
+
+
+def bordered(source: Source, calls: Calls, layer: Conv, images: str | None) -> tuple[str, Pixels]:
+    """Brings zeros around the map that a convolution reads; returns the map and how to read it."""
+    border, pixels, rows = _bordered(source, layer, images=images is not None)
+    x = images or calls.value(layer.x)
+    if not border:
+        return x, pixels
+    to, given = calls.temporary(pixels.image + 64), math.prod(layer.window.in_size)
+    given *= layer.inputs if images else round8(layer.inputs)
+    calls.each(f"bordered({border}, 0, {rows}, {x} + i * {given}, {to} + i * {pixels.image});")
+    return to, pixels
 
 
 def depthwise_alone(
@@ -186,7 +200,7 @@ def depthwise_alone(
     reader = parts.as_is(layer.outputs, math.prod(layer.window.out_size) * round8(layer.outputs))
     chain = parts.chain_of(source, writer, layer.window, taps, bias, activation, reader)
     part, x = source.constant(chain, layer.name), calls.value(layer.x)
-    calls.add(f"chain({part}, {x}, {{w}}, scratch, {calls.result(layer.y)}, n);")
+    calls.add(f"chain({part}, {x}, {{w}}, scratch, {calls.result(layer.y)}, n, ahead);")
 
 
 # Pointwise layers
@@ -240,21 +254,28 @@ def emit_separable(
     source: Source, calls: Calls, stem: Conv | None, middle: Conv, last: Pointwise, arrays: Arrays, images: str | None
 ) -> None:
     """Layers that follow each other, as one chain; `images` are the raw ones where the first layer reads those."""
-    if stem is not None:
-        x, pixels = bordered(source, calls, stem, images)
+    function = "chain"
+    if stem is None:
+        x, writer = calls.value(middle.x), parts.copying(middle.window.in_size, middle.inputs)
+    else:
+        if images:
+            function, x, (border, pixels, _) = "chain_of_images", images, _bordered(source, stem, images=True)
+        else:
+            (x, pixels), border = bordered(source, calls, stem, None), ""
         (_, index, taps), *_ = _bundles(stem, arrays[f"{stem.name}/kernel"], pixels.index)
         chosen = dataclasses.replace(pixels, index=index)
         writer = parts.on_pixels(source, middle.window.in_size, chosen, taps, bias_of(stem, arrays), stem.activation)
-    else:
-        x, writer = calls.value(middle.x), parts.copying(middle.window.in_size, middle.inputs)
+        if border:
+            rows, stride = stem.window.window[0], stem.window.stride[0]
+            writer = dataclasses.replace(writer, border=Raw(f"&{border}"), rows=rows, stride=stride)
     taps, bias = arrays[f"{middle.name}/kernel"][:, :, 0], bias_of(middle, arrays)
     results = Results(source, calls, last, (last.size[0], last.size[1]), last.block, [last.product])
-    y, added = calls.result(last.y), bias_of(last, arrays)
-    add_bias(source, calls, math.prod(last.size), added, None, y)
+    y, begins = calls.result(last.y), results.begin(bias_of(last, arrays), None, fused=not last.product.transforms)
     kernel = parts.kernel_of(arrays, last.name, last.product)
     reader, to = results.reader(last.product, kernel, middle.outputs, writer.panel, y, only=True)
+    reader = dataclasses.replace(reader, bias=begins)
     chain = parts.chain_of(source, writer, middle.window, taps, bias, middle.activation, reader)
-    calls.add(f"chain({source.constant(chain, last.name)}, {x}, {{w}}, scratch, {to}, n);")
+    calls.add(f"{function}({source.constant(chain, last.name)}, {x}, {{w}}, scratch, {to}, n, ahead);")
     results.finish(y)
 
 
@@ -275,6 +296,15 @@ class Results:
         self.coefs = calls.temporary(self.image) if self.image else ""
         if self.image:
             calls.add(f"std::memset({self.coefs}, 0, sizeof(float) * n * {self.image});")
+
+    def begin(self, bias: np.ndarray, added: str | None, *, fused: bool) -> Raw | int:
+        """Adds what readers add to: a bias, and for each image the map `added`. `fused`: the first reader makes the
+        map; then what it is to begin with is returned, if it can.
+        """
+        if fused and added is None and bias.ndim == 1:
+            return self.source.weight(padded(bias))
+        add_bias(self.source, self.calls, self.pixels, bias, added, self.calls.result(self.operation.y))
+        return parts.NOTHING
 
     def reader(
         self, plan: ProductPlan, kernel: np.ndarray, channels: int, panel: int, y: str, *, only: bool

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from fdjax.errors import UserError
 from fdjax.frozen.native import parts
 from fdjax.frozen.native.calls import Calls
-from fdjax.frozen.native.emit_layers import POINT, Arrays, Results, add_bias, analysed, clamp
+from fdjax.frozen.native.emit_layers import POINT, Arrays, Results, analysed, clamp
 from fdjax.frozen.native.parts import Pixels, Reader, Writer
-from fdjax.frozen.native.source import PANEL, RANGES, Raw, Source, padded, round8
-from fdjax.frozen.products import mean_phases
+from fdjax.frozen.native.source import PANEL, RANGE_OF, Raw, Source, round8
+from fdjax.frozen.products import Size, mean_phases
 from fdjax.frozen.program import Chain, Run
+
+# Blocks of several images that go through a chain of means together.
+_BLOCKS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,21 +28,14 @@ class Means:
 
     writer: Writer
     reader: Reader
-    out_height: int
-    out_width: int
-    rows: int
-    pitch: int
-    top: int
-    left: int
-    stride_rows: int
-    stride_columns: int
+    blocks: int
+    out_blocks: int
+    at_once: int
     phases: int
-    range: tuple[float, float]
     taps: int
-    bias: int
+    range: Raw
     ends: Raw
-    tap_rows: Raw
-    tap_columns: Raw
+    where: Raw
     shares: Raw
 
 
@@ -79,7 +77,6 @@ class _RunEmitter:
         run, calls, source = self.run, self.calls, self.source
         y, pixels = calls.result(run.y), math.prod(run.out_size)
         bias = self.arrays[f"{run.name}/bias"] if run.bias != "none" else np.zeros(run.outputs, np.float32)
-        add_bias(source, calls, pixels, bias, None if self.added is None else calls.value(self.added), y)
         chains = [chain for chain in run.chains if chain.channels]
         x, coefs = calls.value(run.x), ""
         writers = [chain.writer for chain in chains if chain.means or chain.writer.transforms]
@@ -87,12 +84,17 @@ class _RunEmitter:
             needed = parts.needed_coefs(writers, run.inputs, run.blocks[0] ** 2)
             coefs = analysed(source, calls, x, run.in_size, run.inputs, run.blocks[0], needed)
         results = Results(source, calls, run, run.out_size, run.blocks[1], [chain.reader for chain in chains])
+        fused = bool(chains) and not chains[0].means and not chains[0].reader.transforms
+        begins = results.begin(bias, None if self.added is None else calls.value(self.added), fused=fused)
         for chain in chains:
             kind = "chain_of_means" if chain.means else "chain"
-            made = self._means(chain, results) if chain.means else self._chain(chain, results, y, len(chains) == 1)
-            part, to = made
+            if chain.means:
+                part, to = self._means(chain, results)
+            else:
+                part, to = self._chain(chain, results, y, begins, only=len(chains) == 1)
+                begins = parts.NOTHING
             reads = coefs if chain.means or chain.writer.transforms else x
-            calls.add(f"{kind}({part}, {reads}, {{w}}, scratch, {to}, n);")
+            calls.add(f"{kind}({part}, {reads}, {{w}}, scratch, {to}, n, ahead);")
         results.finish(y)
         if not results.image and len(chains) != 1:
             clamp(calls, pixels, run.outputs, run.activation, y)
@@ -107,7 +109,7 @@ class _RunEmitter:
         plan = chain.writer if side == "writer" else chain.reader
         return parts.kernel_of(self.arrays, f"{self.run.name}/{chain.name}/{side}", plan)
 
-    def _chain(self, chain: Chain, results: Results, y: str, only: bool) -> tuple[str, str]:
+    def _chain(self, chain: Chain, results: Results, y: str, begins: Raw | int, *, only: bool) -> tuple[str, str]:
         run, source, zeros = self.run, self.source, np.zeros(chain.channels, np.float32)
         bias, before = self._step(chain, self.steps.before, zeros), self._activation(self.steps.before)
         kernel = self._kernel(chain, "writer")
@@ -119,6 +121,7 @@ class _RunEmitter:
         taps = self._step(chain, self.steps.depthwise, np.ones((1, 1, chain.channels), np.float32))
         kernel = self._kernel(chain, "reader")
         reader, to = results.reader(chain.reader, kernel, chain.channels, writer.panel, y, only=only)
+        reader = dataclasses.replace(reader, bias=begins)
         after = self._step(chain, self.steps.after, zeros), self._activation(self.steps.after)
         made = parts.chain_of(source, writer, self.window, taps, *after, reader)
         return source.constant(made, f"{run.name}/{chain.name}"), to
@@ -130,23 +133,33 @@ class _RunEmitter:
         phases, stride = mean_phases(self.window, block), self.window.stride
         offsets = [tap[:2] for phase in phases for tap in phase.taps]
         taps = self._step(chain, self.steps.depthwise, np.ones((len(offsets), chain.channels), np.float32))
-        before = [max(0, -min(offset[axis] for offset in offsets)) for axis in (0, 1)]
-        reach = [max(offset[axis] for offset in offsets) + stride[axis] * (out[axis] - 1) + 1 for axis in (0, 1)]
-        rows, columns = (before[axis] + max(size[axis], reach[axis]) for axis in (0, 1))
-        order, num_coefs = parts.order_of(chain.writer), block * block
-        pixels = Pixels(num_coefs * math.prod(size) * pitch, size[1] * pitch, pitch, order.tolist())
+        blocks, out_blocks = math.prod(size), math.prod(out)
+        at_once = max(1, _BLOCKS // blocks)
+        order = parts.order_of(chain.writer)
+        pixels = Pixels(block * block * blocks * pitch, size[1] * pitch, pitch, order.tolist())
         bias, activation = self._step(chain, self.steps.before, zeros), self._activation(self.steps.before)
-        kernel = self._kernel(chain, "writer")
-        writer = parts.on_pixels(source, size, pixels, kernel, bias, activation)
-        rows_of = np.zeros((chain.channels, chain.reader.outputs), np.float32)
-        rows_of[parts.order_of(chain.reader)] = self._kernel(chain, "reader")
-        ints = np.cumsum([len(phase.taps) for phase in phases]), [o[0] for o in offsets], [o[1] for o in offsets]
+        writer = parts.on_pixels(source, size, pixels, self._kernel(chain, "writer"), bias, activation)
+        rows = np.zeros((chain.channels, chain.reader.outputs), np.float32)
+        rows[parts.order_of(chain.reader)] = self._kernel(chain, "reader")
+        reader = parts.to_map(source, rows, writer.panel, results.image)
+        more = taps, self._step(chain, self.steps.after, zeros)
         means = Means(
-            writer, parts.to_map(source, rows_of, writer.panel, results.image), out[0], out[1], rows, columns,
-            before[0], before[1], stride[0], stride[1], len(phases), RANGES[self._activation(self.steps.after)],
-            source.weight(padded(taps)), source.weight(padded(self._step(chain, self.steps.after, zeros))),
-            source.table(ints[0]), source.table(ints[1]), source.table(ints[2]),
+            parts.with_weights(source, writer, more, reader.rows, reader.panel), reader, blocks, out_blocks, at_once,
+            len(phases), len(offsets), RANGE_OF[self._activation(self.steps.after)],
+            source.table(np.cumsum([len(phase.taps) for phase in phases])),
+            source.table(_where(size, out, stride, offsets)),
             source.table([phase.weight for phase in phases], "float"),
         )  # fmt: skip
-        source.needs(PANEL * (rows * columns + math.prod(out)))
+        source.needs(PANEL * at_once * (blocks + 1 + out_blocks))
         return source.constant(means, f"{run.name}/{chain.name}"), results.coefs
+
+
+def _where(size: Size, out: Size, stride: Size, offsets: Sequence[Size]) -> list[int]:
+    """For every output block where its taps fall, in floats of a panel's blocks; outside of the map: after them."""
+    found = []
+    for row, column in itertools.product(range(out[0]), range(out[1])):
+        for down, across in offsets:
+            i, j = row * stride[0] + down, column * stride[1] + across
+            inside = 0 <= i < size[0] and 0 <= j < size[1]
+            found.append(PANEL * (i * size[1] + j if inside else math.prod(size)))
+    return found

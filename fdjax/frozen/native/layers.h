@@ -1,28 +1,6 @@
-// What lies between products: borders, biases, sums, pools, numbers one by one.
+// What lies between products: biases, sums, pools, numbers one by one.
 
 namespace {
-
-// Rows of [.., channels] numbers of pixels `from` apart, into a map with zeros around it, of pixels `pitch` apart.
-struct Border {
-  int height, width, channels, from, top, bottom, left, right, pitch;
-};
-// `added` to each channel, or null.
-template <class T>
-void bordered(const Border& s, const T* x, const float* added, float* y) {
-  const std::ptrdiff_t row = static_cast<std::ptrdiff_t>(s.left + s.width + s.right) * s.pitch;
-  if (s.top + s.bottom + s.left + s.right > 0) std::memset(y, 0, sizeof(float) * (s.top + s.height + s.bottom) * row);
-  for (int r = 0; r < s.height; r++) {
-    float* to = y + (s.top + r) * row + s.left * s.pitch;
-    const T* of = x + static_cast<std::ptrdiff_t>(r) * s.width * s.from;
-    if (s.from == s.channels && s.pitch == s.channels && !added) {
-      for (int i = 0; i < s.width * s.channels; i++) to[i] = static_cast<float>(of[i]);
-      continue;
-    }
-    for (int p = 0; p < s.width; p++)
-      for (int c = 0; c < s.channels; c++)
-        to[p * s.pitch + c] = static_cast<float>(of[p * s.from + c]) + (added ? added[c] : 0.0f);
-  }
-}
 
 // What readers add to: a bias of `step` numbers from pixel to pixel, and a map, or null.
 [[maybe_unused]] void start_map(int pixels, int channels, const float* bias, int step, const float* added, float* y) {
@@ -45,8 +23,8 @@ void bordered(const Border& s, const T* x, const float* added, float* y) {
             const float* x, float* y) {
   for (int p = 0; p < pixels; p++, x += from, bias += step, y += channels)
     for (int c = 0; c < channels; c++) {
-      const float v = (place[c] < 0 ? 0.0f : x[place[c]]) + bias[c];
-      y[c] = std::min(std::max(v, range.low), range.high);
+      const Vec<4> v = {(place[c] < 0 ? 0.0f : x[place[c]]) + bias[c]};
+      y[c] = clamped(v, range)[0];
     }
 }
 

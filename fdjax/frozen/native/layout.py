@@ -99,7 +99,8 @@ class Layout:
             "void forward(const T* images, int count, const float* weights, float* results, float* workspace) {",
             "  float *scratch = workspace, *shared = scratch + SCRATCH, *batch = shared + ONE;",
             "  const std::ptrdiff_t all = count;",
-            "  (void)scratch, (void)shared, (void)batch, (void)weights;",
+            "  Ahead ahead = {weights, weights + WEIGHTS};",
+            "  (void)scratch, (void)shared, (void)batch, (void)weights, (void)ahead;",
         ]
         if self.cut:
             lines += ["  for (std::ptrdiff_t b = 0; b < all; b++, images += IMAGE) {", "    const int n = 1;"]

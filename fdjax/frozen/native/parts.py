@@ -10,8 +10,9 @@ import numpy as np
 
 from fdjax.errors import UserError
 from fdjax.frozen.native.source import (
+    NOT_IN_CPP,
     PANEL,
-    RANGES,
+    RANGE_OF,
     Raw,
     Source,
     in_panels,
@@ -22,23 +23,28 @@ from fdjax.frozen.native.source import (
 )
 from fdjax.frozen.products import ProductPlan, Size, Window
 
-# Floats that the part of a chain's maps that is worked on may take: it stays in the second-level cache.
-_STRIPE = 40_000
+# Floats that the part of a chain's maps between two moves may take: it stays in the second-level cache. Pixels that
+# pass from the depthwise step to the reader at a time.
+_STRIPE, _STEP = 40_000, 48
 _NULL = Raw("nullptr")
+# A reader adds to what is there.
+NOTHING = Raw("NOTHING")
 
 
 @dataclasses.dataclass(frozen=True)
 class Writer:
-    """The struct of the same name, field by field."""
+    """The struct of the same name, field by field; `columns` are the weights, arrays [.., outputs], until they have
+    their place.
+    """
 
     source: Raw
     height: int
     width: int
     outputs: int
     panel: int
-    range: tuple[float, float]
-    weights: int
-    bias: int
+    range: Raw
+    weights: int = 0
+    unit: int = 0
     inputs: int = 0
     index: Raw = _NULL
     image: int = 0
@@ -49,17 +55,20 @@ class Writer:
     widths_in: Raw = _NULL
     widths_out: Raw = _NULL
     to_pixels: Raw = _NULL
+    border: Raw = _NULL
+    rows: int = 1
+    stride: int = 1
+    columns: tuple[np.ndarray, ...] = dataclasses.field(default=(), metadata=NOT_IN_CPP)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """The struct of the same name, field by field."""
+    """The struct of the same name, field by field; `rows` are the weights [E, outputs]."""
 
     target: Raw
     outputs: int
     panel: int
-    range: tuple[float, float]
-    weights: int
+    range: Raw
     image: int
     index: Raw
     block: int = 1
@@ -68,6 +77,8 @@ class Reader:
     widths_out: Raw = _NULL
     counts: Raw = _NULL
     to_bands: Raw = _NULL
+    bias: Raw | int = NOTHING
+    rows: np.ndarray | None = dataclasses.field(default=None, metadata=NOT_IN_CPP)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +94,11 @@ class Chain:
     top: int
     left: int
     pitch: int
-    range: tuple[float, float]
+    range: Raw
     taps: int
-    bias: int
     depthwise: Raw
     rows: int
+    step: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,12 +165,11 @@ def on_pixels(
     source: Source, size: Size, pixels: Pixels, kernel: np.ndarray, bias: np.ndarray, activation: str
 ) -> Writer:
     """A product on pixels; `kernel` [inputs, outputs] in the order of the index."""
-    panel = panel_width(kernel.shape[1])
+    outputs = kernel.shape[1]
     return Writer(
-        Raw("PIXELS"), *size, round8(kernel.shape[1]), panel, RANGES[activation],
-        source.weight(in_panels(kernel, panel)), source.weight(padded(bias)), kernel.shape[0],
-        source.table(pixels.index, "std::int32_t"), pixels.image,
-        pixels.row, pixels.pixel,
+        Raw("PIXELS"), *size, round8(outputs), panel_width(outputs), RANGE_OF[activation], inputs=kernel.shape[0],
+        index=source.table(pixels.index, "std::int32_t"), image=pixels.image, row=pixels.row, pixel=pixels.pixel,
+        columns=(kernel, bias),
     )  # fmt: skip
 
 
@@ -186,22 +196,36 @@ def by_bands(
 ) -> Writer:
     """A product by bands, of the coefficients of a map of so many channels."""
     source.block(block)
-    panel, (rows, columns), pitch = panel_width(kernel.shape[1]), blocks_of(size, block), round8(channels)
+    outputs, (rows, columns), pitch = kernel.shape[1], blocks_of(size, block), round8(channels)
     widths = band_widths(plan, block * block)
     return Writer(
-        Raw("BANDS"), *size, round8(kernel.shape[1]), panel, RANGES[activation],
-        source.weight(in_panels(kernel, panel)), source.weight(padded(bias)), kernel.shape[0],
-        source.table(order_of(plan), "std::int32_t"),
-        block * block * rows * columns * pitch, columns * pitch, pitch, block, rows * columns * pitch,
-        source.table(widths[0]), source.table(widths[1]), Raw(f"to_pixels<{block}>"),
+        Raw("BANDS"), *size, round8(outputs), panel_width(outputs), RANGE_OF[activation], inputs=kernel.shape[0],
+        index=source.table(order_of(plan), "std::int32_t"), image=block * block * rows * columns * pitch,
+        row=columns * pitch, pixel=pitch, block=block, band=rows * columns * pitch, widths_in=source.table(widths[0]),
+        widths_out=source.table(widths[1]), to_pixels=Raw(f"to_pixels<{block}>"), columns=(kernel, bias),
     )  # fmt: skip
 
 
 def copying(size: Size, channels: int) -> Writer:
     """The map as it is."""
-    pitch, panel = round8(channels), panel_width(channels)
-    return Writer(Raw("COPY"), *size, pitch, panel, RANGES["none"], 0, 0, 0, _NULL, size[0] * size[1] * pitch,
-                  size[1] * pitch, pitch)  # fmt: skip
+    pitch = round8(channels)
+    return Writer(Raw("COPY"), *size, pitch, panel_width(channels), RANGE_OF["none"], image=size[0] * size[1] * pitch,
+                  row=size[1] * pitch, pixel=pitch, columns=(np.zeros(pitch, np.float32),))  # fmt: skip
+
+
+def with_weights(
+    source: Source, writer: Writer, more: Sequence[np.ndarray] = (), rows: np.ndarray | None = None, width: int = 1
+) -> Writer:
+    """Gives the weights of a writer their place, panel by panel of its channels: its own, `more` [.., E], and the
+    `rows` [E, D] of a reader, by panels of so many columns.
+    """
+    columns, packed = [padded(np.atleast_2d(array)) for array in (*writer.columns, *more)], []
+    for at in range(0, writer.outputs, writer.panel):
+        packed += [array[:, at : at + writer.panel].ravel() for array in columns]
+        if rows is not None:
+            packed.append(in_panels(rows[at : at + writer.panel], width))
+    unit = sum(len(array) for array in columns) + (0 if rows is None else round8(rows.shape[1]))
+    return dataclasses.replace(writer, weights=source.weight(np.concatenate(packed)), unit=unit)
 
 
 # Readers
@@ -214,20 +238,15 @@ def columns_at(kernel: np.ndarray, placement: Sequence[int] | None) -> np.ndarra
     return np.concatenate([kernel, np.zeros((kernel.shape[0], 1), np.float32)], axis=1)[:, list(placement)]
 
 
-def _packed(source: Source, rows: np.ndarray, panel: int) -> tuple[int, int]:
-    """Weights of a reader, panel after panel of its rows, each by panels of its columns; their place, and the width."""
-    rows = np.pad(rows, ((0, round8(len(rows)) - len(rows)), (0, 0)))
-    width = panel_width(rows.shape[1])
-    parts = [in_panels(rows[at : at + panel], width) for at in range(0, len(rows), panel)]
-    return source.weight(np.concatenate(parts)), width
+def _padded_rows(rows: np.ndarray) -> np.ndarray:
+    return np.pad(rows, ((0, round8(len(rows)) - len(rows)), (0, 0)))
 
 
 def to_map(source: Source, rows: np.ndarray, panel: int, image: int, activation: str = "none") -> Reader:
     """A reader on pixels; `rows` [E, D], `panel` channels of the E at a time."""
-    at, width = _packed(source, rows, panel)
-    index = np.arange(round8(len(rows))) % panel
-    return Reader(Raw("TO_MAP"), round8(rows.shape[1]), width, RANGES[activation], at, image,
-                  source.table(index, "std::int32_t"))  # fmt: skip
+    index, outputs = np.arange(round8(len(rows))) % panel, rows.shape[1]
+    return Reader(Raw("TO_MAP"), round8(outputs), panel_width(outputs), RANGE_OF[activation], image,
+                  source.table(index, "std::int32_t"), rows=_padded_rows(rows))  # fmt: skip
 
 
 def to_coefs(
@@ -246,18 +265,17 @@ def to_coefs(
         index += inside.tolist()
         sizes += [int((counts[at : at + panel] > n).sum()) for n in range(num_coefs)]
         rows[at : at + panel] = rows[at + inside]
-    where, width = _packed(source, rows, panel)
-    blocks, pitch = int(np.prod(blocks_of(size, block))), round8(kernel.shape[1])
+    blocks, pitch = math.prod(blocks_of(size, block)), round8(kernel.shape[1])
     return Reader(
-        Raw("TO_BANDS"), pitch, width, RANGES["none"], where, image, source.table(index, "std::int32_t"), block,
-        blocks * pitch, source.table(sizes), source.table(outputs), source.table(largest_of_8(counts), "std::uint8_t"),
-        Raw(f"to_bands<{block}>"),
+        Raw("TO_BANDS"), pitch, panel_width(kernel.shape[1]), RANGE_OF["none"], image,
+        source.table(index, "std::int32_t"), block, blocks * pitch, source.table(sizes), source.table(outputs),
+        source.table(largest_of_8(counts), "std::uint8_t"), Raw(f"to_bands<{block}>"), rows=_padded_rows(rows),
     )  # fmt: skip
 
 
 def as_is(channels: int, image: int) -> Reader:
     """No reader: the map of a depthwise step."""
-    return Reader(Raw("AS_IS"), round8(channels), PANEL, RANGES["none"], 0, image, _NULL)
+    return Reader(Raw("AS_IS"), round8(channels), PANEL, RANGE_OF["none"], image, _NULL)
 
 
 # Chains
@@ -273,21 +291,26 @@ def chain_of(
     (height, width), (rows, columns), (down, across) = window.out_size, window.window, window.stride
     pitch = max(left + writer.width, (width - 1) * across + columns)
     unit = reader.block
-    row = PANEL * (down * pitch + width)
+    row = PANEL * down * pitch
     at_once = max(1, _STRIPE // (row * unit)) * unit
     if down > rows:
         at_once = height
     stripes = -(-height // min(height, at_once))
     at_once = min(height, math.ceil(height / stripes / unit) * unit)
+    step = min(at_once, max(1, round(_STEP / width / unit)) * unit)
+    more = taps.reshape(rows * columns, -1), bias
+    weighted = with_weights(source, writer, more, reader.rows, reader.panel)
     made = Chain(
-        writer, reader, height, width, rows, down, top, left, pitch, RANGES[activation],
-        source.weight(padded(taps.reshape(rows * columns, -1))), source.weight(padded(bias)),
-        Raw(f"depthwise_row<{rows}, {columns}, {across}>"), at_once,
+        weighted, reader, height, width, rows, down, top, left, pitch, RANGE_OF[activation], rows * columns,
+        Raw(f"depthwise_row<{rows}, {columns}, {across}>"), at_once, step,
     )  # fmt: skip
     buffer = down * (at_once - 1) + rows + writer.block
-    coefs_in = coefs_floats(writer.block, buffer, writer.width) if writer.source.text == "BANDS" else 0
-    coefs_out = coefs_floats(reader.block, at_once, width) if reader.target.text == "TO_BANDS" else 0
-    source.needs(PANEL * (buffer * pitch + at_once * width) + max(coefs_in, coefs_out))
+    made_at_once = down * (step - 1) + rows + writer.block
+    coefs_in = coefs_floats(writer.block, made_at_once, writer.width) if writer.source.text == "BANDS" else 0
+    coefs_out = coefs_floats(reader.block, step, width) if reader.target.text == "TO_BANDS" else 0
+    strip = (made_at_once * writer.stride + writer.rows) * writer.row // writer.stride
+    strip = 0 if writer.border == _NULL else strip
+    source.needs(PANEL * (buffer * pitch + step * width) + max(coefs_in, coefs_out, strip))
     return made
 
 

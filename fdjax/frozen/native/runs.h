@@ -3,7 +3,6 @@
 
 namespace {
 
-constexpr Range ALL = {-INFINITY, INFINITY};
 constexpr std::ptrdiff_t in_lines(std::ptrdiff_t n) { return (n + LINE - 1) / LINE * LINE; }
 
 // The largest of the counts of the lanes from channel j on; `counts` has the largest of every 8 channels.
@@ -106,6 +105,34 @@ void compose(const float* y, std::ptrdiff_t band, int channels, const int* width
 using ToBands = decltype(&to_bands<1>);
 using ToPixels = decltype(&to_pixels<1>);
 
+// Rows of [.., channels] numbers of pixels `from` apart, into a map with zeros around it, of pixels `pitch` apart.
+struct Border {
+  int height, width, channels, from, top, bottom, left, right, pitch;
+};
+// Rows `first` to `first` + `rows` of that map.
+template <class T>
+void bordered(const Border& s, int first, int rows, const T* x, float* y) {
+  const std::ptrdiff_t row = static_cast<std::ptrdiff_t>(s.left + s.width + s.right) * s.pitch;
+  for (int r = first - s.top; r < first - s.top + rows; r++, y += row) {
+    if (r < 0 || r >= s.height) {
+      std::memset(y, 0, sizeof(float) * row);
+      continue;
+    }
+    std::memset(y, 0, sizeof(float) * s.left * s.pitch);
+    std::memset(y + row - s.right * s.pitch, 0, sizeof(float) * s.right * s.pitch);
+    float* to = y + s.left * s.pitch;
+    const T* of = x + static_cast<std::ptrdiff_t>(r) * s.width * s.from;
+    if (s.from == s.channels && s.pitch == s.channels) {
+      for (int i = 0; i < s.width * s.channels; i++) to[i] = static_cast<float>(of[i]);
+      continue;
+    }
+    for (int p = 0; p < s.width; p++) {
+      for (int c = 0; c < s.channels; c++) to[p * s.pitch + c] = static_cast<float>(of[p * s.from + c]);
+      for (int c = s.channels; c < s.pitch; c++) to[p * s.pitch + c] = 0.0f;
+    }
+  }
+}
+
 enum Source { PIXELS, BANDS, COPY };
 
 // A product alone, or the first of a chain: makes a map [height, width, outputs], a panel of channels at a time.
@@ -113,7 +140,9 @@ struct Writer {
   Source source;
   int height, width, outputs, panel;
   Range range;
-  std::size_t weights, bias;
+  // For each panel: [inputs][columns], a bias [columns], what comes after it; `unit` floats for each channel.
+  std::size_t weights;
+  std::ptrdiff_t unit;
   // Reads x[image, row, pixel][index[0..inputs-1]] ...
   int inputs;
   const std::int32_t* index;
@@ -123,27 +152,33 @@ struct Writer {
   std::ptrdiff_t band;
   const int *in, *out;
   ToPixels to_pixels;
+  // A convolution of images: the map above is these with a border, `window` rows of it for each row, `stride` apart.
+  const Border* border;
+  int window, stride;
 
   int columns(int at) const { return std::min(panel, outputs - at * panel); }
   int panels() const { return ceil_div(outputs, panel); }
+  const float* weights_of(int at, const float* w) const { return w + weights + at * panel * unit; }
 };
 
 // Bands of few blocks are multiplied together, as far as they read the same channels: a tile has more rows, and weights
 // are read less often.
 constexpr int bands_at_once(int blocks) { return std::max(1, TILE_ROWS / blocks); }
 
-// Rows `row0` on of one panel; `x` are the pixels, or the coefficients, of an image.
-[[maybe_unused]] void write(const Writer& s, int panel, int row0, int rows, const float* x, const float* w, float* coefs, To out) {
+// Rows `row0` on of one panel, with its weights; `x` are the pixels, or the coefficients, of an image.
+[[maybe_unused]] void write(const Writer& s, int panel, int row0, int rows, const float* x, const float* weights,
+                            float* coefs, To out, Ahead& ahead) {
   const int columns = s.columns(panel), at = panel * s.panel;
-  const float* weights = w + s.weights + static_cast<std::ptrdiff_t>(at) * s.inputs;
-  const float* bias = w + s.bias + at;
+  const float* bias = weights + static_cast<std::ptrdiff_t>(columns) * s.inputs;
   if (s.source == PIXELS) {
     const From from = {x + row0 * s.row, s.width, s.row, s.pixel};
-    return product(rows * s.width, from, s.index, s.inputs, weights, columns, columns, every(bias, 0), out, s.range);
+    return product(rows * s.width, from, s.index, s.inputs, weights, columns, columns, bias, out, s.range, ahead);
   }
   if (s.source == COPY) {
-    for (int p = 0; p < rows * s.width; p++)
-      std::memcpy(out.at(p), x + (row0 * s.width + p) * s.pixel + at, sizeof(float) * columns);
+    for (int r = 0; r < rows; r++)
+      for (int p = 0; p < s.width; p++)
+        std::memcpy(out.first + r * out.row + p * out.pixel, x + ((row0 + r) * s.width + p) * s.pixel + at,
+                    sizeof(float) * columns);
     return;
   }
   const int across = ceil_div(s.width, s.block), blocks = ceil_div(rows, s.block) * across;
@@ -152,12 +187,11 @@ constexpr int bands_at_once(int blocks) { return std::max(1, TILE_ROWS / blocks)
     for (stop = n + 1; stop < s.block * s.block && stop < n + bands_at_once(blocks) && s.out[stop] > at;) stop++;
     const int common = s.in[stop - 1], wide = std::min(round8(s.out[n] - at), columns);
     product((stop - n) * blocks, {first + n * s.band, blocks, s.band, s.pixel}, s.index, common, weights, columns, wide,
-            every(ZEROS, 0), every(coefs + n * blocks * PANEL, PANEL), ALL);
-    for (int m = n; s.in[m] > common; m++) {
-      const To to = every(coefs + m * blocks * PANEL, PANEL);
+            ZEROS, every(coefs + n * blocks * PANEL, PANEL), ALL, ahead);
+    for (int m = n; s.in[m] > common; m++)
       product(blocks, every(first + m * s.band, s.pixel), s.index + common, s.in[m] - common,
-              weights + static_cast<std::ptrdiff_t>(common) * columns, columns, wide, as_given(to), to, ALL);
-    }
+              weights + static_cast<std::ptrdiff_t>(common) * columns, columns, wide, ONTO,
+              every(coefs + m * blocks * PANEL, PANEL), ALL, ahead);
   }
   s.to_pixels(coefs, blocks * PANEL, PANEL, s.out, at, columns, bias, s.range, out, rows, s.width);
 }
@@ -174,22 +208,24 @@ constexpr std::ptrdiff_t coefs_of(int block, int rows, int width) {
 }
 
 // A layer alone: `rows` at a time, into y [images][height][width][outputs], or into its means [images][outputs].
-[[maybe_unused]] void layer(const Writer& s, int rows, bool means, const float* x, const float* w, float* scratch, float* y,
-           int images) {
+[[maybe_unused]] void layer(const Writer& s, int rows, bool means, const float* x, const float* w, float* scratch,
+                            float* y, int images, Ahead& ahead) {
   float* pixels = scratch + (s.source == BANDS ? in_lines(coefs_of(s.block, rows, s.width)) : 0);
   for (int panel = 0; panel < s.panels(); panel++)
     for (int image = 0; image < images; image++) {
       const int columns = s.columns(panel);
+      const float* weights = s.weights_of(panel, w);
       float* to = y + image * static_cast<std::ptrdiff_t>(s.outputs) * (means ? 1 : s.height * s.width) + panel * s.panel;
       for (int row = 0; row < s.height; row += rows) {
         const int count = std::min(rows, s.height - row);
         if (!means) {
           float* first = to + static_cast<std::ptrdiff_t>(row) * s.width * s.outputs;
-          write(s, panel, row, count, x + image * s.image, w, scratch,
-                {first, s.width, static_cast<std::ptrdiff_t>(s.width) * s.outputs, s.outputs});
+          write(s, panel, row, count, x + image * s.image, weights, scratch,
+                {first, s.width, static_cast<std::ptrdiff_t>(s.width) * s.outputs, s.outputs}, ahead);
           continue;
         }
-        write(s, panel, row, count, x + image * s.image, w, scratch, {pixels, s.width, s.width * PANEL, PANEL});
+        write(s, panel, row, count, x + image * s.image, weights, scratch,
+              {pixels, s.width, s.width * PANEL, PANEL}, ahead);
         each_vector(columns, [&](auto lanes, int j) {
           constexpr int L = decltype(lanes)::value;
           Vec<L> sum = row ? load<L>(to + j) : Vec<L>{};
@@ -209,7 +245,6 @@ struct Reader {
   int outputs, panel;
   // Of what is there when the last panel has been added.
   Range range;
-  std::size_t weights;
   std::ptrdiff_t image;
   // The channels of a panel of the chain that are read, in order; by bands the first k[panel * N + n] of them make
   // out[n] outputs. counts: how many coefficients they have, of every 8.
@@ -219,34 +254,39 @@ struct Reader {
   const int *k, *out;
   const std::uint8_t* counts;
   ToBands to_bands;
+  // What the first panel is added to, if not to what is there: a bias; NOTHING: what is there.
+  std::size_t bias;
 };
+constexpr std::size_t NOTHING = ~std::size_t{0};
 
 // Adds channels index[start..stop-1] of a panel, [row][PANEL], to rows of y, of which `wide` outputs are made.
 [[maybe_unused]] void add_product(const Reader& s, int rows, const float* x, const std::int32_t* index, int start,
-                                  int stop, const float* weights, int columns, int wide, To y, Range range) {
+                                  int stop, const float* weights, int columns, int wide, const float* bias, To y,
+                                  Range range, Ahead& ahead) {
   for (int q = 0; q < wide; q += s.panel) {
     const int ldw = std::min(s.panel, s.outputs - q);
-    const To to = {y.first + q, y.width, y.row, y.pixel};
-    product(rows, every(x, PANEL), index + start, stop - start,
-            weights + static_cast<std::ptrdiff_t>(q) * columns + start * ldw, ldw, std::min(ldw, round8(wide - q)),
-            as_given(to), to, range);
+    const float* from = weights + static_cast<std::ptrdiff_t>(q) * columns + start * ldw;
+    product(rows, every(x, PANEL), index + start, stop - start, from, ldw, std::min(ldw, round8(wide - q)),
+            bias ? bias + q : ONTO, {y.first + q, y.width, y.row, y.pixel}, range, ahead);
   }
 }
 
-// Pixels [rows * width][PANEL] of `columns` channels of a chain, from row `row0` on.
-[[maybe_unused]] void read(const Reader& s, const float* pixels, int at, int panel, int columns, bool last, int row0, int rows,
-          int width, const float* w, float* coefs, float* y) {
+// Pixels [rows * width][PANEL] of `columns` channels of a chain, from row `row0` on; `bias`: what the first panel is
+// added to, or ONTO.
+[[maybe_unused]] void read(const Reader& s, const float* pixels, int at, int panel, int columns, bool last, int row0,
+                           int rows, int width, const float* weights, const float* bias, float* coefs, float* y,
+                           Ahead& ahead) {
   if (s.target == AS_IS) {
     float* to = y + static_cast<std::ptrdiff_t>(row0) * width * s.outputs + at;
     for (int p = 0; p < rows * width; p++) std::memcpy(to + p * s.outputs, pixels + p * PANEL, sizeof(float) * columns);
     return;
   }
-  const float* weights = w + s.weights + static_cast<std::ptrdiff_t>(at) * s.outputs;
   const std::int32_t* index = s.index + at;
-  if (s.target == TO_MAP)
+  if (s.target == TO_MAP) {
+    const To to = every(y + static_cast<std::ptrdiff_t>(row0) * width * s.outputs, s.outputs);
     return add_product(s, rows * width, pixels, index, 0, columns, weights, columns, s.outputs,
-                       every(y + static_cast<std::ptrdiff_t>(row0) * width * s.outputs, s.outputs),
-                       last ? s.range : ALL);
+                       panel == 0 ? bias : ONTO, to, last ? s.range : ALL, ahead);
+  }
   const int across = ceil_div(width, s.block), blocks = ceil_div(rows, s.block) * across;
   s.to_bands({pixels, width, static_cast<std::ptrdiff_t>(width) * PANEL, PANEL}, rows, width, columns,
              s.counts + at / 8, coefs, blocks * PANEL, PANEL);
@@ -255,111 +295,160 @@ struct Reader {
   for (int n = 0, stop; n < s.block * s.block && k[n]; n = stop) {
     for (stop = n + 1; stop < s.block * s.block && stop < n + bands_at_once(blocks) && k[stop];) stop++;
     const int common = k[stop - 1];
-    add_product(s, (stop - n) * blocks, coefs + n * blocks * PANEL, index, 0, common, weights, columns, s.out[n],
-                {first + n * s.band, blocks, s.band, s.outputs}, ALL);
+    add_product(s, (stop - n) * blocks, coefs + n * blocks * PANEL, index, 0, common, weights, columns, s.out[n], ONTO,
+                {first + n * s.band, blocks, s.band, s.outputs}, ALL, ahead);
     for (int m = n; k[m] > common; m++)
-      add_product(s, blocks, coefs + m * blocks * PANEL, index, common, k[m], weights, columns, s.out[m],
-                  every(first + m * s.band, s.outputs), ALL);
+      add_product(s, blocks, coefs + m * blocks * PANEL, index, common, k[m], weights, columns, s.out[m], ONTO,
+                  every(first + m * s.band, s.outputs), ALL, ahead);
   }
 }
 
-// A writer, a depthwise step and a reader; `rows` of the output at a time.
+// A writer, a depthwise step and a reader. `rows` of the output are made between two moves of the buffer, `step` at a
+// time: these stay in the first-level cache.
 struct Chain {
   Writer writer;
   Reader reader;
   int height, width, window, stride, top, left, pitch;
   Range range;
-  std::size_t taps, bias;
+  // Taps and bias follow the writer's weights, and the reader's follow them.
+  int taps;
   DepthwiseRow depthwise;
-  int rows;
+  int rows, step;
 
   int buffer_rows() const { return stride * (rows - 1) + window + writer.block; }
 };
 
-// Adds to the map y of each image, or to its coefficients; `x` are pixels or coefficients, as the writer reads.
-[[maybe_unused]] void chain(const Chain& s, const float* x, const float* w, float* scratch, float* y, int images) {
+// Adds to the map y of each image, or to its coefficients; `make` makes rows of the writer's map.
+template <class Make>
+void chain_with(const Chain& s, const float* w, float* scratch, float* y, int images, Ahead& ahead, Make make) {
   const Writer& writer = s.writer;
   const std::ptrdiff_t pitch = s.pitch * PANEL, buffer_rows = s.buffer_rows();
   float *buffer = scratch, *pixels = buffer + in_lines(buffer_rows * pitch);
-  float* coefs = pixels + in_lines(static_cast<std::ptrdiff_t>(s.rows) * s.width * PANEL);
+  float* coefs = pixels + in_lines(static_cast<std::ptrdiff_t>(s.step) * s.width * PANEL);
   const bool stripes = s.rows < s.height;
   std::memset(buffer, 0, sizeof(float) * buffer_rows * pitch);
   for (int panel = 0; panel < writer.panels(); panel++) {
     const int at = panel * writer.panel, columns = writer.columns(panel);
-    const float* taps = w + s.taps + at;
+    const float* weights = writer.weights_of(panel, w);
+    const float* taps = weights + static_cast<std::ptrdiff_t>(columns) * (writer.inputs + 1);
+    const float *bias = taps + columns * s.taps, *reads = bias + columns;
+    const float* begins = s.reader.bias == NOTHING ? ONTO : w + s.reader.bias;
     for (int image = 0; image < images; image++) {
       // Rows of the writer's map that are made, and which one the buffer begins with; beyond the map there are zeros.
       int made = 0, base = -s.top;
       if (stripes) std::memset(buffer, 0, sizeof(float) * s.top * pitch);
-      for (int row = 0; row < s.height; row += s.rows) {
-        const int rows = std::min(s.rows, s.height - row), first = s.stride * row - s.top;
-        const int last = first + s.stride * (rows - 1) + s.window;
-        if (made > first && first > base)
-          std::memmove(buffer, buffer + (first - base) * pitch, sizeof(float) * (made - first) * pitch);
-        base = first;
+      for (int row = 0, count; row < s.height; row += count) {
+        const int first = s.stride * row - s.top;
+        if (row % s.rows == 0) {
+          if (made > first && first > base)
+            std::memmove(buffer, buffer + (first - base) * pitch, sizeof(float) * (made - first) * pitch);
+          base = first;
+        }
+        count = std::min({s.step, s.height - row, s.rows - row % s.rows});
+        const int last = first + s.stride * (count - 1) + s.window;
         if (made < std::min(last, writer.height)) {
           const int wanted = ceil_div(last - made, writer.block) * writer.block;
-          const int count = std::min(wanted, writer.height - made);
-          const To to = {buffer + (made - base) * pitch + s.left * PANEL, writer.width, pitch, PANEL};
-          write(writer, panel, made, count, x + image * writer.image, w, coefs, to);
-          made += count;
+          const int more = std::min(wanted, writer.height - made);
+          make(image, panel, made, more, weights, coefs,
+               To{buffer + (made - base) * pitch + s.left * PANEL, writer.width, pitch, PANEL});
+          made += more;
         }
         const int below = std::max(made, first);
         if (stripes && last > below)
           std::memset(buffer + (below - base) * pitch, 0, sizeof(float) * (last - below) * pitch);
-        for (int r = 0; r < rows; r++)
-          s.depthwise(buffer + r * s.stride * pitch, pitch, taps, writer.outputs, w + s.bias + at, s.width, columns,
+        for (int r = 0; r < count; r++)
+          s.depthwise(buffer + (first - base + r * s.stride) * pitch, pitch, taps, columns, bias, s.width, columns,
                       s.range, pixels + static_cast<std::ptrdiff_t>(r) * s.width * PANEL);
-        read(s.reader, pixels, at, panel, columns, panel + 1 == writer.panels(), row, rows, s.width, w, coefs,
-             y + image * s.reader.image);
+        read(s.reader, pixels, at, panel, columns, panel + 1 == writer.panels(), row, count, s.width, reads,
+             begins, coefs, y + image * s.reader.image, ahead);
       }
     }
   }
 }
 
-// A chain of means, at block resolution: [height, width] blocks of the input, of the output [out_height, out_width].
+// `x` are pixels or coefficients, as the writer reads.
+[[maybe_unused]] void chain(const Chain& s, const float* x, const float* w, float* scratch, float* y, int images,
+                            Ahead& ahead) {
+  chain_with(s, w, scratch, y, images, ahead, [&](int image, int panel, int row, int rows, const float* weights,
+                                                      float* coefs, To to) {
+    write(s.writer, panel, row, rows, x + image * s.writer.image, weights, coefs, to, ahead);
+  });
+}
+
+// A chain that begins with a convolution of images: a few rows of them at a time get their border.
+template <class T>
+void chain_of_images(const Chain& s, const T* x, const float* w, float* scratch, float* y, int images, Ahead& ahead) {
+  const Border& border = *s.writer.border;
+  const std::ptrdiff_t image_size = static_cast<std::ptrdiff_t>(border.height) * border.width * border.from;
+  chain_with(s, w, scratch, y, images, ahead, [&](int image, int panel, int row, int rows, const float* weights,
+                                                      float* strip, To to) {
+    bordered(border, row * s.writer.stride, (rows - 1) * s.writer.stride + s.writer.window, x + image * image_size,
+             strip);
+    write(s.writer, panel, 0, rows, strip, weights, nullptr, to, ahead);
+  });
+}
+
+// A chain of means, at block resolution: so many blocks of the input, of the output, and images at once.
 struct Means {
   Writer writer;
   Reader reader;
-  int out_height, out_width, rows, pitch, top, left, stride_rows, stride_columns, phases;
+  int blocks, out_blocks, at_once, phases, taps;
   Range range;
-  std::size_t taps, bias;
-  // Of every phase where its taps end and its share of the pixels; of every tap where it falls.
-  const int *ends, *tap_rows, *tap_columns;
+  // Of every phase where its taps end and its share of the pixels; of every output block where the taps fall, in floats
+  // of an image's blocks [blocks + 1][PANEL], of which the last is zero.
+  const int *ends, *where;
   const float* shares;
 };
 
-// Adds to coefficient 0 of each image what the coefficients 0 of the input give.
-[[maybe_unused]] void chain_of_means(const Means& s, const float* x, const float* w, float* scratch, float* y, int images) {
-  const Writer& writer = s.writer;
-  const std::ptrdiff_t pitch = s.pitch * PANEL;
-  float *buffer = scratch, *means = buffer + in_lines(s.rows * pitch);
-  std::memset(buffer, 0, sizeof(float) * s.rows * pitch);
-  const To inner = {buffer + s.top * pitch + s.left * PANEL, writer.width, pitch, PANEL};
-  for (int panel = 0; panel < writer.panels(); panel++) {
-    const int at = panel * writer.panel, columns = writer.columns(panel);
-    for (int image = 0; image < images; image++) {
-      write(writer, panel, 0, writer.height, x + image * writer.image, w, nullptr, inner);
-      each_vector(columns, [&](auto lanes, int j) {
-        constexpr int L = decltype(lanes)::value;
-        const float* taps = w + s.taps + at + j;
-        const Vec<L> bias = load<L>(w + s.bias + at + j);
-        for (int b = 0; b < s.out_height * s.out_width; b++) {
-          const float* from = inner.first + b / s.out_width * s.stride_rows * pitch +
-                              b % s.out_width * s.stride_columns * PANEL + j;
-          Vec<L> mean = {};
-          for (int phase = 0, t = 0; phase < s.phases; phase++) {
-            Vec<L> sum = bias;
-            for (; t < s.ends[phase]; t++)
-              sum += load<L>(from + s.tap_rows[t] * pitch + s.tap_columns[t] * PANEL) *
-                     load<L>(taps + static_cast<std::ptrdiff_t>(t) * writer.outputs);
-            mean += clamped(sum, s.range) * s.shares[phase];
-          }
-          store<L>(means + b * PANEL + j, mean);
+// Means of output blocks of a panel, G at a time: each is that of its phases, which are sums of taps.
+[[maybe_unused]] void means_of_blocks(const Means& s, int blocks, int channels, const float* wide, const float* taps,
+                                      const float* bias, float* means) {
+  constexpr int G = 4;
+  for (int first = 0; first < blocks; first += G) {
+    const float* from[G];
+    const int* where[G];
+    float* to[G];
+    for (int g = 0; g < G; g++) {
+      const int block = std::min(first + g, blocks - 1);
+      from[g] = wide + static_cast<std::ptrdiff_t>(block / s.out_blocks) * (s.blocks + 1) * PANEL;
+      where[g] = s.where + block % s.out_blocks * s.taps, to[g] = means + block * PANEL;
+    }
+    each_vector(channels, [&](auto lanes, int j) {
+      constexpr int L = decltype(lanes)::value;
+      const Vec<L> start = load<L>(bias + j);
+      Vec<L> mean[G] = {};
+      for (int phase = 0, t = 0; phase < s.phases; phase++) {
+        Vec<L> sum[G];
+        FDJAX_UNROLL for (int g = 0; g < G; g++) sum[g] = start;
+        for (; t < s.ends[phase]; t++) {
+          const Vec<L> tap = load<L>(taps + t * channels + j);
+          FDJAX_UNROLL for (int g = 0; g < G; g++) sum[g] += load<L>(from[g] + where[g][t] + j) * tap;
         }
-      });
-      read(s.reader, means, at, panel, columns, false, 0, s.out_height, s.out_width, w, nullptr,
-           y + image * s.reader.image);
+        FDJAX_UNROLL for (int g = 0; g < G; g++) mean[g] += clamped(sum[g], s.range) * s.shares[phase];
+      }
+      FDJAX_UNROLL for (int g = 0; g < G; g++) store<L>(to[g] + j, mean[g]);
+    });
+  }
+}
+
+// Adds to coefficient 0 of each image what the coefficients 0 of the input give.
+[[maybe_unused]] void chain_of_means(const Means& s, const float* x, const float* w, float* scratch, float* y,
+                                     int images, Ahead& ahead) {
+  const Writer& writer = s.writer;
+  const std::ptrdiff_t each = (s.blocks + 1) * PANEL;
+  float *wide = scratch, *means = wide + in_lines(s.at_once * each);
+  for (int i = 1; i <= s.at_once; i++) std::memset(wide + i * each - PANEL, 0, sizeof(float) * PANEL);
+  for (int n; images > 0; images -= n, x += n * writer.image, y += n * s.reader.image) {
+    n = std::min(images, s.at_once);
+    for (int panel = 0; panel < writer.panels(); panel++) {
+      const int at = panel * writer.panel, columns = writer.columns(panel);
+      const float *weights = writer.weights_of(panel, w), *bias = weights + columns * writer.inputs;
+      const float *taps = bias + columns, *after = taps + columns * s.taps;
+      product(n * s.blocks, {x, s.blocks, writer.image, writer.pixel}, writer.index, writer.inputs,
+              weights, columns, columns, bias, {wide, s.blocks, each, PANEL}, writer.range, ahead);
+      means_of_blocks(s, n * s.out_blocks, columns, wide, taps, after, means);
+      add_product(s.reader, n * s.out_blocks, means, s.reader.index + at, 0, columns, after + columns, columns,
+                  s.reader.outputs, ONTO, {y, s.out_blocks, s.reader.image, s.reader.outputs}, ALL, ahead);
     }
   }
 }

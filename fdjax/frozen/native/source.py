@@ -18,11 +18,19 @@ PANEL = 48
 _ALIGNED = 16
 
 
+# Metadata of what a dataclass has beside the fields of the struct.
+NOT_IN_CPP = {"cpp": False}
+
+
 @dataclasses.dataclass(frozen=True)
 class Raw:
     """C++ as it stands."""
 
     text: str
+
+
+# The same in kernels.h.
+RANGE_OF = {"none": Raw("ALL"), "relu": Raw("RELU"), "relu6": Raw("RELU6")}
 
 
 def cpp(value: Any) -> str:
@@ -38,7 +46,7 @@ def cpp(value: Any) -> str:
             return "INFINITY" if value > 0 else "-INFINITY"
         return f"{float(value)!r}f"
     if dataclasses.is_dataclass(value):
-        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
+        value = [getattr(value, field.name) for field in dataclasses.fields(value) if field.metadata != NOT_IN_CPP]
     return "{" + ", ".join(map(cpp, value)) + "}"
 
 
