@@ -22,7 +22,7 @@ from fdjax.frozen.native.source import Source, round8
 from fdjax.frozen.program import Apply, Conv, Operation, Pointwise, Program, Run, Take
 from fdjax.frozen.xla_stages import reads
 
-HEADERS = ("kernels.h", "runs.h", "layers.h")
+HEADERS = ("kernels.h", "runs.h", "chains.h", "layers.h")
 _FOLDER = Path(__file__).parent
 
 

@@ -24,7 +24,7 @@ _BLOCKS = 64
 
 @dataclasses.dataclass(frozen=True)
 class Means:
-    """The struct of the same name in `runs.h`, field by field."""
+    """The struct of the same name in `chains.h`, field by field."""
 
     writer: Writer
     reader: Reader

@@ -1,4 +1,4 @@
-"""Writers, readers and chains of `runs.h` as data: what a product reads and makes, its weights packed into panels."""
+"""Writers, readers and chains (`runs.h`, `chains.h`) as data: what a product reads and makes, its weights packed into panels."""
 
 from __future__ import annotations
 

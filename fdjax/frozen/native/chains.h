@@ -1,0 +1,155 @@
+// Chains: writer, depthwise step and reader in one pass, panel by panel, a few rows at a time.
+
+namespace {
+
+// A writer, a depthwise step and a reader. `rows` of the output are made between two moves of the buffer, `step` at a
+// time: these stay in the first-level cache.
+struct Chain {
+  Writer writer;
+  Reader reader;
+  int height, width, window, stride, top, left, pitch;
+  Range range;
+  // Taps and bias follow the writer's weights, and the reader's follow them.
+  int taps;
+  DepthwiseRow depthwise;
+  int rows, step;
+
+  int buffer_rows() const { return stride * (rows - 1) + window + writer.block; }
+};
+
+// Adds to the map y of each image, or to its coefficients; `make` makes rows of the writer's map.
+template <class Make>
+void chain_with(const Chain& s, const float* w, float* scratch, float* y, int images, Ahead& ahead, Make make) {
+  const Writer& writer = s.writer;
+  const std::ptrdiff_t pitch = s.pitch * PANEL, buffer_rows = s.buffer_rows();
+  float *buffer = scratch, *pixels = buffer + in_lines(buffer_rows * pitch);
+  float* coefs = pixels + in_lines(static_cast<std::ptrdiff_t>(s.step) * s.width * PANEL);
+  const bool stripes = s.rows < s.height;
+  std::memset(buffer, 0, sizeof(float) * buffer_rows * pitch);
+  for (int panel = 0; panel < writer.panels(); panel++) {
+    const int at = panel * writer.panel, columns = writer.columns(panel);
+    const float* weights = writer.weights_of(panel, w);
+    const float* taps = weights + static_cast<std::ptrdiff_t>(columns) * (writer.inputs + 1);
+    const float *bias = taps + columns * s.taps, *reads = bias + columns;
+    const float* begins = s.reader.bias == NOTHING ? ONTO : w + s.reader.bias;
+    for (int image = 0; image < images; image++) {
+      // Rows of the writer's map that are made, and which one the buffer begins with; beyond the map there are zeros.
+      int made = 0, base = -s.top;
+      if (stripes) std::memset(buffer, 0, sizeof(float) * s.top * pitch);
+      for (int row = 0, count; row < s.height; row += count) {
+        const int first = s.stride * row - s.top;
+        if (row % s.rows == 0) {
+          if (made > first && first > base)
+            std::memmove(buffer, buffer + (first - base) * pitch, sizeof(float) * (made - first) * pitch);
+          base = first;
+        }
+        count = std::min({s.step, s.height - row, s.rows - row % s.rows});
+        const int last = first + s.stride * (count - 1) + s.window;
+        if (made < std::min(last, writer.height)) {
+          const int wanted = ceil_div(last - made, writer.block) * writer.block;
+          const int more = std::min(wanted, writer.height - made);
+          make(image, panel, made, more, weights, coefs,
+               To{buffer + (made - base) * pitch + s.left * PANEL, writer.width, pitch, PANEL});
+          made += more;
+        }
+        const int below = std::max(made, first);
+        if (stripes && last > below)
+          std::memset(buffer + (below - base) * pitch, 0, sizeof(float) * (last - below) * pitch);
+        for (int r = 0; r < count; r++)
+          s.depthwise(buffer + (first - base + r * s.stride) * pitch, pitch, taps, columns, bias, s.width, columns,
+                      s.range, pixels + static_cast<std::ptrdiff_t>(r) * s.width * PANEL);
+        read(s.reader, pixels, at, panel, columns, panel + 1 == writer.panels(), row, count, s.width, reads,
+             begins, coefs, y + image * s.reader.image, ahead);
+      }
+    }
+  }
+}
+
+// `x` are pixels or coefficients, as the writer reads.
+[[maybe_unused]] void chain(const Chain& s, const float* x, const float* w, float* scratch, float* y, int images,
+                            Ahead& ahead) {
+  chain_with(s, w, scratch, y, images, ahead, [&](int image, int panel, int row, int rows, const float* weights,
+                                                      float* coefs, To to) {
+    write(s.writer, panel, row, rows, x + image * s.writer.image, weights, coefs, to, ahead);
+  });
+}
+
+// A chain that begins with a convolution of images: a few rows of them at a time get their border.
+template <class T>
+void chain_of_images(const Chain& s, const T* x, const float* w, float* scratch, float* y, int images, Ahead& ahead) {
+  const Border& border = *s.writer.border;
+  const std::ptrdiff_t image_size = static_cast<std::ptrdiff_t>(border.height) * border.width * border.from;
+  chain_with(s, w, scratch, y, images, ahead, [&](int image, int panel, int row, int rows, const float* weights,
+                                                      float* strip, To to) {
+    bordered(border, row * s.writer.stride, (rows - 1) * s.writer.stride + s.writer.window, x + image * image_size,
+             strip);
+    write(s.writer, panel, 0, rows, strip, weights, nullptr, to, ahead);
+  });
+}
+
+// A chain of means, at block resolution: so many blocks of the input, of the output, and images at once.
+struct Means {
+  Writer writer;
+  Reader reader;
+  int blocks, out_blocks, at_once, phases, taps;
+  Range range;
+  // Of every phase where its taps end and its share of the pixels; of every output block where the taps fall, in floats
+  // of an image's blocks [blocks + 1][PANEL], of which the last is zero.
+  const int *ends, *where;
+  const float* shares;
+};
+
+// Means of output blocks of a panel, G at a time: each is that of its phases, which are sums of taps.
+[[maybe_unused]] void means_of_blocks(const Means& s, int blocks, int channels, const float* wide, const float* taps,
+                                      const float* bias, float* means) {
+  constexpr int G = 4;
+  for (int first = 0; first < blocks; first += G) {
+    const float* from[G];
+    const int* where[G];
+    float* to[G];
+    for (int g = 0; g < G; g++) {
+      const int block = std::min(first + g, blocks - 1);
+      from[g] = wide + static_cast<std::ptrdiff_t>(block / s.out_blocks) * (s.blocks + 1) * PANEL;
+      where[g] = s.where + block % s.out_blocks * s.taps, to[g] = means + block * PANEL;
+    }
+    each_vector(channels, [&](auto lanes, int j) {
+      constexpr int L = decltype(lanes)::value;
+      const Vec<L> start = load<L>(bias + j);
+      Vec<L> mean[G] = {};
+      for (int phase = 0, t = 0; phase < s.phases; phase++) {
+        Vec<L> sum[G];
+        FDJAX_UNROLL for (int g = 0; g < G; g++) sum[g] = start;
+        for (; t < s.ends[phase]; t++) {
+          const Vec<L> tap = load<L>(taps + t * channels + j);
+          FDJAX_UNROLL for (int g = 0; g < G; g++) sum[g] += load<L>(from[g] + where[g][t] + j) * tap;
+        }
+        FDJAX_UNROLL for (int g = 0; g < G; g++) mean[g] += clamped(sum[g], s.range) * s.shares[phase];
+      }
+      FDJAX_UNROLL for (int g = 0; g < G; g++) store<L>(to[g] + j, mean[g]);
+    });
+  }
+}
+
+// Adds to coefficient 0 of each image what the coefficients 0 of the input give.
+[[maybe_unused]] void chain_of_means(const Means& s, const float* x, const float* w, float* scratch, float* y,
+                                     int images, Ahead& ahead) {
+  const Writer& writer = s.writer;
+  const std::ptrdiff_t each = (s.blocks + 1) * PANEL;
+  float *wide = scratch, *means = wide + in_lines(s.at_once * each);
+  for (int i = 1; i <= s.at_once; i++) std::memset(wide + i * each - PANEL, 0, sizeof(float) * PANEL);
+  for (int n; images > 0; images -= n, x += n * writer.image, y += n * s.reader.image) {
+    n = std::min(images, s.at_once);
+    for (int panel = 0; panel < writer.panels(); panel++) {
+      const int at = panel * writer.panel, columns = writer.columns(panel);
+      const float *weights = writer.weights_of(panel, w), *bias = weights + columns * writer.inputs;
+      const float *taps = bias + columns, *after = taps + columns * s.taps;
+      product(n * s.blocks, {x, s.blocks, writer.image, writer.pixel}, writer.index, writer.inputs,
+              weights, columns, columns, bias, {wide, s.blocks, each, PANEL}, writer.range, ahead);
+      means_of_blocks(s, n * s.out_blocks, columns, wide, taps, after, means);
+      add_product(s.reader, n * s.out_blocks, means, s.reader.index + at, 0, columns, after + columns, columns,
+                  s.reader.outputs, ONTO, {y, s.out_blocks, s.reader.image, s.reader.outputs}, ALL, ahead);
+    }
+  }
+}
+
+}  // namespace
