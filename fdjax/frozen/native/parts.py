@@ -1,4 +1,4 @@
-"""Writers, readers and chains (`runs.h`, `chains.h`) as data: what a product reads and makes, its weights packed into panels."""
+"""Writers, readers (`runs.h`) and chains (`chains.h`) as data: what a product reads and makes, weights in panels."""
 
 from __future__ import annotations
 
