@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import json
@@ -41,23 +40,24 @@ def weights(workdir: Path) -> list[bytes]:
 
 
 class Interrupted(Stopping):
-    """Asks the run to stop after so many saves."""
+    """Asks the run to stop after so many steps."""
 
-    def __init__(self, saves: int):
+    def __init__(self, steps: int):
         super().__init__()
-        self._left = saves
+        self._left = steps
 
-    @contextlib.contextmanager
-    def saving(self):
-        yield
+    @property
+    def asked(self) -> bool:
+        # The run looks after each step.
         self._left -= 1
         if self._left == 0:
             self._asked = ("asked", 143)
+        return super().asked
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Path]:
-    """A finished run, and one that was stopped after two of its three saves."""
+    """A finished run of six steps, and one that was stopped at the fifth, after two of its three saves."""
     import jax
 
     folder = tmp_path_factory.mktemp("runs")
@@ -66,7 +66,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
         patch.setattr("fdjax.training.measure.plot_run", lambda *arguments, **options: [])
         train(CONFIG, str(folder / "finished"))
         with pytest.raises(RunInterrupted):
-            train(CONFIG, str(folder / "stopped"), stopping=Interrupted(2))
+            train(CONFIG, str(folder / "stopped"), stopping=Interrupted(5))
     jax.config.update("jax_disable_most_optimizations", False)
     return {"finished": folder / "finished", "stopped": folder / "stopped"}
 
@@ -78,7 +78,7 @@ def stopped(runs, tmp_path) -> Path:
 
 def test_a_run_that_is_asked_to_stop_saves_the_step_it_is_at_and_ends_bit_for_bit_the_same(runs, stopped) -> None:
     steps = Checkpoints(stopped / CHECKPOINT_FOLDER)
-    assert steps.steps()[-1] == 5  # One step after the second save.
+    assert steps.steps()[-1] == 5
     train(CONFIG, str(stopped))
     assert weights(stopped) == weights(runs["finished"])
 

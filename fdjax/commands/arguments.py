@@ -100,7 +100,9 @@ def _in_few_words(box: str, program: str) -> str:
         sections = sections[1:]
     said = " ".join(sections[0]).replace("Error parsing ", "")
     if said.startswith("Missing from"):
-        said = f"missing: {', '.join(row for row in sections[0] if row.startswith('--'))}"
+        flags = [row for row in sections[0] if row.startswith("--")]
+        # What has no flag is known by its help alone.
+        said = f"missing: {', '.join(flags) or ' '.join(sections[0][1:]).removesuffix(' (required)')}"
     for section in sections[1:]:
         if section[0].startswith("Unrecognized"):
             said += f"; unrecognized: {' '.join(section[1:])}"

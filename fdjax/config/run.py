@@ -76,6 +76,9 @@ class Config(Checked):
     phases: tuple[Literal["pretrain", "learn", "alternate", "refine", "scratch"], ...] = ("pretrain", "learn", "refine")
     """In order: pretrain (weights), learn (masks), alternate (masks and weights in turn), refine (masks rounded,
     weights), scratch (masks rounded, new weights)."""
+    skip_nonfinite: bool = False
+    """Skip steps whose loss or new state is not finite. The run then stops only where every step between two records of
+    metrics is such; otherwise it stops at the first."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     pretrain: WeightPhaseConfig = WeightPhaseConfig()

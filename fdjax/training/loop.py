@@ -34,7 +34,7 @@ from fdjax.training.checks import (
     phases_done,
     warn_of_chance,
 )
-from fdjax.training.devices import Devices, to_host
+from fdjax.training.devices import Devices
 from fdjax.training.entering import enter_phase
 from fdjax.training.feed import Feed, Waiting
 from fdjax.training.mask_control import MaskControl
@@ -45,12 +45,13 @@ from fdjax.training.phases import Phase, has_teacher, plan_phases
 from fdjax.training.programs import chunks_of, make_programs
 from fdjax.training.progress import Progress
 from fdjax.training.restore import Past, Restored
+from fdjax.training.saving import BackgroundSaves
 from fdjax.training.state import TrainState, create_state, init_variables
 from fdjax.training.stopping import Stopping
 from fdjax.training.streaming import training_stream
 from fdjax.training.summary import describe, evaluation_summary, versions
 from fdjax.training.trace import Trace
-from fdjax.training.workdir import SAVED_FILE, SUMMARY_FILE, read_json, write_json
+from fdjax.training.workdir import SUMMARY_FILE, read_json, write_json
 from fdjax.zoo import FCMASK
 
 _PROFILE_FOLDER = "profile"
@@ -101,6 +102,7 @@ class Run:
             devices=devices,
             between_batches=self.stopping.check if devices.processes == 1 else lambda: None,
         )
+        self.saves = BackgroundSaves(self.checkpoints, workdir, self.stopping)
         self.control = MaskControl(config.learn, self.graph, devices)
         self.done = Past(num_train=len(dataset.train_labels))
         # Once, at the beginning: the checkout may change while the run goes on.
@@ -284,6 +286,7 @@ class Run:
                     figures |= self.measure.record(phase, step, state, pending, figures, waiting)
                     progress.advance(sum(steps for steps, _ in pending), figures)
                     pending = []
+                    self.saves.check()
                 if saves or evaluates or last or stops_here:
                     self.measure.check_finite(phase, step, state.collections())
                 try:
@@ -292,6 +295,7 @@ class Run:
                     score = self._look(phase, phase_step, state, progress, saves=saves, evaluates=evaluates)
                 except RunInterrupted:
                     self._save(phase, phase_step, state, None)
+                    self.saves.wait()
                     raise
                 if saves or last:
                     self._save(phase, phase_step, state, score)
@@ -341,9 +345,7 @@ class Run:
         # Networks of different phases do not compare: the best is the best of the latest phase.
         if self.devices.is_writer:
             ranked = None if score is None else phase.index + score
-            with self.stopping.saving():
-                self.checkpoints.save(phase.start + phase_step, to_host(state), meta, ranked)
-                write_json(self.workdir / SAVED_FILE, {"step": phase.start + phase_step})
+            self.saves.begin(phase.start + phase_step, state, meta, ranked)
 
     # -- end
 
@@ -367,6 +369,7 @@ class Run:
 
     def finish(self, state: TrainState) -> dict[str, Any]:
         """Evaluates the network as it stands, writes plots and the summary, and adds the time of the frozen network."""
+        self.saves.wait()
         test, macs = self.measure.evaluate(self.phases[-1], state, self.done, finished=True, split=self.measure.test)
         learn = self.config.learn
         summary = {

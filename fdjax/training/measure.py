@@ -104,25 +104,36 @@ class Measurements:
           RunStopped: the loss is no longer a number.
         """
         steps, sums = sum(steps for steps, _ in pending), jax.device_get([sums for _, sums in pending])
-        means = {f"train_{name}": float(sum(float(s[name]) for s in sums)) / steps for name in sums[0]}
+        totals = {name: sum(float(s[name]) for s in sums) for name in sums[0]}
+        skipped = round(totals.pop("skipped", 0))
+        if skipped == steps:
+            raise self.diverged(f"none of the last {steps} steps was finite", phase, step)
+        means = {f"train_{name}": total / (steps - skipped) for name, total in totals.items()}
         if self.config.data.unlabelled is not None:
             del means["train_top1"]
         if not math.isfinite(means["train_loss"]):
             raise self.diverged(f"the loss is {means['train_loss']}", phase, step)
         high = _EXPLODED * max(1.0, math.log(self.graph.num_classes))
-        if means["train_loss"] > high and phase.name not in self._warned and self._devices.is_writer:
-            self._warned.add(phase.name)
-            print(
-                f"warning: the loss of {phase.name} is {means['train_loss']:.3g} at step {step}, far above that of "
-                f"guessing; {phase.name}.learning_rate may be too high",
-                flush=True,
+        if means["train_loss"] > high:
+            self._warn_once(
+                phase,
+                f"the loss of {phase.name} is {means['train_loss']:.3g} at step {step}, far above that of guessing; "
+                f"{phase.name}.learning_rate may be too high",
             )
         # Here the devices are done with these steps, so that the time since the last record is theirs.
         record = {"step": step, "phase": phase.name, **figures, **means, "data_wait": round(waiting.share(), 4)}
+        if skipped:
+            record["skipped"] = skipped
+            self._warn_once(phase, f"{skipped} of the {steps} steps up to step {step} were not finite and are skipped")
         if phase.learns_masks:
             record["lambda"] = float(state.lambda_)
         self.log.write(record)
         return means
+
+    def _warn_once(self, phase: Phase, text: str) -> None:
+        if phase.name not in self._warned and self._devices.is_writer:
+            self._warned.add(phase.name)
+            print(f"warning: {text}", flush=True)
 
     def diverged(self, what: str, phase: Phase, step: int) -> RunStopped:
         """The end of a run that has diverged: `what` is not finite."""

@@ -23,6 +23,7 @@ from fdjax.training.steps import (
     make_mask_step,
     make_prepare,
     make_weight_step,
+    skip_nonfinite,
     with_class_weights,
 )
 
@@ -106,10 +107,11 @@ def make_programs(
         objective = make_distillation(dataclasses.replace(network, mode="off"), config.distill)
     if data.class_weights == "balanced":
         objective = with_class_weights(objective, balancing_weights(labels, graph.num_classes))
+    guarded = skip_nonfinite if config.skip_nonfinite else lambda step: step
     programs: dict[Hashable, Dispatch] = {}
     if phase.learns_masks:
         step = make_mask_step(trained, graph, mask_opt, prepare, config.learn, objective, mixup_alpha=data.mixup)
-        programs["masks", False] = feed.compile(step)
+        programs["masks", False] = feed.compile(guarded(step))
     if isinstance(settings, WeightPhaseConfig):
         for train_batch_norm in (True, False):
             step = make_weight_step(
@@ -121,7 +123,7 @@ def make_programs(
                 label_smoothing=settings.label_smoothing,
                 mixup_alpha=data.mixup,
             )
-            programs["weights", train_batch_norm] = feed.compile(step)
+            programs["weights", train_batch_norm] = feed.compile(guarded(step))
     return programs
 
 

@@ -74,6 +74,8 @@ def train(
             if devices.is_writer:
                 print(f"the run in {folder} is finished; nothing to do. Its result:\n{describe(summary)}")
             return summary
+        # Before the lock is given back, however the run ends.
+        held.callback(run.saves.join)
         # What one process writes below, another may still be reading above.
         devices.wait_for_all("before the run")
         try:

@@ -197,6 +197,23 @@ def make_weight_step(
     return step
 
 
+def skip_nonfinite(step: Step) -> Step:
+    """A step that changes nothing but the step's number where its loss or anything of its new state is not finite.
+
+    Its metrics are then 0, and `skipped` is 1.
+    """
+
+    def guarded(state: TrainState, images: jax.Array, labels: jax.Array):
+        stepped, metrics = step(state, images, labels)
+        numbers = [leaf for leaf in jax.tree.leaves(stepped.collections()) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+        sound = jnp.stack([jnp.isfinite(leaf).all() for leaf in (metrics["loss"], *numbers)]).all()
+        kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), stepped, state).replace(step=stepped.step)
+        metrics = {name: jnp.where(sound, metric, 0) for name, metric in metrics.items()}
+        return kept, {**metrics, "skipped": 1 - sound.astype(jnp.float32)}
+
+    return guarded
+
+
 def mask_penalty(graph: MaskedGraph, fcmask: Any, learn: LearnConfig) -> jax.Array:
     """The term that lambda weighs: the paper's, or expected MACs over the network's dense MACs."""
     if learn.penalty == "fcmask":
