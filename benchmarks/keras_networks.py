@@ -2,16 +2,20 @@
 
     python benchmarks/keras_networks.py MobileNetV2 ResNet50 --size 64 > table.md
 
-Keras (3, on JAX) is needed. For each network and kind of masks: processor seconds of the trace, dense MACs, which share
-of them lies in layers whose channels can be pruned, the MAC ratio of seeded hard masks, and the largest difference
-between the frozen network and the masked model beside the largest output.
+Keras (3, on JAX) and ONNX Runtime are needed. For each network and kind of masks: processor seconds of the trace, dense
+MACs (checked against a count by Keras' own list of layers), which share of them lies in layers whose channels can be
+pruned, the MAC ratio of seeded hard masks, and the largest difference between the frozen network, as a function of JAX
+and as an ONNX file in ONNX Runtime, and the masked model, beside the largest output.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import math
 import os
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -20,17 +24,65 @@ import jax
 import numpy as np
 
 import fdjax
+from fdjax.frozen.onnx_model import onnxruntime_session, to_onnx
 from fdjax.graph.network import Graph
 
-MASKS = {
+# Network -> side of the smallest images that it takes here.
+NETWORKS = {
+    "MobileNetV2": 64,
+    "MobileNetV3Small": 64,
+    "EfficientNetB0": 64,
+    "Xception": 71,
+    "ResNet50": 64,
+    "DenseNet121": 64,
+    "ConvNeXtTiny": 64,
+    "NASNetMobile": 64,
+}
+MASKS: dict[str, dict[str, Any]] = {
     "channels": {},
     "0, 1, N in blocks of 2": {"block": 2, "levels": (0, 1)},
     "untied, blocks of 2": {"block": 2, "tied": False},
 }
+Apply = Callable[[Mapping[str, Any], Any], Any]
 
 
-def model_of(name: str, size: int) -> tuple[Any, dict[str, np.ndarray]]:
-    """`apply(variables, images)` of a network, and variables whose statistics are not 0 and 1."""
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A network.
+
+    Attributes:
+      apply: `apply(variables, images)`.
+      variables: by path.
+      images: two of them.
+      graph: of the network.
+      seconds: of processor time, that the trace took.
+      listed_macs: by Keras' own list of layers.
+    """
+
+    apply: Apply
+    variables: dict[str, np.ndarray]
+    images: np.ndarray
+    graph: Graph
+    seconds: float
+    listed_macs: int
+
+    @property
+    def macs(self) -> int:
+        """Of the graph."""
+        return sum(layer.dense_macs for layer in self.graph.layers.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """A network with hard masks: its MAC ratio, and differences to the masked model beside the largest output."""
+
+    ratio: float
+    frozen: float
+    onnx: float
+
+
+def model_of(name: str, size: int) -> tuple[Any, Apply, dict[str, np.ndarray]]:
+    """A model of Keras, the function `apply(variables, images)`, and variables whose statistics are not 0 and 1."""
     import keras
 
     keras.utils.set_random_seed(0)
@@ -45,13 +97,54 @@ def model_of(name: str, size: int) -> tuple[Any, dict[str, np.ndarray]]:
         positive = any(part in variable.path for part in ("variance", "gamma"))
         return array + (rng.uniform if positive else rng.normal)(size=array.shape).astype(np.float32) * np.float32(0.2)
 
-    def apply(variables: Any, images: Any) -> Any:
+    def apply(variables: Mapping[str, Any], images: Any) -> Any:
         trainable, others = (
             [variables[v.path] for v in of] for of in (model.trainable_variables, model.non_trainable_variables)
         )
         return model.stateless_call(trainable, others, images, training=False)[0]
 
-    return apply, {variable.path: moved(variable) for variable in model.variables}
+    return model, apply, {variable.path: moved(variable) for variable in model.variables}
+
+
+def listed_macs(model: Any) -> int:
+    """Multiply-accumulates by Keras' own list of layers: the size of each kernel, and how often it is applied."""
+    import keras
+
+    total, inside = 0, keras.Model
+    for layer in model.layers:
+        if isinstance(layer, inside):
+            total += listed_macs(layer)
+            continue
+        kinds = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D, keras.layers.Dense)
+        if not isinstance(layer, kinds):
+            continue
+        # Of a dense layer on maps: every pixel.
+        positions = math.prod(layer.output.shape[1:-1])
+        total += positions * sum(math.prod(weight.shape) for weight in layer.weights if len(weight.shape) > 1)
+    return total
+
+
+def trace(name: str, size: int) -> Traced:
+    """A network, traced."""
+    model, apply, variables = model_of(name, size)
+    start = time.process_time()
+    graph = fdjax.trace(apply, variables, jax.ShapeDtypeStruct((1, size, size, 3), np.float32))
+    seconds = time.process_time() - start
+    images = np.random.default_rng(0).uniform(0, 255, (2, size, size, 3)).astype(np.float32)
+    return Traced(apply, variables, images, graph, seconds, listed_macs(model))
+
+
+def compare(traced: Traced, settings: Mapping[str, Any], seed: int = 0) -> Compared:
+    """Masks a network by seeded kept counts, and freezes it; `settings` are those of `with_masks`."""
+    network = fdjax.with_masks(traced.graph, **settings)
+    rng = np.random.default_rng(seed)
+    counts = {path: rng.choice(network.levels_of(path), n) for path, (n, _) in network.mask_sizes.items()}
+    masked = np.asarray(jax.jit(fdjax.masked(traced.apply, network))(counts, traced.variables, traced.images))
+    frozen = fdjax.freeze(network, traced.variables, counts)
+    program, arrays = frozen.frozen.program, frozen.frozen.arrays
+    made = (frozen(traced.images), onnxruntime_session(to_onnx(program, arrays))(traced.images))
+    differences = (float(np.abs(np.asarray(one) - masked).max() / np.abs(masked).max()) for one in made)
+    return Compared(fdjax.count(network, counts).ratio, *differences)
 
 
 def prunable_share(graph: Graph) -> float:
@@ -62,38 +155,31 @@ def prunable_share(graph: Graph) -> float:
     return sum(of.dense_macs for of in masked) / sum(of.dense_macs for of in layers)
 
 
-def rows(name: str, size: int) -> list[str]:
-    """The rows of one network."""
-    apply, variables = model_of(name, size)
-    start = time.process_time()
-    graph = fdjax.trace(apply, variables, jax.ShapeDtypeStruct((1, size, size, 3), np.float32))
-    macs = sum(layer.dense_macs for layer in graph.layers.values())
-    seconds, share = time.process_time() - start, prunable_share(graph)
-    images = np.random.default_rng(0).uniform(0, 255, (2, size, size, 3)).astype(np.float32)
-    found = []
+def rows(name: str, size: int, seeds: int) -> list[str]:
+    """The rows of one network, with the largest differences of so many draws of masks."""
+    traced = trace(name, size)
+    if traced.macs != traced.listed_macs:
+        raise SystemExit(f"{name}: {traced.macs} MACs in the graph, {traced.listed_macs} by Keras' list of layers")
+    share, found = prunable_share(traced.graph), []
     for kind, settings in MASKS.items():
-        network = fdjax.with_masks(graph, **settings)
-        rng = np.random.default_rng(0)
-        counts = {path: rng.choice(network.levels_of(path), n) for path, (n, _) in network.mask_sizes.items()}
-        masked = np.asarray(jax.jit(fdjax.masked(apply, network))(counts, variables, images))
-        difference = np.abs(fdjax.freeze(network, variables, counts)(images) - masked).max() / np.abs(masked).max()
-        ratio = fdjax.count(network, counts).ratio
-        cells = (f"{seconds:.1f} s", f"{macs / 1e6:.1f} M", f"{share:.0%}", kind, f"{ratio:.3f}x", f"{difference:.0e}")
-        found.append(f"| {' | '.join((name, *cells))} |")
+        drawn = [compare(traced, settings, seed) for seed in range(seeds)]
+        ratio, frozen, onnx = drawn[0].ratio, max(of.frozen for of in drawn), max(of.onnx for of in drawn)
+        cells = (f"{traced.seconds:.1f} s", f"{traced.macs / 1e6:.1f} M", f"{share:.0%}", kind, f"{ratio:.3f}x")
+        found.append(f"| {' | '.join((f'{name}, {size}', *cells, f'{frozen:.0e}', f'{onnx:.0e}'))} |")
     return found
 
 
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="+", help="names in keras.applications")
-    parser.add_argument("--size", type=int, default=96, help="side of the images in pixels")
+    parser.add_argument("networks", nargs="*", default=list(NETWORKS), help="names in keras.applications")
+    parser.add_argument("--size", type=int, help="side of the images in pixels (default: the smallest tried)")
+    parser.add_argument("--seeds", type=int, default=1, help="draws of masks")
     arguments = parser.parse_args()
-    print(
-        "| network | trace | dense MACs | prunable | masks | MACs | largest difference |\n|---|---|---|---|---|---|---|"
-    )
+    print("| network, pixels | trace | dense MACs | prunable | masks | MACs | frozen | in ONNX Runtime |")
+    print("|---|---|---|---|---|---|---|---|")
     for name in arguments.networks:
-        print("\n".join(rows(name, arguments.size)), flush=True)
+        print("\n".join(rows(name, arguments.size or NETWORKS.get(name, 96), arguments.seeds)), flush=True)
 
 
 if __name__ == "__main__":

@@ -115,6 +115,26 @@ class Shuffle(nn.Module):
         return nn.Conv(2, (1, 1), name="map")(x)
 
 
+class ShuffleNet(nn.Module):
+    """Units of ShuffleNet V2 (a split, of which one half goes through) and V1 (grouped layers around a shuffle)."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(8, (3, 3), name="stem")(x))
+        for unit in range(2):
+            name = f"unit{unit}"
+            kept, y = jnp.split(x, 2, axis=-1)
+            y = nn.relu(nn.Conv(6, (1, 1), name=f"{name}/expand")(y))
+            y = nn.Conv(6, (3, 3), feature_group_count=6, name=f"{name}/depthwise")(y)
+            y = nn.relu(nn.Conv(4, (1, 1), name=f"{name}/project")(y))
+            x = jnp.concatenate([kept, y], axis=-1)
+            x = x.reshape(*x.shape[:3], 2, 4).swapaxes(3, 4).reshape(x.shape)
+        y = nn.relu(nn.Conv(12, (1, 1), feature_group_count=2, name="grouped1")(x))
+        y = y.reshape(*y.shape[:3], 2, 6).swapaxes(3, 4).reshape(y.shape)
+        x = x + nn.Conv(8, (1, 1), feature_group_count=2, name="grouped2")(y)
+        return nn.Dense(3, name="top")(x.mean(axis=(1, 2)))
+
+
 class ChannelsFirst(nn.Module):
     """NCHW and OIHW, as a function of its own weights."""
 
@@ -135,6 +155,7 @@ NETS = {
     "convnext": ConvNeXt(),
     "vit": ViT(),
     "shuffle": Shuffle(),
+    "shufflenet": ShuffleNet(),
     "channels first": ChannelsFirst(),
 }
 MASKS = {

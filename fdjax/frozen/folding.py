@@ -149,6 +149,11 @@ class Folding:
             made = self._layer(self._layer_of[index], operation)
             self._set(operation.outputs[0], made)
             return
+        if index in self.network.walk.shuffles:
+            self._set(operation.outputs[0], self._shuffled(*self.network.walk.shuffles[index], operation.outputs[0]))
+            return
+        if index in self.network.walk.inside:
+            return
         if index in self.network.walk.opaque:
             self._opaque(operation)
             return
@@ -157,6 +162,15 @@ class Folding:
             self._set(operation.outputs[0], held)
             return
         self._general(operation)
+
+    def _shuffled(self, source: int, order: np.ndarray, value: int) -> Held:
+        """The channels of a value in another order."""
+        held, kept = self.settled(source), self.order_of(value)
+        assert held.order is not None
+        offset, indices = held.offset[..., order], places(order[kept], held.order)
+        if held.base is None or indices is None:
+            return Held(held.base, kept, None, offset)
+        return Held(self.builder.take(held.base, indices), kept, None, offset)
 
     def _set(self, value: int, held: Held) -> None:
         self._close(held, value)
@@ -248,7 +262,6 @@ class Folding:
         block = self.network.blocks.get(layer.name)
         if block is None and layer.mixes:
             kernel = masked_kernel(kernel, layer.groups, *counts)
-            counts = np.ones_like(counts[0]), np.ones_like(counts[1])
         window = window_of(layer, operation)
         if window is not None and any(any(pads) for pads in window.pads):
             # Zeros are added around the map, and so there has to be nothing left to add to the map itself.
@@ -267,6 +280,7 @@ class Folding:
             kernel=kernel if x.scale is None else scaled_inputs(kernel, x.scale, layer),
             size=layer.out_size,
             bias=np.zeros(layer.out_channels),
+            # Whole groups of channels are there for a layer with groups; others leave out what masks remove of them.
             counts=counts,
             window=window,
             groups=layer.groups,

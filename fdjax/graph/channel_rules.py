@@ -108,6 +108,8 @@ def _reshape(walk: ChannelWalk, index: int, operation: Operation) -> str | None:
             walk.set(operation.outputs[0], axis, live.ids)
             return None
         seen *= side
+    if operation.kind == "reshape" and walk.shuffle(index, operation):
+        return None
     return f"{operation.kind} that splits or merges channels"
 
 

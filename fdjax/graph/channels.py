@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from fdjax.graph.channel_rules import rule_of
 from fdjax.graph.identity import Classes, Ids, Live, Mixing
 from fdjax.graph.operations import Operation, Operations
+from fdjax.graph.shuffles import Shuffles
 
 
 class ChannelWalk:
@@ -24,6 +27,9 @@ class ChannelWalk:
       pinned: channel number -> why it may not go.
       mixing: the layers, in order.
       opaque: operation index -> why it is not understood.
+      shuffles: index of the operation that ends a channel shuffle -> the value that is shuffled, and for each channel
+        of the result which one of that value's it is.
+      inside: indices of the operations before it, which are part of the shuffle.
     """
 
     def __init__(self, operations: Operations):
@@ -33,6 +39,9 @@ class ChannelWalk:
         self.pinned: dict[int, str] = {}
         self.mixing: list[Mixing] = []
         self.opaque: dict[int, str] = {}
+        self.shuffles: dict[int, tuple[int, np.ndarray]] = {}
+        self.inside: set[int] = set()
+        self._shuffles = Shuffles(operations)
         # Value of the variables alone -> the path of the kernel in it.
         self._kernels: dict[int, str] = dict(operations.variables)
         for image in operations.images:
@@ -72,7 +81,25 @@ class ChannelWalk:
             for channel in live.ids.tolist():
                 self.pinned.setdefault(channel, reason)
 
+    def shuffle(self, index: int, operation: Operation) -> bool:
+        """Whether a channel shuffle begins here; its result is then known, and its parts have no channels."""
+        (value,) = operation.inputs
+        live = self.live[value]
+        assert live.axis is not None and live.ids is not None
+        found = self._shuffles.from_(index, live.axis)
+        if found is None:
+            return False
+        (middle, last), order = found
+        for part in (index, middle):
+            self.set(self.operations.operations[part].outputs[0], None, None)
+            self.inside.add(part)
+        self.set(self.operations.operations[last].outputs[0], live.axis, live.ids[order])
+        self.shuffles[last] = value, order
+        return True
+
     def _step(self, index: int, operation: Operation) -> None:
+        if index in self.shuffles or index in self.inside:
+            return
         rule = rule_of(operation.kind)
         problem = f"{operation.kind} is not understood" if rule is None else rule(self, index, operation)
         if problem is None:

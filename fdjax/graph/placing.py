@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fdjax.graph.grids import on_grids
 from fdjax.graph.masks import Mask, MaskedGraph, Side, place_masks
 from fdjax.graph.network import Graph, Space
 from fdjax.graph.prunable import mask_problem, space_problem, whole_channels_only
@@ -26,6 +27,7 @@ def with_masks(
     tied: bool = True,
     streams: Literal["channels", "levels"] = "channels",
     sides: Literal["both", "input", "output"] = "both",
+    grid: tuple[int, int] | Mapping[str, tuple[int, int]] | None = None,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     floor: int | Mapping[str, int] = 1,
@@ -39,7 +41,7 @@ def with_masks(
     whose channels are pinned have no masks. Untied, each pointwise layer has masks on its own two sides (the paper's).
 
     Rules name layers by their paths, as `print(graph)` shows them, with the wildcards of `fnmatch`: "stem/*",
-    "*/shortcut". `block`, `levels` and `floor` take a value, or a mapping of rules to values: of several rules that fit
+    "*/shortcut". `block`, `levels`, `grid` and `floor` take a value, or a mapping of rules to values: of several rules that fit
     a layer, or one of the layers that share a mask, the last one counts.
 
     Args:
@@ -49,6 +51,8 @@ def with_masks(
       tied: whether masks sit on spaces, or on the sides of pointwise layers.
       streams: tied, what a space that several pointwise layers write or read is offered: whole channels, or the levels.
       sides: untied, which sides of a layer have masks.
+      grid: (rows, columns) of the map that tokens are, such as (14, 14) for 196 of them, for products on so many tokens:
+        their blocks are laid on it. Without it tokens have whole channels.
       include: only layers that fit one of these rules are pruned.
       exclude: layers that fit one of these stay whole, on both sides; so do the spaces that they write or read.
       floor: how many of a layer's output channels keep something at least, whatever the target; all, where it has
@@ -56,9 +60,13 @@ def with_masks(
       name: of the network, for tables and files.
 
     Raises:
-      ValueError: a rule that fits no layer, a block larger than its map, or a network in which nothing can be pruned;
-        the message says what was found.
+      ValueError: a rule that fits no layer, a block larger than its map, a grid of another number of places than there
+        are tokens, or a network in which nothing can be pruned; the message says what was found.
     """
+    grid_of = ByRule[tuple[int, int] | None](grid, None)  # type: ignore[arg-type]
+    if grid is not None:
+        check_rules(grid_of.rules, list(graph.layers))
+        graph = on_grids(graph, grid_of.of)
     block_of, levels_of, floor_of = ByRule(block, 1), ByRule(levels, None), ByRule(floor, 1)
     names = [name for name in graph.layers if tied or mask_problem(graph.layers[name]) is None]
     if not _prunable(graph, tied):
@@ -173,6 +181,7 @@ def fitting_block(graph: Graph, layer: str, block: int) -> int:
         raise ValueError(
             f"block {block} does not fit the {'x'.join(map(str, size))} map of layer {layer}; give it another one "
             f'(block={{"*": {block}, "{layer}": 1}}), 1 for whole channels'
+            + (f", or say on which grid its {size[0]} tokens lie (grid=(rows, columns))" if len(size) == 1 else "")
         )
     return block
 

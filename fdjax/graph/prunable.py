@@ -15,7 +15,9 @@ def mask_problem(layer: Layer) -> str | None:
     if not layer.in_size:
         return "reads vectors"
     if layer.kind == "conv":
-        return "mixes channels and pixels"
+        if any(side > 1 for side in layer.window):
+            return "mixes channels and pixels"
+        return "has groups of channels" if layer.groups > 1 else "has a stride"
     return None
 
 
@@ -43,5 +45,5 @@ def whole_channels_only(graph: Graph, space: Space, streams: bool = False) -> st
         if problem is not None:
             return f"{name} {problem}"
         if len(graph.layers[name].in_size) != 2:
-            return f"{name} works on tokens"
+            return f"{name} works on tokens, whose grid is not given"
     return None if streams or space.is_run else "several layers write or read it"

@@ -53,8 +53,9 @@ def round_masks(network: MaskedGraph, fcmasks: FcMasks, levels: Levels = None, o
 def even_groups(network: MaskedGraph, fcmasks: FcMasks, counts: Counts, multiple: int) -> Counts:
     """Makes groups of tied channels as wide as hardware likes.
 
-    In every tied run the number of channels that keep a given count or more becomes the nearest multiple of
-    `multiple`, a half upwards, or all channels; where it changes, the channels whose masks are nearest move.
+    For every tied mask the number of channels that keep a given count or more becomes the nearest multiple of
+    `multiple`, a half upwards, or all channels; where it changes, the channels whose masks are nearest move. No fewer
+    keep something than the network's floor for the mask.
 
     Args:
       network: the network.
@@ -74,7 +75,10 @@ def even_groups(network: MaskedGraph, fcmasks: FcMasks, counts: Counts, multiple
         new = np.zeros_like(old)
         for count in np.unique(old[old > 0]):
             width = int((old >= count).sum())
-            new[order[: min(len(old), (width + multiple // 2) // multiple * multiple)]] = count
+            even = (width + multiple // 2) // multiple * multiple
+            if count == old[old > 0].min():
+                even = max(even, -(-network.floors.get(path, 0) // multiple) * multiple)
+            new[order[: min(len(old), even)]] = count
         evened[path] = new
     return evened
 

@@ -40,6 +40,8 @@ class MaskedLayer:
     ):
         self._name, self._equation, self._side = name, equation, kernel_side
         self._block = graph.blocks.get(name, 1)
+        # (H, W) of the map that it works on, also where the function has it as tokens.
+        self._size = graph.layers[name].in_size
         coefs = {path: mask.coefs for path, mask in masks.items()}
         self._masks: list[jax.Array | None] = [None, None]
         self._whole: list[jax.Array | None] = [None, None]
@@ -97,13 +99,17 @@ class MaskedLayer:
         return jnp.moveaxis(y, range(y.ndim), (batch, *sides, channels)).astype(dtype)
 
     def _product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        tokens = x.ndim == 3 and len(self._size) == 2 and x.shape[1] == self._size[0] * self._size[1]
+        if tokens:
+            x = x.reshape(x.shape[0], *self._size, x.shape[-1])
         if x.ndim < 4:
             raise ValueError(
                 f"layer {self._name} multiplies a value of shape {x.shape} here, and a map where the graph was traced; "
                 "masks between 0 and N coefficients need the map"
             )
         masks = [None if mask is None else mask.astype(x.dtype) for mask in self._masks]
-        return masked_pointwise(x, kernel, self._block, *masks, block_means=self._around_means)
+        y = masked_pointwise(x, kernel, self._block, *masks, block_means=self._around_means)
+        return y.reshape(y.shape[0], -1, y.shape[-1]) if tokens else y
 
 
 def _along(vector: jax.Array, axis: int, like: Any) -> jax.Array:

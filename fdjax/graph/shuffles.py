@@ -1,0 +1,60 @@
+"""Channel shuffles: a reshape, a transposition and a reshape that together only put channels in another order."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+
+from fdjax.graph.operations import Operation, Operations
+
+
+class Shuffles:
+    """Finds the shuffles of a network.
+
+    Args:
+      operations: of the network.
+    """
+
+    def __init__(self, operations: Operations):
+        self._shapes, self._operations = operations.shapes, operations.operations
+        self._reads = Counter(value for operation in self._operations for value in operation.inputs)
+        self._reads.update(operations.outputs)
+        self._readers = {value: index for index, o in enumerate(self._operations) for value in o.inputs}
+
+    def from_(self, index: int, axis: int) -> tuple[tuple[int, int], np.ndarray] | None:
+        """The shuffle that begins with an operation.
+
+        Args:
+          index: of a reshape.
+          axis: which holds the channels of its input.
+
+        Returns:
+          The indices of the two operations that follow, and for each channel of the result which one of the input's it
+          is; None where there is no such shuffle.
+        """
+        first = self._operations[index]
+        found = self._next(first, "transpose")
+        last = None if found is None else self._next(self._operations[found], "reshape")
+        if found is None or last is None:
+            return None
+        value, (made,) = first.inputs[0], self._operations[last].outputs
+        shape = self._shapes[value]
+        if self._shapes[made] != shape or first.params.get("dimensions") or self._operations[last].params["dimensions"]:
+            return None
+        numbers = np.arange(math.prod(shape)).reshape(shape)
+        moved = numbers.reshape(self._shapes[first.outputs[0]])
+        moved = moved.transpose(self._operations[found].params["permutation"]).reshape(shape)
+        line = tuple(slice(None) if at == axis else 0 for at in range(len(shape)))
+        order = moved[line] // math.prod(shape[axis + 1 :])
+        if not (0 <= order.min(initial=0) and order.max(initial=0) < shape[axis]):
+            return None
+        return ((found, last), order) if np.array_equal(np.take(numbers, order, axis), moved) else None
+
+    def _next(self, operation: Operation, kind: str) -> int | None:
+        """The one operation that reads what another makes, if it is of a kind."""
+        (value,) = operation.outputs
+        index = self._readers.get(value)
+        one = self._reads[value] == 1 and index is not None and self._operations[index].kind == kind
+        return index if one else None
