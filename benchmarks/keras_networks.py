@@ -107,20 +107,14 @@ def model_of(name: str, size: int) -> tuple[Any, Apply, dict[str, np.ndarray]]:
 
 
 def listed_macs(model: Any) -> int:
-    """Multiply-accumulates by Keras' own list of layers: the size of each kernel, and how often it is applied."""
-    import keras
-
-    total, inside = 0, keras.Model
+    """Multiply-accumulates by Keras' own list of layers: the size of each kernel, at how many pixels it is applied."""
+    kinds, total = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense"), 0
     for layer in model.layers:
-        if isinstance(layer, inside):
+        if type(layer).__name__ in ("Sequential", "Functional"):
             total += listed_macs(layer)
-            continue
-        kinds = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D, keras.layers.Dense)
-        if not isinstance(layer, kinds):
-            continue
-        # Of a dense layer on maps: every pixel.
-        positions = math.prod(layer.output.shape[1:-1])
-        total += positions * sum(math.prod(weight.shape) for weight in layer.weights if len(weight.shape) > 1)
+        elif type(layer).__name__ in kinds:
+            pixels = math.prod(layer.output.shape[1:-1])
+            total += pixels * sum(math.prod(weight.shape) for weight in layer.weights if len(weight.shape) > 1)
     return total
 
 

@@ -77,17 +77,16 @@ def test_between_two_products_values_stay_on_the_grid():
 
 def test_without_a_grid_and_where_it_does_not_fit_tokens_have_whole_channels():
     graph, _ = traced(Mixer())
-    assert set(graph.blocks.values()) == {1} and "unit0/expand works on tokens, whose grid is not given" in str(
-        graph.graph
-    )
+    assert set(graph.blocks.values()) == {1}
+    assert "unit0/expand works on tokens, whose grid is not given" in str(graph.graph)
     with pytest.raises(ValueError, match=r"block 2 does not fit the 24 map .* on which grid its 24 tokens lie"):
         traced(Mixer(), block=2, tied=False)
     # A class token among them: 25 tokens are no map of 4x6.
-    with pytest.raises(ValueError, match="the grid 4x6 fits no layer: .* those on tokens have 25"):
+    with pytest.raises(ValueError, match=r"the grid 4x6 fits no layer: .* those on tokens have 25"):
         traced(Mixer(class_token=True), block=2, grid=GRID)
-    with pytest.raises(ValueError, match="the grid 4x6 fits no layer: .* no layer works on tokens"):
+    with pytest.raises(ValueError, match=r"the grid 4x6 fits no layer: .* no layer works on tokens"):
         traced(Mixer(tokens=False), block=2, grid=GRID)
-    with pytest.raises(ValueError, match="the rule 'unit7/.' fits no layer"):
+    with pytest.raises(ValueError, match=r"the rule 'unit7/.' fits no layer"):
         traced(Mixer(), block=2, grid={"unit7/*": GRID})
     one, _ = traced(Mixer(), block={"*": 1, "unit1/*": 2}, grid={"unit1/*": GRID})
     assert one.masks["unit0/expand/channels"].block == 1 and one.masks["unit1/expand/channels"].block == 2

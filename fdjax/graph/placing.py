@@ -41,8 +41,8 @@ def with_masks(
     whose channels are pinned have no masks. Untied, each pointwise layer has masks on its own two sides (the paper's).
 
     Rules name layers by their paths, as `print(graph)` shows them, with the wildcards of `fnmatch`: "stem/*",
-    "*/shortcut". `block`, `levels`, `grid` and `floor` take a value, or a mapping of rules to values: of several rules that fit
-    a layer, or one of the layers that share a mask, the last one counts.
+    "*/shortcut". `block`, `levels`, `grid` and `floor` take a value, or a mapping of rules to values: of several rules
+    that fit a layer, or one of the layers that share a mask, the last one counts.
 
     Args:
       graph: of `trace`.
@@ -51,8 +51,8 @@ def with_masks(
       tied: whether masks sit on spaces, or on the sides of pointwise layers.
       streams: tied, what a space that several pointwise layers write or read is offered: whole channels, or the levels.
       sides: untied, which sides of a layer have masks.
-      grid: (rows, columns) of the map that tokens are, such as (14, 14) for 196 of them, for products on so many tokens:
-        their blocks are laid on it. Without it tokens have whole channels.
+      grid: (rows, columns) of the map that tokens are, such as (14, 14), for products on so many tokens: their blocks
+        are laid on it. Without it tokens have whole channels.
       include: only layers that fit one of these rules are pruned.
       exclude: layers that fit one of these stay whole, on both sides; so do the spaces that they write or read.
       floor: how many of a layer's output channels keep something at least, whatever the target; all, where it has

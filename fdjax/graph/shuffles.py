@@ -48,7 +48,7 @@ class Shuffles:
         moved = moved.transpose(self._operations[found].params["permutation"]).reshape(shape)
         line = tuple(slice(None) if at == axis else 0 for at in range(len(shape)))
         order = moved[line] // math.prod(shape[axis + 1 :])
-        if not (0 <= order.min(initial=0) and order.max(initial=0) < shape[axis]):
+        if order.max(initial=0) >= shape[axis]:
             return None
         return ((found, last), order) if np.array_equal(np.take(numbers, order, axis), moved) else None
 
