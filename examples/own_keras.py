@@ -3,24 +3,22 @@
 import os
 
 os.environ["KERAS_BACKEND"] = "jax"
-
 import jax
-import keras
 import numpy as np
 import optax
+from keras import Input, Model, layers
 
 import fdjax
 from fdjax.data import open_dataset
 from fdjax.frozen.bench import bench
 
-images = keras.Input((28, 28, 1))
-x = keras.layers.Conv2D(24, 4, strides=4, name="stem")(images / 255)
+data, images = open_dataset("fashion_mnist_subset"), Input((28, 28, 1))
+x = layers.Conv2D(24, 4, strides=4, name="stem")(images / 255)
 for unit in ("unit1", "unit2"):
-    y = keras.layers.DepthwiseConv2D(3, padding="same", activation="relu", name=f"{unit}_mix")(x)
-    y = keras.layers.Conv2D(96, 1, activation="relu", name=f"{unit}_expand")(y)
-    x = keras.layers.add([x, keras.layers.Conv2D(24, 1, name=f"{unit}_project")(y)])
-logits = keras.layers.Dense(10, name="classifier")(keras.layers.GlobalAveragePooling2D()(x))
-data, model = open_dataset("fashion_mnist_subset"), keras.Model(images, logits)
+    y = layers.DepthwiseConv2D(3, padding="same", activation="relu", name=f"{unit}_mix")(x)
+    y = layers.Conv2D(96, 1, activation="relu", name=f"{unit}_expand")(y)
+    x = layers.add([x, layers.Conv2D(24, 1, name=f"{unit}_project")(y)])
+model = Model(images, layers.Dense(10, name="classifier")(layers.GlobalAveragePooling2D()(x)))
 
 
 def apply(variables, images):

@@ -13,13 +13,11 @@ from fdjax.frozen.bench import bench
 class Net(nnx.Module):
     def __init__(self, rngs):
         self.stem, self.mix = nnx.Conv(1, 24, (4, 4), strides=4, rngs=rngs), nnx.Conv(24, 24, (3, 3), rngs=rngs)
-        self.expand, self.project = nnx.Linear(24, 256, rngs=rngs), nnx.Linear(256, 24, rngs=rngs)
-        self.classifier = nnx.Linear(24, 10, rngs=rngs)
+        self.expand, self.project, self.top = (nnx.Linear(*n, rngs=rngs) for n in ((24, 256), (256, 24), (24, 10)))
 
     def __call__(self, images):
         x = nnx.relu(self.stem(images / 255))
-        x = x + self.project(nnx.gelu(self.expand(self.mix(x))))
-        return self.classifier(x.mean(axis=(1, 2)))
+        return self.top((x + self.project(nnx.gelu(self.expand(self.mix(x))))).mean(axis=(1, 2)))
 
 
 def apply(variables, images):
