@@ -84,8 +84,8 @@ def measure(kind: str, flags: argparse.Namespace) -> dict[str, Any]:
     row: dict[str, Any] = {"masks": kind, "batch": flags.batch, "trace_s": time.process_time() - start}
     rng = np.random.default_rng(flags.seed)
     images, labels = rng.normal(size=(flags.batch, *shape)).astype(np.float32), rng.integers(0, 10, flags.batch)
-    variables = dict(jax.jit(module.init)(jax.random.key(flags.seed), images))
-    flat = flatten_dict(variables.pop(FCMASK), sep="/")
+    variables: Any = dict(jax.jit(module.init)(jax.random.key(flags.seed), images))
+    flat: Any = flatten_dict(variables.pop(FCMASK), sep="/")
     masks = {path: rng.uniform(0.3, 1, mask.shape).astype(np.float32) for path, mask in flat.items()}
     masked = fdjax.masked(module.without_masks().apply, graph)
 
