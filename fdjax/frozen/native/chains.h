@@ -87,48 +87,40 @@ void chain_of_images(const Chain& s, const T* x, const float* w, float* scratch,
   });
 }
 
-// A chain of means, at block resolution: so many blocks of the input, of the output, and images at once.
+// Means of output blocks of a panel. Each is that of its phases, which are sums of taps. P, in the source of the network, has
+// how many blocks of the input they read, and of every tap which of these, whether a phase begins with it, and the share of the
+// pixels that a phase has, with its last one. `where`: of every output block where those fall, in floats.
+using MeansOfBlocks = void (*)(const int* where, std::ptrdiff_t each, int out_blocks, int images, int channels,
+                               const float* wide, const float* taps, const float* bias, Range range, float* means);
+template <class P>
+void means_of_blocks(const int* where, std::ptrdiff_t each, int out_blocks, int images, int channels, const float* wide,
+                     const float* taps, const float* bias, Range range, float* means) {
+  for (int image = 0; image < images; image++, wide += each)
+    for (int block = 0; block < out_blocks; block++, means += PANEL)
+      each_vector(channels, [&](auto lanes, int j) {
+        constexpr int L = decltype(lanes)::value;
+        const Vec<L> start = load<L>(bias + j);
+        Vec<L> x[P::reads], sum = {}, mean = {};
+        FDJAX_UNROLL for (int i = 0; i < P::reads; i++) x[i] = load<L>(wide + where[block * P::reads + i] + j);
+        FDJAX_UNROLL for (int t = 0; t < P::taps; t++) {
+          if (P::begins[t]) sum = start;
+          sum += x[P::at[t]] * load<L>(taps + t * channels + j);
+          if (P::share[t] > 0.0f) mean += clamped(sum, range) * P::share[t];
+        }
+        store<L>(means + j, mean);
+      });
+}
+
+// A chain of means, at block resolution: so many blocks of the input, of the output, and images at once. A panel's blocks of
+// an image [blocks + 1][PANEL] end with a zero one.
 struct Means {
   Writer writer;
   Reader reader;
-  int blocks, out_blocks, at_once, phases, taps;
+  int blocks, out_blocks, at_once, taps;
   Range range;
-  // Of every phase where its taps end and its share of the pixels; of every output block where the taps fall, in floats
-  // of an image's blocks [blocks + 1][PANEL], of which the last is zero.
-  const int *ends, *where;
-  const float* shares;
+  const int* where;
+  MeansOfBlocks make;
 };
-
-// Means of output blocks of a panel, G at a time: each is that of its phases, which are sums of taps.
-[[maybe_unused]] void means_of_blocks(const Means& s, int blocks, int channels, const float* wide, const float* taps,
-                                      const float* bias, float* means) {
-  constexpr int G = 4;
-  for (int first = 0; first < blocks; first += G) {
-    const float* from[G];
-    const int* where[G];
-    float* to[G];
-    for (int g = 0; g < G; g++) {
-      const int block = std::min(first + g, blocks - 1);
-      from[g] = wide + static_cast<std::ptrdiff_t>(block / s.out_blocks) * (s.blocks + 1) * PANEL;
-      where[g] = s.where + block % s.out_blocks * s.taps, to[g] = means + block * PANEL;
-    }
-    each_vector(channels, [&](auto lanes, int j) {
-      constexpr int L = decltype(lanes)::value;
-      const Vec<L> start = load<L>(bias + j);
-      Vec<L> mean[G] = {};
-      for (int phase = 0, t = 0; phase < s.phases; phase++) {
-        Vec<L> sum[G];
-        FDJAX_UNROLL for (int g = 0; g < G; g++) sum[g] = start;
-        for (; t < s.ends[phase]; t++) {
-          const Vec<L> tap = load<L>(taps + t * channels + j);
-          FDJAX_UNROLL for (int g = 0; g < G; g++) sum[g] += load<L>(from[g] + where[g][t] + j) * tap;
-        }
-        FDJAX_UNROLL for (int g = 0; g < G; g++) mean[g] += clamped(sum[g], s.range) * s.shares[phase];
-      }
-      FDJAX_UNROLL for (int g = 0; g < G; g++) store<L>(to[g] + j, mean[g]);
-    });
-  }
-}
 
 // Adds to coefficient 0 of each image what the coefficients 0 of the input give.
 [[maybe_unused]] void chain_of_means(const Means& s, const float* x, const float* w, float* scratch, float* y,
@@ -145,7 +137,7 @@ struct Means {
       const float *taps = bias + columns, *after = taps + columns * s.taps;
       product(n * s.blocks, {x, s.blocks, writer.image, writer.pixel}, writer.index, writer.inputs,
               weights, columns, columns, bias, {wide, s.blocks, each, PANEL}, writer.range, ahead);
-      means_of_blocks(s, n * s.out_blocks, columns, wide, taps, after, means);
+      s.make(s.where, each, s.out_blocks, n, columns, wide, taps, after, s.range, means);
       add_product(s.reader, n * s.out_blocks, means, s.reader.index + at, 0, columns, after + columns, columns,
                   s.reader.outputs, ONTO, {y, s.out_blocks, s.reader.image, s.reader.outputs}, ALL, ahead);
     }

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import math
 import mmap
 import os
 import platform
@@ -141,11 +142,20 @@ class NativeNetwork:
         """
         self.code: NativeCode = emit(program, arrays, _NAME)
         self.library = compile_source(self.code.source, folder=folder)
-        self._functions: Any = ctypes.CDLL(str(self.library))
-        self._functions.network_workspace.restype = ctypes.c_size_t
+        functions = ctypes.CDLL(str(self.library))
+        self._workspace_size: Any = functions.network_workspace
+        self._workspace_size.restype = ctypes.c_size_t
+        pointer = ctypes.c_void_p
+        self._of_bytes: Any = functions.network_of_bytes
+        self._of_floats: Any = functions.network_of_floats
+        for function in (self._of_bytes, self._of_floats):
+            function.argtypes, function.restype = (pointer, ctypes.c_int, pointer, pointer, pointer), None
         self._weights = _large_pages(self.code.weights.size)
         self._weights[:] = self.code.weights
-        self._workspaces: dict[int, np.ndarray] = {}
+        self._weights_at = self._weights.ctypes.data
+        # What crosses to the library for one batch size: so many images, their workspace, and where it is.
+        self._workspace = 0, self._weights[:0], 0
+        self._ends = np.cumsum([0, *(math.prod(shape) for shape in self.code.output_shapes)]).tolist()
         self._lock = threading.Lock()
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -158,23 +168,19 @@ class NativeNetwork:
         if images.shape[1:] != self.code.input_shape or not images.ndim:
             wanted = ", ".join(map(str, self.code.input_shape))
             raise UserError(f"this network takes images [B, {wanted}]; got {list(images.shape)}")
-        images = np.ascontiguousarray(images, None if images.dtype == np.uint8 else np.float32)
-        batch, sizes = len(images), [int(np.prod(shape)) for shape in self.code.output_shapes]
-        results = np.empty(batch * sum(sizes), np.float32)
-        function = self._functions.network_of_bytes if images.dtype == np.uint8 else self._functions.network_of_floats
+        in_bytes = images.dtype == np.uint8
+        images = np.ascontiguousarray(images, None if in_bytes else np.float32)
+        batch, function = len(images), self._of_bytes if in_bytes else self._of_floats
+        results = np.empty(batch * self._ends[-1], np.float32)
         with self._lock:
-            if batch not in self._workspaces:
-                self._workspaces = {batch: _large_pages(self._functions.network_workspace(batch) // 4)}
-            pointers = [
-                ctypes.c_void_p(array.ctypes.data)
-                for array in (images, self._weights, results, self._workspaces[batch])
-            ]
+            if batch != self._workspace[0]:
+                workspace = _large_pages(self._workspace_size(batch) // 4)
+                self._workspace = batch, workspace, workspace.ctypes.data
             if batch:
-                function(pointers[0], batch, *pointers[1:])
-        ends = np.cumsum([0, *sizes]) * batch
+                function(images.ctypes.data, batch, self._weights_at, results.ctypes.data, self._workspace[2])
         return tuple(
-            results[start:stop].reshape(batch, *shape)
-            for start, stop, shape in zip(ends[:-1], ends[1:], self.code.output_shapes, strict=True)
+            results[start * batch : stop * batch].reshape(batch, *shape)
+            for start, stop, shape in zip(self._ends[:-1], self._ends[1:], self.code.output_shapes, strict=True)
         )
 
     def in_jax(self, images: Any) -> Any:

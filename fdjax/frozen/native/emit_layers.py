@@ -322,17 +322,18 @@ class Results:
     def finish(self, y: str) -> None:
         """Brings coefficients to the map, and the activation."""
         if self.image:
-            where = np.full(self.coefs_pitch, -1)
             placement = self.operation.placement
-            for channel, made in enumerate(range(self.made) if placement is None else placement):
-                if made >= 0:
-                    where[made] = channel
             self.source.block(self.block)
             widths, image = self.source.table(self.widths), self.pixels * self.pitch
-            place_of = "nullptr" if placement is None else self.source.table(where).text
+            place_of, outputs = "nullptr", 0
+            if placement is not None and list(placement) != list(range(self.made)):
+                places = [made if made >= 0 else self.coefs_pitch for made in placement]
+                place_of, outputs = self.source.table(places).text, len(places)
+                self.source.needs(self.block**2 * (self.coefs_pitch + 1))
             at = f"{{{y} + i * {image}, {self.size[1]}, {self.size[1] * self.pitch}, {self.pitch}}}"
             self.calls.each(
                 f"compose<{self.block}>({self.coefs} + i * {self.image}, {self.blocks * self.coefs_pitch}, "
-                f"{self.coefs_pitch}, {widths.text}, {place_of}, {at}, {self.size[0]}, {self.size[1]});"
+                f"{self.coefs_pitch}, {widths.text}, {place_of}, {outputs}, scratch, {at}, {self.size[0]}, "
+                f"{self.size[1]});"
             )
             clamp(self.calls, self.pixels, self.operation.outputs, self.operation.activation, y)

@@ -14,8 +14,8 @@ from fdjax.frozen.native import parts
 from fdjax.frozen.native.calls import Calls
 from fdjax.frozen.native.emit_layers import POINT, Arrays, Results, analysed, clamp
 from fdjax.frozen.native.parts import Pixels, Reader, Writer
-from fdjax.frozen.native.source import PANEL, RANGE_OF, Raw, Source, round8
-from fdjax.frozen.products import Size, mean_phases
+from fdjax.frozen.native.source import PANEL, RANGE_OF, Raw, Source, cpp, round8
+from fdjax.frozen.products import MeanPhase, Size, mean_phases
 from fdjax.frozen.program import Chain, Run
 
 # Blocks of several images that go through a chain of means together.
@@ -31,12 +31,10 @@ class Means:
     blocks: int
     out_blocks: int
     at_once: int
-    phases: int
     taps: int
     range: Raw
-    ends: Raw
     where: Raw
-    shares: Raw
+    make: Raw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,22 +141,36 @@ class _RunEmitter:
         rows[parts.order_of(chain.reader)] = self._kernel(chain, "reader")
         reader = parts.to_map(source, rows, writer.panel, results.image)
         more = taps, self._step(chain, self.steps.after, zeros)
+        reads = sorted(set(offsets))
         means = Means(
             parts.with_weights(source, writer, more, reader.rows, reader.panel), reader, blocks, out_blocks, at_once,
-            len(phases), len(offsets), RANGE_OF[self._activation(self.steps.after)],
-            source.table(np.cumsum([len(phase.taps) for phase in phases])),
-            source.table(_where(size, out, stride, offsets)),
-            source.table([phase.weight for phase in phases], "float"),
+            len(offsets), RANGE_OF[self._activation(self.steps.after)],
+            source.table(_where(size, out, stride, reads)),
+            Raw(f"means_of_blocks<{_phases(source, phases, reads)}>"),
         )  # fmt: skip
         source.needs(PANEL * at_once * (blocks + 1 + out_blocks))
         return source.constant(means, f"{run.name}/{chain.name}"), results.coefs
 
 
-def _where(size: Size, out: Size, stride: Size, offsets: Sequence[Size]) -> list[int]:
-    """For every output block where its taps fall, in floats of a panel's blocks; outside of the map: after them."""
+def _phases(source: Source, phases: Sequence[MeanPhase], reads: Sequence[Size]) -> str:
+    """Declares the phases of a chain of means, which read blocks at such offsets."""
+    at, begins, shares = list[int](), list[bool](), list[float]()
+    for phase in phases:
+        last = len(phase.taps) - 1
+        at += [reads.index(tap[:2]) for tap in phase.taps]
+        begins += [number == 0 for number in range(len(phase.taps))]
+        shares += [phase.weight if number == last else 0.0 for number in range(len(phase.taps))]
+    return source.struct(
+        f"  static constexpr int reads = {len(reads)}, taps = {len(at)}, at[] = {cpp(at)};\n"
+        f"  static constexpr bool begins[] = {cpp(begins)};\n  static constexpr float share[] = {cpp(shares)};\n"
+    )
+
+
+def _where(size: Size, out: Size, stride: Size, reads: Sequence[Size]) -> list[int]:
+    """For every output block where what it reads lies, in floats of its panel; outside of the map: after all blocks."""
     found = []
     for row, column in itertools.product(range(out[0]), range(out[1])):
-        for down, across in offsets:
+        for down, across in reads:
             i, j = row * stride[0] + down, column * stride[1] + across
             inside = 0 <= i < size[0] and 0 <= j < size[1]
             found.append(PANEL * (i * size[1] + j if inside else math.prod(size)))

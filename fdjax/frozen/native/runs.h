@@ -75,31 +75,37 @@ void to_pixels(const float* y, std::ptrdiff_t band, int ldy, const int* widths, 
   });
 }
 
-// Adds coefficients to a map, channel by channel where `place` says (-1: nowhere; null: as they are).
+// Adds coefficients to a map of `outputs` channels. `place`: which of theirs a channel of the map is, or `channels`: none;
+// null: they are the same. `pixels`: memory for those of a block, [K * K][channels + 1].
 template <int K>
-void compose(const float* y, std::ptrdiff_t band, int channels, const int* widths, const int* place, To x, int height,
-             int width) {
+void compose(const float* y, std::ptrdiff_t band, int channels, const int* widths, const int* place, int outputs,
+             float* pixels, To x, int height, int width) {
   const int across = ceil_div(width, K), blocks = ceil_div(height, K) * across;
   for (int b = 0; b < blocks; b++, y += channels) {
     const int row = b / across * K, column = b % across * K;
     float* first = x.first + row * x.row + column * x.pixel;
     each_vector(channels, [&](auto lanes, int j) {
       constexpr int L = decltype(lanes)::value;
-      int full, any;
-      counts_of<L, K * K>(widths, j, &full, &any);
-      if (!any) return;
       const auto get = [&](int n) {
         const Vec<L> v = load<L>(y + n * band + j);
-        return n < full ? v : first_lanes<L>(v, widths[n] - j);
+        return widths[n] - j >= L ? v : first_lanes<L>(v, widths[n] - j);
       };
+      int any = 0;
+      while (any < K * K && widths[any] > j) any++;
       inverse_block<K, L>(any, get, [&](int i, int k, Vec<L> v) {
+        if (place) return store<L>(pixels + (i * K + k) * (channels + 1) + j, v);
         if (row + i >= height || column + k >= width) return;
-        float* to = first + i * x.row + k * x.pixel;
-        if (!place) return store<L>(to + j, load<L>(to + j) + v);
-        for (int l = 0; l < L; l++)
-          if (place[j + l] >= 0) to[place[j + l]] += v[l];
+        float* to = first + i * x.row + k * x.pixel + j;
+        store<L>(to, load<L>(to) + v);
       });
     });
+    if (!place) continue;
+    for (int i = 0; i < std::min(K, height - row); i++)
+      for (int k = 0; k < std::min(K, width - column); k++) {
+        float *to = first + i * x.row + k * x.pixel, *from = pixels + (i * K + k) * (channels + 1);
+        from[channels] = 0.0f;
+        for (int c = 0; c < outputs; c++) to[c] += from[place[c]];
+      }
   }
 }
 
@@ -127,10 +133,14 @@ void bordered(const Border& s, int first, int rows, const T* x, float* y) {
       for (int i = 0; i < s.width * s.channels; i++) to[i] = static_cast<float>(of[i]);
       continue;
     }
-    for (int p = 0; p < s.width; p++) {
-      for (int c = 0; c < s.channels; c++) to[p * s.pitch + c] = static_cast<float>(of[p * s.from + c]);
-      for (int c = s.channels; c < s.pitch; c++) to[p * s.pitch + c] = 0.0f;
+    std::memset(to, 0, sizeof(float) * s.width * s.pitch);
+    if (s.channels == 3 && s.from == 3) {
+      for (int p = 0; p < s.width; p++)
+        for (int c = 0; c < 3; c++) to[p * s.pitch + c] = static_cast<float>(of[p * 3 + c]);
+      continue;
     }
+    for (int p = 0; p < s.width; p++)
+      for (int c = 0; c < s.channels; c++) to[p * s.pitch + c] = static_cast<float>(of[p * s.from + c]);
   }
 }
 

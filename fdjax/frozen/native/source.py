@@ -129,6 +129,14 @@ class Source:
         """A struct of the kind that the dataclass is named after; returns its name."""
         return self._declare("part", kind or type(value).__name__, cpp(value), comment)
 
+    def struct(self, fields: str) -> str:
+        """A struct of constants; returns its name."""
+        key = ("struct", fields)
+        if key not in self._names:
+            self._names[key] = f"Constants{len(self._names)}"
+            self.text.append(f"namespace {{\nstruct {self._names[key]} {{\n{fields}}};\n}}  // namespace")
+        return self._names[key]
+
     def block(self, block: int) -> None:
         """Declares the transform of blocks of K x K, once."""
         if block in self._blocks:
