@@ -19,6 +19,8 @@ from fdjax.frozen.program import Conv, Pointwise, Run
 Arrays = Mapping[str, np.ndarray]
 # Floats of the pixels of a layer that is computed at once, where its means are all that is wanted.
 _AT_ONCE = 8_000
+# So many channels, at most, have their coefficients in the map's order.
+_PLACED = 16
 POINT = Window((1, 1), (1, 1), ((0, 0), (0, 0)), (0, 0), (0, 0))
 
 
@@ -288,9 +290,16 @@ class Results:
         """`plans` are those of the readers."""
         self.source, self.calls, self.operation, self.size, self.block = source, calls, operation, size, block
         self.pixels, self.made = math.prod(size), plans[0].outputs if plans else 0
-        self.pitch, self.coefs_pitch = round8(operation.outputs), round8(self.made)
         widths = [parts.band_widths(plan, block**2)[1] for plan in plans if plan.transforms]
         self.widths = [max([width[n] for width in widths], default=0) for n in range(block**2)]
+        # Kept counts of the map's channels where their coefficients lie in the map's order: for few channels it costs
+        # less to make all of every band than to put them in their places.
+        self.counts: list[int] | None = None
+        if operation.placement is not None and operation.outputs <= _PLACED:
+            kept = [sum(width > made for width in self.widths) for made in range(self.made)]
+            self.counts = [kept[made] if made >= 0 else 0 for made in operation.placement]
+            self.made, self.widths = operation.outputs, [operation.outputs if width else 0 for width in self.widths]
+        self.pitch, self.coefs_pitch = round8(operation.outputs), round8(self.made)
         self.blocks = math.prod(parts.blocks_of(size, block))
         self.image = sum(1 for width in self.widths if width) * self.blocks * self.coefs_pitch
         self.coefs = calls.temporary(self.image) if self.image else ""
@@ -306,13 +315,17 @@ class Results:
         add_bias(self.source, self.calls, self.pixels, bias, added, self.calls.result(self.operation.y))
         return parts.NOTHING
 
+    def columns(self, kernel: np.ndarray) -> np.ndarray:
+        """The columns of a kernel as the coefficients lie."""
+        return kernel if self.counts is None else parts.columns_at(kernel, self.operation.placement)
+
     def reader(
         self, plan: ProductPlan, kernel: np.ndarray, channels: int, panel: int, y: str, *, only: bool
     ) -> tuple[Reader, str]:
         """The reader of a chain of so many channels, and what it adds to; `only`: no other chain adds anything."""
         if plan.transforms:
-            args = self.source, channels, plan, kernel, panel, self.block, self.size, self.image
-            return parts.to_coefs(*args), self.coefs
+            args = self.source, channels, plan, self.columns(kernel), panel, self.block, self.size, self.image
+            return parts.to_coefs(*args, placed=self.counts is not None), self.coefs
         rows = np.zeros((channels, kernel.shape[1]), np.float32)
         rows[parts.order_of(plan)] = kernel
         rows = parts.columns_at(rows, self.operation.placement)
@@ -325,15 +338,17 @@ class Results:
             placement = self.operation.placement
             self.source.block(self.block)
             widths, image = self.source.table(self.widths), self.pixels * self.pitch
-            place_of, outputs = "nullptr", 0
-            if placement is not None and list(placement) != list(range(self.made)):
+            place_of, counts, outputs = "nullptr", "nullptr", 0
+            if self.counts is not None:
+                counts = self.source.table(np.pad(self.counts, (0, self.pitch - self.made)), "std::int32_t").text
+            elif placement is not None and list(placement) != list(range(self.made)):
                 places = [made if made >= 0 else self.coefs_pitch for made in placement]
                 place_of, outputs = self.source.table(places).text, len(places)
                 self.source.needs(self.block**2 * (self.coefs_pitch + 1))
             at = f"{{{y} + i * {image}, {self.size[1]}, {self.size[1] * self.pitch}, {self.pitch}}}"
             self.calls.each(
                 f"compose<{self.block}>({self.coefs} + i * {self.image}, {self.blocks * self.coefs_pitch}, "
-                f"{self.coefs_pitch}, {widths.text}, {place_of}, {outputs}, scratch, {at}, {self.size[0]}, "
+                f"{self.coefs_pitch}, {widths.text}, {counts}, {place_of}, {outputs}, scratch, {at}, {self.size[0]}, "
                 f"{self.size[1]});"
             )
             clamp(self.calls, self.pixels, self.operation.outputs, self.operation.activation, y)

@@ -137,8 +137,9 @@ class _RunEmitter:
         pixels = Pixels(block * block * blocks * pitch, size[1] * pitch, pitch, order.tolist())
         bias, activation = self._step(chain, self.steps.before, zeros), self._activation(self.steps.before)
         writer = parts.on_pixels(source, size, pixels, self._kernel(chain, "writer"), bias, activation)
-        rows = np.zeros((chain.channels, chain.reader.outputs), np.float32)
-        rows[parts.order_of(chain.reader)] = self._kernel(chain, "reader")
+        kernel = results.columns(self._kernel(chain, "reader"))
+        rows = np.zeros((chain.channels, kernel.shape[1]), np.float32)
+        rows[parts.order_of(chain.reader)] = kernel
         reader = parts.to_map(source, rows, writer.panel, results.image)
         more = taps, self._step(chain, self.steps.after, zeros)
         reads = sorted(set(offsets))

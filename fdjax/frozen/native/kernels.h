@@ -137,8 +137,10 @@ alignas(64) const float ZEROS[PANEL] = {};
 // fetched, up to so many floats ahead of what is read, so that products do not wait for memory.
 struct Ahead {
   const float *next, *end;
+  std::ptrdiff_t reach;
 };
-constexpr std::ptrdiff_t AHEAD = 96 << 10;
+// While maps are large, weights wait in the second-level cache, later in the third as well.
+constexpr std::ptrdiff_t NEAR = 96 << 10, FAR = 512 << 10;
 
 // Products
 
@@ -220,7 +222,7 @@ const Tiles TILES[TILE_ROWS][6] = {
                               const float* bias, To out, Range range, Ahead& ahead) {
   if (rows <= 0) return;
   const int count = ceil_div(rows, TILE_ROWS), m = rows / count, larger = rows % count;
-  const float* fetched = ahead.end - w > AHEAD ? w + AHEAD : ahead.end;
+  const float* fetched = ahead.end - w > ahead.reach ? w + ahead.reach : ahead.end;
   if (ahead.next < w) ahead.next = w;
   for (int j = 0; j < columns; j += VL * TILE_VECTORS) {
     const int groups = std::min(columns - j, VL * TILE_VECTORS) / HALF;

@@ -99,14 +99,14 @@ class Layout:
             "void forward(const T* images, int count, const float* weights, float* results, float* workspace) {",
             "  float *scratch = workspace, *shared = scratch + SCRATCH, *batch = shared + ONE;",
             "  const std::ptrdiff_t all = count;",
-            "  Ahead ahead = {weights, weights + WEIGHTS};",
+            "  Ahead ahead = {weights, weights + WEIGHTS, NEAR};",
             "  (void)scratch, (void)shared, (void)batch, (void)weights, (void)ahead;",
         ]
         if self.cut:
             lines += ["  for (std::ptrdiff_t b = 0; b < all; b++, images += IMAGE) {", "    const int n = 1;"]
             lines += ["  " + line for line in self._lines(range(self.cut), one=True)]
             lines.append("  }")
-        lines.append("  const int n = count;")
+        lines += ["  const int n = count;", "  ahead.reach = FAR;"]
         lines += self._lines(range(self.cut, len(self.statements)), one=False)
         pointers = self.pointers(len(self.statements), False)
         for value in self.outputs:

@@ -250,12 +250,25 @@ def to_map(source: Source, rows: np.ndarray, panel: int, image: int, activation:
 
 
 def to_coefs(
-    source: Source, channels: int, plan: ProductPlan, kernel: np.ndarray, panel: int, block: int, size: Size, image: int
+    source: Source,
+    channels: int,
+    plan: ProductPlan,
+    kernel: np.ndarray,
+    panel: int,
+    block: int,
+    size: Size,
+    image: int,
+    *,
+    placed: bool,
 ) -> Reader:
-    """A reader by bands of a chain of so many channels, which makes coefficients of a map of this size."""
+    """A reader by bands of a chain of so many channels, which makes coefficients of a map of this size. `placed`: the
+    kernel's columns are the map's channels, and every band makes all of them.
+    """
     source.block(block)
     num_coefs, order, wide = block * block, order_of(plan), round8(channels)
     inputs, outputs = band_widths(plan, num_coefs)
+    if placed:
+        outputs = [kernel.shape[1] if width else 0 for width in outputs]
     counts, rows = np.zeros(wide, np.int64), np.zeros((wide, kernel.shape[1]), np.float32)
     counts[order] = np.minimum(plan.input_counts, sum(1 for width in inputs if width))
     rows[order] = kernel

@@ -75,11 +75,12 @@ void to_pixels(const float* y, std::ptrdiff_t band, int ldy, const int* widths, 
   });
 }
 
-// Adds coefficients to a map of `outputs` channels. `place`: which of theirs a channel of the map is, or `channels`: none;
+// Adds coefficients to a map of `outputs` channels: of channel c the first counts[c], or, where that is null, coefficient n
+// of the first widths[n] channels. `place`: which of theirs a channel of the map is, or `channels`: none;
 // null: they are the same. `pixels`: memory for those of a block, [K * K][channels + 1].
 template <int K>
-void compose(const float* y, std::ptrdiff_t band, int channels, const int* widths, const int* place, int outputs,
-             float* pixels, To x, int height, int width) {
+void compose(const float* y, std::ptrdiff_t band, int channels, const int* widths, const std::int32_t* counts,
+             const int* place, int outputs, float* pixels, To x, int height, int width) {
   const int across = ceil_div(width, K), blocks = ceil_div(height, K) * across;
   for (int b = 0; b < blocks; b++, y += channels) {
     const int row = b / across * K, column = b % across * K;
@@ -88,7 +89,10 @@ void compose(const float* y, std::ptrdiff_t band, int channels, const int* width
       constexpr int L = decltype(lanes)::value;
       const auto get = [&](int n) {
         const Vec<L> v = load<L>(y + n * band + j);
-        return widths[n] - j >= L ? v : first_lanes<L>(v, widths[n] - j);
+        if (!counts) return widths[n] - j >= L ? v : first_lanes<L>(v, widths[n] - j);
+        typename Lanes<L>::Mask kept;
+        std::memcpy(&kept, counts + j, sizeof kept);
+        return kept > n ? v : Vec<L>{};
       };
       int any = 0;
       while (any < K * K && widths[any] > j) any++;
