@@ -42,7 +42,7 @@ def tied():
 def fast_clock(monkeypatch):
     """Has the clock run each function once, and gives every function the time that it is asked about."""
 
-    def once(functions, rounds=None):
+    def once(functions, rounds=None, seconds=0.0):
         from fdjax.frozen.clock import Times
 
         for function in functions.values():

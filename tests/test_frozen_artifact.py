@@ -348,11 +348,11 @@ def test_measurements_are_remembered(tmp_path, monkeypatch) -> None:
     network, graph = make(**TIED)
     arguments = graph, random_variables(network, graph, 0), random_counts(graph, 1, (1,))
     times = {name: Times(np.array(found), np.array(found)) for name, found in (("bands", [2, 3]), ("means", [1, 1]))}
-    monkeypatch.setattr(choice, "interleaved", lambda functions: {name: times[name] for name in functions})
+    monkeypatch.setattr(choice, "interleaved", lambda functions, **_: {name: times[name] for name in functions})
     watch = Stopwatch(1, tmp_path)
     first = frozen_of(*arguments, watch.choose)
     assert watch.times["block00"] == {"bands": 2.5, "means": 1.0}
-    monkeypatch.setattr(choice, "interleaved", lambda functions: pytest.fail("measured again"))
+    monkeypatch.setattr(choice, "interleaved", lambda functions, **_: pytest.fail("measured again"))
     assert frozen_of(*arguments, Stopwatch(1, tmp_path).choose).program == first.program
 
 

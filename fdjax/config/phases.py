@@ -12,6 +12,8 @@ from fdjax.config.checked import Checked
 PHASES = ("pretrain", "learn", "alternate", "refine", "scratch")
 MASK_PHASES = ("learn", "alternate")
 HARD_PHASES = ("refine", "scratch")
+# Numbers of channels that an engine takes at once.
+_WIDTHS = {"xla": 8, "native": 8, "onnxruntime": 16, "openvino": 16}
 # Steps of a phase, and epochs: a step's number is a 32-bit integer.
 MOST_STEPS, LONGEST_PHASE = 1_000_000_000, 1_000_000
 
@@ -85,7 +87,8 @@ class LearnConfig(Checked):
     levels: str = "all"
     """Kept counts that masks fade between and are rounded to: all, or a list such as 0,1,N."""
     group_multiple: int = 1
-    """Round tied masks so that the channels of a block that keep a count are a multiple of this many."""
+    """Round tied masks so that the channels of a block that keep a count are a multiple of this many. With target_time
+    1 stands for what the engine likes: 8 (xla, native) or 16 (onnxruntime, openvino)."""
     block: int = 4
     """Side of the square DCT block in pixels, 1 to 16."""
     block_by_map: tuple[tuple[int, int], ...] = ()
@@ -93,9 +96,13 @@ class LearnConfig(Checked):
     block_by_layer: tuple[tuple[str, int], ...] = ()
     """Pairs of layer name and block, where it differs (names as `fdjax macs` prints them)."""
     penalty: Literal["fcmask", "macs"] = "fcmask"
-    """fcmask: the paper's (sum over layers of mean |m|). macs: expected MACs by target_convention, over dense MACs."""
+    """fcmask: the paper's (sum over layers of mean |m|). macs: expected MACs by target_convention, over dense MACs;
+    with a target_time, expected time over the dense network's."""
     target_macs: float | None = 0.5
     """The MAC ratio to reach (hard counts, after the gate, transforms in it), above 0 to 1; None: lambda as it is."""
+    target_time: float | None = None
+    """In place of target_macs: the share of the dense network's time to reach, on learn.engine, learn.engine_batch
+    images at once, one thread; above 0 to 1. Needs tied masks with levels such as 0,1,N, or levels 0,N."""
     target_convention: Literal["total", "paper"] = "total"
     """What the target, the gate and expected MACs speak of: macs.ratio, or macs.paper_ratio."""
     ramp: float = 0.75
@@ -119,6 +126,14 @@ class LearnConfig(Checked):
         self._require(0 <= self.momentum < 1, "momentum", "0 to below 1")
         self._require(
             self.target_macs is None or 0 < self.target_macs <= 1, "target_macs", "above 0 and at most 1, or None"
+        )
+        self._require(
+            self.target_time is None or 0 < self.target_time <= 1, "target_time", "above 0 and at most 1, or None"
+        )
+        self._require(
+            self.target_time is None or self.target_convention == "total",
+            "target_convention",
+            "'total' where there is a target_time",
         )
         self._require(
             self.lambda_ is None or self.lambda_ > 0 or (self.lambda_ == 0 and self.target_macs is None),
@@ -148,6 +163,18 @@ class LearnConfig(Checked):
             "levels",
             "'all', or kept counts separated by commas with 0 and N among them, such as '0,1,N'",
         )
+
+    @property
+    def multiple(self) -> int:
+        """`group_multiple`, or what stands for 1."""
+        if self.group_multiple == 1 and self.target_time is not None:
+            return _WIDTHS[self.engine]
+        return self.group_multiple
+
+    @property
+    def target(self) -> float | None:
+        """Of time where there is one, else of MACs."""
+        return self.target_macs if self.target_time is None else self.target_time
 
     @property
     def counts_below_whole(self) -> tuple[int, ...] | None:

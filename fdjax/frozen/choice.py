@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from fdjax.errors import UserError, first_line
@@ -16,33 +17,39 @@ from fdjax.frozen.assemble import Frozen, fewest_macs, freeze
 from fdjax.frozen.clock import cores, interleaved
 from fdjax.frozen.engines import find_engine, runner, what_times_depend_on
 from fdjax.frozen.layers import HostArrays
+from fdjax.frozen.one_core import times_on_one_core
 from fdjax.frozen.program import Pointwise, Program, Run
 from fdjax.frozen.runs import Candidates
 from fdjax.graph.masks import SIDES, Counts, MaskedGraph
 
 # Times of a layer alone, a few percent apart, do not say which is faster in the network.
 _CLEARLY_FASTER = 0.95
+# About how long parts, and whole networks, are timed.
+_SECONDS_OF_PARTS, _SECONDS_OF_NETWORKS = 0.4, 2.0
+# Transforms take more time than their MACs say: with so many times the MACs of another schedule one is not timed.
+_MANY_MORE = 1.2
 
 
 def alone(operation: Run | Pointwise, inputs: int) -> Program:
     """A program of one operation, which reads a map of `inputs` channels."""
-    run = isinstance(operation, Run)
-    read, made = (operation.in_size, operation.out_size) if run else (operation.size, operation.size)
-    if not run and operation.pooled:
-        made = ()
+    if isinstance(operation, Run):
+        read, made = operation.in_size, operation.out_size
+    else:
+        read, made = operation.size, () if operation.pooled else operation.size
     shapes = ((*read, inputs), (*made, operation.outputs))
     return Program(shapes, (0,), (1,), (dataclasses.replace(operation, x=0, y=1),))
 
 
 def time_programs(
-    candidates: Mapping[str, tuple[Program, HostArrays]], batch: int, engine: str = "xla"
+    candidates: Mapping[str, tuple[Program, HostArrays]], batch: int, engine: str = "xla", *, part: bool = True
 ) -> dict[str, float]:
-    """Median milliseconds of programs, run in turn on random maps of `batch` images.
+    """Median milliseconds of programs, run in turn on random maps or images.
 
     Args:
-      candidates: parts of networks, by name.
+      candidates: by name.
       batch: images at once.
       engine: one of `fdjax.frozen.engines.ENGINES`.
+      part: they are parts of networks, and read maps.
 
     Returns:
       By name; those that the engine refuses are left out.
@@ -53,14 +60,15 @@ def time_programs(
     found, functions, refusals = find_engine(engine), {}, []
     for name, (program, arrays) in candidates.items():
         try:
-            functions[name] = runner(found, program, arrays, batch, cores(), part=True)
+            functions[name] = runner(found, program, arrays, batch, cores(), part=part)
             functions[name]()
         except Exception as error:  # Of whatever kind an engine's binding raises.
             functions.pop(name, None)
             refusals.append(first_line(error))
     if not functions:
         raise UserError(f"the engine {engine} refuses {', '.join(candidates)}: {refusals[0]}")
-    return {name: float(np.median(times.own)) for name, times in interleaved(functions).items()}
+    found = interleaved(functions, seconds=_SECONDS_OF_PARTS if part else _SECONDS_OF_NETWORKS)
+    return {name: float(np.median(times.own)) for name, times in found.items()}
 
 
 @dataclasses.dataclass
@@ -71,50 +79,93 @@ class Stopwatch:
       batch: images at once.
       cache: a folder that keeps measurements from one command to the next, or None.
       engine: that the network is to run on.
+      one_core: measure on one core, whatever this process has; else on its own.
       times: what has been measured in this process: layer -> form -> milliseconds (median).
     """
 
     batch: int = 1
     cache: Path | None = None
     engine: str = "xla"
+    one_core: bool = False
     times: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    _known: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
 
-    def measure(self, layer: str, candidates: Mapping[str, tuple[Program, HostArrays]]) -> dict[str, float]:
-        """Milliseconds of the schedules of a run, or of the forms of a layer."""
-        file = self._file({name: program.to_dict() for name, (program, _) in candidates.items()})
-        found = _read(file)
+    def measure(
+        self, layer: str, candidates: Mapping[str, tuple[Program, HostArrays]], *, part: bool = True
+    ) -> dict[str, float]:
+        """Milliseconds of the schedules of a run, or of the forms of a layer; of whole networks where they are no part.
+
+        What the engine refuses is left out.
+        """
+        key = self._key({name: _nameless(program) for name, (program, _) in candidates.items()})
+        found = self._known.get(key) or self._read(key)
         if found is None:
-            found = time_programs(candidates, self.batch, self.engine)
-            if file is not None:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(json.dumps(found))
+            found = self.now(candidates, part=part)
+            if self.cache is not None:
+                self.cache.mkdir(parents=True, exist_ok=True)
+                (self.cache / f"{key}.json").write_text(json.dumps(found))
+        self._known[key] = found
         self.times.setdefault(layer, {}).update(found)
         return found
+
+    def now(self, candidates: Mapping[str, tuple[Program, HostArrays]], *, part: bool) -> dict[str, float]:
+        """As `measure`, whatever has been measured before."""
+        if self.one_core and self._in_another_process:
+            return times_on_one_core(candidates, self.batch, self.engine, part=part)
+        return time_programs(candidates, self.batch, self.engine, part=part)
+
+    @property
+    def _in_another_process(self) -> bool:
+        """An accelerator is this process's own, and nothing else runs on a core that is alone."""
+        return cores() > 1 and (self.engine != "xla" or jax.default_backend() == "cpu")
 
     def choose(self, candidates: Candidates) -> str:
         """The fastest schedule of a run (`fdjax.frozen.freeze` takes it as `choose`).
 
         That with the fewest MACs, unless another is faster by more than 5%.
         """
-        name = next(iter(candidates.values()))[0].name
+        name, usual, candidates = (
+            next(iter(candidates.values()))[0].name,
+            fewest_macs(candidates),
+            worth_timing(candidates),
+        )
         if len(candidates) == 1:
-            return next(iter(candidates))
-        times, usual = self.measure(name, programs(candidates)), fewest_macs(candidates)
+            return usual
+        times = self.measure(name, programs(candidates))
         fastest = min(times, key=times.__getitem__)
-        return fastest if times[fastest] < _CLEARLY_FASTER * times[usual] else usual
+        return usual if usual in times and times[fastest] > _CLEARLY_FASTER * times[usual] else fastest
 
-    def _file(self, plans: Mapping[str, object]) -> Path | None:
-        if self.cache is None:
+    def _key(self, plans: Mapping[str, object]) -> str:
+        machine = [1 if self.one_core else cores(), what_times_depend_on(self.engine)]
+        return hashlib.sha256(json.dumps([plans, self.batch, *machine], sort_keys=True).encode()).hexdigest()
+
+    def _read(self, key: str) -> dict[str, float] | None:
+        try:
+            return json.loads((self.cache / f"{key}.json").read_text()) if self.cache is not None else None
+        except (OSError, ValueError):
             return None
-        key = json.dumps([plans, self.batch, cores(), what_times_depend_on(self.engine)], sort_keys=True)
-        return self.cache / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
 
 
-def _read(file: Path | None) -> dict[str, float] | None:
-    try:
-        return json.loads(file.read_text()) if file is not None else None
-    except (OSError, ValueError):
-        return None
+def _nameless(program: Program) -> dict[str, Any]:
+    """A program as data, without names: layers that are alike are measured once."""
+    fields = program.to_dict()
+    for operation in fields["operations"]:
+        operation |= {name: None for name in ("name", "layers") if name in operation}
+    return fields
+
+
+def worth_timing(candidates: Candidates) -> Candidates:
+    """The schedules of a run but for those that have many more MACs than the least, for transforms."""
+    least = candidates[fewest_macs(candidates)][0].macs()
+    transforms = {
+        name: any(product.transforms for chain in run.chains for product in (chain.writer, chain.reader))
+        for name, (run, _) in candidates.items()
+    }
+    return {
+        name: candidate
+        for name, candidate in candidates.items()
+        if not transforms[name] or candidate[0].macs() <= _MANY_MORE * least
+    }
 
 
 def programs(candidates: Candidates) -> dict[str, tuple[Program, HostArrays]]:

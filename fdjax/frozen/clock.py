@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-_WARM_UP, _FEWEST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 7, 200, 0.4
+_WARM_UP, _FEWEST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 7, 1000, 0.4
 
 
 class Times(NamedTuple):
@@ -45,12 +45,15 @@ def clock() -> str:
     return "processor" if has_one_core() else "wall"
 
 
-def interleaved(functions: Mapping[str, Callable[[], object]], rounds: int | None = None) -> dict[str, Times]:
+def interleaved(
+    functions: Mapping[str, Callable[[], object]], rounds: int | None = None, seconds: float = _SECONDS
+) -> dict[str, Times]:
     """Times functions turn by turn, so that a machine that slows down does so for all of them.
 
     Args:
       functions: each returns arrays, which are waited for.
-      rounds: how often each is run after its warm-up; None: as often as fits into a fraction of a second, 7 to 200.
+      rounds: how often each is run after its warm-up; None: as often as fits into `seconds`, 7 to 1000.
+      seconds: about how long all take together.
 
     Returns:
       The times of every round, by name.
@@ -69,8 +72,8 @@ def interleaved(functions: Mapping[str, Callable[[], object]], rounds: int | Non
 
     one_round()
     if rounds is None:
-        seconds = sum(wall for found in times.values() for wall, _ in found) / 1e3
-        rounds = int(np.clip(_SECONDS / max(seconds, 1e-6), _FEWEST_ROUNDS, _MOST_ROUNDS))
+        once = sum(wall for found in times.values() for wall, _ in found) / 1e3
+        rounds = int(np.clip(seconds / max(once, 1e-6), _FEWEST_ROUNDS, _MOST_ROUNDS))
     for _ in range(rounds - 1):
         one_round()
     return {name: Times(*np.asarray(found).T) for name, found in times.items()}

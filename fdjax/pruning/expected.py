@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ def expected_macs(
     fcmasks: Mapping[str, jax.Array],
     levels: Sequence[int] | None = None,
     convention: str = "total",
+    without: Collection[str] = (),
 ) -> jax.Array:
     """Expected MACs of all that masks act on, transforms included; differentiable.
 
@@ -43,6 +44,7 @@ def expected_macs(
       fcmasks: path -> FCMask [channels], in [0, 1].
       levels: kept counts below N that are accepted, by masks without levels of their own; None: the graph's.
       convention: "total" or "paper".
+      without: in the convention "total", the names of layers that are not counted.
 
     Returns:
       A float32 scalar.
@@ -59,10 +61,11 @@ def expected_macs(
     in_groups = set[str]()
     for run in group_runs(network).values():
         in_groups |= run.names
-        total += _group_run(run, sides)
+        if not run.names <= set(without):
+            total += _group_run(run, sides)
     lives = _Lives(sides)
     for name in _counted(network):
-        if name not in in_groups:
+        if name not in in_groups and name not in without:
             total += lives.macs(name)
     return total
 
@@ -83,6 +86,12 @@ def expected_ratio(
     rest = sum(layer.dense_macs for name, layer in layers.items() if name not in counted)
     # As floats: the counts of large networks are no int32.
     return (expected_macs(network, fcmasks, levels, convention) + float(rest)) / float(dense)
+
+
+def outside_macs(network: MaskedGraph, without: Collection[str] = ()) -> float:
+    """MACs of the layers that no mask acts on, but for those named, whether or not totals count them."""
+    left_out = {*_counted(network), *without}
+    return float(sum(layer.dense_macs for name, layer in network.layers.items() if name not in left_out))
 
 
 def _counted(network: MaskedGraph) -> dict[str, Layer]:

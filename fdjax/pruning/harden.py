@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from fdjax.ops.macs import pointwise_macs
 
 FcMasks = Mapping[str, np.ndarray]
 Levels = Sequence[int] | None
+# The time of kept counts over the dense network's.
+Time = Callable[[Counts], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +26,14 @@ class HardMasks:
       released: names of the layers that the gate released.
       offset: what was added to every FCMask before rounding.
       macs: of the network with these masks.
+      time: over the dense network's, as a table has it; None where none was asked.
     """
 
     counts: dict[str, np.ndarray]
     released: tuple[str, ...]
     offset: float
     macs: NetworkMacs
+    time: float | None = None
 
 
 def round_masks(network: MaskedGraph, fcmasks: FcMasks, levels: Levels = None, offset: float = 0.0) -> Counts:
@@ -114,7 +118,7 @@ def _gated_units(network: MaskedGraph) -> list[tuple[set[str], tuple[str, ...]]]
 
 
 def gate_counts(
-    network: MaskedGraph, counts: Counts, convention: str = "total"
+    network: MaskedGraph, counts: Counts, convention: str = "total", time: Time | None = None
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Releases what is no cheaper pruned than whole, by MACs: partial counts rise to N, dead channels stay dead.
 
@@ -122,6 +126,7 @@ def gate_counts(
       network: the network.
       counts: path of every FCMask -> kept counts.
       convention: "total" compares cheapest exact forms, "paper" the paper's count.
+      time: compares this, in place of MACs.
 
     Returns:
       The counts after release, and the names of the released layers, in order.
@@ -130,7 +135,9 @@ def gate_counts(
     released = set[str]()
     for paths, names in _gated_units(network):
         raised = {**gated, **{path: _whole(gated[path], network.masks[path].num_coefs) for path in paths}}
-        if convention == "paper":
+        if time is not None:
+            pruned, whole = time(gated), time(raised)
+        elif convention == "paper":
             pruned, whole = _paper_macs(network, gated, names, False), _paper_macs(network, raised, names, True)
         else:
             pruned, whole = (_total_macs(network, of, names) for of in (gated, raised))
@@ -177,6 +184,7 @@ def harden(
     offset: float = 0.0,
     group_multiple: int = 1,
     released: Collection[str] = (),
+    time: Time | None = None,
 ) -> HardMasks:
     """Rounds masks and gates the result.
 
@@ -190,6 +198,7 @@ def harden(
       offset: added to every FCMask before rounding.
       group_multiple: of which the sizes of tied groups are made multiples (`even_groups`).
       released: layers to release whatever they cost.
+      time: what the gate compares in place of MACs.
     """
     if target_macs is not None:
         rounding = {"levels": levels, "gate": gate, "convention": convention, "group_multiple": group_multiple}
@@ -200,13 +209,19 @@ def harden(
             counts[path] = _whole(counts[path], network.masks[path].num_coefs)
     names: tuple[str, ...] = ()
     if gate == "macs":
-        counts, names = gate_counts(network, counts, convention)
-    return HardMasks(counts, names, offset, network_macs(network, counts, names))
+        counts, names = gate_counts(network, counts, convention, time)
+    estimated = None if time is None else time(counts)
+    return HardMasks(counts, names, offset, network_macs(network, counts, names), estimated)
 
 
 def mac_ratio(macs: NetworkMacs, convention: str) -> float:
     """The ratio that a target speaks of: `macs.ratio` ("total") or `macs.paper_ratio` ("paper")."""
     return macs.paper_ratio if convention == "paper" else macs.ratio
+
+
+def cost_ratio(hard: HardMasks, convention: str) -> float:
+    """What a target speaks of: time where it is known, else the MAC ratio."""
+    return mac_ratio(hard.macs, convention) if hard.time is None else hard.time
 
 
 def harden_to_target(
@@ -219,9 +234,10 @@ def harden_to_target(
     convention: str = "total",
     group_multiple: int = 1,
     released: Collection[str] = (),
+    time: Time | None = None,
     iterations: int = 20,
 ) -> HardMasks:
-    """Finds the offset, from -1 to 1, whose hard masks come nearest to `target`.
+    """Finds the offset, from -1 to 1, whose hard masks come nearest to `target`: a MAC ratio, or with `time` that.
 
     The offset tells how far learning still has to go: negative while the masks are too high, 0 when they meet the
     target as they stand. Masks of one value move together, so that the ratio has steps and the target is met as nearly
@@ -238,8 +254,9 @@ def harden_to_target(
             offset=offset,
             group_multiple=group_multiple,
             released=released,
+            time=time,
         )
-        return abs(mac_ratio(hard.macs, convention) - target), hard
+        return abs(cost_ratio(hard, convention) - target), hard
 
     low, high = -1.0, 1.0
     best = at(0.0)
@@ -248,7 +265,7 @@ def harden_to_target(
         candidate = at(middle)
         if candidate[0] < best[0]:
             best = candidate
-        if mac_ratio(candidate[1].macs, convention) > target:
+        if cost_ratio(candidate[1], convention) > target:
             high = middle
         else:
             low = middle

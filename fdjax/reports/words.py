@@ -29,10 +29,12 @@ def asked_words(result: Result, phases: list[Mapping[str, Any]]) -> list[tuple[s
         learn = config.learn
         lines.append(("Masks", f"{', '.join(mask_words(config))}; blocks: {result.block}"))
         goal = (
-            f"lambda {learn.lambda_:g}, no target"
+            f"lambda {learn.lambda_ or 0:g}, no target"
             if learn.target_macs is None
             else f"{learn.target_macs:g} of the dense network's MACs, transforms included"
         )
+        if learn.target_time is not None:
+            goal = f"{learn.target_time:g} of the dense network's time on {learn.engine}, batch {learn.engine_batch}"
         if learn.target_convention == "paper":
             goal += ", by the paper's count"
         lines.append(("Target", goal))

@@ -38,6 +38,8 @@ def announcement(
     for phase in phases:
         share, learn = phase.steps / phase.steps_per_epoch, config.learn
         goal = f", masks to {learn.target_macs}x MACs" if learn.target_macs else f", lambda {learn.lambda_ or 0:g}"
+        if learn.target_time is not None:
+            goal = f", masks to {learn.target_time}x of the time on {learn.engine}, batch {learn.engine_batch}"
         what = f"  {phase.name}: {phase.steps:,} steps of {config.data.batch_size} ({share:.3g} epochs)"
         lines.append(what + (goal if phase.learns_masks else ""))
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -20,6 +21,7 @@ from fdjax.graph.network import Layer, Space
 from fdjax.graph.prunable import mask_problem
 from fdjax.ops.fcmask import counts_to_fcmask, kept_counts
 from fdjax.pruning import HardMasks, harden, harden_to_target
+from fdjax.pruning.timed import TimeTable
 from fdjax.training.network import trace_network
 from fdjax.training.own_network import Network, OwnNetwork, make_own_network
 from fdjax.zoo import WideGroups, make_network
@@ -114,6 +116,7 @@ def hard_masks(
     *,
     to_target: bool,
     released: Collection[str] = (),
+    table: TimeTable | None = None,
 ) -> HardMasks:
     """Rounds and gates an `fcmask` collection by the mask settings.
 
@@ -123,17 +126,20 @@ def hard_masks(
       fcmask: the collection.
       to_target: shift the rounding so that the target is met; else the masks are rounded as they stand.
       released: layers to release whatever they cost.
+      table: of times, where the target is one of time: the gate and the target then speak of it.
     """
     masks = flat_masks(fcmask)
     rounding: Any = {
         "levels": learn.counts_below_whole,
         "gate": "none" if learn.gate == "none" else "macs",
         "convention": learn.target_convention,
-        "group_multiple": learn.group_multiple,
-        "released": released,
+        "group_multiple": learn.multiple,
+        "released": released if table is None else {*released, *table.outside(graph)},
+        "time": None if table is None else functools.partial(table.ratio, graph),
     }
-    if to_target and learn.target_macs is not None:
-        return harden_to_target(graph, masks, learn.target_macs, **rounding)
+    target = learn.target_macs if table is None else learn.target_time
+    if to_target and target is not None:
+        return harden_to_target(graph, masks, target, **rounding)
     return harden(graph, masks, **rounding)
 
 

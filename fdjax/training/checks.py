@@ -20,6 +20,7 @@ from fdjax.training.own_network import Network, OwnNetwork
 from fdjax.training.phases import Phase, has_teacher
 from fdjax.training.restore import Restored
 from fdjax.training.state import init_variables
+from fdjax.training.time_table import check_timed
 
 # Below so many times what guessing has, a network is taken to know nothing.
 _CHANCE = 1.5
@@ -30,7 +31,9 @@ def check_target_macs(learn: LearnConfig, graph: MaskedGraph, phases: Sequence[P
     if not any(phase.learns_masks for phase in phases):
         return
     check_maskable(graph)
-    if learn.target_macs is None:
+    if learn.target_time is not None:
+        check_timed(learn, graph)
+    if learn.target_macs is None or learn.target_time is not None:
         return
     nothing = {path: np.zeros_like(count) for path, count in graph.full_counts().items()}
     floor = mac_ratio(network_macs(graph, nothing), learn.target_convention)
@@ -44,10 +47,12 @@ def check_target_macs(learn: LearnConfig, graph: MaskedGraph, phases: Sequence[P
 def check_gate(learn: LearnConfig) -> None:
     """Raises `UserError` if the engine is not there, or the gate is to measure times in several processes."""
     check_engines([learn.engine])
-    if learn.gate == "time" and jax.process_count() > 1:
+    by_time = learn.gate == "time" or learn.target_time is not None
+    if by_time and jax.process_count() > 1:
+        what = "learn.gate is 'time'" if learn.target_time is None else "learn.target_time is given"
         raise UserError(
-            "learn.gate is 'time', and several processes would measure different times; give --learn.gate macs, or "
-            "learn in one process"
+            f"{what}, and several processes would measure different times; give --learn.gate macs and a target of "
+            "MACs, or learn in one process"
         )
 
 

@@ -39,7 +39,7 @@ def enter_phase(
       soft_before: whether masks have not been rounded yet.
     """
     if phase.hard and soft_before:
-        hard = gated_masks(config.learn, graph, state.fcmask, learned=done.masks_learned)
+        hard = gated_masks(config.learn, graph, state.fcmask, done.table, learned=done.masks_learned)
         done.released = list(hard.released)
         state = state.replace(fcmask=jax.tree.map(jnp.asarray, collection_of(graph, hard.counts)))
     if has_teacher(config, phase):

@@ -19,6 +19,7 @@ from fdjax.data import (
 )
 from fdjax.errors import RunInterrupted
 from fdjax.provenance import cpu_model
+from fdjax.pruning.timed import TimeTable
 from fdjax.training.announce import announcement, beginning, changes
 from fdjax.training.build import build_network, facts_of
 from fdjax.training.cadence import Cadence
@@ -50,6 +51,7 @@ from fdjax.training.state import TrainState, create_state, init_variables
 from fdjax.training.stopping import Stopping
 from fdjax.training.streaming import training_stream
 from fdjax.training.summary import describe, evaluation_summary, versions
+from fdjax.training.time_table import table_of
 from fdjax.training.trace import Trace
 from fdjax.training.workdir import SUMMARY_FILE, read_json, write_json
 from fdjax.zoo import FCMASK
@@ -103,7 +105,7 @@ class Run:
             between_batches=self.stopping.check if devices.processes == 1 else lambda: None,
         )
         self.saves = BackgroundSaves(self.checkpoints, workdir, self.stopping)
-        self.control = MaskControl(config.learn, self.graph, devices)
+        self.table: TimeTable | None = None
         self.done = Past(num_train=len(dataset.train_labels))
         # Once, at the beginning: the checkout may change while the run goes on.
         self.versions = versions()
@@ -130,6 +132,9 @@ class Run:
             self.done.inherited = inherited_phases(self.config, self.init)
             self._skip(phases_done(self.config, self.done.inherited))
             check_teacher(self.config, self.phases[0], self.init)
+
+        self.table = table_of(self.config.learn, self.graph, self.resumed.done.table if self.resumed else None)
+        self.control = MaskControl(self.config.learn, self.graph, self.devices, self.table)
 
     def _skip(self, count: int) -> None:
         first = self.phases[count].start
@@ -172,7 +177,7 @@ class Run:
         if self.resumed is not None:
             saved = self.resumed
             step = saved.phase.start + saved.phase_step
-            self.done = saved.done
+            self.done = dataclasses.replace(saved.done, times=self.table and self.table.to_dict())
             if self.devices.is_writer:
                 self.measure.log.cut_back(step)
                 self.checkpoints.discard_after(step)
@@ -185,7 +190,7 @@ class Run:
             return state, index, saved.phase_step
         if self.devices.is_writer:
             self.measure.log.cut_back(-1)
-        phase, soft = self.phases[0], True
+        phase, soft, self.done.times = self.phases[0], True, self.table and self.table.to_dict()
         variables = init_variables(self.network, self.graph.input_shape, self.config.seed)
         if self.init is not None:
             variables |= {"params": self.init.state.params, "batch_stats": self.init.state.batch_stats}
@@ -205,8 +210,6 @@ class Run:
         if self.init is not None and has_teacher(self.config, phase):
             state = state.replace(teacher=self.init.state.teacher)
         return self._enter(state, phase, soft_before=soft), 0, 0
-
-    # -- phases
 
     def _enter(self, state: TrainState, phase: Phase, *, soft_before: bool) -> TrainState:
         if phase.learns_masks and not self.done.masks_learned and self.devices.is_writer:
@@ -251,7 +254,7 @@ class Run:
 
     def _run_phase(self, state: TrainState, phase: Phase, phase_step: int, feed: Feed) -> TrainState:
         labels = self.train_labels[self.train_indices]
-        programs = make_programs(self.config, self.network, self.graph, phase, state, feed, labels)
+        programs = make_programs(self.config, self.network, self.graph, phase, state, feed, labels, self.table)
         cadence = Cadence(self.config, phase)
         later = sum(other.steps for other in self.phases[self.phases.index(phase) + 1 :])
         progress = Progress(phase, phase_step, later, quiet=not self.devices.is_writer)
@@ -380,7 +383,8 @@ class Run:
             "dense_top1": self.done.dense_top1,
             "seconds": round(self.done.seconds, 1),
             "phases": self.done.history,
-            "target_macs": learn.target_macs if self.done.masks_learned else None,
+            "target_macs": learn.target_macs if self.done.masks_learned and learn.target_time is None else None,
+            "target_time": learn.target_time if self.done.masks_learned else None,
             "target_convention": learn.target_convention,
             "seed": self.config.seed,
             "imported": self.done.imported or None,

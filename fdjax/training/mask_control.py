@@ -7,8 +7,9 @@ import numpy as np
 
 from fdjax.config import LearnConfig
 from fdjax.graph.masks import MaskedGraph
-from fdjax.pruning import mac_ratio
 from fdjax.pruning.expected import expected_ratio
+from fdjax.pruning.harden import cost_ratio
+from fdjax.pruning.timed import TimeTable, expected_parts, soft_ratio
 from fdjax.training.build import flat_masks, hard_masks
 from fdjax.training.controller import next_lambda
 from fdjax.training.devices import Devices
@@ -21,11 +22,15 @@ _HIGHEST_TARGET = 0.95
 class MaskControl:
     """Measures the masks of a state and moves its lambda."""
 
-    def __init__(self, learn: LearnConfig, graph: MaskedGraph, devices: Devices):
-        self._learn, self._spec, self._devices = learn, graph, devices
-        self._expected_ratio = jax.jit(
-            lambda masks: expected_ratio(graph, masks, learn.counts_below_whole, learn.target_convention)
-        )
+    def __init__(self, learn: LearnConfig, graph: MaskedGraph, devices: Devices, table: TimeTable | None = None):
+        """`table`: of times, where the target is one of time."""
+        self._learn, self._spec, self._devices, self._table = learn, graph, devices, table
+        if table is None:
+            levels = learn.counts_below_whole
+            self._expected = jax.jit(lambda masks: expected_ratio(graph, masks, levels, learn.target_convention))
+        else:
+            parts = jax.jit(lambda masks: expected_parts(graph, masks, table))
+            self._expected = lambda masks: soft_ratio(table, parts(masks))
 
     def look(
         self, state: TrainState, mask_step: int, mask_steps: int, interval: int
@@ -44,14 +49,16 @@ class MaskControl:
           The state to go on with, and what was measured.
         """
         learn = self._learn
-        hard = hard_masks(learn, self._spec, state.fcmask, to_target=False)
+        hard, target = hard_masks(learn, self._spec, state.fcmask, to_target=False, table=self._table), learn.target
         figures = {"macs_ratio": hard.macs.ratio, "macs_paper_ratio": hard.macs.paper_ratio}
-        if learn.target_macs is None:
+        if hard.time is not None:
+            figures["time_ratio"] = hard.time
+        if target is None:
             return state, figures
-        figures["expected_ratio"] = float(self._expected_ratio(flat_masks(state.fcmask)))
+        figures["expected_ratio"] = float(self._expected(flat_masks(state.fcmask)))
         on_the_way = mask_step < learn.ramp * mask_steps
-        ratio = figures["expected_ratio"] if on_the_way else mac_ratio(hard.macs, learn.target_convention)
-        offset = (learn.target_macs - ratio) / (1 - min(learn.target_macs, _HIGHEST_TARGET))
+        ratio = figures["expected_ratio"] if on_the_way else cost_ratio(hard, learn.target_convention)
+        offset = (target - ratio) / (1 - min(target, _HIGHEST_TARGET))
         previous, start = (float(state.controller[name]) for name in ("offset", "start"))
         lambda_ = float(state.lambda_)
         if np.isnan(start):

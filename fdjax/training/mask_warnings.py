@@ -12,7 +12,8 @@ _TOLERANCE = 0.02
 
 def mask_warnings(learn: LearnConfig, macs: NetworkMacs) -> list[str]:
     """Warnings at the end of a mask phase, of a network with rounded masks; none where all is as asked."""
-    found, target, reached = [], learn.target_macs, mac_ratio(macs, learn.target_convention)
+    by_time = learn.target_time is not None
+    found, target, reached = [], None if by_time else learn.target_macs, mac_ratio(macs, learn.target_convention)
     if target is not None and abs(reached / target - 1) > _TOLERANCE:
         found.append(f"the target of {target:g}x MACs is out of reach here; the nearest is {reached:.3f}x")
     gone = [
@@ -22,6 +23,7 @@ def mask_warnings(learn: LearnConfig, macs: NetworkMacs) -> list[str]:
     ]
     if gone:
         more = f" and {len(gone) - 3} more" if len(gone) > 3 else ""
-        advice = "a smaller learn.lambda_" if target is None else "a higher learn.target_macs"
+        advice = "a smaller learn.lambda_" if learn.target is None else "a higher learn.target_macs"
+        advice = "a higher learn.target_time" if by_time else advice
         found.append(f"no channel is left of {', '.join(gone[:3])}{more}; if that was not meant, ask for {advice}")
     return found

@@ -10,6 +10,7 @@ import numpy as np
 
 from fdjax.config import Config, WeightPhaseConfig
 from fdjax.graph.masks import MaskedGraph
+from fdjax.pruning.timed import TimeTable
 from fdjax.training.build import counts_of, hard_network
 from fdjax.training.feed import Dispatch, Feed
 from fdjax.training.optimizers import optimizers_for
@@ -77,6 +78,7 @@ def make_programs(
     state: TrainState,
     feed: Feed,
     labels: np.ndarray,
+    table: TimeTable | None = None,
 ) -> dict[Hashable, Dispatch]:
     """The programs of a phase by the keys of its chunks; each is compiled when it is first called.
 
@@ -88,6 +90,7 @@ def make_programs(
       state: at the beginning of the phase; its masks are built into the programs of hard phases.
       feed: of the run's examples.
       labels: of the examples that are trained on.
+      table: of times, where the masks' target is one of time.
     """
     trained = _network_for(network, graph, phase, state)
     data, settings = config.data, phase_settings(config, phase.name)
@@ -110,7 +113,9 @@ def make_programs(
     guarded = skip_nonfinite if config.skip_nonfinite else lambda step: step
     programs: dict[Hashable, Dispatch] = {}
     if phase.learns_masks:
-        step = make_mask_step(trained, graph, mask_opt, prepare, config.learn, objective, mixup_alpha=data.mixup)
+        step = make_mask_step(
+            trained, graph, mask_opt, prepare, config.learn, objective, mixup_alpha=data.mixup, table=table
+        )
         programs["masks", False] = feed.compile(guarded(step))
     if isinstance(settings, WeightPhaseConfig):
         for train_batch_norm in (True, False):

@@ -16,6 +16,7 @@ from fdjax.errors import UserError
 from fdjax.graph.counting import NetworkMacs, network_macs
 from fdjax.graph.masks import MaskedGraph
 from fdjax.pruning import HardMasks
+from fdjax.pruning.timed import TimeTable
 from fdjax.training.build import collection_of, counts_of, hard_masks, hard_network, network_of
 from fdjax.training.devices import Devices
 from fdjax.training.evaluate import make_evaluator
@@ -43,6 +44,7 @@ class Past:
       masks_learned: whether masks have been learned, here or in that run, or set by `fdjax prune`.
       weights_adapted: whether a phase has trained the weights under masks since pretraining, here or in that run.
       imported: of a checkpoint made by `fdjax import`, where its weights are from; else empty.
+      times: the `TimeTable` that the run steers by; None where its target is not one of time.
     """
 
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -55,6 +57,12 @@ class Past:
     masks_learned: bool = False
     weights_adapted: bool = False
     imported: dict[str, Any] = dataclasses.field(default_factory=dict)
+    times: dict[str, Any] | None = None
+
+    @property
+    def table(self) -> TimeTable | None:
+        """`times`, as an object."""
+        return None if self.times is None else TimeTable.from_dict(self.times)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +223,7 @@ def masks_as_they_stand(
 ) -> HardMasks | None:
     """Masks as the network is evaluated with; None in pretraining, where they are all 1."""
     if phase.learns_masks:
-        return hard_masks(config.learn, graph, fcmask, to_target=finished)
+        return hard_masks(config.learn, graph, fcmask, to_target=finished, table=done.table)
     if phase.hard:
         counts = counts_of(graph, fcmask)
         return HardMasks(counts, tuple(done.released), 0.0, network_macs(graph, counts, done.released))

@@ -1,26 +1,40 @@
-"""Rounding the masks of a run when they have been learned, by its gate."""
+"""Rounding the masks of a run when they have been learned, by its gate, or until the clock says what was asked for."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
+
+import numpy as np
 
 from fdjax import runtime
 from fdjax.config import LearnConfig
+from fdjax.frozen.bench import seeded_variables
 from fdjax.frozen.choice import Stopwatch
 from fdjax.graph.masks import MaskedGraph
 from fdjax.pruning import HardMasks
+from fdjax.pruning.timed import TimeTable
 from fdjax.training.build import hard_masks, hard_masks_by_time
+from fdjax.training.time_table import measured_ratio, stopwatch_of, where
+
+# How often masks are rounded anew, at most, and how near to the target is near enough: times vary by as much.
+_TURNS, _NEAR = 6, 0.01
 
 
-def gated_masks(learn: LearnConfig, graph: MaskedGraph, fcmask: Any, *, learned: bool) -> HardMasks:
-    """The masks that a hard phase begins with; prints what was released for its time.
+def gated_masks(
+    learn: LearnConfig, graph: MaskedGraph, fcmask: Any, table: TimeTable | None = None, *, learned: bool
+) -> HardMasks:
+    """The masks that a hard phase begins with; prints what was released for its time, or the time that was measured.
 
     Args:
       learn: levels, gate and target.
       graph: channel graph of the network.
       fcmask: the collection.
+      table: of times, where there is a target of time.
       learned: False: the masks are all 1 still, with no target to meet and nothing to time.
     """
+    if table is not None and learned:
+        return _to_measured_time(learn, graph, fcmask, table)
     by_macs = hard_masks(learn, graph, fcmask, to_target=learned)
     if learn.gate != "time" or not learned:
         return by_macs
@@ -30,3 +44,35 @@ def gated_masks(learn: LearnConfig, graph: MaskedGraph, fcmask: Any, *, learned:
     slower = ", ".join(name for name in hard.released if name not in by_macs.released) or "nothing"
     print(f"gate: {slower} released for being slower pruned; {hard.macs.ratio:.3f}x MACs", flush=True)
     return hard
+
+
+def _to_measured_time(learn: LearnConfig, graph: MaskedGraph, fcmask: Any, table: TimeTable) -> HardMasks:
+    """Rounds by the table, measures the whole network, and asks the table for more or less until the clock agrees."""
+    target, weights, stopwatch = learn.target_time, seeded_variables(graph), stopwatch_of(learn)
+    assert target is not None
+    asked, tried = target, list[tuple[float, float, HardMasks]]()
+    for _ in range(_TURNS):
+        hard = hard_masks(dataclasses.replace(learn, target_time=asked), graph, fcmask, table=table, to_target=True)
+        measured, _ = measured_ratio(graph, weights, hard.counts, stopwatch)
+        tried.append((asked, measured, hard))
+        if abs(measured / target - 1) <= _NEAR:
+            break
+        asked = _next_target(target, [(a, m) for a, m, _ in tried])
+    _, measured, hard = min(tried, key=lambda found: abs(found[1] - target))
+    print(
+        f"time: {measured:.3f}x of the dense network's, asked for {target:g} ({where(learn)}; {len(tried)} measured); "
+        f"{hard.macs.ratio:.3f}x MACs",
+        flush=True,
+    )
+    return hard
+
+
+def _next_target(target: float, tried: list[tuple[float, float]]) -> float:
+    """What to ask the table for: between what came out too slow and too fast, else by how much it was off."""
+    above = min((pair for pair in tried if pair[1] > target), key=lambda pair: pair[1], default=None)
+    below = max((pair for pair in tried if pair[1] <= target), key=lambda pair: pair[1], default=None)
+    if above and below and above[0] != below[0] and above[1] != below[1]:
+        asked = float(np.interp(target, (below[1], above[1]), (below[0], above[0])))
+    else:
+        asked = tried[-1][0] * target / tried[-1][1]
+    return min(1.0, max(asked, 1e-3))

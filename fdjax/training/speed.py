@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+
 from fdjax import runtime
 from fdjax.config import LearnConfig
 from fdjax.frozen import Stopwatch, fewest_macs, freeze
@@ -12,6 +14,7 @@ from fdjax.frozen.speed import images_words, is_slower, speed_on
 from fdjax.graph.masks import Counts, MaskedGraph
 from fdjax.training.network import graph_variables
 from fdjax.training.state import TrainState
+from fdjax.training.time_table import measured_ratio, stopwatch_of
 
 
 def frozen_speed(learn: LearnConfig, graph: MaskedGraph, state: TrainState, counts: Counts) -> dict[str, Any] | None:
@@ -31,13 +34,34 @@ def frozen_speed(learn: LearnConfig, graph: MaskedGraph, state: TrainState, coun
     """
     if all((counts[path] == num_coefs).all() for path, (_, num_coefs) in graph.mask_sizes.items()):
         return None
+    variables = graph_variables(graph, state.params, state.batch_stats)
+    if learn.target_time is not None:
+        return _beside_target(learn, graph, variables, counts)
     by_time = learn.gate == "time"
     stopwatch = Stopwatch(learn.engine_batch, runtime.times_cache_dir(), learn.engine) if by_time else None
-    variables = graph_variables(graph, state.params, state.batch_stats)
     frozen = freeze(graph, variables, counts, stopwatch.choose if stopwatch else fewest_macs)
     speed = speed_on(learn.engine, frozen, dense_network(graph), learn.engine_batch)
     needs_advice = speed["problem"] == "compilation" or is_slower(speed)
     return {**speed, "advice": _advice(learn) if needs_advice else None}
+
+
+def _beside_target(learn: LearnConfig, graph: MaskedGraph, variables: Any, counts: Counts) -> dict[str, Any]:
+    """As the target has it: on one thread."""
+    ratio, times = measured_ratio(graph, variables, counts, stopwatch_of(learn))
+    on_device = learn.engine == "xla" and jax.default_backend() != "cpu"
+    return {
+        "engine": learn.engine,
+        "device": jax.devices()[0].device_kind if on_device else "cpu",
+        "threads": None if on_device else 1,
+        "batch": learn.engine_batch,
+        "clock": "wall" if on_device else "processor",
+        "dense_ms": times["dense"],
+        "pruned_ms": times["pruned"],
+        "ratio": ratio,
+        "target": learn.target_time,
+        "problem": None,
+        "advice": None,
+    }
 
 
 def _advice(learn: LearnConfig) -> str:
@@ -72,4 +96,6 @@ def speed_words(speed: dict[str, Any]) -> str:
         f"{speed['pruned_ms']:.3g} ms for {images_words(speed['batch'])}, frozen, by {speed['engine']} on {where}; "
         f"dense {speed['dense_ms']:.3g} ms: {speed['ratio']:.2f}x the time"
     )
+    if speed.get("target") is not None:
+        text += f", asked for {speed['target']:g}"
     return f"{text}, slower than the dense network; try {speed['advice']}" if speed["advice"] else text

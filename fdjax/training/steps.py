@@ -17,6 +17,7 @@ from fdjax.data import augment, mixup, normalize
 from fdjax.graph.masks import MaskedGraph
 from fdjax.ops.fcmask import fcmask_penalty
 from fdjax.pruning import expected_macs
+from fdjax.pruning.timed import TimeTable, expected_time
 from fdjax.training.own_network import Network
 from fdjax.training.state import TrainState
 from fdjax.zoo import FCMASK
@@ -214,11 +215,13 @@ def skip_nonfinite(step: Step) -> Step:
     return guarded
 
 
-def mask_penalty(graph: MaskedGraph, fcmask: Any, learn: LearnConfig) -> jax.Array:
-    """The term that lambda weighs: the paper's, or expected MACs over the network's dense MACs."""
+def mask_penalty(graph: MaskedGraph, fcmask: Any, learn: LearnConfig, table: TimeTable | None = None) -> jax.Array:
+    """The term that lambda weighs: the paper's, or expected MACs, or with a table time, over the dense network's."""
     if learn.penalty == "fcmask":
         return fcmask_penalty(jax.tree.leaves(fcmask))
     masks: dict[str, Any] = flatten_dict(fcmask, sep="/")
+    if table is not None:
+        return expected_time(graph, masks, table)
     expected = expected_macs(graph, masks, learn.counts_below_whole, learn.target_convention)
     # As a float: the count of a large network is no int32.
     return expected / float(sum(layer.dense_macs for layer in graph.counted_layers.values()))
@@ -233,6 +236,7 @@ def make_mask_step(
     objective: Objective = labels_alone,
     *,
     mixup_alpha: float = 0.0,
+    table: TimeTable | None = None,
 ) -> Step:
     """A step on the masks (section 3.3's loss), projected to [0, 1]; weights and batch norm stay as they are."""
 
@@ -245,7 +249,7 @@ def make_mask_step(
             logits = network.apply({**state.variables(), FCMASK: fcmask}, x, train=False)
             assert isinstance(logits, jax.Array)
             loss = loss_from(logits, targets)
-            return loss + state.lambda_ * mask_penalty(graph, fcmask, learn), (loss, logits)
+            return loss + state.lambda_ * mask_penalty(graph, fcmask, learn, table), (loss, logits)
 
         (_, (loss, logits)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.fcmask)
         updates, mask_opt = optimizer.update(grads, state.mask_opt, state.fcmask)
