@@ -106,6 +106,10 @@ def test_schedules_are_chosen_by_the_clock_of_an_engine(tmp_path, fast_clock, mo
 
     session = onnxruntime.InferenceSession(out / ONNX, providers=["CPUExecutionProvider"])
     images = raw_images(network.network, 2, 0)
+    facts = session.get_modelmeta().custom_metadata_map
+    assert tuple(json.loads(facts["class_names"])) == network.class_names != ()
+    assert json.loads(facts["input"]) == {"layout": "NHWC", "range": [0, 255], "shape": [28, 28, 1]}
+    assert json.loads(facts["normalised_inside"]) == {"mean": [73.0], "std": [90.0]}
     (found,) = session.run(None, {"images": images.astype(np.float32)})
     assert relative_error(np.asarray(found), np.asarray(network.predict(images))) < 1e-5
     capsys.readouterr()

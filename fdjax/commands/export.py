@@ -33,7 +33,7 @@ def export_command(arguments: Sequence[str]) -> int:
     from fdjax.frozen.export import export
 
     network = load(parsed.frozen)
-    export(network.frozen, out)
+    export(network.frozen, out, network.network)
     print(f"{out}: {out.stat().st_size:,} bytes")
     for line in remarks(network, out, measure=parsed.time):
         print(line)

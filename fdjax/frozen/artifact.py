@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from fdjax.errors import UserError
 from fdjax.frozen.assemble import Choose, Frozen, fewest_macs, freeze
 from fdjax.frozen.native.compile import NativeNetwork
-from fdjax.frozen.onnx_model import to_onnx
+from fdjax.frozen.onnx_model import facts_for_onnx, to_onnx
 from fdjax.frozen.program import Program, makes
 from fdjax.frozen.xla import apply, compiler_options
 from fdjax.graph.counting import network_macs
@@ -196,7 +196,9 @@ def save(
     folder = folder.absolute()
     check_target(folder)
     # What cannot be written as ONNX is refused before anything is written.
-    written = to_onnx(frozen.program, frozen.arrays).SerializeToString() if onnx else None
+    written = (
+        to_onnx(frozen.program, frozen.arrays, facts=facts_for_onnx(network)).SerializeToString() if onnx else None
+    )
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft, old = (folder.with_name(f".{folder.name}.{word}") for word in ("draft", "old"))
     for leftover in (draft, old):

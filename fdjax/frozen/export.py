@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from fdjax.errors import UserError, first_line
 from fdjax.frozen.assemble import Frozen
 from fdjax.frozen.native.export import write_source
-from fdjax.frozen.onnx_model import write_onnx
+from fdjax.frozen.onnx_model import facts_for_onnx, write_onnx
 from fdjax.frozen.xla import apply
+from fdjax.graph.masks import MaskedGraph
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -51,15 +52,24 @@ def read_stablehlo(file: Path) -> Callable[..., Any]:
     return lambda *images: exported.call(*(jnp.asarray(image, jnp.float32) for image in images))
 
 
-WRITERS: dict[str, Callable[[Frozen, Path], Any]] = {
-    ".stablehlo": lambda frozen, file: file.write_bytes(to_stablehlo(frozen)),
-    ".onnx": lambda frozen, file: write_onnx(frozen.program, frozen.arrays, file),
-    ".cc": write_source,
+def _write_onnx(frozen: Frozen, file: Path, graph: MaskedGraph | None) -> None:
+    write_onnx(frozen.program, frozen.arrays, file, facts_for_onnx(graph) if graph is not None else None)
+
+
+WRITERS: dict[str, Callable[[Frozen, Path, MaskedGraph | None], Any]] = {
+    ".stablehlo": lambda frozen, file, graph: file.write_bytes(to_stablehlo(frozen)),
+    ".onnx": _write_onnx,
+    ".cc": lambda frozen, file, graph: write_source(frozen, file),
 }
 
 
-def export(frozen: Frozen, file: Path) -> None:
+def export(frozen: Frozen, file: Path, graph: MaskedGraph | None = None) -> None:
     """Writes a frozen network in the format that the file's suffix names: .stablehlo, .onnx or .cc.
+
+    Args:
+      frozen: the network.
+      file: to write.
+      graph: it was frozen from; an ONNX file then has the names of its classes, and what images it takes.
 
     Raises:
       UserError: another suffix, or a network that the format cannot hold.
@@ -67,7 +77,7 @@ def export(frozen: Frozen, file: Path) -> None:
     if file.suffix not in WRITERS:
         raise UserError(f"{file}: give a file that ends in {' or '.join(WRITERS)}")
     try:
-        WRITERS[file.suffix](frozen, file)
+        WRITERS[file.suffix](frozen, file, graph)
     except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
         if isinstance(error, UserError):
             raise

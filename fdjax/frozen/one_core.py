@@ -9,7 +9,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ Programs = Mapping[str, tuple[Program, HostArrays]]
 # The number of threads is settled before jax is imported.
 _CHILD = (
     "from fdjax import runtime; runtime.limit_threads(1); runtime.setup(); "
-    "from fdjax.frozen.one_core import serve; serve()"
+    "from fdjax.frozen.choice import time_programs; from fdjax.frozen.one_core import serve; serve(time_programs)"
 )
 
 
@@ -76,10 +76,8 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         child.kill()
 
 
-def serve() -> None:
-    """What the other process does: answers, until nobody asks any more."""
-    from fdjax.frozen.choice import time_programs
-
+def serve(measure: Callable[..., dict[str, float]]) -> None:
+    """What the other process does: answers by `measure` (`time_programs`), until nobody asks any more."""
     # What libraries print is no answer.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -90,7 +88,7 @@ def serve() -> None:
             return
         answer: tuple[dict[str, Any], str | None]
         try:
-            answer = time_programs(programs, batch, engine, part=part), None
+            answer = measure(programs, batch, engine, part=part), None
         except Exception as error:  # Whatever it is, who asked is to know.
             answer = {}, str(error) if isinstance(error, UserError) else f"{engine}: {first_line(error)}"
         pickle.dump(answer, answers)

@@ -6,7 +6,8 @@ The packages onnx and onnxruntime are optional, and imported when they are neede
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fdjax.frozen.onnx_graph import INPUT, OUTPUT, TO_ONNX, Graph, Value
 from fdjax.frozen.onnx_layers import Layers
 from fdjax.frozen.onnx_products import HostArrays
 from fdjax.frozen.program import Apply, Program
+from fdjax.graph.masks import MaskedGraph
 
 _OPSET, _IR_VERSION = 17, 9
 
@@ -58,11 +60,26 @@ def _given(shape: tuple[int, ...], name: str, channels_first: bool) -> Value:
     return Value(shape, channels_first=name) if channels_first and len(shape) == 3 else Value(shape, plain=name)
 
 
-def to_onnx(program: Program, arrays: HostArrays, *, channels_first: bool = False) -> Any:
+def facts_for_onnx(network: MaskedGraph) -> dict[str, str]:
+    """What an ONNX file says of a network beside its graph: JSON texts by name."""
+    given = {"layout": "NHWC", "range": [0, 255], "shape": list(network.input_shape)}
+    inside = {"mean": list(network.input_mean), "std": list(network.input_std)}
+    facts = {"class_names": list(network.class_names), "input": given, "normalised_inside": inside}
+    return {name: json.dumps(fact, ensure_ascii=False) for name, fact in facts.items()}
+
+
+def to_onnx(
+    program: Program,
+    arrays: HostArrays,
+    *,
+    channels_first: bool = False,
+    facts: Mapping[str, str] | None = None,
+) -> Any:
     """The ONNX model: float32 images [batch, ...] in 0..255 -> logits [batch, ...], any batch size.
 
     Further inputs and outputs are named images1, logits1 and so on. With `channels_first` maps come and go as
-    [batch, C, H, W]: so are they within a network, of which the program is a part.
+    [batch, C, H, W]: so are they within a network, of which the program is a part. `facts` are its metadata
+    (`facts_for_onnx`).
 
     Raises:
       UserError: the package onnx is missing, or the network has an operation that cannot be written.
@@ -89,13 +106,14 @@ def to_onnx(program: Program, arrays: HostArrays, *, channels_first: bool = Fals
         ir_version=_IR_VERSION,
         producer_name="fdjax",
     )
+    helper.set_model_props(model, dict(facts or {}))
     checker.check_model(model)
     return model
 
 
-def write_onnx(program: Program, arrays: HostArrays, file: Path) -> None:
+def write_onnx(program: Program, arrays: HostArrays, file: Path, facts: Mapping[str, str] | None = None) -> None:
     """Writes `to_onnx` into a file."""
-    file.write_bytes(to_onnx(program, arrays).SerializeToString())
+    file.write_bytes(to_onnx(program, arrays, facts=facts).SerializeToString())
 
 
 def onnxruntime_session(model: Any, threads: int | None = None) -> Callable[..., Any]:
