@@ -1,6 +1,10 @@
-"""Time of pruned MobileNetV2s, frozen, beside the dense network and ONNX Runtime's (docs/benchmarks.md).
+"""Time of pruned MobileNetV2s, frozen, beside the dense network and ONNX Runtime's (docs/benchmarks.md), or on engines.
 
 python benchmarks/frozen_mobilenet_v2.py --masks tied paper --targets 0.8 0.5 --batch 1 8 --threads 1 --json FILE
+python benchmarks/frozen_mobilenet_v2.py --engine native xla onnxruntime openvino --masks paper=0.8 tied=0.44 \\
+    channels=0.44 --batch 1 8 --threads 1 --json FILE
+
+With --engine all networks, the dense one among them, run turn by turn on all engines (docs/native.md).
 """
 
 from __future__ import annotations
@@ -33,8 +37,16 @@ NETWORKS: dict[str, tuple[str, int, int, int, int, dict[int, int]]] = {
     "mobilenet_v2_cifar100": ("mobilenetv2_cifar100", 32, 3, 100, 4, {}),
     "mobilenet_v2_small": ("mobilenetv2_small", 28, 1, 10, 2, {7: 7}),
 }
-MASKS = ("tied", "paper")
+MASKS = ("tied", "paper", "channels")
 GATES = ("time", "macs")
+
+
+def _form(text: str) -> tuple[str, float | None]:
+    """ "tied=0.44": masks, and their own share of the MACs in place of --targets."""
+    masks, equals, target = text.partition("=")
+    if masks not in MASKS:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(MASKS)}, alone or as in tied=0.44")
+    return masks, contest.share(target) if equals else None
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -45,17 +57,28 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(flag, nargs="+", default=list(default), help=f"one or several: {help_text}", **accepted)
 
     several("--network", "networks", ["mobilenet_v2_192"], choices=tuple(NETWORKS))
-    several("--masks", "tied masks at levels 0, 1 and N, or the paper's", MASKS, choices=MASKS)
+    masks = "tied masks at levels 0, 1 and N, the paper's, or whole channels; tied=0.44 has a share of its own"
+    several("--masks", masks, [("tied", None), ("paper", None)], type=_form, metavar="MASKS")
     several("--targets", "shares of the MACs by the paper's count (paper_ratio)", [0.8, 0.5], type=contest.share)
     several("--batch", "images at once", [1, 8], type=contest.integer(1))
     parser.add_argument("--dtype", choices=contest.DTYPES, default="float32", help="of weights and maps")
     parser.add_argument("--block", type=contest.integer(1, 16), help="K of every layer (None: the paper's)")
-    parser.add_argument("--gate", choices=GATES, default="time", help="what is released: what is slower, or no cheaper")
+    gate = "what is released: what is slower, or no cheaper (default: time; with --engine: macs)"
+    parser.add_argument("--gate", choices=GATES, help=gate)
+    engines = "engines, one or several, turn by turn: native, xla, onnxruntime, openvino"
+    parser.add_argument("--engine", nargs="+", default=[], help=engines)
     parser.add_argument("--layers", action="store_true", help="time each block alone, too")
     parser.add_argument("--no-onnxruntime", dest="peer", action="store_false", help="leave ONNX Runtime out")
     parser.add_argument("--picture", type=contest.output_file, metavar="FILE", help="draw time beside MACs")
     contest.add_shared_flags(parser)
-    return parser.parse_args(arguments)
+    flags = parser.parse_args(arguments)
+    if flags.engine and (flags.gate == "time" or flags.layers or flags.picture or flags.dtype != "float32"):
+        parser.error("--engine takes --gate macs and float32 only, and neither --layers nor --picture")
+    flags.gate = flags.gate or ("macs" if flags.engine else "time")
+    flags.forms = [
+        (masks, share) for masks, own in flags.masks for share in ([own] if own is not None else flags.targets)
+    ]
+    return flags
 
 
 def build_graph(name: str, tied: bool, block: int | None) -> MaskedGraph:
@@ -110,7 +133,7 @@ def measure(name: str, masks: str, target: float, batch: int, flags: argparse.Na
     from fdjax.frozen import Stopwatch
     from fdjax.frozen.bench import bench, bench_layers, dense_network
 
-    graph = build_graph(name, masks == "tied", flags.block)
+    graph = build_graph(name, masks != "paper", flags.block)
     stopwatch = Stopwatch(batch, runtime.times_cache_dir())
     frozen, facts = freeze_seeded(graph, masks, target, flags.seed, flags.gate, stopwatch)
     dense = dense_network(graph, flags.seed)
@@ -119,19 +142,50 @@ def measure(name: str, masks: str, target: float, batch: int, flags: argparse.Na
     return row, bench_layers(frozen, dense, batch=batch) if flags.layers else []
 
 
+def measure_engines(flags: argparse.Namespace) -> None:
+    """Prints a table for each network and batch size; the JSON file grows with them."""
+    from _seeded_masks import seeded_masks
+
+    from fdjax.frozen import freeze
+    from fdjax.frozen.bench import dense_network, seeded_variables
+    from fdjax.frozen.engine_bench import bench_engines
+    from fdjax.frozen.engines import check_engines
+    from fdjax.reports import engines_table
+
+    check_engines(flags.engine)
+    report = contest.new_report(flags)
+    report["masks"] = {}
+    for name in flags.network:
+        networks = {"dense": dense_network(build_graph(name, False, flags.block), flags.seed)}
+        for masks, target in flags.forms:
+            graph = build_graph(name, masks != "paper", flags.block)
+            found = seeded_masks(graph, masks, target, flags.seed)
+            networks[f"{masks} {target}"] = freeze(graph, seeded_variables(graph, flags.seed), found.counts)
+            ratios = {"ratio": found.macs.ratio, "paper_ratio": found.macs.paper_ratio}
+            report["masks"].setdefault(name, {})[f"{masks} {target}"] = ratios
+        for batch in flags.batch:
+            rows = bench_engines(networks, flags.engine, batch=batch, threads=flags.threads, rounds=flags.rounds)
+            print(engines_table(rows), flush=True)
+            report["rows"] += [{"network": name, "threads": flags.threads, **row} for row in rows]
+            write_report(flags.json, report)
+
+
 @reports_user_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures every row, printing each as it comes; the JSON file grows with them."""
     flags = parse(arguments)
     runtime.limit_threads(flags.threads)
     runtime.setup()
+    if flags.engine:
+        measure_engines(flags)
+        return 0
     from fdjax.frozen.bench import onnxruntime_peer
     from fdjax.reports import bench_table, plot_bench
 
     peer = onnxruntime_peer(flags.threads) if flags.peer and flags.dtype == "float32" else None
     report = contest.new_report(flags)
     report["layers"] = []
-    for name, masks, target, batch in itertools.product(flags.network, flags.masks, flags.targets, flags.batch):
+    for name, (masks, target), batch in itertools.product(flags.network, flags.forms, flags.batch):
         row, layers = measure(name, masks, target, batch, flags, peer)
         print(bench_table({"rows": [row], "layers": {str(batch): layers} if layers else {}}), flush=True)
         report["rows"].append(row)

@@ -95,6 +95,18 @@ def test_the_benchmark_of_networks(tmp_path) -> None:
     assert picture.stat().st_size > 1000
 
 
+def test_the_benchmark_of_networks_on_engines(tmp_path) -> None:
+    report = tmp_path / "rows.json"
+    flags = ("--network", "mobilenet_v2_small", "--masks", "channels=0.5", "--batch", "1", "--json", str(report))
+    done = run("frozen_mobilenet_v2.py", "--engine", "xla", *flags)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(report.read_text())
+    dense, pruned = found["rows"]
+    assert (dense["form"], pruned["form"]) == ("dense", "channels 0.5") and dense["mac_ratio"] == 1
+    assert pruned["time_ratio"] == pruned["ms"] / dense["ms"] and pruned["engine"] == "xla"
+    assert found["masks"]["mobilenet_v2_small"]["channels 0.5"]["paper_ratio"] == pytest.approx(0.5, abs=0.05)
+
+
 def test_the_benchmark_of_engines(tmp_path) -> None:
     restored = restore(*find_checkpoint(str(write_checkpoint(tmp_path / "run", "refine"))))
     freeze_checkpoint(restored, tmp_path / "frozen")
@@ -134,6 +146,8 @@ def test_the_benchmarks_of_layers_and_transforms(tmp_path) -> None:
     [
         ("frozen_mobilenet_v2", ("--targets", "0"), "share"),
         ("frozen_mobilenet_v2", ("--network", "vgg"), "mobilenet_v2_192"),
+        ("frozen_mobilenet_v2", ("--masks", "half=0.5"), "as in tied=0.44"),
+        ("frozen_mobilenet_v2", ("--engine", "xla", "--gate", "time"), "--gate macs"),
         ("frozen_engines", (), "--frozen"),
         ("banded_layer", ("--size", "2", "--block", "3"), "larger than the map"),
         ("transforms", ("--keep", "2"), "share"),
