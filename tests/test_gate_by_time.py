@@ -33,6 +33,14 @@ class FakeStopwatch(Stopwatch):
         }
 
 
+@pytest.fixture
+def whole_network(monkeypatch):
+    """Lets a test say what the whole network takes of the dense one's time, measurement by measurement."""
+    says = [0.8]
+    monkeypatch.setattr(rounding, "speed_on", lambda *_: {"ratio": says.pop(0) if len(says) > 1 else says[0]})
+    return says
+
+
 def masks():
     rng = np.random.default_rng(0)
     return unflatten_dict({path: rng.uniform(0, 1, c) for path, (c, _) in SPEC.mask_sizes.items()}, sep="/")
@@ -64,7 +72,7 @@ def test_where_nothing_is_slower_it_is_the_gate_by_macs():
         assert by_time.released == by_macs.released and by_time.macs == by_macs.macs
 
 
-def test_a_run_refines_what_the_gate_by_time_left(tmp_path, monkeypatch, capsys, quick_runs):
+def test_a_run_refines_what_the_gate_by_time_left(tmp_path, monkeypatch, capsys, quick_runs, whole_network):
     monkeypatch.setattr(FakeStopwatch, "slower", frozenset({"block01"}))
     monkeypatch.setattr(rounding, "Stopwatch", FakeStopwatch)
     learned = write_checkpoint(tmp_path / "learned", "learn")
@@ -87,7 +95,7 @@ def test_a_run_refines_what_the_gate_by_time_left(tmp_path, monkeypatch, capsys,
 
 
 @pytest.mark.slow
-def test_a_run_that_learns_under_the_gate_by_time_refines_what_it_left(tmp_path, monkeypatch):
+def test_a_run_that_learns_under_the_gate_by_time_refines_what_it_left(tmp_path, monkeypatch, whole_network):
     monkeypatch.setattr(FakeStopwatch, "slower", frozenset({"block01"}))
     monkeypatch.setattr(rounding, "Stopwatch", FakeStopwatch)
     base = get_config()
@@ -96,6 +104,15 @@ def test_a_run_that_learns_under_the_gate_by_time_refines_what_it_left(tmp_path,
     summary = train(config, str(tmp_path / "run"))
     assert {layer["name"] for layer in summary["layers"] if layer["released"]} >= {"block01/expand", "block01/project"}
     assert summary["phases"][-1]["ratio"] == summary["macs"]["ratio"] == pytest.approx(0.7, rel=0.05)
+
+
+@pytest.mark.parametrize(("ratios", "whole"), [([1.3, 0.9], True), ([1.3, 1.4], False), ([1.01, 0.5], False)])
+def test_a_network_that_is_slower_as_a_whole_keeps_whole_channels(monkeypatch, whole_network, ratios, whole):
+    monkeypatch.setattr(FakeStopwatch, "slower", frozenset())
+    monkeypatch.setattr(rounding, "Stopwatch", FakeStopwatch)
+    whole_network[:] = ratios
+    hard = rounding.gated_masks(dataclasses.replace(LEARN, gate="time"), SPEC, masks(), learned=True)
+    assert whole != any(partial(count, SPEC.mask_sizes[path][1]) for path, count in hard.counts.items())
 
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):

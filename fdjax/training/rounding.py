@@ -9,8 +9,10 @@ import numpy as np
 
 from fdjax import runtime
 from fdjax.config import LearnConfig
-from fdjax.frozen.bench import seeded_variables
+from fdjax.frozen import freeze
+from fdjax.frozen.bench import dense_network, seeded_variables
 from fdjax.frozen.choice import Stopwatch
+from fdjax.frozen.speed import NEARLY, speed_on
 from fdjax.graph.masks import MaskedGraph
 from fdjax.pruning import HardMasks
 from fdjax.pruning.timed import TimeTable
@@ -40,10 +42,34 @@ def gated_masks(
         return by_macs
     # Times are kept on disk: a run that is resumed from before this point comes to the same.
     stopwatch = Stopwatch(learn.engine_batch, runtime.times_cache_dir(), learn.engine)
-    hard = hard_masks_by_time(learn, graph, fcmask, stopwatch)
+    hard = _no_slower(learn, graph, fcmask, hard_masks_by_time(learn, graph, fcmask, stopwatch), stopwatch)
     slower = ", ".join(name for name in hard.released if name not in by_macs.released) or "nothing"
     print(f"gate: {slower} released for being slower pruned; {hard.macs.ratio:.3f}x MACs", flush=True)
     return hard
+
+
+def _no_slower(learn: LearnConfig, graph: MaskedGraph, fcmask: Any, hard: HardMasks, stopwatch: Stopwatch) -> HardMasks:
+    """The masks, or where the whole network is slower than its dense self, those of whole channels, if that is faster.
+
+    Layers that are faster one by one need not be so together.
+    """
+    weights, dense = seeded_variables(graph), dense_network(graph)
+
+    def ratio(masks: HardMasks) -> float | None:
+        frozen = freeze(graph, weights, masks.counts, stopwatch.choose)
+        return speed_on(learn.engine, frozen, dense, learn.engine_batch)["ratio"]
+
+    before = ratio(hard)
+    if before is None or before <= NEARLY:
+        return hard
+    whole = hard_masks(learn, graph, fcmask, to_target=True, released=(*graph.wrapped_layers,))
+    after = ratio(whole)
+    if after is None or after >= before:
+        return hard
+    print(
+        f"gate: together they take {before:.2f}x of the dense network's time, whole channels {after:.2f}x", flush=True
+    )
+    return whole
 
 
 def _to_measured_time(learn: LearnConfig, graph: MaskedGraph, fcmask: Any, table: TimeTable) -> HardMasks:
