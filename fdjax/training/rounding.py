@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import numpy as np
-
 from fdjax import runtime
 from fdjax.config import LearnConfig
 from fdjax.frozen import freeze
@@ -94,11 +92,19 @@ def _to_measured_time(learn: LearnConfig, graph: MaskedGraph, fcmask: Any, table
 
 
 def _next_target(target: float, tried: list[tuple[float, float]]) -> float:
-    """What to ask the table for: between what came out too slow and too fast, else by how much it was off."""
-    above = min((pair for pair in tried if pair[1] > target), key=lambda pair: pair[1], default=None)
-    below = max((pair for pair in tried if pair[1] <= target), key=lambda pair: pair[1], default=None)
-    if above and below and above[0] != below[0] and above[1] != below[1]:
-        asked = float(np.interp(target, (below[1], above[1]), (below[0], above[0])))
+    """What to ask the table for next: between what came out too slow and too fast, else by how far the nearest was off.
+
+    Args:
+      target: to be measured.
+      tried: what the table was asked for, and what was measured.
+    """
+    low = max((pair for pair in tried if pair[1] <= target), default=None)
+    high = min((pair for pair in tried if pair[1] > target and (low is None or pair[0] > low[0])), default=None)
+    if low and high:
+        # Not too near to either: what was measured there is not exact.
+        share = (target - low[1]) / (high[1] - low[1])
+        asked = low[0] + min(max(share, 0.15), 0.85) * (high[0] - low[0])
     else:
-        asked = tried[-1][0] * target / tried[-1][1]
+        nearest = min(tried, key=lambda pair: abs(pair[1] - target))
+        asked = nearest[0] * target / nearest[1]
     return min(1.0, max(asked, 1e-3))
