@@ -25,6 +25,7 @@ from fdjax.frozen.kernels_of_layers import (
     offset_through,
     plain_kernel,
     scaled_inputs,
+    spread_of,
     window_of,
 )
 from fdjax.frozen.layers import Held, OpenLayer, places, uniform
@@ -263,6 +264,8 @@ class Folding:
         if block is None and layer.mixes:
             kernel = masked_kernel(kernel, layer.groups, *counts)
         window = window_of(layer, operation)
+        if max(spread_of(operation)) > 1:
+            x = self._spread(self.settled(value), layer.in_size, spread_of(operation))
         if window is not None and any(any(pads) for pads in window.pads):
             # Zeros are added around the map, and so there has to be nothing left to add to the map itself.
             x = self._settled_but_scaled(x)
@@ -289,6 +292,19 @@ class Folding:
         )
         self.builder.records.append(made)
         return Held(made.y, order, None, offset, made)
+
+    def _spread(self, held: Held, size: tuple[int, ...], steps: tuple[int, ...]) -> Held:
+        """A settled map with zeros between its pixels."""
+        sides = [(side - 1) * step + 1 for side, step in zip(size, steps, strict=True)]
+        channels = held.offset.shape[-1]
+        offset = np.zeros((*sides, channels))
+        offset[:: steps[0], :: steps[1]] = held.offset
+        if held.base is None:
+            return Held(None, held.order, None, offset)
+        config = ((0, 0, 0), *((0, 0, step - 1) for step in steps), (0, 0, 0))
+        shape = (*sides, self.builder.shapes[held.base][-1])
+        base = self.builder.emit("pad", [held.base, np.zeros(())], shape, {"padding_config": config})
+        return Held(base, held.order, None, uniform(offset))
 
     def _settled_but_scaled(self, held: Held) -> Held:
         """Adds the offset of the kept channels now, and leaves the scale to what follows."""
@@ -324,13 +340,15 @@ class Folding:
             np.asarray(argument, self._graph.dtypes[value]) if isinstance(argument, np.ndarray) else argument
             for argument, value in zip(inputs, operation.inputs, strict=True)
         ]
+        what = f"a frozen network has no form for {operation.kind}{operation.source and f' ({operation.source})'}"
         if len(operation.outputs) != 1:
-            raise ValueError(
-                f"{operation.kind} ({operation.source}) has several results; a frozen network has no form for it"
-            )
+            raise ValueError(f"{what}, which has several results")
         (value,) = operation.outputs
         live, shape = self._live[value], self._graph.shapes[value]
-        made = self.builder.emit(operation.kind, arguments, shape[1:], operation.params)
+        try:
+            made = self.builder.emit(operation.kind, arguments, shape[1:], operation.params)
+        except ValueError as error:
+            raise ValueError(f"{what}: {error}") from error
         if live.axis is None:
             self._set(value, Held(made))
             return

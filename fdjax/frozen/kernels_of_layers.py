@@ -47,24 +47,25 @@ def _dilated(kernel: np.ndarray, dilation: tuple[int, ...]) -> np.ndarray:
     return wide
 
 
-def window_of(layer: Layer, operation: Operation) -> Window | None:
-    """The window of a convolution; None for a pointwise or dense layer.
+def spread_of(operation: Operation) -> tuple[int, ...]:
+    """How far apart a convolution takes its input's pixels: more than 1 where it is a transposed one."""
+    return tuple(operation.params["lhs_dilation"]) if operation.kind == "conv_general_dilated" else (1, 1)
 
-    Raises:
-      ValueError: a transposed convolution.
-    """
+
+def window_of(layer: Layer, operation: Operation) -> Window | None:
+    """The window of a convolution, on the map with zeros between its pixels if it is a transposed one; None for a
+    pointwise or dense layer."""
     if operation.kind == "dot_general" or layer.kind == "pointwise":
         return None
     params = operation.params
-    if any(step != 1 for step in params["lhs_dilation"]):
-        raise ValueError(f"layer {layer.name} is a transposed convolution, which a frozen network has no form for")
+    height, width = ((side - 1) * step + 1 for side, step in zip(layer.in_size, spread_of(operation), strict=True))
     rows, columns = ((side - 1) * step + 1 for side, step in zip(layer.window, params["rhs_dilation"], strict=True))
     (top, bottom), (left, right) = ((int(before), int(after)) for before, after in params["padding"])
     return Window(
         window=(rows, columns),
         stride=(layer.stride[0], layer.stride[1]),
         pads=((top, bottom), (left, right)),
-        in_size=(layer.in_size[0], layer.in_size[1]),
+        in_size=(height, width),
         out_size=(layer.out_size[0], layer.out_size[1]),
     )
 

@@ -203,13 +203,29 @@ def _reduce_window(call: _Call) -> list[Value]:
 
 def _pad(call: _Call) -> list[Value]:
     x, (_, value), config = call.x, call.inputs, call.params["padding_config"]
-    if any(before < 0 or after < 0 or inside for before, after, inside in config) or isinstance(value, Value):
-        raise call.refused("with padding below zero or inside")
+    if any(before < 0 or after < 0 for before, after, _ in config) or isinstance(value, Value):
+        raise call.refused("with padding below zero")
+    if any(inside for *_, inside in config):
+        return _spread(call, [inside for *_, inside in config])
     order = TO_ONNX if x.is_map else range(len(config))
     pads = [int(config[axis][side]) for side in (0, 1) for axis in order]
     filler = _constant(call.graph, value.astype(np.float32) if x.dtype == "float" else value)
     name = call.graph.op("Pad", call.operand(x, x.is_map), call.graph.integers(*pads), filler)
     return call.made(name, x.is_map, x.dtype)
+
+
+def _spread(call: _Call, inside: Sequence[int]) -> list[Value]:
+    """Zeros between the pixels of a map, for a transposed convolution: after each, and none after the last."""
+    graph, value = call.graph, call.inputs[1]
+    if len(inside) != 4 or inside[0] or inside[3] or call.params["padding_config"] != tuple(
+        (0, 0, between) for between in inside
+    ) or np.any(value):  # fmt: skip
+        raise call.refused("with padding inside of anything but a map")
+    (height, width, channels), (down, right) = call.x.shape, (inside[1] + 1, inside[2] + 1)
+    apart = graph.reshape(graph.channels_first(call.x), [-1, channels, height, 1, width, 1])
+    after = graph.op("Pad", apart, graph.integers(*[0] * 9, down - 1, 0, right - 1), graph.constant(0.0))
+    whole = graph.reshape(after, [-1, channels, height * down, width * right])
+    return call.made(graph.slice(whole, [0, 0], list(call.shapes[0][:2]), [2, 3]), as_map=True)
 
 
 def _slice(call: _Call) -> list[Value]:
