@@ -292,3 +292,30 @@ def test_commands_for_the_zoo_alone_say_so(finished, tmp_path, capsys, folder):
             fdjax_command([*command, "--checkpoint", str(pretrained)])
         assert stop.value.code == 2
         assert "is for the networks that --model.name names" in capsys.readouterr().err, command
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["own", "zoo"])
+def test_a_run_leaves_whole_what_learn_exclude_names(network, tmp_path, capsys):
+    """From the command line to the frozen network: the layer has no mask, and all of its channels are there."""
+    own = ("--model.factory", "own_nets:small", "--model.arguments", "width", "2")
+    layer, rule = ("stem", "st?m") if network == "own" else ("head", "head")
+    steps = [f"--{phase}.steps={STEPS}" for phase in ("pretrain", "learn", "refine")]
+    data = ("--data.train-limit", "64", "--data.batch-size", "16", "--checkpoint.no-time")
+    command = ["--config", str(ROOT / "configs" / "quickstart.py"), "--workdir", str(tmp_path / "run"), *steps, *data]
+    command += [*(own if network == "own" else ()), "--learn.exclude", rule, "--learn.target-macs", "0.6"]
+    assert train_command(command) == 0
+    restored = restore(Checkpoints(tmp_path / "run" / CHECKPOINT_FOLDER), 3 * STEPS)
+    assert restored.graph.masks and not any(
+        layer in (name for name, _ in m.sides) for m in restored.graph.masks.values()
+    )
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    (row,) = (row for row in summary["layers"] if row["name"] == layer)
+    assert summary["macs"]["ratio"] < 0.95 and row["kept_counts"] == {"input": None, "output": None}
+    frozen = str(tmp_path / "frozen")
+    assert fdjax_command(["freeze", "--no-time", "--checkpoint", str(tmp_path / "run"), "--out", frozen]) == 0
+    assert load(frozen).network.layers[layer].out_channels == restored.graph.layers[layer].out_channels
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        train_command([*command[:-4], "--workdir", str(tmp_path / "other"), "--learn.exclude", "sten"])
+    assert stop.value.code == 2 and "the rule 'sten' fits no layer" in " ".join(capsys.readouterr().err.split())

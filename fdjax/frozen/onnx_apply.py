@@ -216,10 +216,9 @@ def _pad(call: _Call) -> list[Value]:
 
 def _spread(call: _Call, inside: Sequence[int]) -> list[Value]:
     """Zeros between the pixels of a map, for a transposed convolution: after each, and none after the last."""
-    graph, value = call.graph, call.inputs[1]
-    if len(inside) != 4 or inside[0] or inside[3] or call.params["padding_config"] != tuple(
-        (0, 0, between) for between in inside
-    ) or np.any(value):  # fmt: skip
+    graph, filler = call.graph, call.inputs[1]
+    alone = all((low, high) == (0, 0) for low, high, _ in call.params["padding_config"])
+    if len(inside) != 4 or inside[0] or inside[3] or not alone or isinstance(filler, Value) or filler.any():
         raise call.refused("with padding inside of anything but a map")
     (height, width, channels), (down, right) = call.x.shape, (inside[1] + 1, inside[2] + 1)
     apart = graph.reshape(graph.channels_first(call.x), [-1, channels, height, 1, width, 1])
