@@ -180,8 +180,8 @@ MASKS = {
     "untied": {"block": 2, "tied": False},
 }
 IMAGES = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
-# Nothing but whole channels: no map, or no pointwise layer that lies alone between others.
-TOKENS = ("vit",)
+# The map that tokens are.
+GRIDS = {"vit": (4, 4)}
 
 
 def random_variables(module: nn.Module):
@@ -204,7 +204,13 @@ def assert_alike(found, expected) -> None:
 
 def cases():
     """Whole channels of every network in the gate, and where there is most to get wrong the other masks."""
-    quick = {("convnext", "levels"), ("shuffle", "levels"), ("channels first", "levels"), ("resnext", "untied")}
+    quick = {
+        ("convnext", "levels"),
+        ("vit", "levels"),
+        ("shuffle", "levels"),
+        ("channels first", "levels"),
+        ("resnext", "untied"),
+    }
     for name in NETS:
         for masks in MASKS:
             marks = () if masks == "channels" or (name, masks) in quick else pytest.mark.slow
@@ -215,9 +221,7 @@ def cases():
 def test_frozen_is_masked_with_the_macs_that_are_counted(name, masks, monkeypatch):
     # A small map's bands are merged into fewer products, which multiply more than is counted.
     monkeypatch.setattr("fdjax.frozen.products._LEAST_SAVED", 0)
-    module, settings = NETS[name], dict(MASKS[masks])
-    if name in TOKENS:
-        settings["block"] = 1
+    module, settings = NETS[name], {**MASKS[masks], "grid": GRIDS.get(name)}
     variables = random_variables(module)
     graph = fdjax.with_masks(fdjax.trace(module.apply, variables, IMAGES[:1]), **settings)
     counts = random_counts(graph, 0)
@@ -240,9 +244,7 @@ def test_frozen_is_masked_with_the_macs_that_are_counted(name, masks, monkeypatc
 @pytest.mark.parametrize("masks", MASKS)
 @pytest.mark.parametrize("name", NETS)
 def test_onnx_runtime_says_the_same(name, masks):
-    module, settings = NETS[name], dict(MASKS[masks])
-    if name in TOKENS:
-        settings["block"] = 1
+    module, settings = NETS[name], {**MASKS[masks], "grid": GRIDS.get(name)}
     variables = random_variables(module)
     graph = fdjax.with_masks(fdjax.trace(module.apply, variables, IMAGES[:1]), **settings)
     counts = random_counts(graph, 0)

@@ -58,6 +58,58 @@ def test_nnx():
     check(pure, variables, {"expand", "project"}, block=2, tied=False)
 
 
+@pytest.mark.slow
+def test_an_nnx_resnet():
+    """Bottlenecks with batch norm and a strided shortcut; residual streams are pruned too."""
+    from flax import nnx
+
+    class Unit(nnx.Module):
+        def __init__(self, inputs: int, wide: int, stride: int, rngs: nnx.Rngs):
+            self.convs = nnx.List(
+                [
+                    nnx.Conv(inputs, wide, (1, 1), use_bias=False, rngs=rngs),
+                    nnx.Conv(wide, wide, (3, 3), strides=stride, use_bias=False, rngs=rngs),
+                    nnx.Conv(wide, 2 * wide, (1, 1), use_bias=False, rngs=rngs),
+                ]
+            )
+            self.norms = nnx.List([nnx.BatchNorm(n, rngs=rngs) for n in (wide, wide, 2 * wide)])
+            changed = stride > 1 or inputs != 2 * wide
+            shortcut = nnx.Conv(inputs, 2 * wide, (1, 1), strides=stride, use_bias=False, rngs=rngs)
+            self.shortcut = nnx.List([shortcut] if changed else [])
+
+        def __call__(self, x):
+            y = x
+            for at, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+                y = norm(conv(y))
+                y = jax.nn.relu(y) if at < 2 else y
+            return jax.nn.relu(y + (self.shortcut[0](x) if len(self.shortcut) else x))
+
+    class ResNet(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.stem = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+            self.units = nnx.List([Unit(8, 4, 1, rngs), Unit(8, 6, 2, rngs), Unit(12, 6, 1, rngs)])
+            self.top = nnx.Linear(12, 4, rngs=rngs)
+
+        def __call__(self, x):
+            x = nnx.max_pool(jax.nn.relu(self.stem(x)), (2, 2), strides=(1, 1), padding="SAME")
+            for unit in self.units:
+                x = unit(x)
+            return self.top(x.mean(axis=(1, 2)))
+
+    model = ResNet(nnx.Rngs(0))
+    model.eval()
+    graphdef, state = nnx.split(model)
+    variables = nnx.to_pure_dict(state)
+
+    def pure(variables, images):
+        replaced = jax.tree.map(lambda x: x, state)
+        nnx.replace_by_pure_dict(replaced, variables)
+        return nnx.merge(graphdef, replaced)(images)
+
+    inner = {f"units/{unit}/convs/{at}" for unit in range(3) for at in (0, 2)}
+    check(jax.jit(pure), variables, inner)
+
+
 def test_equinox_with_channels_first():
     equinox = pytest.importorskip("equinox")
 

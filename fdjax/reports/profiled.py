@@ -29,7 +29,7 @@ _AXES = (
 
 def profile_table(report: Mapping[str, Any]) -> str:
     """A row per point: method, MAC ratios without transforms, with the paper's and in the cheapest form, top-1."""
-    width = max(len("method"), *(len(method) for method in report["methods"]))
+    width = max([len("method"), *(len(method) for method in report["methods"])])
     of = "agree" if report["measure"] == "agreement" else "top-1"
     heading = f"{'method':{width}} {'asked':>6} {'bare':>6} {'paper':>6} {'total':>6} {of:>7}"
     rows = [heading, "-" * len(heading)]

@@ -16,7 +16,7 @@ def macs_table(macs: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]) -> 
       macs: the `macs` object of `summary.json`.
       layers: its `layers`.
     """
-    width = max(len("layer"), *(len(layer["name"]) for layer in layers))
+    width = max([len("layer"), *(len(layer["name"]) for layer in layers)])
     heading = " ".join([f"{'layer':{width}}", "block", *(f"{title:>13}" for title in _HEADINGS), " ratio", "form"])
     rows = [heading, "-" * len(heading)]
     for layer in layers:
@@ -37,7 +37,7 @@ def blocks_table(report: Mapping[str, Any]) -> str:
     """
     units = report["units"]
     blocks = sorted({option["block"] for unit in units for option in unit["options"]})
-    width = max(len("layer"), *(len(unit["name"]) for unit in units))
+    width = max([len("layer"), *(len(unit["name"]) for unit in units)])
     columns = [f"{f'lost, K={block}':>10}" for block in blocks] + [f"{f'MACs, K={block}':>12}" for block in blocks]
     heading = " ".join([f"{'layer':{width}} {'map':>7}", *columns, "block"])
     rows = [heading, "-" * len(heading)]
@@ -57,7 +57,7 @@ def frozen_table(manifest: Mapping[str, Any]) -> str:
       manifest: as `fdjax freeze` writes it.
     """
     units, macs, choice = manifest["units"], manifest["macs"], manifest["choice"]
-    width = max(len("block"), *(len(unit["name"]) for unit in units))
+    width = max([len("block"), *(len(unit["name"]) for unit in units)])
     rows = [f"{'block':{width}} {'MACs':>13} form", "-" * (width + 24)]
     for unit in units:
         times = unit["milliseconds"] or {}
