@@ -106,6 +106,8 @@ MISUSES: dict[str, list[tuple[str, str]]] = {
         ("--checkpoint {here}/run --out {here}/new --which never", "never"),
         ("--checkpoint {here}/run --out {here}/new --choose beauty", "beauty"),
         ("--checkpoint {here}/run --out {here}/new --engine tvm", "tvm"),
+        ("--checkpoint {here}/run --out {here}/new --choose estimate", "--target"),
+        ("--checkpoint {here}/run --out {here}/new --target tpu:v5e", "--choose estimate"),
         ("--checkpoint {here}/run --out {here}/new --json {here}/none/out.json", "out.json"),
     ],
     "export": [
@@ -115,6 +117,14 @@ MISUSES: dict[str, list[tuple[str, str]]] = {
         ("--frozen {here}/frozen --out {here}/new.pb", ".stablehlo"),
         ("--frozen {here}/frozen --out {here}/none/new.onnx", "new.onnx"),
         ("--frozen {here}/frozen --out {here}/empty", "{here}/empty"),
+    ],
+    "compile": [
+        ("", "--target"),
+        ("--target tpu:v5e", "--frozen DIR or --config FILE"),
+        ("--target tpu:v9 --frozen {here}/frozen", "no target 'tpu:v9'"),
+        (f"--target tpu:v5e --frozen {{here}}/frozen --config {QUICKSTART}", "either"),
+        ("--target tpu:v5e --frozen {here}/frozen --seed 3", "no settings"),
+        ("--target tpu:v5e --frozen {here}/frozen --batch 0", "batch"),
     ],
     "bench": [
         ("", "--frozen"),

@@ -29,6 +29,7 @@ from fdjax.frozen.choice import layers_of
 from fdjax.frozen.engines import find_engine
 from fdjax.frozen.score import agreement, all_logits, check_finite, figures
 from fdjax.frozen.speed import speed_on
+from fdjax.frozen.targets import Estimate
 from fdjax.graph.counting import network_macs
 from fdjax.graph.masks import Counts, MaskedGraph
 from fdjax.pruning import HardMasks
@@ -71,6 +72,7 @@ def freeze_checkpoint(
     out: Path,
     *,
     stopwatch: Stopwatch | None = None,
+    estimate: Estimate | None = None,
     release: bool = False,
     data_path: str | None = None,
     compare_on: tuple[str, int] | None = None,
@@ -82,7 +84,8 @@ def freeze_checkpoint(
     Args:
       restored: the checkpoint.
       out: the folder to write.
-      stopwatch: chooses forms by measured time; None: by MACs.
+      stopwatch: chooses forms by measured time.
+      estimate: chooses them by what a compiler expects; with neither of the two, MACs do.
       release: let go of the masks of layers that take longer pruned than released; needs a stopwatch.
       data_path: in place of the run's own `data.path`.
       compare_on: an engine, and images at once, to time the network on beside its dense self; None: it is not timed.
@@ -104,16 +107,19 @@ def freeze_checkpoint(
             raise ValueError("release compares times: it needs a stopwatch")
         counts, newly = release_slower(graph, variables, hard.counts, stopwatch)
         released = [name for name in graph.layers if name in {*released, *newly}]
-    frozen = freeze(graph, variables, counts, stopwatch.choose if stopwatch else fewest_macs)
+    chooser = stopwatch or estimate
+    frozen = freeze(graph, variables, counts, chooser.choose if chooser else fewest_macs)
     macs = network_macs(graph, counts, released)
     facts = {
         "macs": macs.to_dict(),
         "layers": [layer.to_dict() for layer in macs.layers],
         "units": [_described(name, program, stopwatch) for name, (program, _) in layers_of(frozen).items()],
         "choice": {
-            "by": "time" if stopwatch else "macs",
+            "by": "time" if stopwatch else "estimate" if estimate else "macs",
             "engine": stopwatch.engine if stopwatch else None,
-            "batch": stopwatch.batch if stopwatch else None,
+            "target": estimate.target if estimate else None,
+            "batch": chooser.batch if chooser else None,
+            "cycles": estimate.cycles if estimate else None,
             "released_at_freezing": newly,
         },
         "time": _time(graph, frozen, counts, compare_on),

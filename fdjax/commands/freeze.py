@@ -23,12 +23,15 @@ class FreezeArguments:
     """Directory to write: new, empty, or a frozen network to replace."""
     which: str = "latest"
     """latest, best (on the validation share) or a step number."""
-    choose: Literal["macs", "time"] = "macs"
-    """How to choose among a layer's exact forms: by MACs, or by time measured on this machine."""
+    choose: Literal["macs", "time", "estimate"] = "macs"
+    """How to choose among a layer's exact forms: by MACs, by time measured on this machine, or by the cycles that the
+    compiler for --target expects."""
+    target: str | None = None
+    """tpu:v5e or tpu:v6e, for --choose estimate."""
     engine: Literal["xla", "native", "onnxruntime", "openvino"] = "xla"
     """What the network is to run on, for measuring times."""
     engine_batch: int = 1
-    """Images at once, for measuring times."""
+    """Images at once, for measuring times and for estimates."""
     release: bool = False
     """With --choose time: let go of the masks of layers that take longer pruned than released. Changes the accuracy."""
     time: bool = True
@@ -46,21 +49,29 @@ def freeze_command(arguments: Sequence[str]) -> int:
     check_at_least_one(engine_batch=parsed.engine_batch)
     if parsed.release and parsed.choose != "time":
         raise UserError("--release compares times: give --choose time with it")
+    if (parsed.choose == "estimate") != (parsed.target is not None):
+        raise UserError("--choose estimate and --target TARGET belong together: give both, or neither")
+    if parsed.target is not None:
+        runtime.compute_on_the_cpu()
     from fdjax.checkpoints.freeze import freeze_checkpoint
     from fdjax.frozen import Stopwatch
     from fdjax.frozen.engines import check_engines
     from fdjax.frozen.speed import slower_words
+    from fdjax.frozen.targets import Estimate, find_target
     from fdjax.reports import frozen_table
 
     check_engines([parsed.engine])
+    if parsed.target is not None:
+        find_target(parsed.target)
     by_time, engine, batch = parsed.choose == "time", parsed.engine, parsed.engine_batch
     manifest = freeze_checkpoint(
         restored_run(parsed.checkpoint, parsed.which),
         Path(parsed.out),
         stopwatch=Stopwatch(batch, runtime.times_cache_dir(), engine) if by_time else None,
+        estimate=Estimate(parsed.target, batch) if parsed.target is not None else None,
         release=parsed.release,
         data_path=parsed.data_path,
-        compare_on=(engine, batch) if parsed.time else None,
+        compare_on=(engine, batch) if parsed.time and parsed.target is None else None,
     )
     print(frozen_table(manifest))
     slower = slower_words(manifest["time"]) if manifest["time"] else None

@@ -10,6 +10,7 @@ from fdjax.commands.arguments import Commands, dispatch
 from fdjax.commands.bench import bench_command
 from fdjax.commands.blocks import blocks_command
 from fdjax.commands.check import check_command
+from fdjax.commands.compile_for import compile_command
 from fdjax.commands.data import data_command
 from fdjax.commands.export import export_command
 from fdjax.commands.freeze import freeze_command
@@ -31,6 +32,7 @@ COMMANDS: Commands = {
     "prune": (prune_command, "prune a trained network by profiled energies, for refinement"),
     "freeze": (freeze_command, "compile a checkpoint into a dense network that needs no training code"),
     "export": (export_command, "write a frozen network as StableHLO or ONNX"),
+    "compile": (compile_command, "compile for a TPU or GPU that is not here, and say what its compiler expects"),
     "bench": (bench_command, "time a frozen network beside the dense one"),
     "predict": (predict_command, "name the classes of pictures by a frozen network"),
     "check": (check_command, "say what of a run's files, or of a frozen network's, is sound"),

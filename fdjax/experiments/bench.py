@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from fdjax.frozen import FrozenNetwork, load
-from fdjax.frozen.bench import bench, bench_layers, dense_network, describe_masks, onnxruntime_peer
+from fdjax.frozen.bench import bench, bench_layers, dense_of, describe_masks, onnxruntime_peer
 from fdjax.frozen.engine_bench import bench_engines
 from fdjax.frozen.engines import check_engines, is_there
 from fdjax.frozen.speed import engines_of_file, made_for_another, slower_words, speed_on
@@ -43,7 +43,7 @@ def bench_artifact(
     """
     artifact = load(folder)
     network, manifest = artifact.network, artifact.manifest
-    dense, peer = dense_network(network), onnxruntime_peer(threads)
+    dense, peer = dense_of(artifact), onnxruntime_peer(threads)
     facts = {
         "network": f"{network.name}_{network.input_shape[0]}",
         "masks": describe_masks(network, manifest["layers"]),
@@ -77,7 +77,7 @@ def bench_artifact_on(
     """
     check_engines(engines)
     artifact = load(folder)
-    networks = {"dense": dense_network(artifact.network), "pruned": artifact.frozen}
+    networks = {"dense": dense_of(artifact), "pruned": artifact.frozen}
     facts = {"network": f"{artifact.network.name}_{artifact.network.input_shape[0]}", "threads": threads}
     rows = [
         {**facts, **row}
@@ -110,7 +110,7 @@ def remarks(network: FrozenNetwork, file: Path, *, measure: bool) -> list[str]:
     if speed is None or speed["engine"] not in engines:
         present = [engine for engine in engines if is_there(engine)]
         pruned = manifest.get("macs", {}).get("ratio", 1) < 1
-        dense = dense_network(network.network) if measure and present and pruned else None
+        dense = dense_of(network) if measure and present and pruned else None
         speed = None if dense is None else speed_on(present[0], network.frozen, dense, 1)
     found = (made_for_another(manifest, engines), slower_words(speed) if speed else None)
     return [line for line in found if line]

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fdjax.errors import UserError, first_line
+from fdjax.frozen.artifact import GRAPH, FrozenNetwork
 from fdjax.frozen.assemble import Frozen, freeze
 from fdjax.frozen.choice import layers_of, time_programs
 from fdjax.frozen.clock import clock, cores, interleaved, quartiles
@@ -47,6 +49,21 @@ def seeded_variables(network: MaskedGraph, seed: int = 0) -> list[np.ndarray]:
 def dense_network(network: MaskedGraph, seed: int = 0) -> Frozen:
     """The unpruned network in its best form, with random weights."""
     return freeze(network, seeded_variables(network, seed), network.full_counts())
+
+
+def dense_of(artifact: FrozenNetwork) -> Frozen:
+    """The dense network that a saved frozen one was made from, with seeded weights.
+
+    Raises:
+      UserError: the graph that was saved with it is not one that can be frozen.
+    """
+    try:
+        return dense_network(artifact.network)
+    except Exception as error:  # Of whatever kind a forged graph leads to.
+        raise UserError(
+            f"{GRAPH} of the frozen network describes no network that can be made: {first_line(error)}; freeze the "
+            "checkpoint again"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fdjax.reports.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILION, new_figure, save_figure
+from fdjax.reports.tables import aligned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,10 +50,8 @@ def engines_table(rows: Sequence[Row]) -> str:
     for row in rows:
         numbers = ["-" if row.get(name) is None else f"{row[name]:.{digits}f}" for name, digits in figures.items()]
         table.append([*(str(row[name]) for name in columns), *numbers])
-    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-    lines = ["  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in table]
     errors = {f"{row['engine']} refuses the {row['form']} network: {row['error']}" for row in rows if "error" in row}
-    return "\n".join([*lines, *sorted(errors)])
+    return "\n".join([aligned(table), *sorted(errors)])
 
 
 def bench_figure(rows: Sequence[Row]) -> Figure:

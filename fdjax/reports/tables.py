@@ -9,6 +9,12 @@ _COLUMNS = ("dense", "pruned", "full_transforms", "paper_total", "total")
 _HEADINGS = ("dense", "pruned", "full DCT+IDCT", "paper total", "total")
 
 
+def aligned(table: Sequence[Sequence[str]]) -> str:
+    """Lines whose columns are as wide as their widest cell, [rows][columns]."""
+    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+    return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in table)
+
+
 def macs_table(macs: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]) -> str:
     """A row per layer and one of totals, in multiply-accumulates.
 

@@ -14,6 +14,7 @@ from fdjax.ops.activation import relu6
 from fdjax.ops.batch_norm import batch_norm
 from fdjax.ops.conv_batch_norm import depthwise_batch_norm, pointwise_batch_norm
 from fdjax.ops.depthwise import depthwise_conv
+from fdjax.ops.platform import for_cpu
 from fdjax.ops.pointwise import dense_pointwise
 
 
@@ -97,7 +98,7 @@ class BatchNorm(nn.Module):
             y = x * slope.astype(x.dtype) + (bias - mean * slope).astype(x.dtype)
             return relu6(y) if self.relu6 else y
 
-        on_cpu = jax.default_backend() == "cpu"
+        on_cpu = for_cpu()
         if on_cpu and isinstance(convolution, Depthwise) and self.relu6:
             kernel, stride, padding = convolution
             y, batch_mean, batch_var = depthwise_batch_norm(x, kernel, scale, bias, stride, padding, self.epsilon)

@@ -1,0 +1,62 @@
+"""`fdjax compile`: a frozen network, or a config's training steps, compiled for an accelerator that is not there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from fdjax import runtime
+from fdjax.commands.arguments import parse_with_config
+from fdjax.commands.output_files import check_json_target, write_report
+from fdjax.config import Config
+from fdjax.errors import UserError
+
+
+@dataclasses.dataclass(kw_only=True)
+class CompileArguments:
+    """Compiles for an accelerator that this machine does not have, and says what its compiler expects."""
+
+    target: str
+    """tpu:v5e, tpu:v6e or cuda:h100."""
+    frozen: str | None = None
+    """A frozen network, as fdjax freeze writes it; its dense self is compiled beside it."""
+    config: str | None = None
+    """Config file, in place of a frozen network: its training steps are compiled. Every field can be set by a flag."""
+    batch: tuple[int, ...] = (1, 64)
+    """Images at once, one or several (a config has its own, data.batch_size)."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of a frozen network's weights and maps (a config has its own, model.precision)."""
+    json: str | None = None
+    """Write the rows to this file too."""
+    settings: Annotated[Config, tyro.conf.arg(name="")]
+
+
+def compile_command(arguments: Sequence[str]) -> int:
+    """`fdjax compile`."""
+    parsed = parse_with_config(CompileArguments, "fdjax compile", arguments)
+    check_json_target(parsed.json)
+    if (parsed.config is None) == (parsed.frozen is None):
+        raise UserError("give either --frozen DIR or --config FILE")
+    if parsed.frozen is not None and parsed.settings != Config():
+        raise UserError("a frozen network has no settings: give none beside --frozen")
+    if any(batch < 1 for batch in parsed.batch):
+        raise UserError(f"--batch must be at least 1, got {' '.join(map(str, parsed.batch))}")
+    runtime.compute_on_the_cpu()
+    from fdjax.experiments.ahead import compile_artifact, compile_steps
+    from fdjax.frozen.targets import find_target
+    from fdjax.reports.ahead_tables import cycles_table, rows_table
+
+    find_target(parsed.target)
+    if parsed.frozen is not None:
+        rows = compile_artifact(Path(parsed.frozen), parsed.target, parsed.batch, parsed.dtype)
+        print(rows_table(rows))
+        print(cycles_table(rows))
+    else:
+        rows = compile_steps(parsed.settings, parsed.target)
+        print(rows_table(rows))
+    write_report(parsed.json, {"rows": rows})
+    return 0

@@ -1,0 +1,102 @@
+"""Frozen networks and training steps, compiled for accelerators that are not there (`fdjax.frozen.targets`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fdjax.config import Config
+from fdjax.data import describe_source
+from fdjax.frozen import load
+from fdjax.frozen.bench import dense_of
+from fdjax.frozen.targets import compare_ahead, compile_ahead
+from fdjax.graph.masks import MaskedGraph
+from fdjax.training.build import build_network
+from fdjax.training.optimizers import optimizers_for
+from fdjax.training.phases import Phase, plan_phases
+from fdjax.training.programs import make_programs
+from fdjax.training.state import create_state, init_variables
+
+# The phases of a run do not depend on how many steps an epoch has.
+_STEPS_PER_EPOCH = 10
+
+
+class _Uncompiled:
+    """In place of a feed: a step as it is, for whoever compiles it."""
+
+    @staticmethod
+    def compile(step: Callable[..., Any]) -> Callable[..., Any]:
+        return step
+
+
+def compile_artifact(folder: Path, target: str, batches: Sequence[int], dtype: str) -> list[dict[str, Any]]:
+    """Compiles the frozen network in `folder` and its dense self.
+
+    Args:
+      folder: the artifact.
+      target: one of `fdjax.frozen.targets.TARGETS`.
+      batches: images at once.
+      dtype: "bfloat16" or "float32".
+
+    Returns:
+      Rows of `fdjax.frozen.targets.compare_ahead`.
+
+    Raises:
+      UserError: no sound artifact, or the target's compiler is not there or refuses.
+    """
+    artifact = load(folder)
+    networks = {"dense": dense_of(artifact), "pruned": artifact.frozen}
+    return [row for batch in batches for row in compare_ahead(target, networks, batch, dtype)]
+
+
+def compile_steps(config: Config, target: str) -> list[dict[str, Any]]:
+    """Compiles the weight steps and mask steps of a config's phases; no data are needed.
+
+    Returns:
+      A row for each different step, JSON types: `form` (phase and kind of step), `target`, `batch`, `dtype`,
+      `compile_seconds`, `memory_mb`, `cycles` (None where the compiler expects nothing).
+
+    Raises:
+      UserError: the target's compiler is not there or refuses a step.
+    """
+    data = config.data
+    shape, classes = describe_source(data.name, data.path, data.image_size, data.grayscale)
+    network, graph = build_network(config, shape, len(classes))
+    graph = dataclasses.replace(graph, input_mean=(127.0,) * shape[2], input_std=(64.0,) * shape[2])
+    rows = []
+    for phase in plan_phases(config, _STEPS_PER_EPOCH):
+        for kind, step, state in _steps_of(config, network, graph, phase):
+            images = jax.ShapeDtypeStruct((data.batch_size, *shape), jnp.uint8)
+            labels = jax.ShapeDtypeStruct((data.batch_size,), jnp.int32)
+            made = compile_ahead(target, step, state, images, labels)
+            rows.append(
+                {
+                    "form": f"{phase.name}: {kind}",
+                    "target": target,
+                    "batch": data.batch_size,
+                    "dtype": config.model.precision,
+                    "compile_seconds": made.seconds,
+                    "memory_mb": made.memory_mb,
+                    "cycles": made.cycles,
+                }
+            )
+    return rows
+
+
+def _steps_of(config: Config, network: Any, graph: MaskedGraph, phase: Phase) -> list[tuple[str, Any, Any]]:
+    """A phase's steps by kind, each with the state that it takes; the masks of hard phases are all ones."""
+    state = create_state(
+        init_variables(network, graph.input_shape, config.seed), config.seed, *optimizers_for(config, phase)
+    )
+    if config.distill.weight > 0:
+        state = state.with_teacher()
+    feed: Any = _Uncompiled()
+    programs = make_programs(config, network, graph, phase, state, feed, np.arange(graph.num_classes))
+    kinds = {("masks", False): "mask step", ("weights", True): "weight step"}
+    return [(kinds[key], step, state) for key, step in programs.items() if key in kinds]  # type: ignore[index]

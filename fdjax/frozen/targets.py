@@ -1,0 +1,277 @@
+"""Compiling ahead of time for accelerators that this machine does not have, and what their compilers expect.
+
+A TPU's compiler (libtpu) says how many cycles it expects of each of its fusions; one for GPUs says nothing of the kind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fdjax.errors import UserError, first_line
+from fdjax.frozen.assemble import Frozen, fewest_macs
+from fdjax.frozen.choice import programs
+from fdjax.frozen.program import Apply, Program
+from fdjax.frozen.runs import Candidates
+from fdjax.frozen.xla import RUN_SCOPE, apply, scope_of
+from fdjax.ops.platform import tracing_for
+
+# NVIDIA's figures of an H100 SXM with 80 GB, as XLA's GpuTargetConfig names them.
+_H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 device_memory_size: 84942979072
+  cuda_compute_capability { major: 9 }
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 1 }
+device_description_str: "NVIDIA H100"
+"""
+# What libtpu would otherwise ask of a machine that has TPUs.
+_TPU_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Target:
+    """How a target is described to jax and compiled for, and what has to be installed: one of `packages`."""
+
+    platform: str
+    topology: str
+    packages: tuple[str, ...]
+    install: str
+    config: str | None = None
+    options: dict[str, str | bool] = dataclasses.field(default_factory=dict)
+
+
+_TARGETS: Mapping[str, _Target] = {
+    "tpu:v5e": _Target("tpu", "v5e:2x2", ("libtpu",), "jax[tpu]"),
+    "tpu:v6e": _Target("tpu", "v6e:2x2", ("libtpu",), "jax[tpu]"),
+    # Triton's products are tuned on the GPU itself, which is not there.
+    "cuda:h100": _Target(
+        "cuda",
+        "h100",
+        ("jax_cuda13_plugin", "jax_cuda12_plugin"),
+        "jax[cuda13]",
+        _H100,
+        {"xla_gpu_enable_triton_gemm": False},
+    ),
+}
+TARGETS = tuple(_TARGETS)
+
+
+@dataclasses.dataclass(frozen=True)
+class AheadOfTime:
+    """What a compiler made and expects.
+
+    Attributes:
+      seconds: that it took.
+      memory_mb: that the program takes on the device: arguments, results and temporaries.
+      cycles: that the compiler expects, or None where it expects nothing.
+      cycles_by_run: of these, the ones of the operations of a frozen network, by name; a fusion counts to the operation
+        that its last instruction is of.
+    """
+
+    seconds: float
+    memory_mb: float
+    cycles: int | None
+    cycles_by_run: Mapping[str, int]
+
+
+def find_target(name: str) -> jax.sharding.Sharding:
+    """Where programs for a target are placed.
+
+    Args:
+      name: one of `TARGETS`.
+
+    Returns:
+      The first device of such a machine.
+
+    Raises:
+      UserError: there is no such target, or what compiles for it is not installed or does not work.
+    """
+    if name not in _TARGETS:
+        raise UserError(f"there is no target {name!r}; give one of {', '.join(TARGETS)}")
+    target = _TARGETS[name]
+    if all(importlib.util.find_spec(package) is None for package in target.packages):
+        raise UserError(f"the target {name} needs what is not installed: pip install '{target.install}'")
+    return _placement(name)
+
+
+@functools.cache
+def _placement(name: str) -> jax.sharding.Sharding:
+    from jax.experimental import topologies
+
+    target = _TARGETS[name]
+    if target.platform == "tpu":
+        for variable, value in _TPU_ENVIRONMENT.items():
+            os.environ.setdefault(variable, value)
+    options = {} if target.config is None else {"target_config": target.config, "topology": "1x1x1"}
+    try:
+        described = topologies.get_topology_desc(target.topology, target.platform, **options)
+    except Exception as error:  # Of whatever kind a plugin raises.
+        raise UserError(f"nothing here compiles for {name}: {first_line(error)}") from error
+    return jax.sharding.SingleDeviceSharding(described.devices[0])
+
+
+@contextlib.contextmanager
+def _without_cache() -> Iterator[None]:
+    """The persistent cache cannot hold programs for devices that are not there."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    before = getattr(jax.config, "jax_enable_compilation_cache")  # noqa: B009 (its type is not declared)
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
+
+
+def compile_ahead(target: str, function: Callable[..., Any], *arguments: Any) -> AheadOfTime:
+    """Compiles a function for a target.
+
+    Args:
+      target: one of `TARGETS`.
+      function: of JAX.
+      arguments: pytrees of arrays, or of what has their shape and dtype.
+
+    Returns:
+      What the compiler made of it.
+
+    Raises:
+      UserError: as `find_target`, or the compiler refuses the function.
+    """
+    where = find_target(target)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), arguments)
+    start = time.perf_counter()
+    with _without_cache(), tracing_for(_TARGETS[target].platform):
+        try:
+            compiled = jax.jit(function).lower(*shapes).compile(compiler_options=_TARGETS[target].options)
+        except Exception as error:  # Of whatever kind a compiler raises.
+            raise UserError(f"the compiler for {target} refuses it: {first_line(error)}") from error
+    seconds, usage = time.perf_counter() - start, compiled.memory_analysis()
+    sizes = (usage.argument_size_in_bytes, usage.output_size_in_bytes, usage.temp_size_in_bytes) if usage else ()
+    cycles, by_run = _expected_cycles(compiled.as_text() or "")
+    return AheadOfTime(seconds, sum(sizes) / 1e6, cycles, by_run)
+
+
+def _expected_cycles(text: str) -> tuple[int | None, dict[str, int]]:
+    """The cycles that a compiled program's text expects, in all and by operation of a frozen network."""
+    total, by_run = None, dict[str, int]()
+    for line in text.splitlines():
+        found = re.search(r'"estimated_cycles":\s*"?(\d+)', line)
+        if not found:
+            continue
+        total = (total or 0) + int(found[1])
+        scope = re.search(rf'op_name="[^"]*/({RUN_SCOPE}[^/"]+)/', line)
+        if scope:
+            by_run[scope[1]] = by_run.get(scope[1], 0) + int(found[1])
+    return total, by_run
+
+
+def compile_frozen(
+    target: str, program: Program, arrays: Mapping[str, Any], batch: int, dtype: str = "bfloat16", *, part: bool = False
+) -> AheadOfTime:
+    """Compiles a frozen network, or a part of one, for a target.
+
+    Args:
+      target: one of `TARGETS`.
+      program: the network.
+      arrays: by name.
+      batch: images at once.
+      dtype: of weights and maps, "bfloat16" or "float32".
+      part: the inputs are maps, not images.
+
+    Returns:
+      What the compiler made of it.
+
+    Raises:
+      UserError: as `compile_ahead`.
+    """
+    given = {name: jax.ShapeDtypeStruct(array.shape, jnp.dtype(dtype)) for name, array in arrays.items()}
+    kind = jnp.dtype(dtype) if part else jnp.dtype("uint8")
+    images = [jax.ShapeDtypeStruct((batch, *program.shapes[value]), kind) for value in program.inputs]
+    made = compile_ahead(target, functools.partial(apply, program), given, *images)
+    names = {
+        scope_of(operation): operation.name for operation in program.operations if not isinstance(operation, Apply)
+    }
+    by_run = {names.get(scope, scope): cycles for scope, cycles in made.cycles_by_run.items()}
+    return dataclasses.replace(made, cycles_by_run=by_run)
+
+
+@dataclasses.dataclass
+class Estimate:
+    """Chooses schedules by the cycles that a target's compiler expects of each alone.
+
+    Attributes:
+      target: one of `TARGETS`.
+      batch: images at once.
+      dtype: of weights and maps.
+      cycles: what has been estimated: run -> schedule -> cycles.
+    """
+
+    target: str
+    batch: int = 1
+    dtype: str = "bfloat16"
+    cycles: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+
+    def choose(self, candidates: Candidates) -> str:
+        """The schedule that is expected to be fastest (`fdjax.frozen.freeze` takes it as `choose`).
+
+        Raises:
+          UserError: the target's compiler expects nothing.
+        """
+        name, found = next(iter(candidates.values()))[0].name, {}
+        for form, (program, arrays) in programs(candidates).items():
+            made = compile_frozen(self.target, program, arrays, self.batch, self.dtype, part=True)
+            if made.cycles is None:
+                raise UserError(f"the compiler for {self.target} expects no times: --choose macs, or time where it is")
+            found[form] = made.cycles
+        self.cycles[name] = found
+        usual = fewest_macs(candidates)
+        return min(found, key=lambda form: (found[form], form != usual))
+
+
+def compare_ahead(
+    target: str, networks: Mapping[str, Frozen], batch: int, dtype: str = "bfloat16"
+) -> list[dict[str, Any]]:
+    """Compiles networks, the first of which is the dense one, for a target.
+
+    Returns:
+      A row each, JSON types: `form` (its name), `target`, `batch`, `dtype`, `compile_seconds`, `memory_mb`, `macs`,
+      `mac_ratio`, `cycles` and `cycle_ratio` over the dense network's, `cycles_by_run`; cycles are None where the
+      compiler expects nothing.
+
+    Raises:
+      UserError: as `compile_ahead`.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, frozen in networks.items():
+        made = compile_frozen(target, frozen.program, frozen.arrays, batch, dtype)
+        row: dict[str, Any] = {"form": name, "target": target, "batch": batch, "dtype": dtype}
+        row |= {"compile_seconds": made.seconds, "memory_mb": made.memory_mb, "macs": frozen.program.macs()}
+        dense = rows[0] if rows else row | {"cycles": made.cycles}
+        row["mac_ratio"] = row["macs"] / dense["macs"]
+        row["cycles"] = made.cycles
+        row["cycle_ratio"] = made.cycles / dense["cycles"] if made.cycles and dense["cycles"] else None
+        rows.append({**row, "cycles_by_run": dict(made.cycles_by_run)})
+    return rows
