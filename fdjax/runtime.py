@@ -100,15 +100,6 @@ def _use_huge_pages(libc: ctypes.CDLL) -> None:
         libc.free(address)
 
 
-def compute_on_the_cpu() -> None:
-    """Has jax use the CPU alone, so that what compiles for other devices does not look for them; before it computes."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    if "jax" in sys.modules:
-        import jax
-
-        jax.config.update("jax_platforms", "cpu")
-
-
 def limit_threads(threads: int | None) -> int:
     """Holds this process to so many processor cores; XLA's flags alone do not. Call before jax is imported.
 

@@ -61,7 +61,11 @@ def cases(only: str) -> Iterator[tuple[str, Case]]:
         config = load_config(str(file))
         # What has its default need not be known to the code before.
         defaults = {field.name: field.default for field in dataclasses.fields(config.model)}
-        model = {name: value for name, value in dataclasses.asdict(config.model).items() if value != defaults[name]}
+        model = {
+            name: value
+            for name, value in dataclasses.asdict(config.model).items()
+            if name == "name" or value != defaults[name]
+        }
         asked = (model, config.data.image_size, config.learn.block, config.learn.block_by_map)
         if asked in seen or only not in file.stem:
             continue

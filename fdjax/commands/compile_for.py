@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fdjax import runtime
 from fdjax.commands.arguments import parse_with_config
 from fdjax.commands.output_files import check_json_target, write_report
 from fdjax.config import Config
@@ -45,11 +44,11 @@ def compile_command(arguments: Sequence[str]) -> int:
         raise UserError("a frozen network has no settings: give none beside --frozen")
     if any(batch < 1 for batch in parsed.batch):
         raise UserError(f"--batch must be at least 1, got {' '.join(map(str, parsed.batch))}")
-    runtime.compute_on_the_cpu()
     from fdjax.experiments.ahead import compile_artifact, compile_steps
-    from fdjax.frozen.targets import find_target
+    from fdjax.frozen.targets import compute_on_the_cpu, find_target
     from fdjax.reports.ahead_tables import cycles_table, rows_table
 
+    compute_on_the_cpu()
     find_target(parsed.target)
     if parsed.frozen is not None:
         rows = compile_artifact(Path(parsed.frozen), parsed.target, parsed.batch, parsed.dtype)

@@ -51,17 +51,16 @@ def freeze_command(arguments: Sequence[str]) -> int:
         raise UserError("--release compares times: give --choose time with it")
     if (parsed.choose == "estimate") != (parsed.target is not None):
         raise UserError("--choose estimate and --target TARGET belong together: give both, or neither")
-    if parsed.target is not None:
-        runtime.compute_on_the_cpu()
     from fdjax.checkpoints.freeze import freeze_checkpoint
     from fdjax.frozen import Stopwatch
     from fdjax.frozen.engines import check_engines
     from fdjax.frozen.speed import slower_words
-    from fdjax.frozen.targets import Estimate, find_target
+    from fdjax.frozen.targets import Estimate, compute_on_the_cpu, find_target
     from fdjax.reports import frozen_table
 
     check_engines([parsed.engine])
     if parsed.target is not None:
+        compute_on_the_cpu()
         find_target(parsed.target)
     by_time, engine, batch = parsed.choose == "time", parsed.engine, parsed.engine_batch
     manifest = freeze_checkpoint(

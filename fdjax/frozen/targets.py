@@ -95,6 +95,11 @@ class AheadOfTime:
     cycles_by_run: Mapping[str, int]
 
 
+def compute_on_the_cpu() -> None:
+    """Has jax use the CPU alone, so that compilers for other devices do not look for them; before it computes."""
+    jax.config.update("jax_platforms", "cpu")
+
+
 def find_target(name: str) -> jax.sharding.Sharding:
     """Where programs for a target are placed.
 
