@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,17 @@ from fdjax import runtime
 from fdjax.commands.main import fdjax_command
 from fdjax.errors import UserError
 from fdjax.frozen import freeze, save
-from fdjax.frozen.bench import bench, bench_layers, compile_network, dense_network, describe_masks, seeded_variables
+from fdjax.frozen.bench import (
+    bench,
+    bench_layers,
+    compile_network,
+    dense_network,
+    dense_of,
+    describe_masks,
+    seeded_variables,
+)
 from fdjax.graph.counting import network_macs
+from fdjax.graph.masks import MaskedGraph
 from fdjax.reports import bench_figure, bench_table
 from fdjax.training.network import graph_variables
 from tests.frozen_networks import random_counts, random_variables
@@ -120,6 +130,18 @@ def test_a_picture_that_cannot_be_written_is_refused_first(tmp_path, picture, ca
         fdjax_command(flags)
     assert stop.value.code == 2
     assert "--picture" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["\x00", [], "add"])
+def test_a_forged_graph_of_which_no_dense_network_can_be_made_is_refused(kind) -> None:
+    _, graph = make(**TIED)
+    fields = json.loads(json.dumps(graph.to_dict()))
+    operations = fields["graph"]["operations"]
+    place = next(place for place, operation in enumerate(operations) if "broadcast" in operation[0])
+    operations[place][0] = kind
+    forged = SimpleNamespace(network=MaskedGraph.from_dict(fields))
+    with pytest.raises(UserError, match="describes no network that can be made"):
+        dense_of(forged)  # type: ignore[arg-type]
 
 
 def test_more_threads_than_there_are_cores_are_refused() -> None:
