@@ -154,6 +154,9 @@ def test_rounding_meets_the_target_and_keeps_the_floor(images, variables):
     assert abs(hard.macs.ratio - 0.6) < 0.05
     assert (fdjax.harden(graph, fcmask, target_macs=0.2).counts["unit2/expand/channels"] > 0).sum() >= 12
     assert fdjax.count(graph, hard.counts, hard.released).to_dict() == hard.macs.to_dict()
+    # In multiples, too: 12 become 16, and one of 8 all of them.
+    even = fdjax.harden(graph, fcmask, target_macs=0.1, group_multiple=16).counts
+    assert (even["unit2/expand/channels"] > 0).sum() == 16 and (even["stem/channels"] > 0).all()
 
 
 def test_the_table_says_what_can_be_masked_and_what_stays(images, variables):
