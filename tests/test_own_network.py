@@ -128,6 +128,7 @@ def test_masks_move_in_learn_only_and_weights_in_the_other_phases(finished):
     assert not same(learned.params, refined.params) and not same(learned.batch_stats, refined.batch_stats)
 
 
+@pytest.mark.slow
 def test_interrupted_in_every_phase_it_ends_bit_for_bit_the_same(finished, tmp_path):
     for step in (2, STEPS + 2, 2 * STEPS + 2):
         workdir = tmp_path / str(step)
@@ -268,7 +269,9 @@ def test_a_wrong_name_or_argument_is_refused(refused):
     assert "no module 'nowhere_at_all'" in refused("nowhere_at_all:small")
     unknown = refused("own_nets:small", "--model.arguments", "depth", "3")
     assert "takes (num_classes, width=1.0)" in unknown and "unexpected keyword argument 'depth'" in unknown
-    assert "the rule 'sten' fits no layer; near it are stem" in refused("own_nets:small", "--learn.exclude", "sten")
+    assert "the rule 'sten' fits no layer that can have masks (learn.exclude); near it are stem" in refused(
+        "own_nets:small", "--learn.exclude", "sten"
+    )
     assert "a rate for all but the layer called 'classifier'" in refused("own_nets:small", "--refine.body-rate", "0.1")
 
 

@@ -312,7 +312,7 @@ def wait_for_records(workdir: Path, process: subprocess.Popen[str]) -> None:
     ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (None, 124)], ids=["term", "int", "limit"]
 )
 def test_a_signal_or_the_time_limit_saves_and_stops(tmp_path, number, status) -> None:
-    process = start(tmp_path / "run", *(() if number else ("--time-limit", "40")))
+    process = start(tmp_path / "run", *(() if number else ("--time-limit", "30")))
     try:
         wait_for_records(tmp_path / "run", process)
         if number:

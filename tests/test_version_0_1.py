@@ -23,7 +23,9 @@ HERE = Path(__file__).parent / "version_0_1"
 EXPECTED = json.loads((HERE / "expected.json").read_text())
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "resnext" else ()) for name in EXPECTED]
+)
 def test_a_checkpoint_of_0_1_is_the_same_network(name: str):
     expected = EXPECTED[name]
     restored = restore(Checkpoints(HERE / name / "checkpoints"), expected["step"])

@@ -117,10 +117,9 @@ def freeze_checkpoint(
         "choice": {
             "by": "time" if stopwatch else "estimate" if estimate else "macs",
             "engine": stopwatch.engine if stopwatch else None,
-            "target": estimate.target if estimate else None,
             "batch": chooser.batch if chooser else None,
-            "cycles": estimate.cycles if estimate else None,
             "released_at_freezing": newly,
+            **({"target": estimate.target, "cycles": estimate.cycles} if estimate else {}),
         },
         "time": _time(graph, frozen, counts, compare_on),
         "accuracy": _accuracy(restored, frozen, counts, hard.counts if newly else None, data_path),
