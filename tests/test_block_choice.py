@@ -410,7 +410,7 @@ def test_a_layer_of_single_pixels_masks_channels(mode, levels):
 
 
 @pytest.mark.usefixtures("few_test_images")
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_blocks_of_single_pixels_learn_round_refine_and_count(pretrained, tmp_path, capsys, tied):
     """Plain channel pruning, in some of the layers or in all."""
     config = get_config()

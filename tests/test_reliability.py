@@ -309,7 +309,12 @@ def wait_for_records(workdir: Path, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (None, 124)], ids=["term", "int", "limit"]
+    ("number", "status"),
+    [
+        pytest.param(signal.SIGTERM, 143, id="term"),
+        pytest.param(signal.SIGINT, 130, id="int"),
+        pytest.param(None, 124, id="limit", marks=pytest.mark.slow),  # It waits for half a minute.
+    ],
 )
 def test_a_signal_or_the_time_limit_saves_and_stops(tmp_path, number, status) -> None:
     process = start(tmp_path / "run", *(() if number else ("--time-limit", "30")))
