@@ -27,7 +27,7 @@ class FreezeArguments:
     """How to choose among a layer's exact forms: by MACs, by time measured on this machine, or by the cycles that the
     compiler for --target expects."""
     target: str | None = None
-    """tpu:v5e or tpu:v6e, for --choose estimate."""
+    """tpu:v5e or tpu:v6e, for --choose estimate: its compiler is asked about the network in bfloat16."""
     engine: Literal["xla", "native", "onnxruntime", "openvino"] = "xla"
     """What the network is to run on, for measuring times."""
     engine_batch: int = 1
