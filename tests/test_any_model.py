@@ -114,6 +114,7 @@ def test_a_training_step_learns_masks_and_statistics(images, variables):
     assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (before, changed["batch_stats"])), strict=True))
 
 
+@pytest.mark.slow
 def test_checkpointed_modules_and_vmap_are_masked_alike(images, variables):
     graph = fdjax.with_masks(fdjax.trace(Net().apply, variables, images[:1]), block=2, tied=False)
     fcmask = {

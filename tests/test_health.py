@@ -176,8 +176,11 @@ def test_predicting_and_evaluating_refuse_a_frozen_network_whose_logits_are_not_
 
 def test_weights_that_are_not_finite_are_not_imported(tmp_path) -> None:
     network, graph = build_network(CONFIG, (28, 28, 1), 10)
-    variables = jax.tree.map(np.asarray, dict(network.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))))
-    variables = {name: variables[name] for name in ("params", "batch_stats")}
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    variables = {
+        name: jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes[name])
+        for name in ("params", "batch_stats")
+    }
     variables["params"]["classifier"]["bias"] = np.full(10, np.inf, np.float32)
     with pytest.raises(UserError, match="the weight classifier/bias is not finite"):
         save_imported(tmp_path / "out", CONFIG, graph, variables, {})

@@ -242,6 +242,7 @@ def test_refinement_can_start_from_a_run_that_ended_with_learn(tmp_path):
     assert refined["layers"] == learned["layers"]
 
 
+@pytest.mark.slow  # The test of a further phase covers most of it.
 @pytest.mark.usefixtures("quick_runs")
 def test_settings_of_phases_that_have_not_begun_may_change(tmp_path):
     begun = dataclasses.replace(CONFIG, phases=("pretrain",))

@@ -24,7 +24,7 @@ EXPECTED = json.loads((HERE / "expected.json").read_text())
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == "resnext" else ()) for name in EXPECTED]
+    "name", [pytest.param(name, marks=() if name == "untied" else pytest.mark.slow) for name in EXPECTED]
 )
 def test_a_checkpoint_of_0_1_is_the_same_network(name: str):
     expected = EXPECTED[name]
