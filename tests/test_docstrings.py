@@ -20,15 +20,11 @@ UNFINISHED = frozenset(
         "fdjax/checkpoints/filter_pruning.py",
         "fdjax/checkpoints/freeze.py",
         "fdjax/checkpoints/given_masks.py",
-        "fdjax/checkpoints/imported.py",
-        "fdjax/data/augment.py",
         "fdjax/data/batches.py",
         "fdjax/data/decode.py",
         "fdjax/data/images.py",
-        "fdjax/data/inspection.py",
         "fdjax/data/oddities.py",
         "fdjax/data/sources.py",
-        "fdjax/data/splits.py",
         "fdjax/data/stored.py",
         "fdjax/data/stream.py",
         "fdjax/data/tfds_sets.py",
@@ -60,7 +56,6 @@ UNFINISHED = frozenset(
         "fdjax/frozen/runs.py",
         "fdjax/frozen/score.py",
         "fdjax/frozen/targets.py",
-        "fdjax/frozen/xla.py",
         "fdjax/frozen/xla_apply.py",
         "fdjax/frozen/xla_conv.py",
         "fdjax/frozen/xla_products.py",
@@ -72,37 +67,30 @@ UNFINISHED = frozenset(
         "fdjax/graph/operations.py",
         "fdjax/graph/placing.py",
         "fdjax/graph/primitives.py",
-        "fdjax/graph/shuffles.py",
         "fdjax/graph/trace.py",
         "fdjax/graph/views.py",
         "fdjax/importers/best_fit.py",
         "fdjax/importers/by_order.py",
         "fdjax/importers/convert.py",
         "fdjax/importers/files.py",
-        "fdjax/importers/keras_file.py",
         "fdjax/importers/keras_worker.py",
         "fdjax/importers/misfits.py",
-        "fdjax/importers/state_dicts.py",
         "fdjax/ops/activation.py",
         "fdjax/ops/bands.py",
-        "fdjax/ops/batch_norm.py",
         "fdjax/ops/block_means.py",
         "fdjax/ops/blocks.py",
         "fdjax/ops/chunks.py",
         "fdjax/ops/conv.py",
-        "fdjax/ops/conv_batch_norm.py",
         "fdjax/ops/dct.py",
         "fdjax/ops/depthwise.py",
         "fdjax/ops/fcmask.py",
         "fdjax/ops/macs.py",
         "fdjax/ops/materialize.py",
-        "fdjax/ops/octave.py",
         "fdjax/ops/pointwise.py",
         "fdjax/pruning/block_choice.py",
         "fdjax/pruning/expected.py",
         "fdjax/pruning/filters.py",
         "fdjax/pruning/harden.py",
-        "fdjax/pruning/masked.py",
         "fdjax/pruning/profiled.py",
         "fdjax/pruning/side_masks.py",
         "fdjax/pruning/timed.py",
@@ -115,16 +103,13 @@ UNFINISHED = frozenset(
         "fdjax/training/devices.py",
         "fdjax/training/entering.py",
         "fdjax/training/evaluate.py",
-        "fdjax/training/feed.py",
         "fdjax/training/loop.py",
-        "fdjax/training/mask_control.py",
         "fdjax/training/measure.py",
         "fdjax/training/network.py",
         "fdjax/training/own_network.py",
         "fdjax/training/programs.py",
         "fdjax/training/restore.py",
         "fdjax/training/rounding.py",
-        "fdjax/training/speed.py",
         "fdjax/training/state.py",
         "fdjax/training/steps.py",
         "fdjax/training/streaming.py",
@@ -219,7 +204,7 @@ def sections(docstring: str) -> dict[str, list[str]]:
 
 def entries(lines: list[str]) -> list[str]:
     """The names that a section's entries describe: `name: ...`, or `name, other: ...`."""
-    heads = [match[1] for line in lines if (match := re.match(r" {4}(\*{0,2}\w+(?:, \*{0,2}\w+)*):", line))]
+    heads = [match[1] for line in lines if (match := re.match(r" {2}(\*{0,2}\w+(?:, \*{0,2}\w+)*):", line))]
     return [name.lstrip("*") for head in heads for name in head.split(", ")]
 
 
@@ -291,14 +276,14 @@ def scale(x_BC: jax.Array, factor, *rest) -> jax.Array:
     """Scales values.
 
     Args:
-        x_BC: values, [batch, channels].
-        factor, *rest: what to multiply by.
+      x_BC: values, [batch, channels].
+      factor, *rest: what to multiply by.
 
     Returns:
-        The scaled values, [batch, channels].
+      The scaled values, [batch, channels].
 
     Raises:
-        ValueError: the factor is 0.
+      ValueError: the factor is 0.
     """
     if not factor:
         raise ValueError("factor is 0")
