@@ -161,7 +161,7 @@ MISUSES: dict[str, list[tuple[str, str]]] = {
         ("prepare", "--source"),
         ("prepare cifar10 --source {here}/none --out {here}/new", "{here}/none"),
         ("prepare set --source {here}/text --out {here}/new", "set"),
-        ("inspect", "missing: STR As --data.name"),
+        ("inspect", "missing: STR Name of the set"),
         ("inspect nothing", "nothing"),
         ("inspect folder --path {here}/none", "{here}/none"),
         ("inspect folder --path {here}/empty", "{here}/empty"),

@@ -1,4 +1,4 @@
-"""What commands need of their arguments before these can be parsed as a whole."""
+"""Parses command lines: flags that are read ahead of the others, short error messages, and dispatch to commands."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ if TYPE_CHECKING:
     from fdjax.training.restore import Restored
 
 Parsed = TypeVar("Parsed")
-# Characters of what is wrong with a flag.
+# The longest error message about a flag, in characters.
 _LONGEST_MESSAGE = 800
-# By its name, a command, and what it does in words.
+# Maps the name of a command to its function and a line of help.
 Commands = Mapping[str, tuple[Callable[[Sequence[str]], int], str]]
 
 
 def flag_value(arguments: Sequence[str], program: str, flag: str = "--config") -> str | None:
-    """The value of --config, or another flag, found before the flags that depend on it can be parsed."""
+    """Returns the value of `flag`, or None, before the flags whose defaults depend on it can be parsed."""
     parser = argparse.ArgumentParser(prog=program, add_help=False, allow_abbrev=False)
     parser.add_argument(flag, dest="value")
     return parser.parse_known_args(list(arguments))[0].value
 
 
 def parse_with_config(kind: type[Parsed], program: str, arguments: Sequence[str]) -> Parsed:
-    """Parses a command's arguments, whose field `settings` is a `Config`: what --config's file says, or `Config()`, is
-    the default of every flag that sets one of its fields.
+    """Parses the arguments of a command that has a `Config` in its field `settings`.
+
+    The flags of `settings` have their defaults from the file that --config names, or from `Config()` without --config.
 
     Raises:
-      UserError: as `load_config`.
+      UserError: as in `load_config` and `parse_arguments`.
     """
     path = flag_value(arguments, program)
     fields = dataclasses.fields(kind)  # type: ignore[arg-type]
@@ -51,11 +52,11 @@ def parse_with_config(kind: type[Parsed], program: str, arguments: Sequence[str]
 def parse_arguments(
     kind: type[Parsed], program: str, arguments: Sequence[str] | None, default: Parsed | None = None
 ) -> Parsed:
-    """Parses a command's arguments; `default` has the values of the flags that are not given.
+    """Parses a command's arguments; flags that are not given have their values from `default`.
 
     Raises:
-      UserError: a flag that there is not, is missing, or has a value that it cannot have.
-      SystemExit: help was asked for, and has been printed.
+      UserError: if a flag is unknown, missing, or has a value that is not accepted.
+      SystemExit: if help was asked for; it has been printed.
     """
     printed = io.StringIO()
     options: dict[str, Any] = {} if default is None else {"default": default}
@@ -70,7 +71,7 @@ def parse_arguments(
 
 @contextlib.contextmanager
 def _unwrapped(arguments: Sequence[str] | None) -> Iterator[None]:
-    """Has tyro write errors in long lines, so that no number is cut; help keeps the terminal's width."""
+    """Makes tyro write errors in long lines, so that no number is broken; help keeps the terminal's width."""
     if {"-h", "--help"} & set(sys.argv[1:] if arguments is None else arguments):
         yield
         return
@@ -86,7 +87,7 @@ def _unwrapped(arguments: Sequence[str] | None) -> Iterator[None]:
 
 
 def _in_few_words(box: str, program: str) -> str:
-    """What tyro draws a box of up to 20 lines around."""
+    """Returns as one line the error that tyro prints in a box of up to 20 lines."""
     sections: list[list[str]] = [[]]
     for row in box.splitlines():
         text = row.strip("\u2502| ")
@@ -96,12 +97,12 @@ def _in_few_words(box: str, program: str) -> str:
             sections[-1].append(text)
     sections = [section for section in sections if section]
     if not box.lstrip().startswith("\u256d") and len(sections) > 1:
-        # Without a frame the title is a section of its own.
+        # Where tyro draws no frame, the title is a section of its own.
         sections = sections[1:]
     said = " ".join(sections[0]).replace("Error parsing ", "")
     if said.startswith("Missing from"):
         flags = [row for row in sections[0] if row.startswith("--")]
-        # What has no flag is known by its help alone.
+        # A positional argument has no flag; its help says which it is.
         said = f"missing: {', '.join(flags) or ' '.join(sections[0][1:]).removesuffix(' (required)')}"
     for section in sections[1:]:
         if section[0].startswith("Unrecognized"):
@@ -113,24 +114,33 @@ def _in_few_words(box: str, program: str) -> str:
 
 
 def restored_run(path: str, which: str = "latest") -> Restored:
-    """The checkpoint that --checkpoint and --which name, restored."""
+    """Restores the checkpoint that --checkpoint and --which name."""
     from fdjax.training.restore import open_checkpoint
 
     return open_checkpoint(path, which)[-1]
 
 
 def check_at_least_one(**flags: int) -> None:
-    """Raises `UserError` for the first of some flags' values that is below 1."""
+    """Raises `UserError` for the first flag whose value is below 1."""
     for name, number in flags.items():
         if number < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {number}")
 
 
 def dispatch(commands: Commands, arguments: Sequence[str], *group: str) -> int:
-    """Does the command that the first argument names, of `fdjax` or of one of its groups; without one, lists them."""
+    """Runs the command that the first argument names, or prints the list of commands if there is no argument.
+
+    Args:
+      commands: the commands of `fdjax`, or of one of its groups.
+      arguments: the command's name, and its own arguments.
+      *group: the name of the group, such as "data"; none for `fdjax` itself.
+
+    Returns:
+      The exit status.
+    """
     usage = " ".join(["fdjax", *group, "COMMAND"])
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: {usage} [OPTIONS]; {usage} --help tells more\n")
+        print(f"usage: {usage} [OPTIONS]; {usage} --help lists a command's options\n")
         print("\n".join(f"  {name:10} {text}" for name, (_, text) in commands.items()))
         return 0 if arguments else 2
     if arguments[0] not in commands:

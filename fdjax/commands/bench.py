@@ -1,4 +1,4 @@
-"""`fdjax bench`: the time of a frozen network."""
+"""`fdjax bench`: times a frozen network."""
 
 from __future__ import annotations
 
@@ -15,30 +15,34 @@ from fdjax.errors import UserError
 
 @dataclasses.dataclass(kw_only=True)
 class BenchArguments:
-    """Times a frozen network beside the dense one in its best form, and beside ONNX Runtime's where it is installed."""
+    """Times a frozen network beside its dense network, on XLA or on the engines that --engine names.
+
+    Without --engine the dense network is also timed on ONNX Runtime, where that is installed.
+    """
 
     frozen: str
-    """A frozen network, as fdjax freeze writes it."""
+    """Directory of a frozen network, as fdjax freeze writes it."""
     batch: tuple[int, ...] = (1, 8)
-    """Images at once, one or several."""
+    """Batch sizes to time, in images."""
     threads: int | None = None
-    """How many processor cores to use (default: all that this process may use)."""
+    """Number of processor cores to use (None: all that this process may use)."""
     engine: tuple[Literal["xla", "native", "onnxruntime", "openvino"], ...] = ()
-    """Engines, one or several, to time it on, dense and pruned, turn by turn (default: XLA, and ONNX Runtime dense)."""
+    """Engines to time the dense and the pruned network on, in alternation (none: XLA, and ONNX Runtime for the dense
+    network)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of weights and maps."""
+    """Type of weights and activations; --engine takes float32 only."""
     rounds: int | None = None
-    """How often each network runs after its warm-up (default: 7 to 200, by how long it takes)."""
+    """Timed executions of each network after its warm-up (None: 7 to 200, fewer for slow networks)."""
     layers: bool = False
-    """Time each block alone, too."""
+    """Also time each run, and each pointwise layer outside of runs, alone."""
     json: str | None = None
-    """Write the rows to this file too."""
+    """File to write the results to as JSON."""
     picture: str | None = None
-    """Draw time beside MACs into this file."""
+    """File to draw a plot of time against MACs into (.png, .pdf or .svg)."""
 
 
 def bench_command(arguments: Sequence[str]) -> int:
-    """`fdjax bench`."""
+    """Runs `fdjax bench` and returns its exit status."""
     parsed = parse_arguments(BenchArguments, "fdjax bench", arguments)
     check_json_target(parsed.json)
     check_file_target("--picture", parsed.picture, (".png", ".pdf", ".svg"))
@@ -51,7 +55,7 @@ def bench_command(arguments: Sequence[str]) -> int:
 
     if parsed.engine:
         if parsed.layers or parsed.picture or parsed.dtype != "float32":
-            raise UserError("--engine takes neither --layers nor --picture, and float32 only")
+            raise UserError("--engine takes neither --layers nor --picture, and float32 is its only --dtype")
         found = bench_artifact_on(Path(parsed.frozen), parsed.engine, parsed.batch, threads, rounds=parsed.rounds)
         print("\n".join([engines_table(found["rows"]), *found["remarks"]]))
         write_report(parsed.json, found)

@@ -1,4 +1,4 @@
-"""`fdjax blocks`: the block of each layer."""
+"""`fdjax blocks`: chooses the block size of each layer."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ from fdjax.commands.output_files import check_json_target, write_report
 
 @dataclasses.dataclass(kw_only=True)
 class BlocksArguments:
-    """Chooses the block of each layer of a pretrained network: the one that loses the least energy for its MACs."""
+    """Chooses the block size of each layer of a pretrained network: the one that loses least energy for its MACs."""
 
     checkpoint: str
-    """A workdir, its checkpoints folder, or one step's folder, of a run that has not trained weights under masks."""
+    """Workdir, checkpoints folder, or folder of one step, of a run that has not trained weights under masks."""
     candidates: tuple[int, ...] = (1, 2, 4)
-    """Blocks to choose from, 1 to 16; those larger than a layer's map are passed over there."""
+    """Block sizes to choose from, 1 to 16 pixels; a layer skips those that are larger than its map."""
     target_macs: float | None = None
-    """The MAC ratio (macs.ratio) at which blocks are compared, above 0 to 1 (None: the run's)."""
+    """MAC ratio (macs.ratio) at which block sizes are compared, above 0 to 1 (None: the run's)."""
     tied: bool = False
-    """As learn.tied, and by default as in the run's config: a residual block's two layers then get one block."""
+    """Tie masks, as learn.tied does (default: as in the run's config); the two layers of a residual block then have one
+    block size."""
     levels: str = "all"
-    """As learn.levels, likewise."""
+    """Levels of the masks, as in learn.levels (default: as in the run's config)."""
     sides: Literal["both", "input", "output"] = "both"
-    """As learn.sides, likewise."""
+    """Sides that have masks, as in learn.sides (default: as in the run's config)."""
     images: int = 512
-    """How many training images to look at (seeded)."""
+    """Number of training images to measure energies on (drawn with the run's seed)."""
     data_path: str | None = None
-    """Where the run's data set lies now, if it has moved."""
+    """Directory of the run's data set, if it has moved."""
     json: str | None = None
-    """Write the choice to this file too."""
+    """File to write the choice to as JSON."""
 
 
 def blocks_command(arguments: Sequence[str]) -> int:
-    """`fdjax blocks`."""
+    """Runs `fdjax blocks` and returns its exit status."""
     path = flag_value(arguments, "fdjax blocks", "--checkpoint")
     required: Any = tyro.MISSING
     restored, defaults = None, BlocksArguments(checkpoint=required)
@@ -47,7 +48,7 @@ def blocks_command(arguments: Sequence[str]) -> int:
         own = restored.config.learn
         defaults = BlocksArguments(checkpoint=path, tied=own.tied, levels=own.levels, sides=own.sides)
     parsed = parse_arguments(BlocksArguments, "fdjax blocks", arguments, defaults)
-    assert restored is not None  # without --checkpoint parsing has failed
+    assert restored is not None  # parsing fails without --checkpoint
     check_json_target(parsed.json)
     learn = dataclasses.replace(restored.config.learn, tied=parsed.tied, levels=parsed.levels, sides=parsed.sides)
     if parsed.target_macs is not None:
@@ -57,7 +58,7 @@ def blocks_command(arguments: Sequence[str]) -> int:
 
     report = choose_blocks_of(restored, learn, parsed.candidates, parsed.images, parsed.data_path)
     print(blocks_table(report))
-    print(f"{report['macs']['ratio']:.3f}x MACs, by {report['num_images']:,} training images; for train.py:")
+    print(f"{report['macs']['ratio']:.3f}x MACs, measured on {report['num_images']:,} training images; for train.py:")
     print(shlex.join(report["flags"]))
     write_report(parsed.json, report)
     return 0

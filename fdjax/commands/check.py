@@ -1,4 +1,4 @@
-"""`fdjax check`: what of a run or of a frozen network is sound."""
+"""`fdjax check`: looks for damage in the files of a run or of a frozen network."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from fdjax.errors import UserError
 
 @dataclasses.dataclass(kw_only=True)
 class CheckArguments:
-    """Reads every file of a run, or of a frozen network, and says which are sound. Nothing is changed.
+    """Reads every file of a run, or of a frozen network, and reports which are sound. It changes nothing.
 
-    The exit status is 1 if something is damaged.
+    The exit status is 1 if a file is damaged.
     """
 
     workdir: str | None = None
     """Directory of a run."""
     frozen: str | None = None
-    """A frozen network, as fdjax freeze writes it, in place of a run."""
+    """Directory of a frozen network, as fdjax freeze writes it, in place of a run."""
     json: str | None = None
-    """Write the findings to this file too."""
+    """File to write the findings to as JSON."""
 
 
 def check_command(arguments: Sequence[str]) -> int:
-    """`fdjax check`."""
+    """Runs `fdjax check` and returns its exit status."""
     parsed = parse_arguments(CheckArguments, "fdjax check", arguments)
     check_json_target(parsed.json)
     if (parsed.workdir is None) == (parsed.frozen is None):

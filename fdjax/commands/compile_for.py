@@ -1,4 +1,4 @@
-"""`fdjax compile`: a frozen network, or a config's training steps, compiled for an accelerator that is not there."""
+"""`fdjax compile`: compiles a frozen network, or a config's training steps, for an accelerator that is not there."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from fdjax.errors import UserError
 
 @dataclasses.dataclass(kw_only=True)
 class CompileArguments:
-    """Compiles for an accelerator that this machine does not have, and says what its compiler expects."""
+    """Compiles for an accelerator that this machine does not have, and reports the compiler's estimates."""
 
     target: str
-    """tpu:v5e, tpu:v6e or cuda:h100."""
+    """Accelerator: tpu:v5e, tpu:v6e or cuda:h100."""
     frozen: str | None = None
-    """A frozen network, as fdjax freeze writes it; its dense self is compiled beside it."""
+    """Directory of a frozen network, as fdjax freeze writes it; its dense network is compiled beside it."""
     config: str | None = None
-    """Config file, in place of a frozen network: its training steps are compiled. Every field can be set by a flag."""
+    """Config file whose training steps are compiled, in place of a frozen network; flags can set every field."""
     batch: tuple[int, ...] = (1, 64)
-    """Images at once, one or several (a config has its own, data.batch_size)."""
+    """Batch sizes for a frozen network, in images; a config's training steps have data.batch_size."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Type of a frozen network's weights and maps (a config has its own, model.precision)."""
+    """Type of a frozen network's weights and activations; a config's training steps have model.precision."""
     json: str | None = None
-    """Write the rows to this file too."""
+    """File to write the results to as JSON."""
     settings: Annotated[Config, tyro.conf.arg(name="")]
 
 
 def compile_command(arguments: Sequence[str]) -> int:
-    """`fdjax compile`."""
+    """Runs `fdjax compile` and returns its exit status."""
     parsed = parse_with_config(CompileArguments, "fdjax compile", arguments)
     check_json_target(parsed.json)
     if (parsed.config is None) == (parsed.frozen is None):

@@ -1,4 +1,4 @@
-"""`fdjax data`: preparing and inspecting data sets."""
+"""`fdjax data`: prepares and inspects data sets."""
 
 from __future__ import annotations
 
@@ -15,32 +15,33 @@ from fdjax.config import Config
 
 @dataclasses.dataclass(kw_only=True)
 class PrepareArguments:
-    """Writes a TFDS set (array_record, no TensorFlow needed) from what lies on disk; then --data.name NAME finds it.
+    """Writes a TFDS data set (array_record, without TensorFlow) from files on disk; train.py --data.name NAME reads it.
 
-    An interrupted call goes on where it stopped when it is given again.
+    If the command is interrupted, the same command resumes it.
     """
 
     name: tyro.conf.Positional[str]
-    """cifar10, cifar100, mnist, fashion_mnist, kmnist, imagenet2012, or a new name for a folder of class folders."""
+    """Name of the set: cifar10, cifar100, mnist, fashion_mnist, kmnist, imagenet2012, or a new name for your own."""
     source: str
-    """CIFAR: the .tar.gz or what it unpacks to, binary or python version. MNIST and its like: the folder of the four
-    idx files. ImageNet: the folder of ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar. Else: a folder with
-    train/<class>/* and test/<class>/* (or validation, val)."""
+    """Files to read. CIFAR: the .tar.gz or the folder it unpacks to, binary or Python version. MNIST, Fashion-MNIST,
+    KMNIST: the folder of the four idx files. ImageNet: the folder of ILSVRC2012_img_train.tar and
+    ILSVRC2012_img_val.tar. Any other set: a folder with train/<class>/* and test/<class>/* (or validation, or val)."""
     out: str | None = None
-    """TFDS's data directory to write into (default: TFDS's own)."""
+    """TFDS data directory to write into (None: TFDS's default)."""
     labels: str | None = None
-    """ImageNet: the validation labels, a text file (NAME SYNSET, or SYNSET in the order of names) or the devkit's
-    archive (default: the devkit beside the tar files, else the list that comes with TFDS)."""
+    """ImageNet's validation labels: a text file (lines NAME SYNSET, or SYNSET in the order of names) or the devkit's
+    archive (None: the devkit beside the tar files, or else the list that comes with TFDS)."""
     damaged: Literal["stop", "skip"] = "stop"
-    """What to do with examples that are truncated, unreadable or have an impossible label; skip counts them."""
+    """Treatment of examples that are truncated or unreadable or have an impossible label; skip leaves them out and
+    counts them."""
     unpublished: bool = False
-    """Accept files and numbers of examples other than the published set's."""
+    """Accept files, and numbers of examples, that differ from the published set's."""
     json: str | None = None
-    """Write the manifest (counts, checksums, what was skipped) to this file too."""
+    """File to write the manifest (counts, checksums, skipped examples) to as JSON."""
 
 
 def prepare_command(arguments: Sequence[str]) -> int:
-    """`fdjax data prepare`."""
+    """Runs `fdjax data prepare` and returns its exit status."""
     parsed = parse_arguments(PrepareArguments, "fdjax data prepare", arguments)
     check_json_target(parsed.json)
     from fdjax.data.prepare import prepare
@@ -66,22 +67,23 @@ def prepare_command(arguments: Sequence[str]) -> int:
 
 @dataclasses.dataclass(kw_only=True)
 class InspectArguments:
-    """Looks at every image of a data set: counts, sizes, forms, and problems such as unreadable or duplicate images."""
+    """Reads every image of a data set and reports counts, sizes, pixel formats, and problems such as unreadable or
+    duplicate images."""
 
     name: tyro.conf.Positional[str]
-    """As --data.name of train.py: folder, prepared, fashion_mnist_subset, or a TFDS name."""
+    """Name of the set, as in train.py --data.name: folder, prepared, fashion_mnist_subset, or a TFDS name."""
     path: str | None = None
-    """As --data.path."""
+    """Directory of the set, as in train.py --data.path."""
     sheet: str | None = None
-    """Draw random images of each class into this PNG file."""
+    """PNG file to draw random images of each class into."""
     per_class: int = 8
-    """How many of each class to draw."""
+    """Number of images of each class to draw."""
     json: str | None = None
-    """Write the findings to this file too."""
+    """File to write the findings to as JSON."""
 
 
 def inspect_command(arguments: Sequence[str]) -> int:
-    """`fdjax data inspect`."""
+    """Runs `fdjax data inspect` and returns its exit status."""
     parsed = parse_arguments(InspectArguments, "fdjax data inspect", arguments)
     check_json_target(parsed.json)
     check_at_least_one(per_class=parsed.per_class)
@@ -99,7 +101,7 @@ def inspect_command(arguments: Sequence[str]) -> int:
         elif sizes["different"]:
             ends = f"{_size(sizes['smallest'])} to {_size(sizes['largest'])}"
             often = _size(sizes["most_frequent"])
-            print(f"  {sizes['different']:,} sizes, {ends}, most often {often} (height x width)")
+            print(f"  {sizes['different']:,} sizes, {ends}, most often {often} (height x width in pixels)")
         if len(counts) <= 20:
             print("  " + ", ".join(f"{class_name} {count:,}" for class_name, count in split["per_class"].items()))
     for problem in report["problems"]:
@@ -121,38 +123,38 @@ def _size(size: Sequence[int]) -> str:
 
 @dataclasses.dataclass(kw_only=True)
 class SheetArguments:
-    """Draws training images as a run would see them, so that augmentation can be looked at."""
+    """Draws training images as a run would see them, so that you can look at the augmentation."""
 
     config: str
-    """Config file; every field of it can be set by a flag."""
+    """Config file; flags can set every field."""
     out: str
     """PNG file to draw into: a row for each image, first as it is, then augmented."""
     images: int = 10
-    """How many images."""
+    """Number of images."""
     times: int = 9
-    """How often each is augmented."""
+    """Number of augmented versions of each image."""
     settings: Annotated[Config, tyro.conf.arg(name="")]
 
 
 def sheet_command(arguments: Sequence[str]) -> int:
-    """`fdjax data sheet`."""
+    """Runs `fdjax data sheet` and returns its exit status."""
     parsed = parse_with_config(SheetArguments, "fdjax data sheet", arguments)
     check_at_least_one(images=parsed.images, times=parsed.times)
     from fdjax.data.inspection import draw_sheet
     from fdjax.training.augmented import augmented_rows
 
     draw_sheet(parsed.out, augmented_rows(parsed.settings, parsed.images, parsed.times))
-    print(f"{parsed.out}: {parsed.images} images, each as it is and {parsed.times} times augmented")
+    print(f"{parsed.out}: {parsed.images} images, each as it is and in {parsed.times} augmented versions")
     return 0
 
 
 COMMANDS = {
-    "prepare": (prepare_command, "write a TFDS set from archives, idx files, ImageNet's tars or a folder"),
-    "inspect": (inspect_command, "count, measure and check every image of a set; draw a contact sheet"),
+    "prepare": (prepare_command, "write a TFDS data set from archives, idx files, ImageNet's tar files or a folder"),
+    "inspect": (inspect_command, "count, measure and check every image of a data set; draw a contact sheet"),
     "sheet": (sheet_command, "draw training images as a config augments them"),
 }
 
 
 def data_command(arguments: Sequence[str]) -> int:
-    """`fdjax data COMMAND ...`."""
+    """Runs `fdjax data COMMAND ...` and returns its exit status."""
     return dispatch(COMMANDS, arguments, "data")

@@ -1,4 +1,4 @@
-"""`eval.py`: the accuracy of a checkpoint or of a frozen network."""
+"""`eval.py`: evaluates a checkpoint or a frozen network."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from fdjax.errors import UserError, reports_user_errors
 
 @dataclasses.dataclass(kw_only=True)
 class EvalArguments:
-    """Evaluates a saved checkpoint, or a frozen network, on the test set of its run."""
+    """Evaluates a checkpoint, or a frozen network, on the test set of its run."""
 
     checkpoint: str | None = None
-    """A workdir, its checkpoints folder, or one step's folder."""
+    """Workdir of a run, its checkpoints folder, or the folder of one step."""
     frozen: str | None = None
-    """A frozen network, as fdjax freeze writes it, in place of a checkpoint."""
+    """Directory of a frozen network, as fdjax freeze writes it, in place of a checkpoint."""
     which: str = "latest"
-    """latest, best (on the validation share) or a step number."""
+    """Checkpoint step: latest, best (on the validation share) or a number."""
     split: Literal["test", "validation"] = "test"
-    """The test set, or the validation share that the run held out."""
+    """Images to evaluate on: the test set, or the validation share that the run held out."""
     data_path: str | None = None
-    """Where the run's data set lies now, if it has moved."""
+    """Directory of the run's data set, if it has moved."""
     json: str | None = None
-    """Write the figures to this file too."""
+    """File to write the results to as JSON."""
 
 
 @reports_user_errors
 def eval_command(arguments: Sequence[str] | None = None) -> int:
-    """`eval.py`."""
+    """Runs `eval.py` and returns its exit status."""
     parsed = parse_arguments(EvalArguments, "eval.py", arguments)
     check_json_target(parsed.json)
     if (parsed.checkpoint is None) == (parsed.frozen is None):

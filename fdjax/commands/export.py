@@ -1,4 +1,4 @@
-"""`fdjax export`: a frozen network for other programs."""
+"""`fdjax export`: writes a frozen network for other programs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class ExportArguments:
     """Writes a frozen network for other programs: StableHLO (cpu, cuda and tpu, any batch size), ONNX, or C++."""
 
     frozen: str
-    """A frozen network, as fdjax freeze writes it."""
+    """Directory of a frozen network, as fdjax freeze writes it."""
     out: str
-    """File to write; its suffix says the format: .stablehlo, .onnx or .cc (C++17, one file)."""
+    """File to write; its suffix chooses the format: .stablehlo, .onnx or .cc (C++17, one file)."""
     time: bool = True
-    """Time the network beside its dense self, one image at once, on an engine for such files, where it has not been
-    timed there yet, and say so where it is slower."""
+    """Time the network beside its dense network with one image, on an engine that runs such files, unless the manifest
+    has that time already; warn if the pruned network is slower."""
 
 
 def export_command(arguments: Sequence[str]) -> int:
-    """`fdjax export`."""
+    """Runs `fdjax export` and returns its exit status."""
     parsed = parse_arguments(ExportArguments, "fdjax export", arguments)
     out = Path(parsed.out)
     check_file_target("--out", parsed.out, (".stablehlo", ".onnx", ".cc"))

@@ -1,4 +1,4 @@
-"""`fdjax freeze`: a checkpoint as a dense network."""
+"""`fdjax freeze`: compiles a checkpoint into a dense network."""
 
 from __future__ import annotations
 
@@ -15,42 +15,43 @@ from fdjax.errors import UserError
 
 @dataclasses.dataclass(kw_only=True)
 class FreezeArguments:
-    """Compiles a checkpoint's network, as it stands, into a dense one that needs no training code."""
+    """Compiles a checkpoint's network into a dense network that needs no training code."""
 
     checkpoint: str
-    """A workdir, its checkpoints folder, or one step's folder."""
+    """Workdir of a run, its checkpoints folder, or the folder of one step."""
     out: str
     """Directory to write: new, empty, or a frozen network to replace."""
     which: str = "latest"
-    """latest, best (on the validation share) or a step number."""
+    """Checkpoint step: latest, best (on the validation share) or a number."""
     choose: Literal["macs", "time", "estimate"] = "macs"
-    """How to choose among a layer's exact forms: by MACs, by time measured on this machine, or by the cycles that the
-    compiler for --target expects."""
+    """Criterion that chooses among the exact forms of a layer: MACs, time measured on this machine, or the cycles that
+    the compiler for --target estimates."""
     target: str | None = None
-    """tpu:v5e or tpu:v6e, for --choose estimate: its compiler is asked about the network in bfloat16."""
+    """Accelerator for --choose estimate, tpu:v5e or tpu:v6e; its compiler estimates the network in bfloat16."""
     engine: Literal["xla", "native", "onnxruntime", "openvino"] = "xla"
-    """What the network is to run on, for measuring times."""
+    """Engine that the network is to run on; times are measured on it."""
     engine_batch: int = 1
-    """Images at once, for measuring times and for estimates."""
+    """Batch size for measured times and for estimates, in images."""
     release: bool = False
-    """With --choose time: let go of the masks of layers that take longer pruned than released. Changes the accuracy."""
+    """Remove the masks of layers that take longer pruned than unmasked (with --choose time). This changes the
+    accuracy."""
     time: bool = True
-    """Time the network on the engine, beside its dense self, and say so where it is slower."""
+    """Time the network beside its dense network on the engine, and warn if it is slower."""
     data_path: str | None = None
-    """Where the run's data set lies now, if it has moved."""
+    """Directory of the run's data set, if it has moved."""
     json: str | None = None
-    """Write the manifest to this file too."""
+    """File to write the manifest to as JSON."""
 
 
 def freeze_command(arguments: Sequence[str]) -> int:
-    """`fdjax freeze`."""
+    """Runs `fdjax freeze` and returns its exit status."""
     parsed = parse_arguments(FreezeArguments, "fdjax freeze", arguments)
     check_json_target(parsed.json)
     check_at_least_one(engine_batch=parsed.engine_batch)
     if parsed.release and parsed.choose != "time":
         raise UserError("--release compares times: give --choose time with it")
     if (parsed.choose == "estimate") != (parsed.target is not None):
-        raise UserError("--choose estimate and --target TARGET belong together: give both, or neither")
+        raise UserError("--choose estimate and --target TARGET need each other: give both, or neither")
     from fdjax.checkpoints.freeze import freeze_checkpoint
     from fdjax.frozen import Stopwatch
     from fdjax.frozen.engines import check_engines

@@ -1,4 +1,4 @@
-"""`fdjax import`: weights trained elsewhere become a checkpoint."""
+"""`fdjax import`: makes a checkpoint from weights that were trained elsewhere."""
 
 from __future__ import annotations
 
@@ -25,41 +25,42 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(kw_only=True)
 class ImportArguments:
-    """Makes a checkpoint of weights that were trained elsewhere; train.py --init, eval.py and fdjax freeze take it."""
+    """Makes a checkpoint from weights that were trained elsewhere, for train.py --init, eval.py and fdjax freeze."""
 
     config: str
-    """Config file: the network and the data; every field of it can be set by a flag."""
+    """Config file, which describes the network and the data; flags can set every field."""
     format: Literal["torchvision", "timm", "timm_tf", "efficientnet_lite", "keras"]
-    """Whose names the weights have, and conventions: padding, batch norm's epsilon, input scaling (docs/import.md)."""
+    """Library that the weights come from. It sets their names and conventions: padding, epsilon of batch norm, input
+    scaling (docs/import.md)."""
     weights: str
-    """The file: .pth, .pt, .bin (a state dict of torch.save), .safetensors, .h5 or .keras."""
+    """File of weights: .pth, .pt, .bin (a state dict of torch.save), .safetensors, .h5 or .keras."""
     out: str
     """Directory to write the checkpoint into: new or empty."""
     classes: str | None = None
-    """Class names, one a line, in the order of the weights' outputs: where the data set has another order, the
-    classifier is brought to it; where it is not there, they name the classes."""
+    """Text file of class names, one a line, in the order of the weights' outputs. If the data set has another order,
+    the classifier's outputs are brought to it; if the data set is not there, the file names the classes."""
     new_classifier: bool = False
-    """Begin with a new classifier for the config's classes: for weights of other classes, or without a classifier. It
-    has to be trained: train.py --phases pretrain ... --init OUT."""
+    """Start with a new classifier for the config's classes, if the weights are for other classes or have no classifier.
+    It has to be trained: train.py --phases pretrain ... --init OUT."""
     ema: bool = False
     """Take the averaged weights (EMA) of a file that has both."""
     by_order: bool = False
-    """Match tensors by their order and shapes, whatever their names; the mapping is printed."""
+    """Match tensors by their order and shapes and ignore their names; the mapping is printed."""
     padding: Literal["same", "torch"] | None = None
-    """Convolution padding that the weights were trained with (default: the format's); model.padding is set to it."""
+    """Convolution padding that the weights were trained with (None: the format's); sets model.padding."""
     epsilon: float | None = None
-    """Epsilon of batch norm, likewise; model.batch_norm_epsilon is set to it."""
+    """Epsilon of batch norm that the weights were trained with (None: the format's); sets model.batch_norm_epsilon."""
     input_mean: tuple[float, ...] | None = None
-    """Mean that was subtracted from images, for each channel, in 0..255 (default: the format's)."""
+    """Mean of each channel, in 0..255, that was subtracted from images in training (None: the format's)."""
     input_std: tuple[float, ...] | None = None
-    """What they were divided by then, likewise."""
+    """Divisor of each channel, in 0..255, that images were divided by after that (None: the format's)."""
     json: str | None = None
-    """Write what was done to this file too."""
+    """File to write the report (conventions, mapping, notes) to as JSON."""
     settings: Annotated[Config, tyro.conf.arg(name="")]
 
 
 def import_command(arguments: Sequence[str]) -> int:
-    """`fdjax import`."""
+    """Runs `fdjax import` and returns its exit status."""
     parsed = parse_with_config(ImportArguments, "fdjax import", arguments)
     check_json_target(parsed.json)
     from fdjax.checkpoints.imported import check_import_target, save_imported
@@ -121,14 +122,14 @@ def import_command(arguments: Sequence[str]) -> int:
 
 
 def _reorder(variables: dict[str, Any], order: list[int]) -> None:
-    """Gives the classifier's output i the place that class i of the data has: `order[i]` is its place in the file."""
+    """Sorts the classifier's outputs by the data set's classes: `order[i]` is the place of class i in the file."""
     classifier = variables["params"]["classifier"]
     for name in classifier:
         classifier[name] = classifier[name][..., order].copy()
 
 
 def _conventions(parsed: ImportArguments) -> Conventions:
-    """The format's, but for what flags say otherwise."""
+    """Returns the format's conventions, with those that flags set in their place."""
     from fdjax.importers import FORMATS
 
     given = {
@@ -150,7 +151,7 @@ def _with_conventions(config: Config, conventions: Conventions) -> Config:
     model = dataclasses.replace(
         config.model, padding=conventions.padding, batch_norm_epsilon=conventions.batch_norm_epsilon
     )
-    # So that the checkpoint can be evaluated from anywhere.
+    # Absolute paths let the checkpoint be evaluated from any directory.
     absolute = {
         field: str(Path(path).expanduser().resolve())
         for field in ("path", "unlabelled")
@@ -171,11 +172,11 @@ def _check_channels(conventions: Conventions, channels: int) -> None:
 def _inputs_and_outputs(
     config: Config, parsed: ImportArguments, tensors: dict[str, np.ndarray]
 ) -> tuple[tuple[int, int, int], tuple[str, ...], int, list[int] | None]:
-    """Of images and classes: what the network is for.
+    """Finds the images and classes that the network is for.
 
     Returns:
-      (H, W, C) of an image; the class names, none where they are not known; the number of classes; and for each class
-      its place in the file's classifier, None where that is its own.
+      (H, W, C) of an image; the class names, empty if they are not known; the number of classes; and for each class its
+      place in the file's classifier, or None if the order is the same.
     """
     from fdjax.data import FOLDER, PREPARED, describe_source
     from fdjax.data.class_list import read_class_list

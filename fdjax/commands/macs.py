@@ -1,4 +1,4 @@
-"""`fdjax macs`: the MACs of a network, layer by layer."""
+"""`fdjax macs`: counts the MACs of a network, layer by layer."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from fdjax.errors import UserError
 
 @dataclasses.dataclass(kw_only=True)
 class MacsArguments:
-    """Counts the MACs of a network, layer by layer: of a config (nothing pruned), or of a checkpoint as it stands."""
+    """Counts the MACs of a network, layer by layer: a config's unpruned network, or a checkpoint's with its masks."""
 
     config: str | None = None
-    """Config file; every field of it can be set by a flag."""
+    """Config file; flags can set every field."""
     checkpoint: str | None = None
-    """A workdir, its checkpoints folder, or one step's folder."""
+    """Workdir of a run, its checkpoints folder, or the folder of one step."""
     json: str | None = None
-    """Write the counts to this file too."""
+    """File to write the counts to as JSON."""
     settings: Annotated[Config, tyro.conf.arg(name="")]
 
 
 def macs_command(arguments: Sequence[str]) -> int:
-    """`fdjax macs`."""
+    """Runs `fdjax macs` and returns its exit status."""
     parsed = parse_with_config(MacsArguments, "fdjax macs", arguments)
     check_json_target(parsed.json)
     if (parsed.config is None) == (parsed.checkpoint is None):
         raise UserError("give either --config FILE or --checkpoint DIR")
     if parsed.checkpoint is not None:
         if parsed.settings != Config():
-            raise UserError("a checkpoint has its own config: give no settings beside --checkpoint")
+            raise UserError("a checkpoint has its own config: give no flags of the config beside --checkpoint")
         restored = restored_run(parsed.checkpoint)
         graph, macs = restored.graph, restored.macs()
     else:

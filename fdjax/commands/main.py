@@ -26,30 +26,30 @@ from fdjax.errors import reports_user_errors
 
 COMMANDS: Commands = {
     "macs": (macs_command, "count the MACs of a config or a checkpoint, layer by layer"),
-    "import": (import_command, "make a checkpoint of weights trained elsewhere"),
-    "blocks": (blocks_command, "choose the block of each layer of a pretrained network"),
-    "profile": (profile_command, "measure what pruning by profiled energies leaves of a network's accuracy"),
-    "prune": (prune_command, "prune a trained network by profiled energies, for refinement"),
+    "import": (import_command, "make a checkpoint from weights that were trained elsewhere"),
+    "blocks": (blocks_command, "choose the block size of each layer of a pretrained network"),
+    "profile": (profile_command, "measure the accuracy of a network pruned by profiled energies, before refinement"),
+    "prune": (prune_command, "prune a trained network by profiled energies, ready for refinement"),
     "freeze": (freeze_command, "compile a checkpoint into a dense network that needs no training code"),
-    "export": (export_command, "write a frozen network as StableHLO or ONNX"),
-    "compile": (compile_command, "compile for a TPU or GPU that is not here, and say what its compiler expects"),
-    "bench": (bench_command, "time a frozen network beside the dense one"),
-    "predict": (predict_command, "name the classes of pictures by a frozen network"),
-    "check": (check_command, "say what of a run's files, or of a frozen network's, is sound"),
+    "export": (export_command, "write a frozen network as StableHLO, ONNX or C++"),
+    "compile": (compile_command, "compile for a TPU or GPU that is not here, and report its compiler's estimates"),
+    "bench": (bench_command, "time a frozen network beside its dense network"),
+    "predict": (predict_command, "classify pictures with a frozen network"),
+    "check": (check_command, "look for damage in the files of a run or of a frozen network"),
     "data": (data_command, "prepare or inspect a data set"),
-    "sweep": (sweep_command, "do many runs from one description, several at a time, with a table and plots"),
-    "report": (report_command, "write one HTML page of a run, or of several side by side"),
-    "results": (results_command, "record finished runs in one folder, with a table and a plot of them"),
+    "sweep": (sweep_command, "train many runs from one description, several at a time, with a table and plots"),
+    "report": (report_command, "write one HTML page about a run, or about several side by side"),
+    "results": (results_command, "record finished runs in one folder, with a table and a plot"),
 }
 
 
 @reports_user_errors
 def fdjax_command(arguments: Sequence[str] | None = None) -> int:
-    """`fdjax COMMAND ...`."""
+    """Runs `fdjax COMMAND ...` and returns its exit status."""
     return dispatch(COMMANDS, sys.argv[1:] if arguments is None else arguments)
 
 
 def main() -> int:
-    """Entry point of the installed `fdjax` command."""
+    """Sets up the process and runs `fdjax`: the entry point of the installed command."""
     runtime.setup()
     return fdjax_command()

@@ -1,4 +1,4 @@
-"""The arguments of commands that prune a trained network by what is measured of it."""
+"""Arguments that `fdjax profile` and `fdjax prune` share: both prune a trained network by its measured energies."""
 
 from __future__ import annotations
 
@@ -19,36 +19,37 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(kw_only=True)
 class MaskArguments:
-    """A checkpoint, the masks to give it, and what to measure them on."""
+    """A checkpoint, the masks to give it, and the images to measure on."""
 
     checkpoint: str
-    """A workdir, its checkpoints folder, or one step's folder, of a run that has not trained weights under masks."""
+    """Workdir, checkpoints folder, or folder of one step, of a run that has not trained weights under masks."""
     which: str = "latest"
-    """latest, best (on the validation share) or a step number."""
+    """Checkpoint step: latest, best (on the validation share) or a number."""
     scope: Literal["layer", "global"] = "layer"
-    """layer: the same share of every masked side goes. global: one threshold for all of them."""
+    """Scope of the threshold. layer: every masked side loses the same share. global: one threshold for all sides."""
     block: int | None = None
-    """Side of the block in all layers, 1 to 16 (None: as in the run's config)."""
+    """Side of the DCT block in all layers, 1 to 16 pixels (None: as in the run's config)."""
     tied: bool = False
-    """As learn.tied, and by default as in the run's config: one mask for a wide channel of a residual block."""
+    """Tie masks, as learn.tied does: one mask for a wide channel of a residual block (default: as in the run's
+    config)."""
     sides: Literal["both", "input", "output"] = "both"
-    """As learn.sides, likewise."""
+    """Sides that have masks, as in learn.sides (default: as in the run's config)."""
     images: int = 512
-    """How many training images to measure coefficients on (seeded)."""
+    """Number of training images to measure coefficients on (drawn with the run's seed)."""
     eval_limit: int | None = None
-    """How many test images to take the accuracy on (seeded; None: all)."""
+    """Number of test images to measure the accuracy on, drawn with the run's seed (None: all)."""
     data_path: str | None = None
-    """Where the run's data set lies now, if it has moved."""
+    """Directory of the run's data set, if it has moved."""
     calibration: str | None = None
-    """A folder of pictures (no labels needed) to measure coefficients on, in place of the run's training images."""
+    """Folder of pictures, without labels, to measure coefficients on in place of the run's training images."""
     agreement: str | None = None
-    """A folder of pictures on which the pruned network is compared with the unpruned one, in place of the accuracy on
-    the test set: the share of them that it gives the same class."""
+    """Folder of pictures, without labels, on which the pruned network is compared with the unpruned one: the share
+    whose predicted class is the same is reported in place of the accuracy on the test set."""
     json: str | None = None
-    """Write the report to this file too."""
+    """File to write the report to as JSON."""
 
     def measured_on(self) -> MeasuredOn:
-        """The images that the flags ask for."""
+        """Returns the images that the flags ask for."""
         from fdjax.checkpoints.given_masks import MeasuredOn
 
         return MeasuredOn(
@@ -60,7 +61,7 @@ class MaskArguments:
         )
 
     def mask_settings(self, restored: Restored) -> LearnConfig:
-        """The run's, with these in their place."""
+        """Returns the run's settings for masks, with the values of these flags."""
         learn = dataclasses.replace(restored.config.learn, tied=self.tied, sides=self.sides)
         if not self.tied:
             learn = dataclasses.replace(learn, group_multiple=1)
@@ -70,7 +71,11 @@ class MaskArguments:
 
 
 def restored_checkpoint(arguments: Sequence[str]) -> Restored | None:
-    """The checkpoint that --checkpoint and --which name, found before the flags whose defaults it gives."""
+    """Restores the checkpoint of --checkpoint and --which; flags that are parsed later have their defaults from it.
+
+    Returns:
+      The checkpoint; None without --checkpoint.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--checkpoint")
     parser.add_argument("--which", default="latest")
@@ -79,7 +84,7 @@ def restored_checkpoint(arguments: Sequence[str]) -> Restored | None:
 
 
 def mask_defaults(restored: Restored | None) -> dict[str, Any]:
-    """Defaults of `MaskArguments`, those of the run in which `restored` was trained."""
+    """Returns the defaults of `MaskArguments`: those of the run in which `restored` was trained."""
     if restored is None:
         return {"checkpoint": tyro.MISSING}
     learn = restored.config.learn

@@ -1,4 +1,4 @@
-"""Files that commands write beside what they print: checked before the work, written after it."""
+"""Files that commands write in addition to what they print: paths are checked before the work, written after it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from fdjax.errors import UserError
 
 
 def check_file_target(flag: str, path: str | None, suffixes: Sequence[str] = ()) -> None:
-    """Raises `UserError` if `path`, a flag's value, cannot be written, before the work that leads to it.
+    """Checks, before any work is done, that a file can be written.
 
     Args:
-      flag: its name, such as "--json".
-      path: None where the flag is not given.
-      suffixes: those accepted, such as ".png"; none: any.
+      flag: the flag that names the file, such as "--json".
+      path: its value; None if the flag is not given.
+      suffixes: accepted suffixes, such as ".png"; if empty, all are.
+
+    Raises:
+      UserError: if the file cannot be written, or has another suffix.
     """
     if path is None:
         return
@@ -30,11 +33,11 @@ def check_file_target(flag: str, path: str | None, suffixes: Sequence[str] = ())
 
 
 def check_json_target(path: str | None) -> None:
-    """`check_file_target` for --json."""
+    """Calls `check_file_target` for --json."""
     check_file_target("--json", path)
 
 
 def write_report(path: str | None, value: Any) -> None:
-    """Writes JSON to `path`, if one was given."""
+    """Writes `value` as JSON to `path`, unless that is None."""
     if path is not None:
         Path(path).write_text(json.dumps(value, indent=1) + "\n")

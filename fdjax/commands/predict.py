@@ -1,4 +1,4 @@
-"""`fdjax predict`: the classes of pictures."""
+"""`fdjax predict`: classifies pictures."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from fdjax.commands.arguments import check_at_least_one, parse_arguments
 from fdjax.commands.output_files import check_file_target, check_json_target, write_report
 from fdjax.errors import UserError
 
-# Pictures at once: a program is compiled for one number of them.
+# The batch size. It is fixed because a program is compiled for one batch size.
 _BATCH = 16
 
 
 @dataclasses.dataclass(kw_only=True)
 class PredictArguments:
-    """Names the classes of pictures by a frozen network. A picture that cannot be read is named and passed over."""
+    """Classifies pictures with a frozen network. Pictures that cannot be read are reported and skipped."""
 
     images: tyro.conf.Positional[tuple[str, ...]]
-    """Picture files, in any format that Pillow opens, and folders of them, at any depth."""
+    """Picture files, in any format that Pillow opens, and folders, which are searched at any depth."""
     frozen: str
-    """A frozen network, as fdjax freeze writes it."""
+    """Directory of a frozen network, as fdjax freeze writes it."""
     top: int = 1
-    """How many classes to name for each, the likeliest first."""
+    """Number of classes to print for each picture, the most probable first."""
     engine: Literal["xla", "native"] = "xla"
-    """What executes the network: XLA, or C++ compiled for this processor (native)."""
+    """Engine that executes the network: XLA, or C++ that is compiled for this processor (native)."""
     json: str | None = None
-    """Write the classes and their probabilities to this file too."""
+    """File to write the classes and their probabilities to as JSON."""
     csv: str | None = None
-    """Write a table to this file too: a row for each picture; `error` says why one could not be read."""
+    """File to write a table to, with a row for each picture; its column `error` says why one could not be read."""
 
 
 def predict_command(arguments: Sequence[str]) -> int:
-    """`fdjax predict`."""
+    """Runs `fdjax predict` and returns its exit status."""
     parsed = parse_arguments(PredictArguments, "fdjax predict", arguments)
     check_json_target(parsed.json)
     check_file_target("--csv", parsed.csv, (".csv",))
@@ -79,7 +79,7 @@ def predict_command(arguments: Sequence[str]) -> int:
 
 
 def _predictions(network: Any, files: Sequence[str], top: int) -> Iterator[dict[str, Any]]:
-    """For each file, in order: `image`, and `classes` (name, probability) or `error`."""
+    """Yields for each file, in order, its `image` with either `classes` (name, probability) or `error`."""
     import numpy as np
 
     from fdjax.data import load_image
@@ -96,7 +96,7 @@ def _predictions(network: Any, files: Sequence[str], top: int) -> Iterator[dict[
                 errors[file] = str(error)
         likeliest = {}
         if pictures:
-            # One or two pictures are not worth the pictures that would fill up a batch.
+            # A full batch would take longer than compiling for one or two pictures.
             missing = _BATCH - len(pictures) if len(files) > 2 else 0
             batch = np.stack([*pictures.values(), *[next(iter(pictures.values()))] * missing])
             likeliest = dict(zip(pictures, _likeliest(network, batch, top), strict=False))

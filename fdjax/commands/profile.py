@@ -1,4 +1,4 @@
-"""`fdjax profile`: what profiled pruning leaves of a network's accuracy."""
+"""`fdjax profile`: measures the accuracy of a network that is pruned by profiled energies."""
 
 from __future__ import annotations
 
@@ -14,34 +14,35 @@ from fdjax.errors import UserError
 
 @dataclasses.dataclass(kw_only=True)
 class ProfileArguments(MaskArguments):
-    """Measures what profiled pruning leaves of a trained network's accuracy, before any refinement."""
+    """Measures the accuracy of a trained network that is pruned by profiled energies, before any refinement."""
 
     methods: tuple[str, ...] = ()
-    """Of channel, coefficient, channel_coefficient, band (default: all; none beside --contiguity or --sensitivity)."""
+    """Methods: channel, coefficient, channel_coefficient, band (default: all, or none with --contiguity or
+    --sensitivity)."""
     ratios: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
     """MAC ratios to prune to, above 0 to 1."""
     convention: Literal["bare", "paper"] = "bare"
-    """What --ratios count. bare: no transforms. paper: N for each kept coefficient of either side, too, and layers that
-    are no cheaper pruned than whole are released."""
+    """Convention of --ratios. bare: transforms are not counted. paper: each kept coefficient of either side counts N
+    MACs for its transform, and layers that are no cheaper pruned than dense are released."""
     contiguity: bool = False
-    """Count the channel masks that are low-frequency prefixes already when 30% of channel-coefficient pairs go."""
+    """Count the channel masks that are low-frequency prefixes when 30% of channel-coefficient pairs are pruned."""
     sensitivity: bool = False
     """Measure accuracy against kept count, one layer at a time."""
     runs: tuple[str, ...] = ()
     """Workdirs of other finished runs to draw as points: learned masks, other widths or resolutions."""
     resolutions: tuple[int, ...] = ()
-    """Smaller input as another curve: sides in pixels to which test images are resized, the network unpruned."""
+    """Sides, in pixels, to which test images are resized for a curve of the unpruned network at smaller inputs."""
     plot: str | None = None
-    """Draw the curves into this PNG file."""
+    """PNG file to draw the curves into."""
     sensitivity_plot: str | None = None
-    """Draw the sensitivity into this PNG file."""
+    """PNG file to draw the sensitivity into."""
 
 
 def profile_command(arguments: Sequence[str]) -> int:
-    """`fdjax profile`."""
+    """Runs `fdjax profile` and returns its exit status."""
     restored = restored_checkpoint(arguments)
     parsed = parse_arguments(ProfileArguments, "fdjax profile", arguments, ProfileArguments(**mask_defaults(restored)))
-    assert restored is not None  # without --checkpoint parsing has failed
+    assert restored is not None  # parsing fails without --checkpoint
     check_json_target(parsed.json)
     check_file_target("--plot", parsed.plot, (".png",))
     check_file_target("--sensitivity-plot", parsed.sensitivity_plot, (".png",))
@@ -82,9 +83,9 @@ def profile_command(arguments: Sequence[str]) -> int:
 def _contiguity_words(found: Mapping[str, Any]) -> str:
     return (
         f"contiguity: of {found['channels']:,} channel masks {found['contiguous']:.1%} are low-frequency prefixes when "
-        f"{found['share']:.0%} of channel-coefficient pairs go (the paper, for {found['papers_network']}: "
-        f"{found['paper']:.1%}); of the {found['partial']:,} that keep a part {found['partial_contiguous']:.1%}, by "
-        "chance it would be "
-        f"{found['partial_by_chance']:.1%}; in any order within a diagonal of the zigzag "
-        f"{found['contiguous_by_diagonal']:.1%} and {found['partial_by_diagonal']:.1%}"
+        f"{found['share']:.0%} of channel-coefficient pairs are pruned (the paper, for {found['papers_network']}: "
+        f"{found['paper']:.1%}). Of the {found['partial']:,} masks that keep a part, {found['partial_contiguous']:.1%} "
+        f"are prefixes; by chance it would be {found['partial_by_chance']:.1%}. If the order within a diagonal of the "
+        f"zigzag does not count, the shares are {found['contiguous_by_diagonal']:.1%} of all masks and "
+        f"{found['partial_by_diagonal']:.1%} of those that keep a part"
     )

@@ -1,4 +1,4 @@
-"""`fdjax prune`: a trained network pruned, for refinement."""
+"""`fdjax prune`: prunes a trained network, ready for refinement."""
 
 from __future__ import annotations
 
@@ -18,32 +18,35 @@ from fdjax.errors import UserError, suggestion
 if TYPE_CHECKING:
     from fdjax.training.restore import Restored
 
-# How far from the target, relatively, a network may land without a warning.
+# The relative distance from the target beyond which a warning is printed.
 _TOLERANCE = 0.02
 
 
 @dataclasses.dataclass(kw_only=True)
 class PruneArguments(MaskArguments):
-    """Prunes a trained network by what was measured of it; train.py --init OUT --phases refine goes on from there."""
+    """Prunes a trained network by its measured energies; train.py --init OUT --phases refine then refines it."""
 
     method: str
-    """Masks: channel or band; coefficient where they turn out to be prefixes. Filters inside residual blocks:
-    l1, dct, fpwt or thinet."""
+    """Method. For masks: channel, band, or coefficient (if its masks are low-frequency prefixes). For filters inside
+    residual blocks: l1, dct, fpwt or thinet."""
     out: str
     """Directory to write the checkpoint into: new or empty."""
     target_macs: float | None = None
-    """The MAC ratio to reach after the gate, transforms in it, above 0 to 1."""
+    """MAC ratio to reach after the gate, with transforms, above 0 to 1."""
     convention: Literal["total", "paper"] = "total"
-    """As learn.target_convention: what the target and the gate speak of, macs.ratio or macs.paper_ratio."""
+    """Convention of the target and the gate, as in learn.target_convention: macs.ratio or macs.paper_ratio."""
     percentile: float | None = None
-    """Prune this share of every side's pieces, 0 to 100, in place of meeting a target (masks)."""
+    """Share of every side's pieces to prune, 0 to 100 percent, in place of --target-macs (for masks only)."""
     rates: Literal["one", "search"] = "one"
-    """Filters: the same share in every block, or a search by what blocks lose when pruned alone."""
+    """Shares of filters. one: every block loses the same share. search: found from each block's loss when it is pruned
+    alone."""
 
 
 def _prune_filters(restored: Restored, parsed: PruneArguments) -> int:
     if parsed.calibration or parsed.agreement:
-        raise UserError("--calibration and --agreement are for masks; filters are pruned by the run's own data set")
+        raise UserError(
+            "--calibration and --agreement are for masks; filters are scored on the run's own data set: leave them out"
+        )
     if parsed.target_macs is None:
         raise UserError("filters are pruned to a target: give --target-macs RATIO, such as 0.5")
     from fdjax.checkpoints.filter_pruning import prune_filters
@@ -69,20 +72,23 @@ def _prune_filters(restored: Restored, parsed: PruneArguments) -> int:
         f"{report['macs']['after'] / 1e6:,.2f} M MACs, {report['ratio']:.3f}x"
     )
     if abs(report["ratio"] / parsed.target_macs - 1) > _TOLERANCE:
-        print(f"warning: filters go whole, and {report['ratio']:.3f}x MACs is the nearest to {parsed.target_macs:g}x")
-    print(f"{parsed.out}: to refine it, train.py --config CONFIG --init {parsed.out} --phases refine with the flags")
+        print(
+            f"warning: only whole filters can be removed; {report['ratio']:.3f}x MACs is the nearest to "
+            f"{parsed.target_macs:g}x"
+        )
+    print(f"{parsed.out}: to refine it, run train.py --config CONFIG --init {parsed.out} --phases refine with")
     print(shlex.join(report["flags"]))
     write_report(parsed.json, report)
     return 0
 
 
 def prune_command(arguments: Sequence[str]) -> int:
-    """`fdjax prune`."""
+    """Runs `fdjax prune` and returns its exit status."""
     restored = restored_checkpoint(arguments)
     required: Any = tyro.MISSING
     defaults = PruneArguments(**mask_defaults(restored), method=required, out=required)
     parsed = parse_arguments(PruneArguments, "fdjax prune", arguments, defaults)
-    assert restored is not None  # without --checkpoint parsing has failed
+    assert restored is not None  # parsing fails without --checkpoint
     check_json_target(parsed.json)
     learn = dataclasses.replace(parsed.mask_settings(restored), target_convention=parsed.convention)
     if (parsed.target_macs is None) == (parsed.percentile is None):
@@ -116,8 +122,10 @@ def prune_command(arguments: Sequence[str]) -> int:
     print(describe({**report, "split": "test"}))
     reached = report["macs"]["paper_ratio" if parsed.convention == "paper" else "ratio"]
     if parsed.target_macs is not None and abs(reached / parsed.target_macs - 1) > _TOLERANCE:
-        print(f"warning: pieces go whole, and {reached:.3f}x MACs is the nearest to {parsed.target_macs:g}x")
-    print(f"{parsed.out}: to refine it, train.py --config CONFIG --init {parsed.out} --phases refine with the flags")
+        print(
+            f"warning: only whole pieces can be pruned; {reached:.3f}x MACs is the nearest to {parsed.target_macs:g}x"
+        )
+    print(f"{parsed.out}: to refine it, run train.py --config CONFIG --init {parsed.out} --phases refine with")
     print(shlex.join(report["flags"]))
     write_report(parsed.json, report)
     return 0

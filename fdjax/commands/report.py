@@ -1,4 +1,4 @@
-"""`fdjax report`: one HTML page of finished runs."""
+"""`fdjax report`: writes one HTML page about finished runs."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from fdjax.errors import UserError
 
 @dataclasses.dataclass(kw_only=True)
 class ReportArguments:
-    """Writes one HTML page of a finished run, or of several side by side; it needs no network to be looked at."""
+    """Writes one HTML page about a finished run, or about several side by side; the page works without an internet
+    connection."""
 
     workdir: tuple[str, ...]
-    """Workdirs of runs; those without a result are listed."""
+    """Workdirs of runs; the page lists those that have no result."""
     out: str
-    """HTML file to write; one that is there is replaced."""
+    """HTML file to write; an existing file is replaced."""
     bench: tuple[str, ...] = ()
-    """Files of fdjax bench --json; each is shown with the run whose frozen network it timed."""
+    """Files that fdjax bench --json wrote; each is shown with the run whose frozen network it timed."""
 
 
 def report_command(arguments: Sequence[str]) -> int:
-    """`fdjax report`."""
+    """Runs `fdjax report` and returns its exit status."""
     parsed = parse_arguments(ReportArguments, "fdjax report", arguments)
     check_file_target("--out", parsed.out, (".html",))
     if not parsed.workdir:

@@ -1,4 +1,4 @@
-"""`fdjax results`: finished runs in one folder."""
+"""`fdjax results`: records finished runs in one folder."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from fdjax.commands.arguments import parse_arguments
 
 @dataclasses.dataclass(kw_only=True)
 class ResultsArguments:
-    """Records finished runs in one folder, with a table and a plot of all runs recorded there, now and before."""
+    """Records finished runs in one folder, with a table and a plot of all the runs that are recorded there."""
 
     workdir: tuple[str, ...]
-    """Workdirs of finished runs; each is recorded under its folder's name."""
+    """Workdirs of finished runs; each is recorded under the name of its folder."""
     out: str
     """Directory to record them in: runs/NAME/ for each, table.md, table.csv, table.json and tradeoff.png."""
 
 
 def results_command(arguments: Sequence[str]) -> int:
-    """`fdjax results`."""
+    """Runs `fdjax results` and returns its exit status."""
     parsed = parse_arguments(ResultsArguments, "fdjax results", arguments)
     from fdjax.experiments.collect import collect
 

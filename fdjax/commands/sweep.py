@@ -1,4 +1,4 @@
-"""`fdjax sweep`: many runs from one description."""
+"""`fdjax sweep`: trains many runs from one description."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from fdjax.commands.arguments import check_at_least_one, parse_arguments
 from fdjax.errors import UserError
 
-# A run's process is train.py's command in the package that this process runs, wherever that lies.
+# A run's process executes train.py's command from the package that this process has loaded, installed or not.
 _TRAIN = (
     "import sys; sys.path.insert(0, {package!r}); from fdjax import runtime; runtime.setup(); "
     "from fdjax.commands.train import train_command; sys.exit(train_command())"
@@ -20,32 +20,33 @@ _TRAIN = (
 
 @dataclasses.dataclass(kw_only=True)
 class SweepArguments:
-    """Does many runs from one description, several at a time, each in a process and a workdir of its own.
+    """Trains many runs from one description, several at a time, each in its own process and workdir.
 
-    Interrupted, the same command goes on: finished runs are passed over, interrupted ones resume.
+    After an interruption the same command goes on: it skips finished runs and resumes interrupted ones.
     """
 
     config: str
     """Sweep file: Python with get_sweep(), such as configs/sweeps/quickstart.py."""
     workdir: str
-    """Directory of the sweep: DIR/NAME is the workdir of run NAME, DIR/NAME.txt its log; tables and plots beside."""
+    """Directory of the sweep. DIR/NAME is the workdir of run NAME, DIR/NAME.txt its log; tables and plots lie beside
+    them."""
     jobs: int = 1
-    """How many runs at a time; on Linux each of several has its share of the processor cores."""
+    """Number of runs at a time; on Linux they share the processor cores evenly."""
     dry_run: bool = False
-    """Say what would be done, with the arguments of train.py, and do nothing."""
+    """Print the runs and the arguments that train.py would get, and do nothing."""
 
 
 def train_process() -> list[str]:
-    """The command that trains; the arguments of train.py follow."""
+    """Returns the command of a training process; the arguments of train.py follow it."""
     return [sys.executable, "-c", _TRAIN.format(package=str(Path(__file__).resolve().parents[2]))]
 
 
 def sweep_command(arguments: Sequence[str], command: Sequence[str] | None = None) -> int:
-    """`fdjax sweep`.
+    """Runs `fdjax sweep` and returns its exit status.
 
     Args:
-      arguments: of the command.
-      command: that trains, in place of `train_process()`.
+      arguments: the command's arguments.
+      command: the command of a training process; None: `train_process()`.
     """
     parsed = parse_arguments(SweepArguments, "fdjax sweep", arguments)
     check_at_least_one(jobs=parsed.jobs)

@@ -1,4 +1,4 @@
-"""`train.py`: a run."""
+"""`train.py`: trains and prunes a network."""
 
 from __future__ import annotations
 
@@ -21,38 +21,40 @@ from fdjax.errors import UserError, reports_user_errors
 
 @dataclasses.dataclass(kw_only=True)
 class TrainArguments:
-    """Trains and prunes a network as a config file says; every field of the config can be set by a flag."""
+    """Trains and prunes a network as a config file describes; flags can set every field of the config."""
 
     config: str
     """Config file, such as configs/quickstart.py."""
     workdir: str
-    """Directory of the run: new or empty, or the run to go on with."""
+    """Directory of the run: new or empty, or that of a run to resume."""
     init: str | None = None
-    """Start from this checkpoint of another run (weights, and masks if it learned any); skips what that run did."""
+    """Checkpoint of another run to start from: its weights, and its masks if it learned any. The phases that it has
+    done are skipped."""
     json: str | None = None
-    """Write the summary to this file too."""
+    """File to write the summary to as JSON."""
     devices: int | None = None
-    """How many of this machine's devices to use (default: all); each batch is split evenly among them."""
+    """Number of this machine's devices to use (None: all); each batch is sharded evenly over them."""
     coordinator: str | None = None
-    """Several processes: HOST:PORT of process 0 (or JAX_COORDINATOR_ADDRESS); auto: as Slurm, MPI or a TPU pod say."""
+    """Address HOST:PORT of process 0, for a run of several processes (None: JAX_COORDINATOR_ADDRESS); auto: as Slurm,
+    MPI or the TPU pod says."""
     num_processes: int | None = None
-    """How many processes the run has (or JAX_NUM_PROCESSES)."""
+    """Number of processes of the run (None: JAX_NUM_PROCESSES)."""
     process_id: int | None = None
-    """Which of them this is, from 0 (or JAX_PROCESS_ID)."""
+    """Number of this process, from 0 (None: JAX_PROCESS_ID)."""
     connect_timeout: float = 120.0
     """Seconds to wait for the other processes."""
     profile: int = 0
-    """Trace this many steps of each phase with jax.profiler, into WORKDIR/profile."""
+    """Number of steps of each phase to trace with jax.profiler, into WORKDIR/profile."""
     time_limit: float | None = None
-    """Seconds after which the run saves and stops with status 124; the same command goes on."""
+    """Seconds after which the run saves and stops with status 124 (None: no limit); the same command resumes it."""
     compilation_cache: bool = True
-    """Keep compiled programs in the user's cache directory (FDJAX_CACHE_DIR; elsewhere or, if empty, nowhere)."""
+    """Keep compiled programs in the user's cache directory, or in FDJAX_CACHE_DIR (if that is empty, nowhere)."""
     settings: Annotated[Config, tyro.conf.arg(name="")]
 
 
 @reports_user_errors
 def train_command(arguments: Sequence[str] | None = None) -> int:
-    """`train.py`."""
+    """Runs `train.py` and returns its exit status."""
     given, began = list(sys.argv[1:] if arguments is None else arguments), time.monotonic()
     asks_for_help = bool({"-h", "--help"} & set(given))
     if flag_value(given, "train.py") is None and not asks_for_help:
@@ -63,7 +65,7 @@ def train_command(arguments: Sequence[str] | None = None) -> int:
         if value < 0:
             raise UserError(f"--{name} must be 0 or more, got {value:g}")
     if parsed.time_limit is not None and not 0 < parsed.time_limit < math.inf:
-        raise UserError(f"--time-limit must be seconds above 0, got {parsed.time_limit:g}")
+        raise UserError(f"--time-limit must be a number of seconds above 0, got {parsed.time_limit:g}")
     if not parsed.compilation_cache:
         from fdjax.training.compilation import disable_compilation_cache
 
