@@ -110,8 +110,8 @@ def test_it_is_one_plain_product_where_the_high_map_is_constant_in_blocks() -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda maps, kernels: kernels.update(up=kernels["low_to_low"]), "no product 'up'"),
-        (lambda maps, kernels: maps.pop("low"), "a kernel low_to_high, and no map 'low'"),
+        (lambda maps, kernels: kernels.update(up=kernels["low_to_low"]), "unknown kernel 'up'"),
+        (lambda maps, kernels: maps.pop("low"), "the kernel low_to_high needs a map 'low'"),
         (lambda maps, kernels: maps.update(low=maps["high"]), "twice the sides"),
         (lambda maps, kernels: kernels.update(low_to_low=kernels["high_to_low"]), "do not fit"),
     ],

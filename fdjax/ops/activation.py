@@ -1,4 +1,4 @@
-"""ReLU6 whose gradient is 0 at its corners, as in the hand-written gradients of the batch norms."""
+"""ReLU6 with a gradient of 0 at both corners, which is what the hand-written batch-norm gradients assume."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ import jax.numpy as jnp
 
 @jax.custom_jvp
 def relu6(x: jax.Array) -> jax.Array:
-    """min(max(x, 0), 6); the gradient is 1 strictly between 0 and 6, and 0 elsewhere."""
+    """Computes min(max(x, 0), 6).
+
+    The gradient is 1 strictly between 0 and 6, and 0 elsewhere.
+
+    Args:
+      x: any shape, floating point.
+
+    Returns:
+      The clipped values in [0, 6], in the shape and dtype of `x`.
+    """
     return jnp.clip(x, 0, 6)
 
 

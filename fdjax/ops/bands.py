@@ -1,4 +1,4 @@
-"""BandPlan: which channels take part in which band of a pointwise layer, decided before any array is touched."""
+"""BandPlan: the channels that take part in each band of a pointwise layer, decided before any array is touched."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fdjax.ops.blocks import check_block
 
 
 def _order(counts: Sequence[int]) -> tuple[int, ...]:
-    """Channels by kept count, high to low; equal counts keep their order."""
+    """Sorts channels by kept count, highest first; channels with equal counts keep their order."""
     return tuple(int(channel) for channel in np.argsort(-np.asarray(counts), kind="stable"))
 
 
 def _segments(counts: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
-    """(start, stop, count) of the runs of equal count among the channels sorted by `_order`, dead channels left out."""
+    """Lists (start, stop, count) of each run of equal counts, sorted by `_order`; channels of count 0 are left out."""
     ordered = sorted(counts, reverse=True)
     runs, start = [], 0
     while start < len(ordered) and ordered[start] > 0:
@@ -33,13 +33,13 @@ def _segments(counts: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
 class BandPlan:
     """A static, hashable plan for `banded_pointwise` (Figure 4c).
 
-    Sorted by kept count, the channels that keep coefficient n are a prefix, so that band n is a dense product of a
-    prefix of the input channels with a prefix of the output channels.
+    When channels are sorted by kept count, the channels that keep coefficient n form a prefix. Band n is therefore a
+    dense product of a prefix of the input channels and a prefix of the output channels.
 
     Attributes:
-      block: K.
-      input_counts: kept count, 0..N, of each of the C input channels.
-      output_counts: likewise of the D output channels.
+      block: the block size K, 1 to 16.
+      input_counts: kept count of each of the C input channels, 0 to N.
+      output_counts: kept count of each of the D output channels, 0 to N.
     """
 
     block: int
@@ -57,7 +57,7 @@ class BandPlan:
 
     @property
     def num_coefs(self) -> int:
-        """N = K*K."""
+        """The number of coefficients N = K*K."""
         return self.block**2
 
     @functools.cached_property
@@ -72,51 +72,61 @@ class BandPlan:
 
     @functools.cached_property
     def input_segments(self) -> tuple[tuple[int, int, int], ...]:
-        """(start, stop, count) for each run of equal count in `input_order`; channels with count 0 are left out."""
+        """(start, stop, count) of each run of equal counts in `input_order`; channels with count 0 are left out."""
         return _segments(self.input_counts)
 
     @functools.cached_property
     def output_segments(self) -> tuple[tuple[int, int, int], ...]:
-        """(start, stop, count) for each run of equal count in `output_order`; channels with count 0 are left out."""
+        """(start, stop, count) of each run of equal counts in `output_order`; channels with count 0 are left out."""
         return _segments(self.output_counts)
 
     @functools.cached_property
     def widths(self) -> tuple[tuple[int, int], ...]:
-        """(input channels, output channels) of each band 0..N-1."""
+        """(input channels, output channels) of each band, 0 to N-1."""
         bands = range(self.num_coefs)
         inputs, outputs = np.asarray(self.input_counts), np.asarray(self.output_counts)
         return tuple((int((inputs > band).sum()), int((outputs > band).sum())) for band in bands)
 
     def to_json(self) -> str:
-        """One line of JSON, read back by `from_json`."""
+        """Returns the plan as one line of JSON, which `from_json` reads."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> BandPlan:
-        """The plan that `to_json` wrote.
+        """Reads a plan that `to_json` wrote.
+
+        Args:
+          text: the JSON text.
+
+        Returns:
+          The plan.
 
         Raises:
-          ValueError: the text is no such plan.
+          ValueError: the text is not a valid plan.
         """
         try:
             fields: dict[str, Any] = json.loads(text)
             return cls(fields["block"], tuple(fields["input_counts"]), tuple(fields["output_counts"]))
         except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"no BandPlan in JSON: {error!r}") from error
+            raise ValueError(f"the JSON text does not hold a BandPlan: {error!r}") from error
 
 
 def plan_bands(input_counts: Sequence[int], output_counts: Sequence[int], block: int) -> BandPlan:
     """Makes a BandPlan from kept counts.
 
     Args:
-      input_counts: C integers in 0..N (any integer sequence or array).
+      input_counts: C integers in 0..N, as a sequence or an array.
       output_counts: D integers in 0..N.
-      block: K.
+      block: the block size K, 1 to 16.
+
+    Returns:
+      The plan, which is hashable and can be a static argument of `jax.jit`.
 
     Raises:
       ValueError: a count or the block is out of range.
 
-    >>> plan_bands([4, 1], [2, 0, 4], block=2).widths
-    ((2, 2), (1, 2), (1, 1), (1, 1))
+    Example:
+      >>> plan_bands([4, 1], [2, 0, 4], block=2).widths
+      ((2, 2), (1, 2), (1, 1), (1, 1))
     """
     return BandPlan(block, tuple(int(n) for n in input_counts), tuple(int(n) for n in output_counts))

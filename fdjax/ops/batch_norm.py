@@ -1,7 +1,7 @@
-"""Batch norm, with ReLU6 if wanted, in training: its gradient written by hand.
+"""Batch norm for training, optionally followed by ReLU6, with a hand-written gradient.
 
-Autodiff's form keeps several arrays of the size of the map and passes over them again and again, which costs time where
-memory is the bottleneck. The arithmetic is the same on every backend.
+Automatic differentiation keeps several arrays of the size of the map and reads them repeatedly, which is slow where
+memory bandwidth is the bottleneck. The arithmetic is the same on every backend.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _AXES = (0, 1, 2)
 
 
 def _statistics(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance [C] of x [B, H, W, C] in one pass.
+    """Computes the mean and variance [C] of x [B, H, W, C] in one pass.
 
-    A plain one-pass variance cancels when the mean is large beside the deviation; sums about `shift`, a guess of the
-    mean, do not while the guess is near.
+    A plain one-pass variance loses precision when the mean is large compared with the deviation. Sums about `shift`, a
+    guess of the mean, keep it as long as the guess is close.
     """
     count = x.size // x.shape[-1]
     centred = x.astype(shift.dtype) - shift
@@ -36,18 +36,18 @@ def _apply(x: jax.Array, slope: jax.Array, offset: jax.Array, relu6: bool) -> ja
 def batch_norm(
     x: jax.Array, scale: jax.Array, bias: jax.Array, shift: jax.Array, epsilon: float, relu6: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalises by the batch's own statistics.
+    """Normalises a map by the statistics of its own batch.
 
     Args:
-      x: [B, H, W, C].
+      x: the map, [B, H, W, C].
       scale: [C].
       bias: [C].
-      shift: [C], a guess of the mean (the running average); it changes the result by rounding only.
-      epsilon: added to the variance.
-      relu6: clip the result to [0, 6].
+      shift: a guess of the mean, [C], such as the running average. It changes the result by rounding error only.
+      epsilon: added to the variance, above 0.
+      relu6: whether to clip the result to [0, 6].
 
     Returns:
-      y [B, H, W, C], and the mean and variance [C] of the batch, which pass no gradient.
+      (y, mean, variance): the result [B, H, W, C], and the batch's mean and variance [C], which pass no gradient.
     """
     return _batch_norm(x, scale, bias, shift, epsilon, relu6)
 
@@ -77,7 +77,7 @@ def _backward(epsilon, relu6, residuals, gradients):
     g = lax.optimization_barrier(g)
     wide = g.astype(mean.dtype)
     sum_g = jnp.sum(wide, _AXES)
-    # d loss / d scale, from sums about the mean: exact where x lies far from zero.
+    # d loss / d scale. Sums about the mean stay accurate where x lies far from zero.
     sum_gx = jnp.sum(wide * (x.astype(mean.dtype) - mean), _AXES) * inverse
     factor = -slope * sum_gx * inverse / count
     constant = -slope * sum_g / count - factor * mean

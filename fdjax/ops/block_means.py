@@ -1,7 +1,7 @@
-"""Block means: what is left of a map of which only the first coefficients count, without any transform.
+"""Block means: where only the first coefficient of each block counts, no transform is needed.
 
-The first coefficient of a block is K times its mean. Gradients are written by hand: those of the sums' slices would be
-K*K maps of zeros, added up.
+The first coefficient of a block is K times its mean. The gradients are written by hand, because automatic
+differentiation of the slices would add up K*K maps that are mostly zeros.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import jax.numpy as jnp
 
 
 def _sums(x: jax.Array, block: int) -> jax.Array:
-    """[..., H, W, C] -> [..., R, S, C], over whole blocks."""
+    """Sums each block: [..., H, W, C] -> [..., R, S, C], where K divides H and W."""
     *leading, height, width, channels = x.shape
     blocks = x.reshape(*leading, height // block, block, width // block, block, channels)
-    # XLA's CPU runs a sum of slices as one loop; a reduction over axes in the midst of others is several times slower.
+    # On the CPU, XLA runs a sum of slices as one loop; a reduction over inner axes is several times slower.
     pixels = itertools.product(range(block), repeat=2)
     return functools.reduce(jnp.add, (blocks[..., row, :, column, :] for row, column in pixels))
 
@@ -30,25 +30,41 @@ def _spread(y: jax.Array, block: int) -> jax.Array:
 
 
 def block_means(x: jax.Array, block: int) -> jax.Array:
-    """The mean of every block: x [..., H, W, C], whose sides K divides -> [..., H/K, W/K, C]."""
+    """Computes the mean of every block.
+
+    Args:
+      x: [..., H, W, C], where K divides H and W.
+      block: the block size K.
+
+    Returns:
+      [..., H/K, W/K, C].
+    """
     return x if block == 1 else _block_means(x, block)
 
 
 def spread_blocks(y: jax.Array, block: int) -> jax.Array:
-    """One value a block to one a pixel: y [..., R, S, C] -> [..., R*K, S*K, C]."""
+    """Repeats each value over a block of pixels; the transpose of a block sum.
+
+    Args:
+      y: one value per block, [..., R, S, C].
+      block: the block size K.
+
+    Returns:
+      [..., R*K, S*K, C].
+    """
     return y if block == 1 else _spread_blocks(y, block)
 
 
 def mask_around_means(x: jax.Array, mask: jax.Array, block: int) -> jax.Array:
-    """Masks the coefficients of every block: the first by mask[0], all others by mask[-1].
+    """Multiplies the first coefficient of every block by mask[0] and all others by mask[-1].
 
     Args:
-      x: [..., H, W, C], whose sides K divides.
-      mask: [N, C].
-      block: K.
+      x: [..., H, W, C], where K divides H and W.
+      mask: coefficient mask, [N, C]. Rows 1 to N-1 are taken to be equal.
+      block: the block size K.
 
     Returns:
-      [..., H, W, C]. The gradient of all coefficients but the first goes to mask[-1].
+      The masked map, [..., H, W, C]. The gradient of all coefficients but the first goes to mask[-1].
     """
     return x * mask[0] if block == 1 else _mask_around_means(x, mask[0], mask[-1], block)
 
@@ -74,7 +90,7 @@ def _masked_backward(block, residuals, g):
     x, first, others = residuals
     axes = tuple(range(x.ndim - 1))
     of_means = jnp.sum(_means_value(g, block) * _means_value(x, block), axes) * block**2
-    # The layer is its own transpose.
+    # The masking is a symmetric linear map, so it is its own transpose.
     return _masked(g, first, others, block), of_means, jnp.sum(g * x, axes) - of_means
 
 

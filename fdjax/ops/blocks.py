@@ -1,6 +1,7 @@
-"""Maps to blocks and back: pad, split, merge, crop.
+"""Maps to blocks and back: padding, splitting, merging and cropping.
 
-Shape letters (whole package): H W map, C channels, K block (`block`), R = ceil(H/K) and S = ceil(W/K) blocks.
+Shape letters in this package: H and W are the sides of a map, C its channels, K the block size (`block`), R = ceil(H/K)
+and S = ceil(W/K) the numbers of blocks.
 """
 
 from __future__ import annotations
@@ -18,15 +19,22 @@ def check_block(block: int) -> None:
 
 
 def num_blocks(size: int, block: int) -> int:
-    """Returns how many blocks cover `size` pixels: ceil(size / block)."""
+    """Returns the number of blocks that cover `size` pixels: ceil(size / block)."""
     return -(-size // block)
 
 
 def pad_to_blocks(x: jax.Array, block: int) -> jax.Array:
-    """Pads [..., H, W, C] at the bottom and right to multiples of `block` by repeating the edge.
+    """Pads a map at the bottom and right to multiples of K by repeating its edge.
 
-    Repeating the edge commutes with a pointwise convolution, so that nothing changes when nothing is pruned; zeros
-    would do too, but put energy into high frequencies that is not in the picture.
+    Edge padding commutes with a pointwise convolution, so that the result is unchanged when nothing is pruned. Zero
+    padding also commutes, but adds energy at high frequencies that the picture does not have.
+
+    Args:
+      x: [..., H, W, C].
+      block: the block size K.
+
+    Returns:
+      [..., R*K, S*K, C].
     """
     height, width = x.shape[-3], x.shape[-2]
     bottom, right = -height % block, -width % block
@@ -37,14 +45,30 @@ def pad_to_blocks(x: jax.Array, block: int) -> jax.Array:
 
 
 def split_blocks(x: jax.Array, block: int) -> jax.Array:
-    """Splits [..., H, W, C] into [..., R, K, S, K, C], padding where the block does not divide the map."""
+    """Splits a map into blocks, padding it where K does not divide its sides.
+
+    Args:
+      x: [..., H, W, C].
+      block: the block size K.
+
+    Returns:
+      [..., R, K, S, K, C].
+    """
     x = pad_to_blocks(x, block)
     *leading, height, width, channels = x.shape
     return x.reshape(*leading, height // block, block, width // block, block, channels)
 
 
 def merge_blocks(blocks: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Merges [..., R, K, S, K, C] into [..., H, W, C] with (H, W) = `size`, cropping what padding added."""
+    """Merges blocks into a map and crops what padding added.
+
+    Args:
+      blocks: [..., R, K, S, K, C].
+      size: (H, W) of the map.
+
+    Returns:
+      [..., H, W, C].
+    """
     *leading, rows, block, columns, _, channels = blocks.shape
     x = blocks.reshape(*leading, rows * block, columns * block, channels)
     return x[..., : size[0], : size[1], :]

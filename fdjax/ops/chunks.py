@@ -1,4 +1,4 @@
-"""A batch a few images at a time, for the CPU: what one pass computes from another's result is then still in cache."""
+"""Work on a few images of a batch at a time, so that on the CPU intermediate results are read from cache."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Bytes of the arrays that are read for one chunk: small enough for the last level of cache, large enough to keep the
-# number of operations down (measured: 2.4, 5, 8 and 16 MB).
+# Bytes of input per chunk: small enough for the last-level cache, and large enough to keep the number of operations
+# low. Chosen by measurement among 2.4, 5, 8 and 16 MB.
 _CHUNK_BYTES = 8_000_000
 
 
 def images_per_chunk(arrays: Sequence[jax.Array]) -> int:
-    """How many images of `arrays` [B, ...] to take at once: a divisor of B.
+    """Chooses how many images to process at once.
 
-    It is a multiple of the number of devices where that divides B: a batch split over them then needs no exchange.
+    Args:
+      arrays: the arrays that each chunk reads, [B, ...] each.
+
+    Returns:
+      A divisor of B. Where the number of devices divides B, it is a multiple of that number, so that a batch that is
+      sharded over the devices needs no exchange.
     """
     batch = arrays[0].shape[0]
     devices = jax.device_count()
@@ -30,11 +35,11 @@ def images_per_chunk(arrays: Sequence[jax.Array]) -> int:
 
 
 def over_chunks(function: Callable[..., tuple[Any, Any]], arrays: Sequence[jax.Array]) -> tuple[Any, Any]:
-    """Applies `function` chunk by chunk.
+    """Applies a function to a batch chunk by chunk.
 
     Args:
-      function: chunks of `arrays` -> (sums, maps): a pytree of arrays to be added over the chunks, and a pytree of
-        arrays [images, ...] that belong to the chunk's images.
+      function: takes chunks of `arrays` and returns (sums, maps): a pytree of arrays to be added over the chunks, and a
+        pytree of arrays [images, ...] that belong to the chunk's images.
       arrays: [B, ...] each.
 
     Returns:
@@ -43,8 +48,8 @@ def over_chunks(function: Callable[..., tuple[Any, Any]], arrays: Sequence[jax.A
     batch, images = arrays[0].shape[0], images_per_chunk(arrays)
     if images >= batch:
         return function(*arrays)
-    # On several devices chunk i holds the images i, i + B/images, ...: each device's part of the batch gives an equal
-    # share of a chunk. On one it holds neighbours: the arrays keep their shapes, and nothing is copied to change them.
+    # On several devices, chunk i holds the images i, i + B/images, ..., so that each device's shard gives an equal
+    # share of every chunk. On one device, a chunk holds consecutive images: the arrays keep their shapes, uncopied.
     alone = jax.device_count() == 1
 
     def read(array: jax.Array, chunk: jax.Array) -> jax.Array:
@@ -64,7 +69,7 @@ def over_chunks(function: Callable[..., tuple[Any, Any]], arrays: Sequence[jax.A
     chunks = [jax.ShapeDtypeStruct((images, *array.shape[1:]), array.dtype) for array in arrays]
     like_sums, like_maps = jax.eval_shape(function, *chunks)
     like_maps, structure = jax.tree.flatten(like_maps)
-    # A map takes the place of an array of its kind: a chunk's part of that has been read when the map's is written.
+    # A map overwrites an input of the same shape and dtype: the chunk has read its part before the map is written.
     maps, place_of = [], {}
     for number, like in enumerate(like_maps):
         kind = ((batch, *like.shape[1:]), like.dtype)

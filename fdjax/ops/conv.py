@@ -1,9 +1,9 @@
-"""Convolutions with groups, in the form that is fastest on each backend.
+"""Grouped convolutions in the form that is fastest on each backend.
 
-XLA's CPU is slow at grouped convolutions, two hundred times slower than at dense ones in the gradient. There groups are
-joined, with zeros between them, to dense convolutions of some 32 channels: of what was tried on one core (16 to 128
-channels, a product for each tap, multiply-adds for each tap) the fastest to train, and near it in evaluation. GPU and
-TPU keep the library's own.
+XLA on the CPU is slow at grouped convolutions: in the gradient, two hundred times slower than at dense ones. On the
+CPU, several groups are therefore joined into one dense convolution of about 32 input channels, with zeros between
+groups. This was the fastest to train of the forms tried on one core (16 to 128 channels, a product per tap,
+multiply-adds per tap), and close to the fastest in evaluation. GPU and TPU use the library's convolution.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fdjax.ops.depthwise import conv_pads
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
-# Input channels of a dense convolution that groups are joined to.
+# Input channels of each dense convolution that groups are joined into.
 _JOINED_CHANNELS = 32
 
 
@@ -46,9 +46,19 @@ def _joined(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pad
 def conv_with_pads(
     x: jax.Array, kernel: jax.Array, stride: int | tuple[int, int], pads: Pads, groups: int = 1
 ) -> jax.Array:
-    """`grouped_conv` with zeros before and after each axis: ((top, bottom), (left, right)).
+    """Computes `grouped_conv` with explicit zero padding.
 
-    The kernel [rows, columns, C / groups, D] may be of any window here, and `stride` differ between rows and columns.
+    Unlike there, the window may be of any shape, and the stride may differ between rows and columns.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [rows, columns, C / groups, D].
+      stride: one stride for both axes, or (row stride, column stride).
+      pads: zeros around the map, ((top, bottom), (left, right)).
+      groups: a divisor of C and D.
+
+    Returns:
+      [B, H', W', D].
     """
     strides = (stride, stride) if isinstance(stride, int) else stride
     if groups == 1:
@@ -62,26 +72,34 @@ def conv_with_pads(
 
 
 def max_pool(x: jax.Array, pads: Pads) -> jax.Array:
-    """The 3x3 max pool with stride 2 of [B, H, W, C], its border padded by ((top, bottom), (left, right))."""
+    """Computes a 3x3 max pool with stride 2.
+
+    Args:
+      x: [B, H, W, C].
+      pads: padding by minus infinity, ((top, bottom), (left, right)).
+
+    Returns:
+      [B, H', W', C].
+    """
     pads_BHWC = ((0, 0), *pads, (0, 0))
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pads_BHWC)
 
 
 def grouped_conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: str = "same", groups: int = 1) -> jax.Array:
-    """Convolution with a square window.
+    """Computes a convolution with a square window.
 
     Args:
       x: [B, H, W, C].
       kernel: [window, window, C / groups, D].
       stride: 1 or more.
       padding: "same" (TensorFlow's) or "torch" (window // 2 zeros on each side).
-      groups: divides C and D; output channel d reads the inputs of group d * groups // D.
+      groups: a divisor of C and D. Output channel d reads the inputs of group d * groups // D.
 
     Returns:
       [B, ceil(H/stride), ceil(W/stride), D].
 
     Raises:
-      ValueError: channels that the groups do not divide, or a kernel that does not fit.
+      ValueError: the groups do not divide the channels, or the kernel does not fit `x`.
     """
     channels, (inputs, features) = x.shape[-1], kernel.shape[2:]
     if channels != inputs * groups or features % groups:

@@ -1,7 +1,8 @@
-"""A convolution and the batch norm after it as one function, in training, with gradients written by hand: for the CPU.
+"""A convolution and the batch norm after it as one function for training on the CPU, with hand-written gradients.
 
-Memory is the bottleneck there. What can be had from the narrow side of a layer is not read from its wide side, and what
-is read twice is read while it is in cache. Elsewhere the convolution followed by `batch_norm` is the better form.
+Memory bandwidth is the bottleneck on the CPU. What can be computed from the narrow side of a layer is not read from its
+wide side, and what is read twice is read while it is in cache. On other backends, the convolution followed by
+`batch_norm` is faster.
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ _OVER_ROWS = (((0,), (0,)), ((), ()))
 def pointwise_batch_norm(
     x: jax.Array, kernel: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A 1x1 convolution, normalised by the batch's own statistics; cheap where C is smaller than D.
+    """Computes a 1x1 convolution, normalised by its batch's own statistics; cheap where C is smaller than D.
 
-    The mean and the variance of the output follow from the mean and the covariance of the input:
-    var(x k) = k' cov(x) k. Likewise the sums that batch norm's gradient needs are in the product that the kernel's
-    gradient needs anyway.
+    The mean and variance of the output follow from the mean and covariance of the input: var(x k) = k' cov(x) k. In the
+    same way, the sums that the gradient of batch norm needs are part of the product that the kernel's gradient needs.
 
     Args:
       x: [B, H, W, C].
       kernel: [C, D].
       scale: [D].
       bias: [D].
-      epsilon: added to the variance.
+      epsilon: added to the variance, above 0.
 
     Returns:
-      y [B, H, W, D], and the mean and variance [D] of the convolution's output, which pass no gradient.
+      (y, mean, variance): the result [B, H, W, D], and the mean and variance [D] of the convolution's output, which
+      pass no gradient.
     """
     return _pointwise(x, kernel, scale, bias, epsilon)
 
@@ -62,7 +63,7 @@ def _pointwise_forward(x, kernel, scale, bias, epsilon):
 
 def _pointwise_backward(epsilon, residuals, gradients):
     rows, kernel, scale, variance, spread = residuals
-    # Without the barrier XLA computes g once more in a transposed layout for the product with the rows.
+    # Without the barrier, XLA computes g a second time, in a transposed layout, for the product with the rows.
     g = lax.optimization_barrier(gradients[0])
     shape, g = g.shape, g.reshape(-1, g.shape[-1])
     count, dtype = rows.shape[0], scale.dtype
@@ -99,19 +100,20 @@ def depthwise_batch_norm(
     padding: str,
     epsilon: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """ReLU6, a depthwise convolution, batch norm by the batch's own statistics, and ReLU6 again.
+    """Computes ReLU6, a depthwise convolution, batch norm by the batch's own statistics, and ReLU6 again.
 
     Args:
-      x: [B, H, W, C], before its ReLU6 (which leaves alone what has been through one).
+      x: [B, H, W, C], before its ReLU6 (a second ReLU6 changes nothing).
       kernel: [window, window, C].
       scale: [C].
       bias: [C].
       stride: 1 or more.
-      padding: "same" or "torch".
-      epsilon: added to the variance.
+      padding: "same" or "torch", as in `depthwise_conv`.
+      epsilon: added to the variance, above 0.
 
     Returns:
-      y [B, H', W', C], and the mean and variance [C] of the convolution's output, which pass no gradient.
+      (y, mean, variance): the result [B, H', W', C], and the mean and variance [C] of the convolution's output, which
+      pass no gradient.
     """
     return _depthwise(x, kernel, scale, bias, stride, padding, epsilon)
 
@@ -125,7 +127,7 @@ def _depthwise_forward(x, kernel, scale, bias, stride, padding, epsilon):
     variance = jnp.sum(jnp.square(wide - mean), _AXES) / count
     slope = scale * lax.rsqrt(variance + epsilon)
     y = relu6(convolved * slope.astype(x.dtype) + (bias - mean * slope).astype(x.dtype))
-    # The size of x is in no other residual.
+    # x[:0] hands on the size of x, which no other residual has.
     return (y, mean, variance), (padded, convolved, kernel, scale, bias, mean, variance, x[:0])
 
 

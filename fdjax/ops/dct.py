@@ -1,7 +1,7 @@
-"""The blockwise orthonormal DCT-II: bases, zigzag order, forward and inverse, truncated to the first coefficients.
+"""The blockwise orthonormal DCT-II: bases, zigzag order, and the forward and inverse transforms, optionally truncated.
 
-The paper's section 3.1: `IDCT(conv1x1(DCT(x))) == conv1x1(x)`. Shape letters: `fdjax.ops.blocks`; N = K*K coefficients,
-n of them computed.
+The paper's section 3.1: `IDCT(conv1x1(DCT(x))) == conv1x1(x)`. Shape letters are those of `fdjax.ops.blocks`; N = K*K
+is the number of coefficients, n the number that are computed.
 """
 
 from __future__ import annotations
@@ -14,23 +14,27 @@ import numpy as np
 
 from fdjax.ops.blocks import check_block, merge_blocks, num_blocks, split_blocks
 
-# The transforms are a small part of the arithmetic; at an accelerator's reduced default precision they would dominate
-# the error of a layer.
+# The transforms are a small part of the arithmetic, but at the reduced default precision of accelerators they would
+# dominate a layer's error.
 _PRECISION = jax.lax.Precision.HIGHEST
 
 
 @functools.cache
 def zigzag_order(block: int) -> tuple[tuple[int, int], ...]:
-    """Returns the N = block**2 (row, column) frequencies in JPEG's zigzag order, (0, 0) first, then (0, 1).
+    """Lists the frequencies in JPEG's zigzag order: (0, 0) first, then (0, 1).
 
     Args:
-      block: K, 1 to 16.
+      block: the block size K, 1 to 16.
+
+    Returns:
+      N = K*K pairs (row, column).
 
     Raises:
       ValueError: `block` is out of range.
 
-    >>> zigzag_order(2)
-    ((0, 0), (0, 1), (1, 0), (1, 1))
+    Example:
+      >>> zigzag_order(2)
+      ((0, 0), (0, 1), (1, 0), (1, 1))
     """
     check_block(block)
     frequencies = [(row, column) for row in range(block) for column in range(block)]
@@ -40,7 +44,7 @@ def zigzag_order(block: int) -> tuple[tuple[int, int], ...]:
 
 @functools.cache
 def _dct_matrix(block: int) -> np.ndarray:
-    """The orthonormal DCT-II matrix [frequency, position] of size `block`, in float64."""
+    """Returns the orthonormal DCT-II matrix [frequency, position] of size `block`, in float64."""
     check_block(block)
     frequency, position = np.mgrid[:block, :block]
     matrix = np.sqrt(2 / block) * np.cos(np.pi * (2 * position + 1) * frequency / (2 * block))
@@ -50,11 +54,14 @@ def _dct_matrix(block: int) -> np.ndarray:
 
 
 def dct_basis(block: int, dtype=jnp.float32) -> np.ndarray:
-    """Returns the orthonormal 2-D DCT-II basis [N, K, K] in zigzag order.
+    """Computes the orthonormal 2-D DCT-II basis in zigzag order.
 
     Args:
-      block: K, 1 to 16.
-      dtype: of the result; values are computed in float64.
+      block: the block size K, 1 to 16.
+      dtype: the dtype of the result; values are computed in float64.
+
+    Returns:
+      [N, K, K].
 
     Raises:
       ValueError: `block` is out of range.
@@ -79,16 +86,28 @@ def _check_map(x: jax.Array, what: str) -> None:
 
 
 def _separable_parts(block: int, num_coefs: int, dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Row and column DCT matrices cut to the frequencies in use, and where each coefficient lies in their product."""
+    """Returns row and column DCT matrices cut to the frequencies in use, and each coefficient's row and column."""
     rows, columns = np.array(zigzag_order(block)[:num_coefs]).T
     matrix = _dct_matrix(block).astype(dtype)
     return matrix[: rows.max() + 1], matrix[: columns.max() + 1], rows, columns
 
 
 def leading_dct(x: jax.Array, block: int, num_coefs: int | None = None, *, separable: bool = False) -> jax.Array:
-    """As `block_dct`, with the coefficient first: [..., H, W, C] -> [n, ..., R, S, C].
+    """Computes `block_dct` with the coefficient axis first.
 
-    A band is then one contiguous array, and XLA makes the transform one matrix product.
+    Each band is then one contiguous array, and XLA computes the transform as one matrix product.
+
+    Args:
+      x: [..., H, W, C].
+      block: the block size K, 1 to 16.
+      num_coefs: the number n of coefficients, 0 to N; None for all.
+      separable: whether to transform rows and columns one after the other.
+
+    Returns:
+      [n, ..., R, S, C].
+
+    Raises:
+      ValueError: the block, the number of coefficients or the shape is out of range.
     """
     _check_map(x, "x")
     check_block(block)
@@ -104,7 +123,20 @@ def leading_dct(x: jax.Array, block: int, num_coefs: int | None = None, *, separ
 
 
 def leading_idct(y: jax.Array, block: int, size: tuple[int, int], *, separable: bool = False) -> jax.Array:
-    """As `block_idct`, from the coefficient-first layout: [n, ..., R, S, C] -> [..., H, W, C]."""
+    """Computes `block_idct` from the layout with the coefficient axis first.
+
+    Args:
+      y: [n, ..., R, S, C].
+      block: the block size K, 1 to 16.
+      size: (H, W) of the map.
+      separable: as in `leading_dct`.
+
+    Returns:
+      [..., H, W, C].
+
+    Raises:
+      ValueError: the block or the shape is out of range, or `size` does not fit R and S.
+    """
     check_block(block)
     if y.ndim < 4:
         raise ValueError(f"y must have shape [n, ..., R, S, C], got {y.shape}")
@@ -127,7 +159,7 @@ def leading_idct(y: jax.Array, block: int, size: tuple[int, int], *, separable: 
 
 
 def _butterfly(a, b, c, d):
-    """The 2x2 DCT (Haar's) of pixels [[a, b], [c, d]], coefficients in zigzag order; it is its own inverse."""
+    """Computes the 2x2 DCT (Haar) of pixels [[a, b], [c, d]], in zigzag order; it is its own inverse."""
     left, right, left_difference, right_difference = a + c, b + d, a - c, b - d
     return [
         (left + right) / 2,
@@ -138,7 +170,15 @@ def _butterfly(a, b, c, d):
 
 
 def layer_dct(x: jax.Array, block: int) -> jax.Array:
-    """`leading_dct` of all coefficients in the form that runs fastest: additions for 2x2 blocks, else the product."""
+    """Computes `leading_dct` of all coefficients in its fastest form: additions for 2x2 blocks, else a matrix product.
+
+    Args:
+      x: [..., H, W, C].
+      block: the block size K, 1 to 16.
+
+    Returns:
+      [N, ..., R, S, C].
+    """
     if block != 2:
         return leading_dct(x, block)
     blocks = split_blocks(x, block)
@@ -146,7 +186,16 @@ def layer_dct(x: jax.Array, block: int) -> jax.Array:
 
 
 def layer_idct(y: jax.Array, block: int, size: tuple[int, int]) -> jax.Array:
-    """`leading_idct` of all coefficients in the form that runs fastest."""
+    """Computes `leading_idct` of all coefficients in its fastest form.
+
+    Args:
+      y: [N, ..., R, S, C].
+      block: the block size K, 1 to 16.
+      size: (H, W) of the map.
+
+    Returns:
+      [..., H, W, C].
+    """
     if block != 2:
         return leading_idct(y, block, size)
     a, b, c, d = _butterfly(*y)
@@ -155,29 +204,30 @@ def layer_idct(y: jax.Array, block: int, size: tuple[int, int]) -> jax.Array:
 
 
 def block_dct(x: jax.Array, block: int, num_coefs: int | None = None, *, separable: bool = False) -> jax.Array:
-    """Blockwise 2-D DCT-II, truncated to the first `num_coefs` coefficients in zigzag order (section 3.1).
+    """Computes the blockwise 2-D DCT-II, truncated to the first `num_coefs` coefficients in zigzag order (section 3.1).
 
     Args:
       x: [..., H, W, C], floating point. Where K does not divide H or W, the map is padded by repeating its edge.
-      block: K, 1 to 16.
-      num_coefs: n, 0 to N = K*K; None for all.
-      separable: rows and columns one after the other (2K multiply-accumulates an element, not K*K).
+      block: the block size K, 1 to 16.
+      num_coefs: the number n of coefficients, 0 to N = K*K; None for all.
+      separable: whether to transform rows and columns one after the other, which takes 2K multiply-accumulates per
+        element in place of K*K.
 
     Returns:
-      [..., R, S, n, C] with R = ceil(H/K), S = ceil(W/K), in the dtype of `x`.
+      [..., R, S, n, C] with R = ceil(H/K) and S = ceil(W/K), in the dtype of `x`.
 
     Raises:
-      ValueError: a block, count or shape out of range.
+      ValueError: the block, the number of coefficients or the shape is out of range.
     """
     return jnp.moveaxis(leading_dct(x, block, num_coefs, separable=separable), 0, -2)
 
 
 def block_idct(y: jax.Array, block: int, size: tuple[int, int], *, separable: bool = False) -> jax.Array:
-    """The inverse of `block_dct`; coefficients that were left away count as zero.
+    """Inverts `block_dct`; coefficients that are left out count as zero.
 
     Args:
       y: [..., R, S, n, C], the first n coefficients in zigzag order.
-      block: K, 1 to 16.
+      block: the block size K, 1 to 16.
       size: (H, W) of the map; padding beyond it is cropped.
       separable: as in `block_dct`.
 
@@ -185,7 +235,7 @@ def block_idct(y: jax.Array, block: int, size: tuple[int, int], *, separable: bo
       [..., H, W, C], in the dtype of `y`.
 
     Raises:
-      ValueError: a block, count or shape out of range, or `size` does not fit R and S.
+      ValueError: the block or the shape is out of range, or `size` does not fit R and S.
     """
     if y.ndim < 4:
         raise ValueError(f"y must have shape [..., R, S, n, C], got {y.shape}")

@@ -1,8 +1,8 @@
-"""The depthwise convolution, square odd windows, in the form that is fastest on each backend.
+"""The depthwise convolution with a square window of odd size, in the form that is fastest on each backend.
 
-XLA's grouped convolution is slow on the CPU; there the layer is a shifted multiply-add for each tap, all fused into one
-loop, with a gradient written by hand (autodiff's would write a padded array for each tap). GPU and TPU keep the
-library's own.
+XLA's grouped convolution is slow on the CPU. There the layer is a shifted multiply-add per tap, all fused into one
+loop, with a hand-written gradient (automatic differentiation would write one padded array per tap). GPU and TPU use the
+library's convolution.
 """
 
 from __future__ import annotations
@@ -20,7 +20,17 @@ PADDINGS = ("same", "torch")
 
 
 def conv_pads(size: int, stride: int, window: int, padding: str) -> tuple[int, int]:
-    """Zeros before and after an axis: TensorFlow's SAME, or window // 2 on each side as PyTorch's padding."""
+    """Computes the zero padding of one axis: TensorFlow's SAME, or PyTorch's window // 2 on each side.
+
+    Args:
+      size: length of the axis.
+      stride: 1 or more.
+      window: length of the window.
+      padding: "same" or "torch".
+
+    Returns:
+      (before, after), in elements.
+    """
     if padding == "torch":
         return window // 2, window // 2
     out = -(-size // stride)
@@ -29,13 +39,34 @@ def conv_pads(size: int, stride: int, window: int, padding: str) -> tuple[int, i
 
 
 def pad_map(x: jax.Array, stride: int, padding: str, window: int = 3) -> jax.Array:
-    """x [B, H, W, C] with the zeros that the layer reads beyond its edges."""
+    """Adds the zeros that the layer reads beyond the edges of a map.
+
+    Args:
+      x: [B, H, W, C].
+      stride: 1 or more.
+      padding: "same" or "torch".
+      window: size of the square window.
+
+    Returns:
+      The padded map, [B, H + top + bottom, W + left + right, C].
+    """
     pads = [conv_pads(length, stride, window, padding) for length in x.shape[1:3]]
     return jnp.pad(x, ((0, 0), *pads, (0, 0)))
 
 
 def unpad_map(padded: jax.Array, size: tuple[int, int], stride: int, padding: str, window: int = 3) -> jax.Array:
-    """The inverse of `pad_map` for a map of `size` (H, W)."""
+    """Inverts `pad_map`.
+
+    Args:
+      padded: the result of `pad_map`.
+      size: (H, W) of the map without padding.
+      stride: as in `pad_map`.
+      padding: as in `pad_map`.
+      window: as in `pad_map`.
+
+    Returns:
+      [B, H, W, C].
+    """
     top, left = (conv_pads(length, stride, window, padding)[0] for length in size)
     return padded[:, top : top + size[0], left : left + size[1]]
 
@@ -43,7 +74,7 @@ def unpad_map(padded: jax.Array, size: tuple[int, int], stride: int, padding: st
 def _views(
     padded: jax.Array, size: tuple[int, int], strides: tuple[int, int], window: tuple[int, ...]
 ) -> list[jax.Array]:
-    """The shifted views [B, *size, C] that the taps multiply, row by row."""
+    """Returns the shifted views [B, *size, C] that the taps multiply, row by row."""
     batch, channels = padded.shape[0], padded.shape[-1]
     last = [(length - 1) * stride + 1 for length, stride in zip(size, strides, strict=True)]
     return [
@@ -54,9 +85,18 @@ def _views(
 
 
 def correlate(padded: jax.Array, kernel: jax.Array, size: tuple[int, int], stride: int | tuple[int, int]) -> jax.Array:
-    """The layer on a padded map, with an output of `size`: shifted multiply-adds, one loop for XLA's CPU.
+    """Computes the layer on a padded map by shifted multiply-adds, which XLA runs as one loop on the CPU.
 
-    The kernel [rows, columns, C] may be of any window here, and `stride` differ between rows and columns.
+    The window may be of any shape here, and the stride may differ between rows and columns.
+
+    Args:
+      padded: the padded map, [B, ..., ..., C].
+      kernel: [rows, columns, C].
+      size: (H', W') of the output.
+      stride: one stride for both axes, or (row stride, column stride).
+
+    Returns:
+      [B, H', W', C].
     """
     strides = (stride, stride) if isinstance(stride, int) else stride
     views, taps = _views(padded, size, strides, kernel.shape[:2]), kernel.reshape(-1, kernel.shape[-1])
@@ -64,37 +104,37 @@ def correlate(padded: jax.Array, kernel: jax.Array, size: tuple[int, int], strid
 
 
 def output_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
-    """(H', W') of the output for a map of `size` (H, W)."""
+    """Returns (H', W') of the output for a map of `size` (H, W)."""
     return -(-size[0] // stride), -(-size[1] // stride)
 
 
 def correlate_grads(
     padded: jax.Array, g: jax.Array, kernel: jax.Array, size: tuple[int, int], stride: int, padding: str
 ) -> tuple[jax.Array, jax.Array]:
-    """The gradients of `correlate(pad_map(x))`.
+    """Computes the gradients of `correlate(pad_map(x))`.
 
     Args:
       padded: `pad_map(x)`.
-      g: [B, H', W', C], the gradient to the output.
+      g: the gradient with respect to the output, [B, H', W', C].
       kernel: [window, window, C].
-      size: (H, W) of x.
-      stride: of the layer.
-      padding: of the layer.
+      size: (H, W) of `x`.
+      stride: the layer's stride.
+      padding: the layer's padding, "same" or "torch".
 
     Returns:
-      To x [B, H, W, C], and to the kernel [window, window, C], in float32 or wider.
+      The gradients with respect to `x` [B, H, W, C], and to the kernel [window, window, C] in float32 or wider.
     """
-    # To the input: the output's gradient, dilated by the stride, under the flipped kernel.
+    # With respect to the input: correlate the output's gradient, dilated by the stride, with the flipped kernel.
     window, dilation = kernel.shape[0], []
     for length, out in zip(size, g.shape[1:3], strict=True):
         before = window - 1 - conv_pads(length, stride, window, padding)[0]
         dilation.append((before, length + window - 1 - before - ((out - 1) * stride + 1), stride - 1))
-    # The barrier keeps XLA from computing the padding and what comes before it once for every tap.
+    # Without the barrier, XLA computes the padding and its operand once per tap.
     dilated = lax.optimization_barrier(lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *dilation, (0, 0, 0))))
     dx = correlate(dilated, kernel[::-1, ::-1], size, 1)
 
-    # To the kernel: one pass with an accumulator for each tap, over the rows and columns first: XLA runs the images in
-    # parallel.
+    # With respect to the kernel: one pass with an accumulator per tap. It reduces rows and columns first, because XLA
+    # runs the images in parallel.
     top, left = dilation[0][0], dilation[1][0]
     last = [(out - 1) * stride + 1 for out in g.shape[1:3]]
     g = lax.slice(
@@ -157,19 +197,20 @@ _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: str = "same") -> jax.Array:
-    """Depthwise convolution.
+    """Computes a depthwise convolution.
 
     Args:
       x: [..., H, W, C].
-      kernel: [window, window, C], an odd window.
+      kernel: [window, window, C], with an odd window.
       stride: 1 or more.
-      padding: "same" (TensorFlow's) or "torch" (window // 2 zeros on each side); they differ for even maps at stride 2.
+      padding: "same" (TensorFlow's) or "torch" (window // 2 zeros on each side). The two differ for maps with even
+        sides at stride 2.
 
     Returns:
       [..., ceil(H/stride), ceil(W/stride), C].
 
     Raises:
-      ValueError: shapes that do not fit, or an unknown padding.
+      ValueError: the shapes do not fit, or the padding is unknown.
     """
     window = kernel.shape[0] if kernel.ndim else 0
     if x.ndim < 3 or window % 2 == 0 or kernel.shape != (window, window, x.shape[-1]):

@@ -1,8 +1,9 @@
-"""Counting multiply-accumulates: exact integers for hard masks, a differentiable expectation for soft ones.
+"""Counts of multiply-accumulates (MACs): exact for hard masks, and a differentiable expectation for soft masks.
 
-Two conventions. The paper's (section 3.1): N multiply-accumulates for each coefficient computed, and every band's dense
-product. And the cheapest exact form: no transform where counts are only 0 and N, separable transforms where they are
-cheaper, nothing for coefficients that one of the two sides drops, for tied masks a chain for each group of channels.
+There are two conventions. The paper's (section 3.1) counts N MACs per computed coefficient, and the dense product of
+every band. The other counts the cheapest exact form: no transform where counts are only 0 and N, separable transforms
+where they are cheaper, no work for coefficients that either side drops, and, for tied masks, one chain per group of
+channels.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ class PointwiseMacs:
 
     Attributes:
       dense: the plain convolution.
-      pruned: the kept products of every band, no transforms.
-      full_transforms: nothing pruned, with the full DCT and inverse DCT, by the paper's convention.
-      paper_total: `pruned` and N for each kept coefficient of either side (a released layer has no transforms).
-      total: the cheapest exact form, transforms included.
-      form: its name: "dense", "channels" (fewer channels, no transform) or "bands".
+      pruned: the kept products of every band, without transforms.
+      full_transforms: the layer without pruning, with the full DCT and inverse DCT, by the paper's convention.
+      paper_total: `pruned` plus N per kept coefficient of either side; a released layer has no transforms.
+      total: the cheapest exact form, with its transforms.
+      form: the name of that form: "dense", "channels" (fewer channels, no transform) or "bands".
     """
 
     dense: int
@@ -44,21 +45,21 @@ class PointwiseMacs:
 
 
 def conv_macs(out_size: Size, in_channels: int, out_channels: int, window: int = 1) -> int:
-    """A convolution with a square window and no groups: H' * W' * C * D * window**2."""
+    """Counts a convolution with a square window and no groups: H' * W' * C * D * window**2."""
     return out_size[0] * out_size[1] * in_channels * out_channels * window**2
 
 
 def depthwise_macs(out_size: Size, channels: int, window: int = 3) -> int:
-    """A depthwise convolution: H' * W' * C * window**2."""
+    """Counts a depthwise convolution: H' * W' * C * window**2."""
     return out_size[0] * out_size[1] * channels * window**2
 
 
 @functools.cache
 def block_transform_macs(block: int, count: int) -> int:
-    """The cheapest truncated transform (either direction) of one block to or from its first `count` coefficients.
+    """Counts the cheapest transform, in either direction, between one block and its first `count` coefficients.
 
-    Direct: N for each coefficient. Separable: K*K for each row (or column) frequency in use, then K for each
-    coefficient.
+    The direct form takes N per coefficient. The separable form takes K*K for each row (or column) frequency in use,
+    then K for each coefficient.
     """
     if count == 0:
         return 0
@@ -76,37 +77,47 @@ def _histogram(counts: np.ndarray, num_coefs: int) -> np.ndarray:
 
 
 def _transforms(histogram: np.ndarray, block: int) -> int:
-    """One block's transforms of all channels, by histogram of kept counts."""
+    """Counts the transforms of one block over all channels, given a histogram of kept counts."""
     return int(histogram @ _transform_costs(block))
 
 
 @functools.cache
 def _transform_costs(block: int) -> np.ndarray:
-    """`block_transform_macs` by count, 0..N."""
+    """Returns `block_transform_macs` of the counts 0..N."""
     return np.array([block_transform_macs(block, count) for count in range(block**2 + 1)])
 
 
 def _widths(histogram: np.ndarray) -> np.ndarray:
-    """How many channels keep coefficient n, for n = 0..N-1."""
+    """Returns the number of channels that keep coefficient n, for n = 0..N-1."""
     return histogram[::-1].cumsum()[::-1][1:]
 
 
 def whole_channels(histogram: np.ndarray) -> bool:
-    """Whether all kept counts are 0 or N, so that no transform is needed."""
+    """Returns whether all kept counts are 0 or N, so that no transform is needed.
+
+    Args:
+      histogram: number of channels by kept count, [N + 1].
+
+    Returns:
+      True if no channel keeps only a part of its coefficients.
+    """
     return not histogram[1:-1].any()
 
 
 def pointwise_macs(
     size: Size, block: int, input_counts: np.ndarray, output_counts: np.ndarray, released: bool = False
 ) -> PointwiseMacs:
-    """Counts a wrapped pointwise layer on a map of `size`.
+    """Counts the MACs of a wrapped pointwise layer.
 
     Args:
-      size: (H, W).
-      block: K.
-      input_counts: kept counts [C], 0..N.
-      output_counts: kept counts [D], 0..N.
-      released: the gate has released the layer: it is never transformed.
+      size: (H, W) of the map.
+      block: the block size K.
+      input_counts: kept counts [C], 0 to N.
+      output_counts: kept counts [D], 0 to N.
+      released: whether the gate has released the layer, which then has no transforms.
+
+    Returns:
+      The layer's MACs by every convention.
     """
     num_coefs, blocks, pixels = block * block, _blocks(size, block), size[0] * size[1]
     inputs, outputs = _histogram(input_counts, num_coefs), _histogram(output_counts, num_coefs)
@@ -130,17 +141,20 @@ def pointwise_macs(
 def explicit_mask_macs(
     size: Size, block: int, input_mask: np.ndarray, output_mask: np.ndarray, released: bool = False
 ) -> tuple[int, int]:
-    """A wrapped pointwise layer under any masks on coefficients, prefixes or not: (pruned, paper_total).
+    """Counts a wrapped pointwise layer under arbitrary coefficient masks, prefixes or not.
 
     A coefficient of an input channel is multiplied for an output channel where both keep it, and a transform takes N
-    for each coefficient that is kept (the paper, section 3.1). Of prefixes it is what `pointwise_macs` counts.
+    MACs per kept coefficient (section 3.1). For prefix masks this equals `pointwise_macs`.
 
     Args:
-      size: (H, W).
-      block: K.
+      size: (H, W) of the map.
+      block: the block size K.
       input_mask: bool [N, C].
       output_mask: bool [N, D].
-      released: the gate has released the layer: it is never transformed.
+      released: whether the gate has released the layer, which then has no transforms.
+
+    Returns:
+      (pruned, paper_total), as in `PointwiseMacs`.
     """
     inputs, outputs = (mask.sum(axis=1) for mask in (input_mask, output_mask))
     products, transforms = int(inputs @ outputs), block * block * int(inputs.sum() + outputs.sum())
@@ -150,9 +164,19 @@ def explicit_mask_macs(
 
 
 def cheapest_pointwise(size: Size, block: int, inputs: np.ndarray, outputs: np.ndarray) -> tuple[int, str]:
-    """(MACs, form) of a pointwise layer in its cheapest exact form, from histograms [N+1] of kept counts."""
+    """Counts a pointwise layer in its cheapest exact form.
+
+    Args:
+      size: (H, W) of the map.
+      block: the block size K.
+      inputs: number of input channels by kept count, [N + 1].
+      outputs: number of output channels by kept count, [N + 1].
+
+    Returns:
+      (MACs, form), with the forms of `PointwiseMacs`.
+    """
     input_widths, output_widths = _widths(inputs), _widths(outputs)
-    # A coefficient that one side drops altogether is not needed on the other.
+    # A coefficient that no channel of one side keeps is not needed on the other side.
     num_bands = int(np.count_nonzero(input_widths * output_widths))
     if num_bands == 0:
         return 0, "channels"
@@ -175,10 +199,10 @@ def _clip_counts(histogram: np.ndarray, highest: int) -> np.ndarray:
 
 @functools.cache
 def block_constant_taps(out_size: Size, stride: int, block: int, pads: Size, window: int = 3) -> int:
-    """Multiply-accumulates of one depthwise channel whose input is constant in every block.
+    """Counts the MACs of one depthwise channel whose input is constant within every block.
 
-    Taps that fall into the same block are combined beforehand and count once; taps on the padding count like others,
-    as they do in the dense count.
+    Taps in the same block are added up beforehand and count once. Taps on the padding count like others, as they do in
+    the dense count.
     """
 
     def along(size_out: int, before: int) -> int:
@@ -190,7 +214,7 @@ def block_constant_taps(out_size: Size, stride: int, block: int, pads: Size, win
 
 
 class RunMacs(NamedTuple):
-    """Multiply-accumulates of a run: its first layer, the depthwise layer after it, its last layer."""
+    """Multiply-accumulates of a run: its first layer, the depthwise layer after it, and its last layer."""
 
     writer: int
     depthwise: int
@@ -208,23 +232,27 @@ def group_macs(
     window: int = 3,
     narrow_transforms: bool = True,
 ) -> RunMacs:
-    """A run with tied masks, group by group: what lies between a pointwise layer that widens and one that narrows.
+    """Counts a run with tied masks by groups: a widening pointwise layer, a depthwise layer and a narrowing one.
 
-    The wide channels with one kept count g form a group with its own writer -> depthwise -> reader chain. g = N runs in
-    the spatial domain; g = 1 wholly at block resolution (a bias and an activation keep a block-constant map
-    block-constant); other groups take g coefficients of the narrow input, return to pixels for the depthwise layer, and
-    send g coefficients to the narrow output. The transforms of the narrow sides are shared by the groups.
+    The wide channels with one kept count g form a group with its own chain writer -> depthwise -> reader. The group g =
+    N runs in the spatial domain. The group g = 1 runs at block resolution throughout, because a bias and an activation
+    keep a block-constant map block-constant. Any other group computes g coefficients from the narrow input, returns to
+    pixels for the depthwise layer, and sends g coefficients to the narrow output. The groups share the transforms of
+    the narrow sides.
 
     Args:
-      counts: kept counts [E] of the wide channels.
-      block: K, the same on both maps.
-      in_channels: C of the writer.
-      out_channels: D of the reader.
-      in_size: the writer's map.
-      out_size: the reader's map.
-      taps_of_mean: `block_constant_taps` for this depthwise layer.
-      window: of the depthwise layer.
-      narrow_transforms: count the transforms that the groups share.
+      counts: kept counts [E] of the wide channels, 0 to N.
+      block: the block size K, the same on both maps.
+      in_channels: C, the input channels of the writer.
+      out_channels: D, the output channels of the reader.
+      in_size: (H, W) of the writer's map.
+      out_size: (H', W') of the reader's map.
+      taps_of_mean: `block_constant_taps` of the depthwise layer.
+      window: the size of the depthwise window.
+      narrow_transforms: whether to count the transforms that the groups share.
+
+    Returns:
+      The MACs of the three layers.
     """
     num_coefs = block * block
     groups = _histogram(counts, num_coefs)
@@ -255,17 +283,17 @@ def expected_pointwise_macs(
     output_mask: jax.Array | None = None,
     transforms: bool | Sequence[float] = True,
 ) -> jax.Array:
-    """The paper's count with coefficient masks read as expectations: differentiable, exact when masks are 0 or 1.
+    """Counts a layer by the paper's convention from soft masks, differentiably; exact where masks are 0 or 1.
 
     Args:
-      size: (H, W).
-      block: K.
+      size: (H, W) of the map.
+      block: the block size K.
       channels: C.
       features: D.
-      input_mask: [N, C] in [0, 1]; None: all kept.
-      output_mask: [N, D] in [0, 1]; None: all kept.
-      transforms: add N for each kept coefficient of either side; or [N], what each further coefficient of a channel
-        adds in each block.
+      input_mask: [N, C] in [0, 1]; None if all are kept.
+      output_mask: [N, D] in [0, 1]; None if all are kept.
+      transforms: whether to add N per kept coefficient of either side. A sequence [N] gives instead what each further
+        coefficient of a channel adds per block.
 
     Returns:
       A float32 scalar.

@@ -1,4 +1,4 @@
-"""A map that lies in memory, where XLA's CPU would compute it again in a loop that reads it out of order."""
+"""Keeps a map in memory where XLA on the CPU would compute it again inside a loop that reads it out of order."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from jax import lax
 
 
 def _kept(x: jax.Array) -> jax.Array:
-    # XLA fuses across `optimization_barrier`, but not into a loop. This one never turns, which XLA cannot know: what a
-    # loop carries is in memory, and nothing is copied. An element at an edge may be padding, which XLA does know. (A
-    # size that is no number yet is a batch's, in an export.)
+    # XLA fuses across `optimization_barrier`, but not into a loop, whose carry has to be in memory. This loop never
+    # runs an iteration, and nothing is copied, but XLA cannot prove it: the trip count depends on an element of the
+    # map. The element is taken from the middle, because XLA may know one at an edge to be padding. (A size that is not
+    # an integer is the symbolic batch size of an export.)
     element = x[tuple(size // 2 if isinstance(size, int) else 0 for size in x.shape)]
     turns = (element != element).astype(jnp.int32)
     return lax.while_loop(lambda carry: carry[0] > 1, lambda carry: (carry[0] - 1, carry[1] * 2), (turns, x))[1]
@@ -27,5 +28,12 @@ _materialize.defvjp(lambda x: (_best_form(x), None), lambda _, g: (_best_form(g)
 
 
 def materialize(x: jax.Array) -> jax.Array:
-    """Returns `x`, and in reverse mode its gradient, as they are; on the CPU they lie in memory first."""
+    """Returns `x` unchanged, and its gradient in reverse mode; on the CPU, both are written to memory first.
+
+    Args:
+      x: any shape.
+
+    Returns:
+      `x`.
+    """
     return _materialize(x)

@@ -1,7 +1,7 @@
 """Octave convolution (Chen et al. 2019, "Drop an Octave", arXiv 1904.05049): maps in two frequencies.
 
-A map is a dict of what there is of its two parts: "high" [..., H, W, C] at full resolution, and "low"
-[..., H/2, W/2, C'] at half of it, the rest of the channels. The sides of a map that has both are even.
+A map is a dict with one or both of its parts: "high" [..., H, W, C] at full resolution, and "low" [..., H/2, W/2, C']
+at half the resolution with the rest of the channels. A map that has both parts has even sides.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ FREQUENCIES = ("high", "low")
 
 
 class Split(NamedTuple):
-    """Channels of the two parts of a map."""
+    """The numbers of channels of the two parts of a map."""
 
     high: int
     low: int
 
 
 def split_channels(channels: int, share: float) -> Split:
-    """`channels` with `share` of them, 0 to below 1, rounded down, as low ones."""
-    # Rounded first: 0.29 * 100 is a little less than 29.
+    """Splits `channels` so that a share of them, in [0, 1) and rounded down, is low."""
+    # The product is rounded first because 0.29 * 100 is slightly less than 29.
     low = int(round(share * channels, 6))
     return Split(channels - low, low)
 
 
 def product_name(source: str, target: str) -> str:
-    """The name of the product from one frequency to another."""
+    """Returns the name of the kernel that leads from one frequency to another."""
     return f"{source}_to_{target}"
 
 
 def octave_pointwise(maps: Mapping[str, jax.Array], kernels: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """The 1x1 octave convolution: up to four products (the paper's equations 2 and 3).
+    """Computes a 1x1 octave convolution: up to four products (equations 2 and 3 of the octave paper).
 
-    Within a frequency a product is a plain one. From high to low the map is averaged over 2x2 pixels before it, from
-    low to high what it makes is repeated 2x2 times.
+    A product within a frequency is a plain one. From high to low, the map is averaged over 2x2 pixels before the
+    product. From low to high, the result of the product is repeated over 2x2 pixels.
 
     Args:
-      maps: "high" [..., H, W, C], or with "low" [..., H/2, W/2, C'].
-      kernels: "high_to_high" [C, D], "low_to_high" [C', D], "high_to_low" [C, D'], "low_to_low" [C', D'], those that
-        there are.
+      maps: "high" [..., H, W, C], "low" [..., H/2, W/2, C'], or both.
+      kernels: one or more of "high_to_high" [C, D], "low_to_high" [C', D], "high_to_low" [C, D'] and "low_to_low" [C',
+        D'].
 
     Returns:
-      "high" [..., H, W, D] and "low" [..., H/2, W/2, D'], those that a product leads to.
+      "high" [..., H, W, D] and "low" [..., H/2, W/2, D'], as far as a kernel leads to them.
 
     Raises:
-      ValueError: shapes that do not fit, a product of a frequency that is not there, or a side to halve that is odd.
+      ValueError: the shapes do not fit, a kernel reads a frequency that is absent, or a side to be halved is odd.
     """
     _check(maps, kernels)
     made = {}
@@ -77,10 +77,10 @@ def _check(maps: Mapping[str, jax.Array], kernels: Mapping[str, jax.Array]) -> N
     names = [product_name(source, target) for source in FREQUENCIES for target in FREQUENCIES]
     for name in kernels:
         if name not in names:
-            raise ValueError(f"no product {name!r}; there are {', '.join(names)}")
+            raise ValueError(f"unknown kernel {name!r}; the kernels are {', '.join(names)}")
         source = name.partition("_")[0]
         if source not in maps:
-            raise ValueError(f"there is a kernel {name}, and no map {source!r}")
+            raise ValueError(f"the kernel {name} needs a map {source!r}, which is absent")
     sizes = {name: x.shape[-3:-1] for name, x in maps.items()}
     if "low" in sizes and "high" in sizes and sizes["high"] != tuple(2 * length for length in sizes["low"]):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Which platform a function is being traced for: some are written otherwise for the CPU."""
+"""The platform that a function is being traced for: some functions have a form of their own for the CPU."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _asked: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", 
 
 
 def for_cpu() -> bool:
-    """Whether what is being traced will run on the CPU: jax's default backend, unless `tracing_for` says otherwise."""
+    """Returns whether the traced code will run on the CPU: jax's default backend, or what `tracing_for` says."""
     return (_asked.get() or jax.default_backend()) == "cpu"
 
 
 @contextlib.contextmanager
 def tracing_for(platform: str) -> Iterator[None]:
-    """Functions that are traced inside are compiled for another platform than this process computes on.
+    """Traces the functions inside for a platform other than the default backend.
 
     Args:
-      platform: jax's name of it, such as "tpu".
+      platform: jax's name of the platform, such as "tpu".
     """
     token = _asked.set(platform)
     try:

@@ -1,7 +1,7 @@
-"""The pointwise (1x1) convolution three ways: dense, masked in the frequency domain, and banded.
+"""The pointwise (1x1) convolution in three forms: dense, masked in the frequency domain, and by bands.
 
-`masked_pointwise` is what training uses; `banded_pointwise` computes the same from a static plan with dense products
-only. Layers have no bias here: a bias is added in the spatial domain, after the inverse transform.
+Training uses `masked_pointwise`. `banded_pointwise` computes the same from a static plan by dense products only. The
+layers have no bias; the caller adds it in the spatial domain, after the inverse transform.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _matmul_forward(x, kernel):
 
 def _matmul_backward(residuals, g):
     x, kernel = residuals
-    # Without the barrier XLA's CPU computes g once more in a transposed layout for the product with x.
+    # Without the barrier, XLA on the CPU computes g a second time, in a transposed layout, for the product with x.
     g = lax.optimization_barrier(g)
     rows, columns = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
     dx = jnp.einsum("...d,cd->...c", g, kernel)
@@ -48,10 +48,17 @@ _product.defvjp(_matmul_forward, _matmul_backward)
 
 
 def dense_pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """1x1 convolution: x [..., H, W, C], kernel [C, D] -> [..., H, W, D].
+    """Computes a 1x1 convolution.
+
+    Args:
+      x: [..., H, W, C].
+      kernel: [C, D].
+
+    Returns:
+      [..., H, W, D].
 
     Raises:
-      ValueError: shapes that do not fit.
+      ValueError: the shapes do not fit.
     """
     _check_kernel(x, kernel)
     return _product(x, kernel)
@@ -66,22 +73,22 @@ def masked_pointwise(
     *,
     block_means: bool = False,
 ) -> jax.Array:
-    """1x1 convolution wrapped in a DCT and its inverse, with masks on the coefficients of either side (Figure 4b).
+    """Computes a 1x1 convolution between a DCT and its inverse, with coefficients masked on either side (Figure 4b).
 
     Args:
       x: [..., H, W, C].
       kernel: [C, D].
-      block: K, 1 to 16.
+      block: the block size K, 1 to 16.
       input_mask: [N, C], any values; None for no mask.
-      output_mask: [N, D], likewise.
-      block_means: promises that in each channel of a mask all coefficients but the first have one value. Then the mean
-        of every block is all that is needed, and nothing is transformed.
+      output_mask: [N, D], any values; None for no mask.
+      block_means: whether the caller promises that, in each channel of a mask, all coefficients but the first have the
+        same value. Then block means suffice, and nothing is transformed.
 
     Returns:
-      [..., H, W, D]. Without masks nothing is transformed.
+      [..., H, W, D]. Without masks, nothing is transformed.
 
     Raises:
-      ValueError: shapes that do not fit.
+      ValueError: the shapes do not fit, or the block is out of range.
     """
     _check_kernel(x, kernel)
     check_block(block)
@@ -101,16 +108,16 @@ def masked_pointwise(
         y = dense_pointwise(y, kernel)
         y = y if output_mask is None else mask_around_means(y, output_mask, block)
         return y[..., : size[0], : size[1], :]
-    # The transform reads by coefficient, not by row.
+    # The transform reads x by coefficient, not by row, and would recompute it for each.
     x = materialize(x)
 
     def masked(y: jax.Array, mask: jax.Array) -> jax.Array:
-        # With all positions on one axis the mask's gradient is one plain sum; over several, some of length 1, XLA's CPU
-        # was seen to take 20 times as long.
+        # With all positions on one axis, the mask's gradient is one plain sum. Over several axes, some of length 1, XLA
+        # on the CPU took 20 times as long.
         return (y.reshape(y.shape[0], -1, y.shape[-1]) * mask[:, None]).reshape(y.shape)
 
-    # The product is linear, so where one side has no mask its transform may be done on the other side of the product:
-    # the narrower one is cheaper.
+    # The product is linear, so the transform of a side without a mask may move across the product to the narrower side,
+    # where it is cheaper.
     narrowing = kernel.shape[1] < kernel.shape[0]
     if input_mask is None and narrowing:
         y = layer_dct(dense_pointwise(x, kernel), block)
@@ -127,20 +134,20 @@ def masked_pointwise(
 
 
 def banded_pointwise(x: jax.Array, kernel: jax.Array, plan: BandPlan) -> jax.Array:
-    """The same layer with hard masks: one dense product per band, over channel prefixes (Figure 4c).
+    """Computes the layer with hard masks: one dense product per band, over channel prefixes (Figure 4c).
 
-    Transforms are truncated channel by channel, so that nothing is computed that is not kept.
+    Transforms are truncated per channel, so that only kept coefficients are computed.
 
     Args:
       x: [..., H, W, C].
       kernel: [C, D].
-      plan: static; C and D counts that fit the kernel.
+      plan: the static plan, with C input counts and D output counts.
 
     Returns:
       [..., H, W, D], equal to `masked_pointwise` with the prefix masks of the plan's counts.
 
     Raises:
-      ValueError: shapes that do not fit each other or the plan.
+      ValueError: the shapes do not fit each other or the plan.
     """
     _check_kernel(x, kernel)
     if kernel.shape != (len(plan.input_counts), len(plan.output_counts)):
@@ -151,7 +158,7 @@ def banded_pointwise(x: jax.Array, kernel: jax.Array, plan: BandPlan) -> jax.Arr
     x = x[..., np.array(plan.input_order, int)]
     kernel = kernel[np.array(plan.input_order, int)][:, np.array(plan.output_order, int)]
 
-    # A coefficient is worth transforming only if both sides keep it.
+    # A coefficient contributes only if both sides keep it.
     num_bands = sum(1 for inputs, outputs in plan.widths if inputs and outputs)
     transformed = [
         leading_dct(x[..., start:stop], block, min(count, num_bands)) for start, stop, count in plan.input_segments
