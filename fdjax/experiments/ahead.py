@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,42 +55,64 @@ def compile_artifact(folder: Path, target: str, batches: Sequence[int], dtype: s
     return [row for batch in batches for row in compare_ahead(target, networks, batch, dtype)]
 
 
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A step of a run, to be compiled.
+
+    Attributes:
+      form: its phase and kind, as in "learn: mask step".
+      function: of `arguments`.
+      arguments: the state, and what has the shape and type of images and labels.
+    """
+
+    form: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+def training_steps(config: Config, shape: tuple[int, int, int], num_classes: int) -> Iterator[Step]:
+    """The weight steps and mask steps of a config's phases; no data are needed.
+
+    Args:
+      config: of a run.
+      shape: (H, W, C) of its images.
+      num_classes: of its data.
+
+    Yields:
+      Steps in the order of their phases. The masks of hard phases are all ones.
+    """
+    network, graph = build_network(config, shape, num_classes)
+    graph = dataclasses.replace(graph, input_mean=(127.0,) * shape[2], input_std=(64.0,) * shape[2])
+    images = jax.ShapeDtypeStruct((config.data.batch_size, *shape), jnp.uint8)
+    labels = jax.ShapeDtypeStruct((config.data.batch_size,), jnp.int32)
+    for phase in plan_phases(config, _STEPS_PER_EPOCH):
+        for kind, step, state in _steps_of(config, network, graph, phase):
+            yield Step(f"{phase.name}: {kind}", step, (state, images, labels))
+
+
 def compile_steps(config: Config, target: str) -> list[dict[str, Any]]:
-    """Compiles the weight steps and mask steps of a config's phases; no data are needed.
+    """Compiles `training_steps` of a config, with the images that its data set has.
 
     Returns:
-      A row for each different step, JSON types: `form` (phase and kind of step), `target`, `batch`, `dtype`,
-      `compile_seconds`, `memory_mb`, `cycles` (None where the compiler expects nothing).
+      A row for each, JSON types: `form` (phase and kind of step), `target`, `batch`, `dtype`, `compile_seconds`,
+      `memory_mb`, `cycles` (None where the compiler expects nothing).
 
     Raises:
       UserError: the target's compiler is not there or refuses a step.
     """
     data = config.data
     shape, classes = describe_source(data.name, data.path, data.image_size, data.grayscale)
-    network, graph = build_network(config, shape, len(classes))
-    graph = dataclasses.replace(graph, input_mean=(127.0,) * shape[2], input_std=(64.0,) * shape[2])
+    facts = {"target": target, "batch": data.batch_size, "dtype": config.model.precision}
     rows = []
-    for phase in plan_phases(config, _STEPS_PER_EPOCH):
-        for kind, step, state in _steps_of(config, network, graph, phase):
-            images = jax.ShapeDtypeStruct((data.batch_size, *shape), jnp.uint8)
-            labels = jax.ShapeDtypeStruct((data.batch_size,), jnp.int32)
-            made = compile_ahead(target, step, state, images, labels)
-            rows.append(
-                {
-                    "form": f"{phase.name}: {kind}",
-                    "target": target,
-                    "batch": data.batch_size,
-                    "dtype": config.model.precision,
-                    "compile_seconds": made.seconds,
-                    "memory_mb": made.memory_mb,
-                    "cycles": made.cycles,
-                }
-            )
+    for step in training_steps(config, shape, len(classes)):
+        made = compile_ahead(target, step.function, *step.arguments)
+        figures = {"compile_seconds": made.seconds, "memory_mb": made.memory_mb, "cycles": made.cycles}
+        rows.append({"form": step.form, **facts, **figures})
     return rows
 
 
 def _steps_of(config: Config, network: Any, graph: MaskedGraph, phase: Phase) -> list[tuple[str, Any, Any]]:
-    """A phase's steps by kind, each with the state that it takes; the masks of hard phases are all ones."""
+    """A phase's steps by kind, each with the state that it takes."""
     state = create_state(
         init_variables(network, graph.input_shape, config.seed), config.seed, *optimizers_for(config, phase)
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import importlib.util
 import os
 import re
@@ -151,8 +152,45 @@ def _without_cache() -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-def compile_ahead(target: str, function: Callable[..., Any], *arguments: Any) -> AheadOfTime:
-    """Compiles a function for a target.
+@dataclasses.dataclass(frozen=True)
+class Lowered:
+    """A function as a target's compiler takes it.
+
+    Attributes:
+      target: one of `TARGETS`.
+      lowered: by jax.
+      seconds: that tracing and lowering took.
+    """
+
+    target: str
+    lowered: Any
+    seconds: float
+
+    @property
+    def digest(self) -> str:
+        """The same for functions that are the same to the compiler."""
+        return hashlib.sha256(self.lowered.as_text().encode()).hexdigest()
+
+    def compile(self) -> AheadOfTime:
+        """What the compiler makes of it.
+
+        Raises:
+          UserError: the compiler refuses it.
+        """
+        start = time.perf_counter()
+        with _without_cache():
+            try:
+                compiled = self.lowered.compile(compiler_options=_TARGETS[self.target].options)
+            except Exception as error:  # Of whatever kind a compiler raises.
+                raise UserError(f"the compiler for {self.target} refuses it: {first_line(error)}") from error
+        seconds, usage = self.seconds + time.perf_counter() - start, compiled.memory_analysis()
+        sizes = (usage.argument_size_in_bytes, usage.output_size_in_bytes, usage.temp_size_in_bytes) if usage else ()
+        cycles, by_run = _expected_cycles(compiled.as_text() or "")
+        return AheadOfTime(seconds, sum(sizes) / 1e6, cycles, by_run)
+
+
+def lower_ahead(target: str, function: Callable[..., Any], *arguments: Any) -> Lowered:
+    """Traces a function for a target.
 
     Args:
       target: one of `TARGETS`.
@@ -160,23 +198,25 @@ def compile_ahead(target: str, function: Callable[..., Any], *arguments: Any) ->
       arguments: pytrees of arrays, or of what has their shape and dtype.
 
     Returns:
-      What the compiler made of it.
+      What can be compiled.
 
     Raises:
-      UserError: as `find_target`, or the compiler refuses the function.
+      UserError: as `find_target`, or the function has no form for the target.
     """
     where = find_target(target)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), arguments)
     start = time.perf_counter()
-    with _without_cache(), tracing_for(_TARGETS[target].platform):
+    with tracing_for(_TARGETS[target].platform):
         try:
-            compiled = jax.jit(function).lower(*shapes).compile(compiler_options=_TARGETS[target].options)
-        except Exception as error:  # Of whatever kind a compiler raises.
+            lowered = jax.jit(function).lower(*shapes)
+        except Exception as error:  # Of whatever kind a lowering rule raises.
             raise UserError(f"the compiler for {target} refuses it: {first_line(error)}") from error
-    seconds, usage = time.perf_counter() - start, compiled.memory_analysis()
-    sizes = (usage.argument_size_in_bytes, usage.output_size_in_bytes, usage.temp_size_in_bytes) if usage else ()
-    cycles, by_run = _expected_cycles(compiled.as_text() or "")
-    return AheadOfTime(seconds, sum(sizes) / 1e6, cycles, by_run)
+    return Lowered(target, lowered, time.perf_counter() - start)
+
+
+def compile_ahead(target: str, function: Callable[..., Any], *arguments: Any) -> AheadOfTime:
+    """Compiles a function for a target: `lower_ahead`, then `Lowered.compile`."""
+    return lower_ahead(target, function, *arguments).compile()
 
 
 def _expected_cycles(text: str) -> tuple[int | None, dict[str, int]]:
@@ -193,10 +233,10 @@ def _expected_cycles(text: str) -> tuple[int | None, dict[str, int]]:
     return total, by_run
 
 
-def compile_frozen(
+def lower_frozen(
     target: str, program: Program, arrays: Mapping[str, Any], batch: int, dtype: str = "bfloat16", *, part: bool = False
-) -> AheadOfTime:
-    """Compiles a frozen network, or a part of one, for a target.
+) -> Lowered:
+    """Traces a frozen network, or a part of one, for a target.
 
     Args:
       target: one of `TARGETS`.
@@ -207,15 +247,22 @@ def compile_frozen(
       part: the inputs are maps, not images.
 
     Returns:
-      What the compiler made of it.
+      What can be compiled.
 
     Raises:
-      UserError: as `compile_ahead`.
+      UserError: as `lower_ahead`.
     """
     given = {name: jax.ShapeDtypeStruct(array.shape, jnp.dtype(dtype)) for name, array in arrays.items()}
     kind = jnp.dtype(dtype) if part else jnp.dtype("uint8")
     images = [jax.ShapeDtypeStruct((batch, *program.shapes[value]), kind) for value in program.inputs]
-    made = compile_ahead(target, functools.partial(apply, program), given, *images)
+    return lower_ahead(target, functools.partial(apply, program), given, *images)
+
+
+def compile_frozen(
+    target: str, program: Program, arrays: Mapping[str, Any], batch: int, dtype: str = "bfloat16", *, part: bool = False
+) -> AheadOfTime:
+    """Compiles a frozen network, or a part of one: `lower_frozen`, then `Lowered.compile`, cycles by operation."""
+    made = lower_frozen(target, program, arrays, batch, dtype, part=part).compile()
     names = {
         scope_of(operation): operation.name for operation in program.operations if not isinstance(operation, Apply)
     }

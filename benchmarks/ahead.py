@@ -1,0 +1,276 @@
+"""Which training steps and which frozen networks compile for accelerators that are not here (results/ahead).
+
+python benchmarks/ahead.py --target tpu:v5e tpu:v6e cuda:h100 --json FILE --page FILE
+
+Compiling takes minutes: what the JSON file has is not compiled again, and `--limit` ends what takes too long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+
+import _contest as contest
+
+from fdjax.commands.output_files import write_report
+from fdjax.errors import UserError, reports_user_errors
+from fdjax.provenance import commit
+
+Row = dict[str, Any]
+ROOT = Path(__file__).resolve().parent.parent
+# Those that compile longest last.
+CONFIGS = sorted(
+    (str(f.relative_to(ROOT)) for f in (ROOT / "configs").glob("*.py")), key=lambda f: ("imagenet" in f, f)
+)
+NETWORKS = ("mobilenet_v2_small", "mobilenet_v2_192")
+# Masks of the frozen networks, and their share of the MACs by the paper's count; whole first.
+FORMS = {"dense": 1.0, "channels": 0.5, "tied": 0.5, "paper": 0.8}
+# Images of folders that are not here, and their classes.
+_SIDE, _CLASSES = 32, 10
+_KEY = ("what", "form", "batch", "target")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The flags."""
+    parser = contest.Parser("Compiles training steps and frozen networks for accelerators that are not here.")
+    targets = "tpu:v5e, tpu:v6e or cuda:h100, one or several"
+    parser.add_argument("--target", nargs="+", default=["tpu:v5e"], help=targets)
+    parser.add_argument("--config", nargs="*", default=CONFIGS, metavar="FILE", help="whose training steps")
+    parser.add_argument("--network", nargs="*", default=list(NETWORKS), help="that are frozen with masks of each form")
+    parser.add_argument("--batch", nargs="+", type=contest.integer(1), default=[1, 64], help="of frozen networks")
+    parser.add_argument("--limit", type=contest.integer(1), default=900, help="seconds of processor time for each")
+    parser.add_argument("--page", type=contest.output_file, metavar="FILE", help="write a Markdown page of all rows")
+    parser.add_argument(
+        "--json", type=contest.output_file, required=True, metavar="FILE", help="rows, kept and added to"
+    )
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def key_of(row: Row) -> tuple[Any, ...]:
+    """What tells a row from others."""
+    return tuple(row[name] for name in _KEY)
+
+
+def read_rows(file: str) -> list[Row]:
+    """The rows that have been written."""
+    return json.loads(Path(file).read_text())["rows"] if Path(file).is_file() else []
+
+
+# The worker: one config or network, for one target
+
+
+def config_rows(config_file: str, target: str) -> Iterator[tuple[Row, Callable[[], Any]]]:
+    """Facts of a config's training steps, and what lowers each."""
+    from fdjax.config import load_config
+    from fdjax.data import FOLDER, describe_source
+    from fdjax.data.decode import sides
+    from fdjax.experiments.ahead import training_steps
+    from fdjax.frozen.targets import lower_ahead
+
+    config = load_config(config_file)
+    data = config.data
+    if data.name == FOLDER:
+        shape, classes = (*sides(data.image_size or _SIDE), 3), _CLASSES
+    else:
+        shape, names = describe_source(data.name, data.path, data.image_size, data.grayscale)
+        classes = len(names)
+    facts = {"what": config_file, "target": target, "batch": data.batch_size, "dtype": config.model.precision}
+    for step in training_steps(config, shape, classes):
+        yield {**facts, "form": step.form}, lambda step=step: lower_ahead(target, step.function, *step.arguments)
+
+
+def network_rows(name: str, target: str, batches: Sequence[int]) -> Iterator[tuple[Row, Callable[[], Any]]]:
+    """Facts of a network with seeded masks of each form, and what lowers each."""
+    from _seeded_masks import seeded_masks
+    from frozen_mobilenet_v2 import build_graph
+
+    from fdjax.frozen import freeze
+    from fdjax.frozen.bench import dense_network, seeded_variables
+    from fdjax.frozen.targets import lower_frozen
+
+    for form, share in FORMS.items():
+        graph = build_graph(name, form != "paper", None)
+        if form == "dense":
+            frozen = dense_network(graph, 0)
+        else:
+            frozen = freeze(graph, seeded_variables(graph, 0), seeded_masks(graph, form, share, 0).counts)
+        for batch in batches:
+            facts = {"what": name, "form": form, "target": target, "batch": batch, "dtype": "bfloat16"}
+            facts["macs"] = frozen.program.macs()
+            yield facts, lambda f=frozen, b=batch: lower_frozen(target, f.program, f.arrays, b)
+
+
+def work(flags: argparse.Namespace) -> None:
+    """Compiles what the JSON file lacks; a line each on standard output when it begins and when it is done.
+
+    The process is ended by the system when one takes more processor time than its limit.
+    """
+    from fdjax.frozen.targets import compute_on_the_cpu, find_target
+
+    compute_on_the_cpu()
+    (target,) = flags.target
+    find_target(target)
+    rows = read_rows(flags.json)
+    done, same = {key_of(row) for row in rows}, {(row.get("digest"), row["target"]): row for row in rows}
+    found = (
+        config_rows(flags.config[0], target) if flags.config else network_rows(flags.network[0], target, flags.batch)
+    )
+    for facts, lower in found:
+        if key_of(facts) in done:
+            continue
+        print(json.dumps(facts), flush=True)
+        signal.setitimer(signal.ITIMER_PROF, flags.limit)
+        row = _compiled(facts, lower, same)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        print(json.dumps(row), flush=True)
+        same[row.get("digest"), target] = row
+
+
+def _compiled(facts: Row, lower: Callable[[], Any], same: dict[tuple[Any, str], Row]) -> Row:
+    before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    try:
+        lowered = lower()
+        known = same.get((lowered.digest, facts["target"]))
+        if known is not None and "memory_mb" in known:
+            figures = ("digest", "compile_seconds", "processor_seconds", "memory_mb", "cycles", "commit", "jax")
+            return {**facts, **{name: known[name] for name in figures}, "as": f"{known['what']}, {known['form']}"}
+        made = lowered.compile()
+    except UserError as error:
+        return {**facts, "problem": str(error), "commit": commit()}
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        **facts,
+        "digest": lowered.digest,
+        "compile_seconds": time.perf_counter() - start,
+        "processor_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "memory_mb": made.memory_mb,
+        "cycles": made.cycles,
+        "commit": commit(),
+        "jax": contest.describe_machine()["jax"],
+    }
+
+
+# The parent: a worker after the other
+
+
+def compile_all(flags: argparse.Namespace, what: Sequence[str], target: str, report: dict[str, Any]) -> None:
+    """Has workers compile one config or network; one that the system has ended is followed by another."""
+    limit = ["--limit", str(flags.limit), "--batch", *map(str, flags.batch)]
+    command = [sys.executable, __file__, "--worker", *what, "--target", target, "--json", flags.json, *limit]
+    while True:
+        begun: Row | None = None
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+            assert worker.stdout is not None
+            for line in worker.stdout:
+                row = json.loads(line)
+                begun = row if begun is None else None
+                if begun is None:
+                    _add(report, row, flags)
+        if worker.returncode == 0:
+            return
+        if begun is None:
+            raise UserError(f"the worker for {' '.join(what)} and {target} ended with status {worker.returncode}")
+        late = worker.returncode == -signal.SIGPROF
+        why = f"not finished in {flags.limit} s" if late else f"the compiler ended with status {worker.returncode}"
+        _add(report, {**begun, "problem": why, "commit": commit()}, flags)
+
+
+def _add(report: dict[str, Any], row: Row, flags: argparse.Namespace) -> None:
+    report["rows"].append(row)
+    write_report(flags.json, report)
+    said = row.get("problem") or f"{row['processor_seconds']:.0f} s, {row['memory_mb']:.1f} MB, {row['cycles']} cycles"
+    print(f"{row['target']}  {row['what']}  {row['form']}  {row['batch']}: {said}", flush=True)
+    write_page(flags, report)
+
+
+# The page
+
+
+def write_page(flags: argparse.Namespace, report: dict[str, Any]) -> None:
+    """Writes the page of all rows, if one is asked for."""
+    if flags.page is None:
+        return
+    rows = {key_of(row): row for row in report["rows"]}
+    targets = list(dict.fromkeys(row["target"] for row in rows.values()))
+    lines = [*_heading(report, rows), "", "## Frozen networks", "", *_table(rows, targets, False)]
+    lines += ["", "## Training steps", "", *_table(rows, targets, True)]
+    Path(flags.page).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _heading(report: dict[str, Any], rows: dict[tuple[Any, ...], Row]) -> list[str]:
+    commits = sorted({str(row.get("commit"))[:12] for row in rows.values()})
+    machine = report["machine"]
+    return [
+        "# Ahead of time: what compiles for accelerators that are not here",
+        "",
+        f"    {report['command']}",
+        "",
+        f"The command wrote this page, on one core of an {machine['cpu']}; jax {machine['jax']}; commit "
+        f"{', '.join(commits)}.",
+        "Seconds are processor time of tracing and compiling. Memory is what arguments, results and temporaries take",
+        "on the device. Cycles are what the compiler expects, in all and over the dense network's; one for GPUs expects",
+        "none. Nothing here has run on these devices. What was not compiled when the page was written is not measured.",
+    ]
+
+
+def _table(rows: dict[tuple[Any, ...], Row], targets: Sequence[str], steps: bool) -> list[str]:
+    own = {key[:3]: row for key, row in rows.items() if ("macs" in row) != steps}
+    head = ["config", "step"] if steps else ["network", "masks", "MACs"]
+    heads = [*head, "images", "type", *(f"{t}: s, MB{'' if t.startswith('cuda') else ', cycles'}" for t in targets)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for (what, form, batch), row in own.items():
+        dense = own.get((what, "dense", batch), row)
+        share = [] if steps else [f"{row['macs'] / dense['macs']:.2f}x"]
+        cells = [Path(what).stem, form, *share, str(batch), row["dtype"]]
+        for target in targets:
+            whole = None if steps else rows.get((what, "dense", batch, target))
+            cells.append(_cell(rows.get((what, form, batch, target)), whole))
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _cell(row: Row | None, dense: Row | None) -> str:
+    if row is None:
+        return "not measured"
+    if "problem" in row:
+        return row["problem"]
+    parts = [f"{row['processor_seconds']:.0f}", f"{row['memory_mb']:,.1f}"]
+    if row["cycles"] is not None:
+        over = f" ({row['cycles'] / dense['cycles']:.2f}x)" if dense and dense.get("cycles") and dense != row else ""
+        parts.append(f"{row['cycles']:,}{over}")
+    return ", ".join(parts)
+
+
+@reports_user_errors
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compiles everything for every target, printing each row as it comes; the files grow with them."""
+    flags = parse(arguments)
+    if flags.worker:
+        work(flags)
+        return 0
+    report = contest.new_report(flags)
+    given = " ".join(arguments if arguments is not None else sys.argv[1:])
+    report |= {"rows": read_rows(flags.json), "command": f"python benchmarks/ahead.py {given}"}
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    works = [("--network", name) for name in flags.network] + [("--config", file) for file in flags.config]
+    for target, (kind, name) in itertools.product(flags.target, works):
+        compile_all(flags, (kind, name, "--config" if kind == "--network" else "--network"), target, report)
+    write_page(flags, report)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
