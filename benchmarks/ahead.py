@@ -221,7 +221,7 @@ def _heading(report: dict[str, Any], rows: dict[tuple[Any, ...], Row]) -> list[s
         f"The command wrote this page, on one core of an {machine['cpu']}; jax {machine['jax']}; commit "
         f"{', '.join(commits)}.",
         "Seconds are processor time of tracing and compiling. Memory is what arguments, results and temporaries take",
-        "on the device. Cycles are what the compiler expects, in all and over the dense network's; one for GPUs expects",
+        "on the device. Cycles are what the compiler expects, in all and over the dense network's; for GPUs it expects",
         "none. Nothing here has run on these devices. What was not compiled when the page was written is not measured.",
     ]
 
