@@ -21,7 +21,7 @@ from fdjax.frozen.artifact import MANIFEST, ONNX
 from fdjax.frozen.choice import time_programs
 from fdjax.frozen.engines import ENGINES, find_engine, is_there, runner
 from fdjax.frozen.native import compile as native_compile
-from fdjax.frozen.speed import made_for_another, partial_counts, slower_words
+from fdjax.frozen.speed import check_made_for, partial_counts, slower_words
 from fdjax.training.run import train
 from tests.frozen_checkpoints import CONFIG, write_checkpoint
 from tests.frozen_networks import frozen_of, random_counts, random_variables, raw_images, relative_error
@@ -116,9 +116,16 @@ def test_schedules_are_chosen_by_the_clock_of_an_engine(tmp_path, fast_clock, mo
     bench = ["bench", "--frozen", str(out), "--rounds", "1", "--engine", "onnxruntime", "--batch"]
     assert fdjax_command([*bench, "2"]) == 0
     assert "was made for" not in capsys.readouterr().out
-    assert fdjax_command([*bench, "1"]) == 0
+    said = refused(capsys, *bench, "1")
+    assert "was made for onnxruntime at 2 images, not for onnxruntime at 1 image: use it there, freeze it anew" in said
+    assert fdjax_command([*bench, "1", "--any-engine"]) == 0
     assert "this network was made for onnxruntime at 2 images; on onnxruntime at 1 image" in capsys.readouterr().out
-    assert fdjax_command(["export", "--no-time", "--frozen", str(out), "--out", str(tmp_path / "n.stablehlo")]) == 0
+    assert fdjax_command(["export", "--no-time", "--frozen", str(out), "--out", str(tmp_path / "n.onnx")]) == 0
+    capsys.readouterr()
+    export = ["export", "--no-time", "--frozen", str(out), "--out", str(tmp_path / "n.stablehlo")]
+    assert "not for xla: use it there, freeze it anew with --choose time --engine xla" in refused(capsys, *export)
+    assert not (tmp_path / "n.stablehlo").exists()
+    assert fdjax_command([*export, "--any-engine"]) == 0
     assert "made for onnxruntime at 2 images; on xla others" in capsys.readouterr().out
     (out / ONNX).write_bytes(b"")
     with pytest.raises(UserError, match=f"damaged: {ONNX}"):
@@ -150,15 +157,24 @@ def test_where_no_time_is_known_an_export_measures(tied, monkeypatch, tmp_path, 
     assert "dense self" not in capsys.readouterr().out
 
 
-def test_an_artifact_for_another_engine_or_batch_says_so() -> None:
+def test_an_artifact_for_another_engine_or_batch_is_refused() -> None:
     manifest = {"choice": {"by": "time", "engine": "openvino", "batch": 8}}
-    assert (
-        made_for_another(manifest, ("openvino",), 8) is made_for_another(manifest, ("onnxruntime", "openvino")) is None
-    )
-    assert made_for_another({}, ("xla",), 1) is made_for_another({"choice": {"by": "macs"}}, ("xla",), 1) is None
-    words = made_for_another(manifest, ("xla",), 1)
-    assert words is not None and "made for openvino at 8 images; on xla at 1 image" in words
-    assert "--choose time --engine xla --engine-batch 1" in words
+    assert check_made_for(manifest, ["openvino"], [1, 8]) == check_made_for(manifest, ["onnxruntime", "openvino"]) == []
+    estimated = {"choice": {"by": "estimate", "engine": None, "target": "tpu:v5e", "batch": 8}}
+    for other in ({}, {"choice": {"by": "macs", "engine": None, "batch": None}}, estimated):
+        assert check_made_for(other, ["xla"], [1]) == []
+    for engines, batches, here in (
+        (["xla"], [1], "xla at 1 image"),
+        (["openvino"], [1, 2], "openvino at 1 and 2 images"),
+    ):
+        with pytest.raises(UserError) as stop:
+            check_made_for(manifest, engines, batches)
+        assert f"made for openvino at 8 images, not for {here}: " in str(stop.value) and "--any-engine" in str(
+            stop.value
+        )
+        assert f"--choose time --engine {engines[0]} --engine-batch 1" in str(stop.value)
+        (words,) = check_made_for(manifest, engines, batches, anyway=True)
+        assert f"made for openvino at 8 images; on {here} others" in words
 
 
 def test_times_of_engines_are_kept_apart(tied, tmp_path, fast_clock) -> None:

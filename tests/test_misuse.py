@@ -19,7 +19,8 @@ from tests.frozen_checkpoints import CONFIG, write_checkpoint
 QUICKSTART = str(Path(__file__).parents[1] / "configs" / "quickstart.py")
 
 # Command -> (arguments, what the message has). {here} is a folder with `run` (a checkpoint of the refine phase),
-# `pretrained` (one of pretrain), `frozen`, `picture.png`, `text` (a text file), `empty` and `full` (folders).
+# `pretrained` (one of pretrain), `frozen`, `clocked` (for OpenVINO at 8 images),
+# `picture.png`, `text` (a text file), `empty` and `full` (folders).
 MISUSES: dict[str, list[tuple[str, str]]] = {
     "train.py": [
         ("", "--config FILE is missing"),
@@ -108,6 +109,7 @@ MISUSES: dict[str, list[tuple[str, str]]] = {
         ("--checkpoint {here}/run --out {here}/new --engine tvm", "tvm"),
         ("--checkpoint {here}/run --out {here}/new --choose estimate", "--target"),
         ("--checkpoint {here}/run --out {here}/new --target tpu:v5e", "--choose estimate"),
+        ("--checkpoint {here}/run --out {here}/new --choose estimate --target tpu:v9", "no target 'tpu:v9'"),
         ("--checkpoint {here}/run --out {here}/new --json {here}/none/out.json", "out.json"),
     ],
     "export": [
@@ -117,6 +119,7 @@ MISUSES: dict[str, list[tuple[str, str]]] = {
         ("--frozen {here}/frozen --out {here}/new.pb", ".stablehlo"),
         ("--frozen {here}/frozen --out {here}/none/new.onnx", "new.onnx"),
         ("--frozen {here}/frozen --out {here}/empty", "{here}/empty"),
+        ("--frozen {here}/clocked --out {here}/new.cc", "made for openvino at 8 images, not for native"),
     ],
     "compile": [
         ("", "--target"),
@@ -135,6 +138,8 @@ MISUSES: dict[str, list[tuple[str, str]]] = {
         ("--frozen {here}/frozen --threads 0", "threads"),
         ("--frozen {here}/frozen --rounds 0", "rounds"),
         ("--frozen {here}/frozen --engine tvm", "tvm"),
+        ("--frozen {here}/clocked", "made for openvino at 8 images, not for xla at 1 and 8 images"),
+        ("--frozen {here}/clocked --engine native xla --batch 8", "--any-engine"),
         ("--frozen {here}/frozen --dtype float16", "float16"),
         ("--frozen {here}/frozen --json {here}/none/out.json", "out.json"),
         ("--frozen {here}/frozen --picture {here}/none/out.png", "out.png"),
@@ -146,6 +151,7 @@ MISUSES: dict[str, list[tuple[str, str]]] = {
         ("--frozen {here}/frozen {here}/none.png", "none.png"),
         ("--frozen {here}/frozen {here}/empty", "{here}/empty"),
         ("--frozen {here}/frozen --top 0 {here}/picture.png", "top"),
+        ("--frozen {here}/clocked --engine native {here}/picture.png", "made for openvino at 8 images, not for native"),
         ("--frozen {here}/frozen --csv {here}/none/out.csv {here}/picture.png", "out.csv"),
     ],
     "check": [
@@ -204,7 +210,10 @@ def here(tmp_path_factory) -> Path:
     write_checkpoint(folder / "pretrained", "pretrain")
     _, graph = build_network(CONFIG, (28, 28, 1), 10)
     frozen = freeze(graph, seeded_variables(graph), graph.full_counts())
-    save(folder / "frozen", graph, frozen, {"macs": {"ratio": 1.0, "paper_ratio": 1.0}, "layers": []})
+    facts = {"macs": {"ratio": 1.0, "paper_ratio": 1.0}, "layers": []}
+    save(folder / "frozen", graph, frozen, facts)
+    choice = {"by": "time", "engine": "openvino", "batch": 8}
+    save(folder / "clocked", graph, frozen, {**facts, "choice": choice})
     Image.new("L", (28, 28)).save(folder / "picture.png")
     (folder / "text").write_text("These are words.")
     (folder / "empty").mkdir()

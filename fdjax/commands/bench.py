@@ -35,6 +35,8 @@ class BenchArguments:
     """Timed executions of each network after its warm-up (None: 7 to 200, fewer for slow networks)."""
     layers: bool = False
     """Also time each run, and each pointwise layer outside of runs, alone."""
+    any_engine: bool = False
+    """Also time a network that was made for another engine or batch size (freeze --choose time)."""
     json: str | None = None
     """File to write the results to as JSON."""
     picture: str | None = None
@@ -56,12 +58,25 @@ def bench_command(arguments: Sequence[str]) -> int:
     if parsed.engine:
         if parsed.layers or parsed.picture or parsed.dtype != "float32":
             raise UserError("--engine takes neither --layers nor --picture, and float32 is its only --dtype")
-        found = bench_artifact_on(Path(parsed.frozen), parsed.engine, parsed.batch, threads, rounds=parsed.rounds)
+        found = bench_artifact_on(
+            Path(parsed.frozen),
+            parsed.engine,
+            parsed.batch,
+            threads,
+            rounds=parsed.rounds,
+            any_engine=parsed.any_engine,
+        )
         print("\n".join([engines_table(found["rows"]), *found["remarks"]]))
         write_report(parsed.json, found)
         return 0
     found = bench_artifact(
-        Path(parsed.frozen), parsed.batch, threads, parsed.dtype, rounds=parsed.rounds, layers=parsed.layers
+        Path(parsed.frozen),
+        parsed.batch,
+        threads,
+        parsed.dtype,
+        rounds=parsed.rounds,
+        layers=parsed.layers,
+        any_engine=parsed.any_engine,
     )
     print("\n".join([bench_table(found), *found["remarks"]]))
     write_report(parsed.json, found)

@@ -30,8 +30,10 @@ class PredictArguments:
     """Directory of a frozen network, as fdjax freeze writes it."""
     top: int = 1
     """Number of classes to print for each picture, the most probable first."""
-    engine: Literal["xla", "native"] = "xla"
-    """Engine that executes the network: XLA, or C++ that is compiled for this processor (native)."""
+    engine: Literal["xla", "native"] | None = None
+    """Engine that executes the network: XLA, or C++ that is compiled for this processor (None: XLA)."""
+    any_engine: bool = False
+    """Also run a network that was made for another engine than --engine (freeze --choose time)."""
     json: str | None = None
     """File to write the classes and their probabilities to as JSON."""
     csv: str | None = None
@@ -48,8 +50,12 @@ def predict_command(arguments: Sequence[str]) -> int:
     check_at_least_one(top=parsed.top)
     from fdjax.data.unlabelled import list_pictures
     from fdjax.frozen import load
+    from fdjax.frozen.artifact import read_manifest
+    from fdjax.frozen.speed import check_made_for
 
-    network, found = load(parsed.frozen, parsed.engine), []
+    if parsed.engine is not None:
+        check_made_for(read_manifest(Path(parsed.frozen)), [parsed.engine], anyway=parsed.any_engine)
+    network, found = load(parsed.frozen, parsed.engine or "xla"), []
     files = [
         file for given in parsed.images for file in (list_pictures(Path(given)) if Path(given).is_dir() else [given])
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from fdjax.frozen import FrozenNetwork, load
 from fdjax.frozen.bench import bench, bench_layers, dense_of, describe_masks, onnxruntime_peer
 from fdjax.frozen.engine_bench import bench_engines
 from fdjax.frozen.engines import check_engines, is_there
-from fdjax.frozen.speed import engines_of_file, made_for_another, slower_words, speed_on
+from fdjax.frozen.speed import check_made_for, engines_of_file, slower_words, speed_on
 from fdjax.provenance import commit, processor
 
 
@@ -24,6 +24,7 @@ def bench_artifact(
     *,
     rounds: int | None = None,
     layers: bool = False,
+    any_engine: bool = False,
 ) -> dict[str, Any]:
     """Times the frozen network in `folder`.
 
@@ -34,15 +35,17 @@ def bench_artifact(
       dtype: "float32" or "bfloat16".
       rounds: as `fdjax.frozen.bench.bench` has them.
       layers: time each block alone, too, at every batch size.
+      any_engine: also where the network was made for another engine, or another batch.
 
     Returns:
       JSON types: `rows`; `layers`, lists by batch size; `machine`; `remarks`, lines to print.
 
     Raises:
-      UserError: no sound artifact.
+      UserError: no sound artifact, or one that was made for another engine or batch.
     """
     artifact = load(folder)
     network, manifest = artifact.network, artifact.manifest
+    remarks = check_made_for(manifest, ["xla"], batches, anyway=any_engine)
     dense, peer = dense_of(artifact), onnxruntime_peer(threads)
     facts = {
         "network": f"{network.name}_{network.input_shape[0]}",
@@ -54,11 +57,17 @@ def bench_artifact(
     }
     rows = [bench(artifact.frozen, dense, facts, batch=n, dtype=dtype, rounds=rounds, peer=peer) for n in batches]
     alone = {str(n): bench_layers(artifact.frozen, dense, batch=n) for n in batches} if layers else {}
-    return {"rows": rows, "layers": alone, "machine": machine(), "remarks": _made_for(manifest, ["xla"], batches)}
+    return {"rows": rows, "layers": alone, "machine": machine(), "remarks": remarks}
 
 
 def bench_artifact_on(
-    folder: Path, engines: Sequence[str], batches: Sequence[int], threads: int, *, rounds: int | None = None
+    folder: Path,
+    engines: Sequence[str],
+    batches: Sequence[int],
+    threads: int,
+    *,
+    rounds: int | None = None,
+    any_engine: bool = False,
 ) -> dict[str, Any]:
     """Times the frozen network in `folder` and the dense one on engines, turn by turn.
 
@@ -68,15 +77,17 @@ def bench_artifact_on(
       batches: images at once.
       threads: processor cores of this process, for ONNX Runtime and OpenVINO.
       rounds: as `fdjax.frozen.bench.bench` has them.
+      any_engine: also where the network was made for none of these engines, or another batch.
 
     Returns:
       JSON types: `rows` of `fdjax.frozen.engine_bench.bench_engines`; `machine`; `remarks`, lines to print.
 
     Raises:
-      UserError: no sound artifact, or an engine that is not there.
+      UserError: no sound artifact, one that was made for another engine or batch, or an engine that is not there.
     """
     check_engines(engines)
     artifact = load(folder)
+    remarks = check_made_for(artifact.manifest, engines, batches, anyway=any_engine)
     networks = {"dense": dense_of(artifact), "pruned": artifact.frozen}
     facts = {"network": f"{artifact.network.name}_{artifact.network.input_shape[0]}", "threads": threads}
     rows = [
@@ -84,18 +95,11 @@ def bench_artifact_on(
         for batch in batches
         for row in bench_engines(networks, engines, batch=batch, threads=threads, rounds=rounds)
     ]
-    return {"rows": rows, "machine": machine(), "remarks": _made_for(artifact.manifest, engines, batches)}
+    return {"rows": rows, "machine": machine(), "remarks": remarks}
 
 
-def _made_for(manifest: Mapping[str, Any], engines: Sequence[str], batches: Sequence[int]) -> list[str]:
-    """That the network was made for none of these engines, or another batch, if so."""
-    found = [made_for_another(manifest, (engine,), batch) for engine in engines for batch in batches]
-    return [line for line in found[:1] if line] if all(found) else []
-
-
-def remarks(network: FrozenNetwork, file: Path, *, measure: bool) -> list[str]:
-    """What to say of a network that is exported: that it was made for another engine, or that it is slower than its
-    dense self on the engines that such a file is for.
+def slower_remarks(network: FrozenNetwork, file: Path, *, measure: bool) -> list[str]:
+    """That an exported network is slower than its dense self on the engines that such a file is for, if so.
 
     Args:
       network: the artifact.
@@ -103,7 +107,7 @@ def remarks(network: FrozenNetwork, file: Path, *, measure: bool) -> list[str]:
       measure: time it where its manifest does not say, on the first of these engines that is there.
 
     Returns:
-      Lines, none or a few.
+      Lines, none or one.
     """
     engines, manifest = engines_of_file(file), network.manifest
     speed = manifest.get("time")
@@ -112,8 +116,8 @@ def remarks(network: FrozenNetwork, file: Path, *, measure: bool) -> list[str]:
         pruned = manifest.get("macs", {}).get("ratio", 1) < 1
         dense = dense_of(network) if measure and present and pruned else None
         speed = None if dense is None else speed_on(present[0], network.frozen, dense, 1)
-    found = (made_for_another(manifest, engines), slower_words(speed) if speed else None)
-    return [line for line in found if line]
+    said = slower_words(speed) if speed else None
+    return [said] if said else []
 
 
 def machine() -> dict[str, str | None]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from fdjax.errors import UserError
 from fdjax.frozen.assemble import Frozen
 from fdjax.frozen.clock import cores
 from fdjax.frozen.engine_bench import bench_engines
@@ -96,24 +97,42 @@ def slower_words(speed: Mapping[str, Any]) -> str | None:
     )
 
 
-def made_for_another(manifest: Mapping[str, Any], engines: tuple[str, ...], batch: int | None = None) -> str | None:
-    """A line where an artifact's schedules were chosen by the clock of another engine or batch; else None.
+def check_made_for(
+    manifest: Mapping[str, Any], engines: Sequence[str], batches: Sequence[int] | None = None, *, anyway: bool = False
+) -> list[str]:
+    """Sees that an artifact's schedules, where an engine's clock chose them, are now for that engine and batch.
 
     Args:
       manifest: of the artifact.
-      engines: that it is now for, one of them.
-      batch: images at once; None: not known.
+      engines: that it is now for; its own has to be one of them.
+      batches: images at once, likewise; None: not known.
+      anyway: another engine or batch is a remark, no error.
+
+    Returns:
+      Lines to print: one where they are for another, else none.
+
+    Raises:
+      UserError: they are for another.
     """
     choice = manifest.get("choice") or {}
     made_for, made_at = choice.get("engine"), int(choice.get("batch") or 1)
-    if made_for is None or (made_for in engines and batch in (None, made_at)):
-        return None
-    here = " or ".join(engines) + ("" if batch is None else f" at {images_words(batch)}")
-    flags = f"--choose time --engine {engines[0]}" + ("" if batch is None else f" --engine-batch {batch}")
-    return (
-        f"this network was made for {made_for} at {images_words(made_at)}; on {here} others of its schedules may be "
-        f"faster: fdjax freeze {flags}"
+    if made_for is None or (made_for in engines and (batches is None or made_at in batches)):
+        return []
+    here = " or ".join(engines) + ("" if batches is None else f" at {_numbers_words(batches)}")
+    flags = f"--choose time --engine {engines[0]}" + ("" if batches is None else f" --engine-batch {batches[0]}")
+    words = f"this network was made for {made_for} at {images_words(made_at)}"
+    if anyway:
+        return [f"{words}; on {here} others of its schedules may be faster: fdjax freeze {flags}"]
+    raise UserError(
+        f"{words}, not for {here}: use it there, freeze it anew with {flags}, or take it as it is with --any-engine"
     )
+
+
+def _numbers_words(batches: Sequence[int]) -> str:
+    """ "1 image", "1 and 8 images"."""
+    if len(batches) == 1:
+        return images_words(batches[0])
+    return f"{', '.join(f'{batch:,}' for batch in batches[:-1])} and {images_words(batches[-1])}"
 
 
 def engines_of_file(file: Path) -> tuple[str, ...]:
