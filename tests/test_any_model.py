@@ -198,11 +198,11 @@ def test_a_graph_with_masks_has_a_json_form(images, variables):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"exclude": ("stam*",)}, r"the rule 'stam\*' fits no layer; near it are stem$"),
-        ({"include": ("unit1/expnd",)}, "fits no layer; near it are unit1/expand, unit2/expand"),
-        ({"block": {"nothing": 2}}, "the rule 'nothing' fits no layer; there are stem, unit1/expand,"),
+        ({"exclude": ("stam*",)}, r"the rule 'stam\*' fits no layer; similar names are stem$"),
+        ({"include": ("unit1/expnd",)}, "fits no layer; similar names are unit1/expand, unit2/expand"),
+        ({"block": {"nothing": 2}}, "the rule 'nothing' fits no layer; the names are stem, unit1/expand,"),
         ({"include": ("stem",), "tied": False}, "the rule 'stem' fits no layer that can have masks of its own"),
-        ({"include": ("stem",)}, "the rules leave nothing that could be pruned: a layer that is left out keeps"),
+        ({"include": ("stem",)}, "the rules leave nothing to prune: an excluded layer also keeps"),
         ({"block": 9}, "block 9 does not fit the 8x8 map of layer unit1/expand"),
         ({"block": 17}, "block must be from 1 to 16, got 17"),
         ({"exclude": ("*",)}, "leave nothing that could be pruned"),

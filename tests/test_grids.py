@@ -78,7 +78,7 @@ def test_between_two_products_values_stay_on_the_grid():
 def test_without_a_grid_and_where_it_does_not_fit_tokens_have_whole_channels():
     graph, _ = traced(Mixer())
     assert set(graph.blocks.values()) == {1}
-    assert "unit0/expand works on tokens, whose grid is not given" in str(graph.graph)
+    assert "unit0/expand works on tokens, and no grid is given for them" in str(graph.graph)
     with pytest.raises(ValueError, match=r"block 2 does not fit the 24 map .* on which grid its 24 tokens lie"):
         traced(Mixer(), block=2, tied=False)
     # A class token among them: 25 tokens are no map of 4x6.

@@ -275,7 +275,7 @@ def test_a_network_survives_json(kind: str) -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"graph": 3}, {"masks": 3}, {"masks": [["head/input", 8]]}, {"colour": 1}])
 def test_fields_of_no_network_are_a_value_error(fields: dict) -> None:
-    with pytest.raises(ValueError, match=r"no network of fdjax|damaged|no graph"):
+    with pytest.raises(ValueError, match=r"do not describe a|damaged"):
         MaskedGraph.from_dict({**GRAPHS["both"].to_dict(), **fields} if fields else {})
 
 

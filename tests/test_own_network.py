@@ -270,7 +270,7 @@ def test_a_wrong_name_or_argument_is_refused(refused):
     unknown = refused("own_nets:small", "--model.arguments", "depth", "3")
     assert "takes (num_classes, width=1.0)" in unknown and "unexpected keyword argument 'depth'" in unknown
     misspelt = refused("own_nets:small", "--learn.exclude", "sten")
-    assert "the rule 'sten' fits no layer that can have masks (learn.exclude); near it are stem" in misspelt
+    assert "the rule 'sten' fits no layer that can have masks (learn.exclude); similar names are stem" in misspelt
     assert "a rate for all but the layer called 'classifier'" in refused("own_nets:small", "--refine.body-rate", "0.1")
 
 

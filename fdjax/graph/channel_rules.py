@@ -1,4 +1,4 @@
-"""What each operation does to channels: rules of the walk in `fdjax.graph.channels`, one for a kind of operation."""
+"""The effect of each operation on channels: one rule per kind of operation, for the walk in `fdjax.graph.channels`."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from fdjax.graph.operations import Operation
 if TYPE_CHECKING:
     from fdjax.graph.channels import ChannelWalk
 
-# Elementwise operations of one value.
+# Elementwise operations on one value.
 UNARY = frozenset(
     """abs cbrt ceil convert_element_type copy copy_p cos erf erf_inv erfc exp exp2 expm1 floor integer_pow is_finite
     log log1p logistic neg not reduce_precision round rsqrt sign sin sqrt square stop_gradient tan tanh""".split()  # noqa: SIM905
 )
-# Elementwise operations of several values.
+# Elementwise operations on several values.
 SEVERAL = frozenset(
     """add add_any and atan2 clamp div eq ge gt le lt max min mul ne nextafter or pow rem select_n sub xor""".split()  # noqa: SIM905
 )
 _REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin")
 
 
-# Sets the channels of the outputs, or returns why the operation is not understood.
+# A rule sets the channels of the operation's outputs, or returns why the operation is not understood.
 Rule = Callable[["ChannelWalk", int, Operation], "str | None"]
 
 
@@ -48,7 +48,7 @@ def _elementwise(walk: ChannelWalk, index: int, operation: Operation) -> str | N
         other, sides = walk.live[value], walk.shape(value)
         if other.axis != first.axis:
             return f"{operation.kind} of values whose channels lie on different axes"
-        # Maps of one pixel go with any map (squeeze and excite), maps of one channel do not.
+        # A map of one pixel broadcasts to any map (squeeze-and-excite); a map of one channel does not.
         if len(sides) != len(shape) or sides[first.axis] != shape[first.axis]:
             return f"{operation.kind} of values with different numbers of channels"
     for value in with_channels:
@@ -140,7 +140,7 @@ def _concatenate(walk: ChannelWalk, index: int, operation: Operation) -> str | N
     axis = next(axis for axis in axes if axis is not None)
     for value in operation.inputs:
         live = walk.live.get(value)
-        # A constant part has channels of its own.
+        # A constant part gets fresh channels.
         parts.append(live.ids if live is not None else walk.classes.fresh(walk.shape(value)[axis]))
     if axis == dimension:
         walk.set(operation.outputs[0], axis, np.concatenate([part for part in parts if part is not None]))
@@ -229,7 +229,7 @@ def _dot(walk: ChannelWalk, index: int, operation: Operation) -> str | None:
     kernel_free = len(walk.shape(other)) - len(kernels)
     offset = 0 if side == 0 else kernel_free
     if live.axis not in own:
-        # A product over pixels carries the channels on.
+        # A product over pixels leaves the channels as they are.
         walk.set(output, offset + free.index(live.axis), live.ids)
         return None
     if len(own) != 1 or kernel_free != 1:
@@ -262,7 +262,7 @@ _RULES: Mapping[str, Rule] = {
 
 
 def rule_of(kind: str) -> Rule | None:
-    """The rule of a kind of operation; None where it is not understood."""
+    """Returns the rule for a kind of operation, or None if there is none."""
     if kind.startswith("reduce_window"):
         return _window
     if kind in _REDUCTIONS:

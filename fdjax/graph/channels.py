@@ -1,9 +1,9 @@
-"""Which axis of a value holds its channels, and which channels are the same: one walk over the operations.
+"""The channel axis of each value, and which channels are the same one: a single walk over the operations.
 
-A channel has an identity. Elementwise operations and additions of two maps join the channels of what they combine;
-depthwise convolutions, pools, pads and reductions over pixels carry them on; concatenation and slicing index them; a
+Every channel has an identity. Elementwise operations and additions of two maps join the channels that they combine.
+Depthwise convolutions, pools, pads and reductions over pixels pass channels on. Concatenation and slicing index them. A
 layer that mixes channels reads some and writes fresh ones. An operation that is not understood pins the channels that
-it touches: they may not go.
+it touches, so that they are not pruned.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from fdjax.graph.shuffles import Shuffles
 
 
 class ChannelWalk:
-    """Walks the operations once.
+    """Walks the operations once and records their channels.
 
     Attributes:
       live: value -> its channels, for every value that depends on an image.
       classes: which channel numbers are one channel.
-      pinned: channel number -> why it may not go.
-      mixing: the layers, in order.
-      opaque: operation index -> why it is not understood.
+      pinned: channel number -> why the channel may not be pruned.
+      mixing: the layers, in order of evaluation.
+      opaque: operation index -> why the operation is not understood.
       shuffles: index of the operation that ends a channel shuffle -> the value that is shuffled, and for each channel
-        of the result which one of that value's it is.
-      inside: indices of the operations before it, which are part of the shuffle.
+        of the result, the channel of that value.
+      inside: indices of the earlier operations of the channel shuffles.
     """
 
     def __init__(self, operations: Operations):
@@ -42,7 +42,7 @@ class ChannelWalk:
         self.shuffles: dict[int, tuple[int, np.ndarray]] = {}
         self.inside: set[int] = set()
         self._shuffles = Shuffles(operations)
-        # Value of the variables alone -> the path of the kernel in it.
+        # Value that depends on variables alone -> the path of its kernel.
         self._kernels: dict[int, str] = dict(operations.variables)
         for image in operations.images:
             shape = self._shapes[image]
@@ -58,22 +58,28 @@ class ChannelWalk:
                 self._pin(self.live[value], "a channel of the result")
 
     def shape(self, value: int) -> tuple[int, ...]:
-        """Of a value."""
+        """Returns the shape of a value."""
         return self._shapes[value]
 
     def kernel_of(self, value: int) -> str:
-        """The path of the kernel that a value of the variables is, or ""."""
+        """Returns the path of the kernel that a value holds, or "" if it holds none."""
         return self._kernels.get(value, "")
 
     def _name_kernel(self, operation: Operation) -> None:
-        """A kernel that is reshaped keeps its name; of several, the name of the largest."""
+        """Passes a kernel's name to what is computed from it; of several kernels, the largest one's."""
         named = [value for value in operation.inputs if value in self._kernels]
         if named:
             largest = max(named, key=lambda value: math.prod(self._shapes[value]))
             self._kernels.update(dict.fromkeys(operation.outputs, self._kernels[largest]))
 
     def set(self, value: int, axis: int | None, ids: Ids | None) -> None:
-        """Where a value has its channels, and which."""
+        """Records where a value has its channels.
+
+        Args:
+          value: number of the value.
+          axis: the axis that holds the channels; None if the value has none.
+          ids: the channel numbers along that axis, int [channels]; None if the value has none.
+        """
         self.live[value] = Live(axis, ids if axis is not None else None)
 
     def _pin(self, live: Live, reason: str) -> None:
@@ -82,7 +88,15 @@ class ChannelWalk:
                 self.pinned.setdefault(channel, reason)
 
     def shuffle(self, index: int, operation: Operation) -> bool:
-        """Whether a channel shuffle begins here; its result is then known, and its parts have no channels."""
+        """Records the channel shuffle that begins with an operation, if any; its intermediate values get no channels.
+
+        Args:
+          index: index of the operation.
+          operation: a reshape.
+
+        Returns:
+          Whether a channel shuffle begins here.
+        """
         (value,) = operation.inputs
         live = self.live[value]
         assert live.axis is not None and live.ids is not None
@@ -111,6 +125,6 @@ class ChannelWalk:
                 self._pin(self.live[value], problem + where)
         for value in operation.outputs:
             shape = self._shapes[value]
-            # Its last axis may be read by a layer, which then reads channels that may not go.
+            # A layer may read the last axis of the output; it then reads pinned channels.
             self.set(value, len(shape) - 1 if len(shape) > 1 else None, self.classes.fresh(shape[-1] if shape else 0))
             self._pin(self.live[value], problem + where)

@@ -1,4 +1,4 @@
-"""MACs of a network with hard masks: the paper's count, and each layer in its cheapest exact form."""
+"""MACs (multiply-accumulates) of a network with hard masks: by the paper's convention, and in the cheapest form."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Totals = dict[str, tuple[int, str]]
 
 @dataclasses.dataclass(frozen=True)
 class LayerMacs:
-    """MACs of one layer; the fields are those of `fdjax.ops.macs.PointwiseMacs`, for every kind of layer."""
+    """The MACs of one layer of any kind, with the fields of `fdjax.ops.macs.PointwiseMacs`."""
 
     name: str
     kind: str
@@ -37,7 +37,7 @@ class LayerMacs:
     output_histogram: tuple[int, ...] | None
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in `summary.json`: `kept_counts` holds the number of channels that keep 0..N coefficients."""
+        """Returns the fields as in `summary.json`; `kept_counts` holds how many channels keep 0..N coefficients."""
         fields = dataclasses.asdict(self)
         histograms = {side: fields.pop(f"{side}_histogram") for side in ("input", "output")}
         return {
@@ -51,7 +51,7 @@ class LayerMacs:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkMacs:
-    """MACs of a network, layer by layer; the totals are sums over the counted layers."""
+    """The MACs of a network by layer; totals are sums over the counted layers."""
 
     layers: tuple[LayerMacs, ...]
 
@@ -69,7 +69,7 @@ class NetworkMacs:
         return self._sum("paper_total") / (self._sum("dense") or 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """The `macs` object of `summary.json`."""
+        """Returns the `macs` object of `summary.json`."""
         fields = ("dense", "pruned", "full_transforms", "paper_total", "total")
         return {
             **{field: self._sum(field) for field in fields},
@@ -80,14 +80,14 @@ class NetworkMacs:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GroupRun:
-    """A run whose channels are tied, so that those that keep as much form a group with its own chain of layers.
+    """A run with tied channels, in which all channels with one kept count form a group with its own chain of layers.
 
     Attributes:
-      mask: the FCMask of its channels, as the writer makes and the reader reads them.
-      writer: the layer before; whole channels of its input may be masked.
-      reader: the layer after; likewise of its output.
+      mask: the FCMask that the writer's output and the reader's input share.
+      writer: the layer that writes the run; its input may be masked by whole channels.
+      reader: the layer that reads the run; its output may be masked by whole channels.
       depthwise: the layer between them.
-      taps_of_mean: MACs of a channel of that layer whose input is constant in every block.
+      taps_of_mean: MACs per channel of that layer where its input is constant within every block.
     """
 
     mask: Mask
@@ -98,24 +98,27 @@ class GroupRun:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """In the order of evaluation."""
+        """The three layers, in order of evaluation."""
         return self.writer, self.depthwise, self.reader
 
     @property
     def names(self) -> frozenset[str]:
-        """Of its layers."""
+        """The names of the three layers."""
         return frozenset(layer.name for layer in self.layers)
 
     def macs(
         self, counts: np.ndarray, inputs: int | None = None, outputs: int | None = None, narrow_transforms: bool = True
     ) -> dict[str, int]:
-        """MACs by layer, run group by group (`fdjax.ops.macs.group_macs`).
+        """Counts the run's MACs, evaluated group by group (`fdjax.ops.macs.group_macs`).
 
         Args:
-          counts: [channels], of the mask.
-          inputs: how many channels the writer reads; None: all.
-          outputs: how many the reader makes; None: all.
-          narrow_transforms: count the transforms that the groups share.
+          counts: kept counts of the mask, [channels], 0 to N.
+          inputs: number of channels that the writer reads; None for all.
+          outputs: number of channels that the reader writes; None for all.
+          narrow_transforms: whether to count the transforms that the groups share.
+
+        Returns:
+          Layer name -> MACs.
         """
         macs = ops_macs.group_macs(
             counts,
@@ -133,10 +136,16 @@ class GroupRun:
 
 @functools.lru_cache(maxsize=16)
 def group_runs(network: MaskedGraph) -> Mapping[str, GroupRun]:
-    """Name of a space -> its run by groups, for all that can be run so.
+    """Finds the runs that can be evaluated group by group.
 
-    Its channels are tied, of the other sides of its two layers at most whole channels are masked, and between them lies
-    one depthwise layer, with a square window, of all channels.
+    Such a run has tied channels and exactly one layer between its writer and its reader: a depthwise layer with a
+    square window over all channels. The outer sides of the writer and the reader are masked by whole channels at most.
+
+    Args:
+      network: the graph with its masks.
+
+    Returns:
+      Name of a space -> its run.
     """
     inner, found = inner_spaces(network), {}
     for name, mask in network.tied_runs().items():
@@ -147,7 +156,7 @@ def group_runs(network: MaskedGraph) -> Mapping[str, GroupRun]:
         narrow = (*network.paths_of(writer.name, "input"), *network.paths_of(reader.name, "output"))
         if any(network.masks[path].block > 1 for path in narrow) or not {writer.name, reader.name} <= {*network.blocks}:
             continue
-        # Of whole channels a layer may be in two runs; there groups come to what each layer costs alone.
+        # A layer may be in two runs of whole channels, and there groups cost as much as the layers do one by one.
         if mask.members is None or mask.block > 1:
             taps = _taps_of_mean(network, run.depthwise[0], mask.block)
             found[name] = GroupRun(mask, writer, reader, run.depthwise[0], taps)
@@ -169,27 +178,37 @@ def _taps_of_mean(network: MaskedGraph, depthwise: Layer, block: int) -> int:
 
 
 def _size(size: tuple[int, ...]) -> tuple[int, int]:
-    """(H, W) of a map; tokens are a map of one row."""
+    """Returns (H, W) of a map; tokens are a map with one row."""
     height, width = (1, *size)[-2:]
     return height, width
 
 
 def effective_counts(network: MaskedGraph, counts: Counts) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Layer name -> kept counts (input [C], output [D]) of every wrapped layer, with dead channels dead on both ends.
+    """Computes the kept counts of every wrapped layer, with dead channels set to 0 on both sides.
 
-    See `fdjax.graph.liveness` for which channels are dead.
+    `fdjax.graph.liveness` defines which channels are dead.
+
+    Args:
+      network: the graph with its masks.
+      counts: path of every FCMask -> kept counts [channels], 0 to N.
+
+    Returns:
+      Layer name -> (input counts [C], output counts [D]).
     """
     alive = Alive(network, counts)
     return {name: alive.sides(name) for name in network.wrapped_layers}
 
 
 def layer_totals(network: MaskedGraph, counts: Counts, names: Collection[str] | None = None) -> Totals:
-    """Layer name -> (MACs, form) in the cheapest exact form.
+    """Counts each layer in its cheapest exact form.
 
     Args:
-      network: the network.
-      counts: path of every FCMask -> kept counts.
-      names: the layers to count, None for all; a run counts by groups where all of its layers are among them.
+      network: the graph with its masks.
+      counts: path of every FCMask -> kept counts [channels], 0 to N.
+      names: the layers to count; None for all. A run counts by groups if all of its layers are among them.
+
+    Returns:
+      Layer name -> (MACs, name of the form).
     """
     alive, inner, middle = Alive(network, counts), inner_spaces(network), middle_layers(network)
     totals: Totals = {}
@@ -220,7 +239,7 @@ def layer_totals(network: MaskedGraph, counts: Counts, names: Collection[str] | 
 
 
 def _masked_macs(network: MaskedGraph, layer: Layer, alive: Alive, counts: Counts) -> int:
-    """Of a layer that is not wrapped, with the channels that masks on its sides leave; all, where there are none."""
+    """Counts a layer that is not wrapped, over the channels that the masks on its sides keep."""
     if not layer.mixes:
         return layer.dense_macs // layer.in_channels * int((network.side_counts(counts, layer.name, "input") > 0).sum())
     if not (network.paths_of(layer.name, "input") or network.paths_of(layer.name, "output")):
@@ -233,7 +252,7 @@ def _masked_macs(network: MaskedGraph, layer: Layer, alive: Alive, counts: Count
 
 
 def _middle_macs(layer: Layer, alive: Alive, inner: Mapping[str, InnerSpace]) -> int:
-    """Without groups, dead channels of either side are left out; with groups, those of which nothing is read."""
+    """Counts a layer between two inner spaces without dead channels, or, if grouped, without groups that are not read."""
     if layer.groups > 1:
         return layer.dense_macs * int(alive.groups_read(layer).sum()) // layer.groups
     assert layer.source is not None
@@ -255,9 +274,12 @@ def network_macs(network: MaskedGraph, counts: Counts, released: Collection[str]
     """Counts a network with hard masks.
 
     Args:
-      network: the network.
-      counts: path of every FCMask -> kept counts; see `MaskedGraph.full_counts`.
+      network: the graph with its masks.
+      counts: path of every FCMask -> kept counts [channels], 0 to N; see `MaskedGraph.full_counts`.
       released: names of the layers that the gate has released.
+
+    Returns:
+      The MACs by layer, and their totals.
     """
     totals = layer_totals(network, counts)
     layers = []

@@ -1,8 +1,8 @@
-"""Tokens on a grid: products on tokens become products on maps, so that blocks can be laid on them.
+"""Tokens on a grid: products over tokens become products over maps, so that blocks can be laid on them.
 
 A network that cuts images into tokens computes with values [B, tokens, C]. Where the tokens are the pixels of a small
-map, a product on them is a pointwise convolution of that map. Values are reshaped before and after it; what works
-element by element in between works on the map.
+map, a product over their channels is a pointwise convolution of that map. The rewriting reshapes values before and
+after such a product; elementwise operations in between work on the map.
 """
 
 from __future__ import annotations
@@ -15,19 +15,22 @@ from fdjax.graph.channel_rules import SEVERAL, UNARY
 from fdjax.graph.network import Graph, Layer
 from fdjax.graph.operations import Operation, Operations
 
-# (rows, columns) of the map that tokens are.
+# (rows, columns) of the map that the tokens form.
 Grid = tuple[int, int]
 
 
 def on_grids(graph: Graph, grid_of: Callable[[str], Grid | None]) -> Graph:
-    """The same network, with the products of which the tokens lie on a grid as products on maps.
+    """Rewrites a network so that the products over tokens on a grid are products over maps.
 
     Args:
-      graph: of the network.
-      grid_of: name of a layer -> the grid of its tokens, where it has so many; None for whole channels.
+      graph: the network.
+      grid_of: layer name -> the (rows, columns) of its tokens; None leaves the layer as it is.
+
+    Returns:
+      A graph that computes the same.
 
     Raises:
-      ValueError: grids that fit no layer.
+      ValueError: the grids fit no layer.
     """
     wanted = {name: grid_of(name) for name, layer in graph.layers.items() if _on_tokens(graph, layer)}
     grids = {
@@ -45,7 +48,7 @@ def on_grids(graph: Graph, grid_of: Callable[[str], Grid | None]) -> Graph:
 
 
 def _on_tokens(graph: Graph, layer: Layer) -> bool:
-    """Whether it is a product of a value [B, tokens, C] with a kernel."""
+    """Returns whether a layer is the product of a value [B, tokens, C] with a kernel."""
     operation = graph.operations.operations[layer.operation]
     if operation.kind != "dot_general" or len(layer.in_size) != 1 or operation.inputs[0] not in graph.walk.live:
         return False
@@ -53,13 +56,13 @@ def _on_tokens(graph: Graph, layer: Layer) -> bool:
 
 
 class _Rewriting:
-    """Values are held as the function has them, as maps, or as both; what is asked for and is not there is reshaped."""
+    """Holds values as in the traced function, as maps, or as both, and reshapes between the two on demand."""
 
     def __init__(self, graph: Graph, grids: Mapping[int, Grid]):
         self._old, self._live, self._grids = graph.operations, graph.walk.live, grids
         self._shapes, self._dtypes = list(self._old.shapes), list(self._old.dtypes)
         self._made: list[Operation] = []
-        # Value -> its map, and its grid; and the values that are there as maps alone.
+        # Value -> its map and grid; below, the values that exist as maps alone.
         self._maps: dict[int, tuple[int, Grid]] = {}
         self._only_maps: set[int] = set()
 
@@ -83,7 +86,7 @@ class _Rewriting:
         )  # fmt: skip
 
     def _common_grid(self, operation: Operation) -> Grid | None:
-        """The grid on which an operation works element by element: all of its live inputs are maps of it."""
+        """Returns the grid of an elementwise operation if all inputs that depend on the image are maps on one grid."""
         if operation.kind not in UNARY | SEVERAL:
             return None
         grids = {self._maps[v][1] if v in self._only_maps else None for v in operation.inputs if v in self._live}
@@ -111,7 +114,7 @@ class _Rewriting:
             return value
         if value not in self._maps or self._maps[value][1] != grid:
             self._plain(value)
-            # What is the same for all tokens is a map of one pixel.
+            # A value that all tokens share becomes a map of one pixel.
             sides = grid if shape[1] == math.prod(grid) else (1, 1)
             made = self._new((shape[0], *sides, shape[2]), self._old.dtypes[value])
             self._reshape(value, made)

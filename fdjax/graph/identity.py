@@ -1,4 +1,4 @@
-"""Identities of channels: which numbers are one channel, where a value has its channels, and what mixes them."""
+"""Identities of channels: which channel numbers are one channel, where a value has channels, and what mixes them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,33 @@ Ids = np.ndarray
 
 
 class Classes:
-    """Union-find over channel numbers, on whole arrays at a time."""
+    """Union-find over channel numbers, vectorised over arrays."""
 
     def __init__(self) -> None:
         self._parents = np.zeros(0, np.int64)
 
     def fresh(self, count: int) -> Ids:
-        """`count` new channels."""
+        """Makes new channels.
+
+        Args:
+          count: how many.
+
+        Returns:
+          Their numbers, int [count].
+        """
         made = np.arange(len(self._parents), len(self._parents) + count)
         self._parents = np.concatenate([self._parents, made])
         return made
 
     def find(self, ids: Ids) -> Ids:
-        """The representative of each channel."""
+        """Returns the representative of each channel.
+
+        Args:
+          ids: channel numbers, int [channels].
+
+        Returns:
+          int [channels]; channels with equal numbers are one channel.
+        """
         found = self._parents[ids]
         while True:
             above = self._parents[found]
@@ -32,20 +46,25 @@ class Classes:
             found = above
 
     def join(self, first: Ids, second: Ids) -> None:
-        """Makes channels the same, pair by pair."""
+        """Makes pairs of channels one channel each.
+
+        Args:
+          first: channel numbers, int [channels].
+          second: channel numbers, int [channels].
+        """
         while True:
             one, other = self.find(first), self.find(second)
             differ = one != other
             if not differ.any():
                 return
             low, high = np.minimum(one, other)[differ], np.maximum(one, other)[differ]
-            # A channel that is joined to several goes to the first of them; the others follow in the next round.
+            # A channel that is joined to several others joins the lowest first, and the rest in the next iterations.
             np.minimum.at(self._parents, high, low)
 
 
 @dataclasses.dataclass(frozen=True)
 class Live:
-    """A value that depends on an image: its channel axis and their numbers; None where it has no channels."""
+    """The channels of a value that depends on an image: their axis and numbers, or None where it has no channels."""
 
     axis: int | None
     ids: Ids | None
@@ -53,20 +72,20 @@ class Live:
 
 @dataclasses.dataclass(frozen=True)
 class Mixing:
-    """An operation with a kernel on a value with channels, before it has a name.
+    """An operation that applies a kernel to a value with channels, before the layer has a name.
 
     Attributes:
-      operation: its index.
+      operation: index of the operation.
       kind: "conv", "depthwise" or "dense".
-      kernel: the path of its kernel among the variables, or "".
+      kernel: path of the kernel among the variables, or "".
       value: the input that has channels.
       reads: channel numbers of the input.
-      writes: of the output; those of the input for "depthwise".
-      in_size: the input's other axes but the batch: (H, W) of a map, () of a vector.
-      out_size: likewise of the output.
-      window: along these axes.
-      stride: likewise.
-      groups: of a conv.
+      writes: channel numbers of the output; for "depthwise", those of the input.
+      in_size: the input's axes other than batch and channels: (H, W) of a map, () of a vector.
+      out_size: the same axes of the output.
+      window: size of the window along these axes.
+      stride: stride along these axes.
+      groups: number of groups of a convolution.
     """
 
     operation: int

@@ -1,11 +1,11 @@
-"""Which channels live under hard masks, as far as a count looks at it: those of inner spaces.
+"""Which channels of inner spaces are alive under hard masks; MAC counts depend on it.
 
-A space is inner where it has one writer and one reader, the channels of one are those of the other, and something
-without masks works on it in between: a depthwise layer, or a layer that is not wrapped and itself lies between two such
-spaces (a 3x3 convolution between two pointwise ones). A channel of an inner space is dead if its writer makes nothing
-of it or its reader reads nothing of it: what is left of it does not depend on the image (a constant, different at the
-borders) and folds into what follows. Where a mask sits on a space, it says itself which channels are dead. Other spaces
-are counted as they are.
+A space is inner if it has one writer and one reader, if the reader reads exactly the channels that the writer writes,
+and if a layer without masks works on it in between: a depthwise layer, or a layer that is not wrapped and itself lies
+between two such spaces (a 3x3 convolution between two pointwise ones). A channel of an inner space is dead if its
+writer masks it away or its reader does not read it. What remains of a dead channel does not depend on the image (it is
+a constant that differs at the borders) and folds into the next layer. Where a mask sits on a space, the mask itself
+says which channels are dead. All channels of other spaces count.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from fdjax.graph.network import Layer, Space
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class InnerSpace:
-    """One inner space. Its channels are numbered in the order in which the writer makes them.
+    """An inner space, with channels numbered in the order in which the writer makes them.
 
     Attributes:
-      name: of the space.
+      name: name of the space.
       writer: the layer that writes it.
       reader: the layer that reads it.
       depthwise: the depthwise layers on it.
-      order: [channels], which channel each input of the reader is; None: in order.
+      order: [channels], the channel of each input of the reader; None if they are in order.
     """
 
     name: str
@@ -39,15 +39,22 @@ class InnerSpace:
     order: np.ndarray | None
 
     def to_reader(self, values):
-        """Values by channel on the last axis, in the reader's order."""
+        """Reorders values [..., channels] into the reader's order."""
         return values if self.order is None else values[..., self.order]
 
     def of_reader(self, values):
-        """Values in the reader's order on the last axis, by channel."""
+        """Reorders values [..., channels] from the reader's order into the writer's."""
         return values if self.order is None else values[..., np.argsort(self.order)]
 
     def places(self, layer: Layer) -> np.ndarray | None:
-        """Which channels a depthwise layer works on; None: all."""
+        """Finds the channels that a depthwise layer works on.
+
+        Args:
+          layer: a depthwise layer of this space.
+
+        Returns:
+          Their indices, int [channels of the layer]; None for all.
+        """
         if len(layer.reads) == len(self.writer.writes):
             return None
         return np.flatnonzero(np.isin(self.writer.writes, layer.reads))
@@ -55,7 +62,7 @@ class InnerSpace:
 
 @functools.lru_cache(maxsize=16)
 def inner_spaces(network: MaskedGraph) -> Mapping[str, InnerSpace]:
-    """Name -> inner space, in the order in which they are written."""
+    """Returns name -> inner space, in the order in which the spaces are written."""
     runs = {space.name: _run(network, space) for space in network.spaces.values() if space.is_run}
     found = {name: run for name, run in runs.items() if run is not None}
     middle = {
@@ -72,7 +79,7 @@ def inner_spaces(network: MaskedGraph) -> Mapping[str, InnerSpace]:
 
 @functools.lru_cache(maxsize=16)
 def middle_layers(network: MaskedGraph) -> Mapping[str, Layer]:
-    """The layers that are not wrapped and lie between two inner spaces."""
+    """Returns the layers that are not wrapped and lie between two inner spaces, by name."""
     inner = inner_spaces(network)
     return {
         name: layer
@@ -82,7 +89,7 @@ def middle_layers(network: MaskedGraph) -> Mapping[str, Layer]:
 
 
 def _run(network: MaskedGraph, space: Space) -> InnerSpace | None:
-    """A run whose writer makes just the channels that its reader reads, each once."""
+    """Returns a run as an inner space if its reader reads each channel that its writer makes exactly once."""
     writer, reader = network.layers[space.writers[0]], network.layers[space.readers[0]]
     made, read = np.sort(writer.writes), np.sort(reader.reads)
     if not (np.array_equal(made, space.channels) and np.array_equal(read, space.channels)):
@@ -95,7 +102,7 @@ def _run(network: MaskedGraph, space: Space) -> InnerSpace | None:
 
 
 class Alive:
-    """Which channels of a network's inner spaces live under hard masks; found out when asked for."""
+    """The channels of inner spaces that are alive under hard masks, computed on demand."""
 
     def __init__(self, network: MaskedGraph, counts: Counts):
         self._network, self._counts = network, counts
@@ -103,7 +110,14 @@ class Alive:
         self._found: dict[str, np.ndarray] = {}
 
     def channels(self, space: str) -> np.ndarray:
-        """bool [channels] of an inner space."""
+        """Finds the channels of an inner space that are alive.
+
+        Args:
+          space: name of the space.
+
+        Returns:
+          bool [channels].
+        """
         if space not in self._found:
             network, run = self._network, self._inner[space]
             alive = network.side_counts(self._counts, run.writer.name, "output") > 0
@@ -115,11 +129,25 @@ class Alive:
         return self._found[space]
 
     def groups_read(self, middle: Layer) -> np.ndarray:
-        """[groups], whether anything of a group's outputs is read."""
+        """Finds the groups of a layer whose outputs are read.
+
+        Args:
+          middle: a layer between two inner spaces.
+
+        Returns:
+          bool [groups].
+        """
         return np.any(self.channels(middle.target).reshape(middle.groups, -1), axis=1)
 
     def sides(self, layer: str) -> tuple[np.ndarray, np.ndarray]:
-        """Kept counts (input [C], output [D]) of a layer that mixes, with dead channels dead on both ends."""
+        """Computes the kept counts of a layer that mixes channels, with dead channels set to 0 on both sides.
+
+        Args:
+          layer: name of the layer.
+
+        Returns:
+          (input counts [C], output counts [D]).
+        """
         network, found = self._network, self._network.layers[layer]
         inputs, outputs = (network.side_counts(self._counts, layer, side) for side in ("input", "output"))
         if found.source is not None and found.source in self._inner:

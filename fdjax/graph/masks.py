@@ -1,4 +1,4 @@
-"""Where masks sit on a channel graph: on one side of a layer (the paper's), or on a space (tied)."""
+"""Where masks sit on a channel graph: on one side of a layer (as in the paper), or on a space (tied)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fdjax.ops.fcmask import level_counts
 
 Side = Literal["input", "output"]
 SIDES: tuple[Side, ...] = ("input", "output")
-# Path of every FCMask -> kept counts [channels].
+# Path of every FCMask -> kept counts [channels], 0 to N.
 Counts = Mapping[str, np.ndarray]
 
 
@@ -27,13 +27,13 @@ class Mask:
     """One FCMask.
 
     Attributes:
-      path: in the collection `fcmask`.
-      channels: how many it has.
-      block: K.
-      sides: the layers whose coefficients it masks, and on which side.
-      levels: kept counts below N that it fades between and is rounded to; None: the network's.
-      members: of a mask on a space, its channels by their numbers in the graph; a side of a layer has those that it
-        reads or writes, among others perhaps. None: the mask has the channels of each of its sides, in order.
+      path: path in the collection `fcmask`.
+      channels: number of channels.
+      block: the block size K.
+      sides: the (layer, side) pairs whose coefficients it masks.
+      levels: kept counts below N that the mask fades between and is rounded to; None for the network's.
+      members: for a mask on a space, the graph's numbers of its channels. A side of a layer may have some of these
+        channels, among others. None: the mask has the channels of each of its sides, in order.
     """
 
     path: str
@@ -45,12 +45,12 @@ class Mask:
 
     @property
     def num_coefs(self) -> int:
-        """N = K*K."""
+        """The number of coefficients N = K*K."""
         return self.block**2
 
     @property
     def tied(self) -> bool:
-        """Whether it sits on a space rather than on one side of a layer."""
+        """Whether the mask sits on a space rather than on one side of a layer."""
         return len(self.sides) > 1
 
 
@@ -59,17 +59,18 @@ class MaskedGraph:
     """A channel graph with its masks, and what else is known of the network.
 
     Attributes:
-      name: of the architecture.
-      graph: of raw images 0..255 to logits, at inference, without masks.
+      name: name of the architecture.
+      graph: the network at inference, without masks, from raw images in 0..255 to logits.
       masks: path -> mask, in the order of the layers.
       blocks: layer name -> K, for every layer that is wrapped in a DCT and its inverse.
-      uncounted: names of the layers that are in no total.
-      num_classes: outputs.
-      input_mean: per input channel, in raw 0..255 units; the graph subtracts it first.
-      input_std: likewise; the graph divides by it then.
-      class_names: of the outputs, in order.
-      levels: kept counts below N that masks fade between and are rounded to, unless others are asked for; None: all.
-      floors: path of a mask -> how many of its channels keep something at least.
+      uncounted: names of the layers that no total includes.
+      num_classes: number of outputs.
+      input_mean: mean per input channel, in raw units 0..255; the graph subtracts it.
+      input_std: standard deviation per input channel, in the same units; the graph then divides by it.
+      class_names: names of the outputs, in order.
+      levels: kept counts below N that masks fade between and are rounded to, unless a mask has levels of its own; None
+        for all.
+      floors: path of a mask -> the least number of its channels that keep a coefficient.
     """
 
     name: str
@@ -88,7 +89,7 @@ class MaskedGraph:
         return graph_table(self.graph, self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; `from_dict` reads it back."""
+        """Returns the network in plain JSON types, which `from_dict` reads."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         masks = [_written(self.graph, mask) for mask in self.masks.values()]
         changed = {
@@ -103,10 +104,16 @@ class MaskedGraph:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> MaskedGraph:
-        """The network that `to_dict` wrote, also after a trip through JSON.
+        """Reads a network that `to_dict` wrote.
+
+        Args:
+          fields: the result of `to_dict`, possibly after a round trip through JSON.
+
+        Returns:
+          The network.
 
         Raises:
-          ValueError: fields that are no network's, or are of a newer format.
+          ValueError: the fields do not describe a network, or are of a newer format.
         """
         try:
             graph = Graph.from_dict(fields["graph"])
@@ -122,9 +129,9 @@ class MaskedGraph:
             )
             unknown = {layer for mask in masks for layer, _ in mask.sides} - set(made.layers)
         except (LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"no network of fdjax: {error!r}") from error
+            raise ValueError(f"the fields do not describe a network of fdjax: {error!r}") from error
         if unknown or not set(made.blocks) <= set(made.layers):
-            raise ValueError("a network whose masks name layers that it does not have")
+            raise ValueError("the network is damaged: its masks name layers that it does not have")
         return made
 
     @property
@@ -135,27 +142,27 @@ class MaskedGraph:
 
     @property
     def operations(self) -> Operations:
-        """All that is computed."""
+        """All operations of the network."""
         return self.graph.operations
 
     @property
     def walk(self) -> ChannelWalk:
-        """Which channels are the same ones."""
+        """The identities of the channels."""
         return self.graph.walk
 
     @property
     def spaces(self) -> Mapping[str, Space]:
-        """Name -> space."""
+        """Space name -> space."""
         return self.graph.spaces
 
     @property
     def layers(self) -> dict[str, Layer]:
-        """Name -> layer, in the order of evaluation."""
+        """Layer name -> layer, in the order of evaluation."""
         return self.graph.layers
 
     @property
     def counted_layers(self) -> dict[str, Layer]:
-        """The layers that are in the totals."""
+        """The layers that the totals include."""
         return {name: layer for name, layer in self.layers.items() if name not in self.uncounted}
 
     @property
@@ -168,39 +175,59 @@ class MaskedGraph:
         return Sides(self.graph, self.masks)
 
     def side(self, layer: str, side: Side) -> SideMask | None:
-        """The masks on a side of a layer, or None; of a depthwise layer: those that its channels have."""
+        """Finds the masks on a side of a layer.
+
+        Args:
+          layer: name of the layer.
+          side: "input" or "output".
+
+        Returns:
+          The masks, or None if there are none. For a depthwise layer, these are the masks of its channels.
+        """
         return self._sides.of(layer, side)
 
     def paths_of(self, layer: str, side: Side) -> tuple[str, ...]:
-        """The paths of the FCMasks on a side of a layer."""
+        """Returns the paths of the FCMasks on a side of a layer."""
         found = self.side(layer, side)
         return found.paths if found is not None else ()
 
     def mask_of(self, layer: str, side: Side) -> str | None:
-        """The path of the FCMask that has the channels of a side of a layer, in order; None where there is no such."""
+        """Returns the path of the FCMask that has exactly the channels of a side of a layer, in order, or None."""
         found = self.side(layer, side)
         return found.paths[0] if found is not None and found.index is None else None
 
     def num_coefs_of(self, layer: str) -> int:
-        """N of a layer: 1 where it is not wrapped."""
+        """Returns N of a layer; 1 if the layer is not wrapped."""
         return self.blocks.get(layer, 1) ** 2
 
     def side_counts(self, counts: Counts, layer: str, side: Side) -> np.ndarray:
-        """Kept counts of a layer's side, 0 to N of the layer: those of its masks, or N for each channel."""
+        """Computes the kept counts of a side of a layer.
+
+        Args:
+          counts: path of every FCMask -> kept counts [channels], 0 to N.
+          layer: name of the layer.
+          side: "input" or "output".
+
+        Returns:
+          int [C] or [D], 0 to N of the layer; N for channels without a mask.
+        """
         found, num_coefs = self.side(layer, side), self.num_coefs_of(layer)
         if found is None:
             layers = self.layers[layer]
             return np.full(layers.in_channels if side == "input" else layers.out_channels, num_coefs)
-        # A mask of whole channels says 0 or 1 for 0 or all coefficients of a wrapped layer.
+        # A mask of whole channels has counts 0 and 1, which mean none or all coefficients of a wrapped layer.
         given = {path: np.asarray(counts[path]) * (num_coefs // self.masks[path].num_coefs) for path in found.paths}
         return found.assemble(given, np.full(1, num_coefs), np.concatenate)
 
     def levels_of(self, path: str, levels: Collection[int] | None = None) -> tuple[int, ...]:
-        """The kept counts that a mask may be rounded to, 0 and N among them.
+        """Lists the kept counts that a mask may be rounded to, including 0 and N.
 
         Args:
-          path: of the mask.
-          levels: counts below N, for masks without levels of their own; None: the network's.
+          path: path of the mask.
+          levels: counts below N for masks without levels of their own; None for the network's.
+
+        Returns:
+          The counts, in ascending order.
         """
         mask = self.masks[path]
         wanted = mask.levels if mask.levels is not None else self.levels if levels is None else tuple(levels)
@@ -212,11 +239,15 @@ class MaskedGraph:
         return {path: (mask.channels, mask.num_coefs) for path, mask in self.masks.items()}
 
     def full_counts(self) -> dict[str, np.ndarray]:
-        """The counts of a network in which nothing is pruned."""
+        """Returns the counts of the unpruned network.
+
+        Returns:
+          Path of every FCMask -> int [channels], all N.
+        """
         return {path: np.full(mask.channels, mask.num_coefs) for path, mask in self.masks.items()}
 
     def tied_runs(self) -> dict[str, Mask]:
-        """Name of every space whose one writer and one reader share a mask -> that mask."""
+        """Returns space name -> mask, for every run whose writer and reader share a mask."""
         found = {}
         for space in self.graph.spaces.values():
             mask = self.tied_mask(space)
@@ -225,7 +256,7 @@ class MaskedGraph:
         return found
 
     def tied_mask(self, space: Space) -> Mask | None:
-        """The mask that the writer and the reader of a run share, or None."""
+        """Returns the mask that the writer and the reader of a run share, or None."""
         if not space.is_run:
             return None
         path = self.mask_of(space.writers[0], "output")
@@ -233,7 +264,7 @@ class MaskedGraph:
 
 
 def _written(graph: Graph, mask: Mask) -> list[Any]:
-    """A mask in JSON types, without what it does not have."""
+    """Returns a mask in JSON types, without the fields that are None at the end."""
     plain: list[Any] = [mask.path, mask.channels, mask.block, list(map(list, mask.sides))]
     if mask.levels is None and mask.members is None:
         return plain
@@ -259,20 +290,23 @@ def layer_blocks(
     by_map: Mapping[int, int] | None = None,
     by_layer: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """K of every wrapped layer.
+    """Chooses K for every wrapped layer.
 
     Args:
-      graph: channel graph of the network.
-      wrapped: names of the layers to wrap; where there are none, the settings bear on nothing.
-      block: K where nothing else is said.
-      by_map: map side -> K where it differs.
-      by_layer: layer name -> K where it differs; goes before `by_map`.
+      graph: the network.
+      wrapped: names of the layers to wrap. If there are none, the other settings are not checked.
+      block: the default K.
+      by_map: side length of a map -> K where it differs.
+      by_layer: layer name -> K where it differs; takes precedence over `by_map`.
+
+    Returns:
+      Layer name -> K.
 
     Raises:
-      ValueError: a block larger than its map, or a setting for a map or a layer that does not exist.
+      ValueError: a block is larger than its map, or a setting names a map or a layer that does not exist.
     """
     if not wrapped:
-        # Settings of masks are for other networks then: a config says them once for several.
+        # A config may serve several networks, and its mask settings are then for the others.
         return {}
     by_map, by_layer = dict(by_map or {}), dict(by_layer or {})
     layers = {name: layer for name, layer in graph.layers.items() if name in wrapped}
@@ -295,18 +329,18 @@ def layer_blocks(
 
 
 def place_masks(graph: Graph, blocks: Mapping[str, int], sides: str = "both", tied: bool = False) -> dict[str, Mask]:
-    """Masks for the wrapped layers.
+    """Places masks on wrapped layers.
 
     Args:
-      graph: channel graph of the network.
-      blocks: wrapped layer -> K (`layer_blocks`).
-      sides: "both", "input", "output" or "none": which sides of a wrapped layer have masks of their own.
-      tied: where a run lies between two wrapped layers with one K, and its map is worked on in between, the two share
-        one mask, and have none on sides that are not shared.
+      graph: the network.
+      blocks: wrapped layer -> K, from `layer_blocks`.
+      sides: which sides of a wrapped layer have masks of their own: "both", "input", "output" or "none".
+      tied: whether the two layers of a run share one mask. They do where both are wrapped with the same K and a
+        depthwise layer lies between them; they then have no masks on their outer sides.
 
     Returns:
-      Path -> mask, in the order of the layers. A layer's own masks are named "LAYER/input" and "LAYER/output", a run's
-      "MODULE/wide" after the module that holds both of its layers.
+      Path -> mask, in the order of the layers. A layer's own masks are named "LAYER/input" and "LAYER/output". A run's
+      mask is named "MODULE/wide", after the module that holds both layers.
     """
     shared: dict[tuple[str, Side], Mask] = {}
     for space in graph.spaces.values() if tied else ():
@@ -329,7 +363,7 @@ def place_masks(graph: Graph, blocks: Mapping[str, int], sides: str = "both", ti
 
 
 def _common_module(writer: str, reader: str) -> str:
-    """The path of the module that holds two layers, or ""."""
+    """Returns the path of the module that holds two layers, or ""."""
     parts = []
     for a, b in zip(writer.split("/")[:-1], reader.split("/")[:-1], strict=False):
         if a != b:

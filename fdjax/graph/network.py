@@ -1,7 +1,7 @@
-"""The channel graph: layers, the spaces of channels that belong together, and the runs between two layers.
+"""The channel graph: layers, spaces, and runs.
 
-A layer mixes channels: it reads one space and writes another. All maps whose channels are the same ones lie in one
-space. Where a space has one writer and one reader, what lies between the two is a run.
+A layer mixes channels: it reads one space and writes another. All maps that have the same channels lie in one space. If
+a space has one writer and one reader, what lies between the two is a run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fdjax.graph.table import graph_table
 from fdjax.graph.trace import trace as trace_operations
 
 Kind = Literal["conv", "pointwise", "depthwise", "dense"]
-# What a kernel is called in its module says nothing; neither do the collections that hold the parameters.
+# Parts of a path that carry no information: the kernel's own name, and the collection of the parameters.
 _KERNEL_NAMES = ("kernel", "weight", "w", "value")
 _COLLECTIONS = ("params",)
 
@@ -32,20 +32,20 @@ class Layer:
     """One layer.
 
     Attributes:
-      name: path of its kernel, without the collection and the kernel's own name: "block03/expand".
-      kind: "conv" (any window), "pointwise", "depthwise", or "dense" (of vectors).
-      operation: its index in the graph's operations.
-      in_size: (H, W) of its input; () for vectors, (tokens,) for tokens.
-      out_size: likewise of its output.
+      name: path of its kernel without the collection and the kernel's own name, such as "block03/expand".
+      kind: "conv" (any window), "pointwise", "depthwise", or "dense" (on vectors).
+      operation: index in the graph's operations.
+      in_size: (H, W) of the input; () for vectors, (tokens,) for tokens.
+      out_size: (H', W') of the output, in the same form.
       in_channels: C.
       out_channels: D.
-      window: along the axes of its sizes.
-      stride: likewise.
-      groups: of a conv.
-      reads: [C], the channels of its input; equal numbers are one channel.
-      writes: [D], of its output.
-      source: the space it reads; None for channels of several spaces.
-      target: the space it writes.
+      window: size of the window along the axes of `in_size`.
+      stride: stride along the same axes.
+      groups: number of groups of a convolution.
+      reads: channel numbers of the input, [C]; equal numbers are one channel.
+      writes: channel numbers of the output, [D].
+      source: the space that the layer reads; None if its channels are of several spaces.
+      target: the space that the layer writes.
     """
 
     name: str
@@ -65,13 +65,13 @@ class Layer:
 
     @property
     def dense_macs(self) -> int:
-        """Multiply-accumulates of the plain layer."""
+        """Multiply-accumulates of the layer without pruning."""
         inputs = 1 if self.kind == "depthwise" else self.in_channels // self.groups
         return math.prod(self.out_size) * inputs * self.out_channels * math.prod(self.window)
 
     @property
     def mixes(self) -> bool:
-        """Whether it reads one space and writes another; a depthwise layer does not."""
+        """Whether the layer reads one space and writes another; a depthwise layer does not."""
         return self.kind != "depthwise"
 
 
@@ -80,12 +80,12 @@ class Space:
     """Channels that belong together.
 
     Attributes:
-      name: of the first layer that writes it, or "images".
-      channels: their numbers, in the order in which the first map has them.
-      writers: names of the layers that write it.
+      name: name of the first layer that writes the space, or "images".
+      channels: channel numbers, in the order of the first map that has them.
+      writers: names of the layers that write the space.
       readers: names of the layers that read it.
       depthwise: names of the depthwise layers on it.
-      pinned: why it may not be pruned, or None.
+      pinned: why the space may not be pruned, or None.
     """
 
     name: str
@@ -97,15 +97,16 @@ class Space:
 
     @property
     def is_run(self) -> bool:
-        """Whether it lies between one writer and one reader."""
+        """Whether the space lies between one writer and one reader."""
         return self.pinned is None and len(self.writers) == 1 and len(self.readers) == 1
 
 
 class Graph:
-    """A network as data. `trace` makes one.
+    """A network as data, made by `trace`.
 
     Attributes:
-      operations: all that is computed.
+      operations: all operations of the network.
+      walk: the identities of the channels.
     """
 
     def __init__(self, operations: Operations):
@@ -113,19 +114,25 @@ class Graph:
         self.walk = ChannelWalk(operations)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; `from_dict` reads it back.
+        """Returns the graph in plain JSON types, which `from_dict` reads.
 
         Raises:
-          ValueError: an operation without a JSON form.
+          ValueError: an operation has no JSON form.
         """
         return self.operations.to_dict()
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Graph:
-        """The graph that `to_dict` wrote, also after a trip through JSON.
+        """Reads a graph that `to_dict` wrote.
+
+        Args:
+          fields: the result of `to_dict`, possibly after a round trip through JSON.
+
+        Returns:
+          The graph.
 
         Raises:
-          ValueError: fields that are no graph's, or are of a newer format.
+          ValueError: the fields do not describe a graph, or are of a newer format.
         """
         return cls(Operations.from_dict(fields))
 
@@ -134,7 +141,7 @@ class Graph:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Of one image, (H, W, C)."""
+        """(H, W, C) of one image."""
         return self.operations.shapes[self.operations.images[0]][1:]
 
     @functools.cached_property
@@ -166,7 +173,7 @@ class Graph:
 
     @functools.cached_property
     def _space_of_class(self) -> dict[int, int]:
-        """Channel -> number of its space: channels that are written together, or joined to such, are one space."""
+        """Channel -> number of its space. Channels that are written together, or joined to such, are in one space."""
         walk = self.walk
         groups = [walk.live[image].ids for image in walk.operations.images]
         groups += [mixing.writes for mixing in walk.mixing if mixing.kind != "depthwise"]
@@ -185,7 +192,7 @@ class Graph:
                 continue
             channels = np.unique(walk.classes.find(ids)).tolist()
             known = [channel for channel in channels if channel in space]
-            # What no layer writes (padding, a constant, what is not understood) joins the space it meets.
+            # Channels that no layer writes (padding, constants, operations not understood) join the space they meet.
             if at >= first_pass and len(known) == len(channels):
                 continue
             number = len(parents)
@@ -202,7 +209,7 @@ class Graph:
 
     @functools.cached_property
     def _space_names(self) -> dict[int, str]:
-        """Number of a space -> its name: that of its first writer."""
+        """Number of a space -> its name, which is that of its first writer."""
         names: dict[int, str] = {}
         taken: Counter[str] = Counter()
         for image in self.walk.operations.images:
@@ -223,7 +230,7 @@ class Graph:
 
     @functools.cached_property
     def spaces(self) -> dict[str, Space]:
-        """Name -> space, in the order in which they are first written."""
+        """Space name -> space, in the order in which the spaces are first written."""
         walk, members = self.walk, {}
         for channel, number in sorted(self._space_of_class.items()):
             members.setdefault(self._space_names[number], []).append(channel)
@@ -256,21 +263,24 @@ class Graph:
 
 
 def trace(apply: Callable[..., Any], variables: Any, *images: Any) -> Graph:
-    """The channel graph of `apply(variables, *images)` at inference.
+    """Traces a network into its channel graph.
 
     Args:
-      apply: any function of the two, of JAX operations.
-      variables: a tree of arrays, or of `jax.ShapeDtypeStruct`.
-      images: arrays or `jax.ShapeDtypeStruct`: the batch first, channels last.
+      apply: the network at inference, `apply(variables, *images)`: any function made of JAX operations.
+      variables: a pytree of arrays or `jax.ShapeDtypeStruct`.
+      *images: arrays or `jax.ShapeDtypeStruct`, [B, ..., C]: batch first, channels last.
+
+    Returns:
+      The graph. `print(graph)` lists the layers, what can be pruned, and why the rest cannot.
 
     Raises:
-      ValueError: images that the function does not take.
+      ValueError: the function does not accept the images.
     """
     return Graph(trace_operations(apply, variables, *images))
 
 
 def layer_name(kernel: str) -> str:
-    """The name of the layer whose kernel has this path: without the collection and the kernel's own name."""
+    """Returns the name of the layer of a kernel: its path without the collection and the kernel's own name."""
     parts = kernel.split("/") if kernel else ["unnamed"]
     if len(parts) > 1 and parts[0] in _COLLECTIONS:
         parts = parts[1:]

@@ -1,8 +1,8 @@
-"""A traced network as data: values, and the operations between them. JSON in both directions.
+"""A traced network as data: values and the operations between them, with a JSON form.
 
-An operation is an equation of a jaxpr: a JAX primitive with its parameters. Calls are inlined, so that there is one
-flat list in order of evaluation. Values are numbered; each is an image, a variable, a constant, or what an operation
-makes.
+An operation is an equation of a jaxpr: a JAX primitive with its parameters. Calls are inlined, so that the operations
+form one flat list in order of evaluation. Values are numbered; each is an image, a variable, a constant, or an output
+of an operation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from fdjax.graph.primitives import bind, params_from_json, params_to_json
 
 FORMAT, FORMAT_VERSION = "fdjax graph", 1
-# A constant with more elements than this belongs to the variables.
+# A larger constant has to be passed as a variable.
 _LARGEST_CONSTANT = 65_536
 
 
@@ -27,11 +27,11 @@ class Operation:
     """One operation.
 
     Attributes:
-      kind: the JAX primitive's name, such as "conv_general_dilated".
-      inputs: the values it takes.
-      outputs: the values it makes.
-      params: the primitive's parameters.
-      source: file and line of the code that asked for it, or "".
+      kind: name of the JAX primitive, such as "conv_general_dilated".
+      inputs: numbers of the values that it reads.
+      outputs: numbers of the values that it writes.
+      params: parameters of the primitive.
+      source: file and line of the code that it comes from, or "".
     """
 
     kind: str
@@ -46,13 +46,13 @@ class Operations:
     """A traced function of variables and images.
 
     Attributes:
-      shapes: of every value, by number; images have the batch size they were traced with.
-      dtypes: of every value, by number.
-      operations: in order of evaluation.
+      shapes: shape of every value, by number; images have the batch size that they were traced with.
+      dtypes: dtype of every value, by number.
+      operations: the operations, in order of evaluation.
       constants: value -> array.
       variables: value -> path, in the order of the leaves of the variables.
-      images: the values that the function was traced with as images.
-      outputs: the values that the function returns, flat.
+      images: the values that are the images.
+      outputs: the values that the function returns, flattened.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -64,16 +64,16 @@ class Operations:
     outputs: tuple[int, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; `from_dict` reads it back.
+        """Returns the operations in plain JSON types, which `from_dict` reads.
 
         Raises:
-          ValueError: an operation or a constant that has no JSON form; the message names it.
+          ValueError: an operation or a constant has no JSON form; the message names it.
         """
         for value, array in self.constants.items():
             if array.size > _LARGEST_CONSTANT:
                 raise ValueError(
-                    f"the function holds a constant of {array.size:,} numbers (value {value}); give such arrays to it "
-                    "with its variables"
+                    f"the function holds a constant of {array.size:,} numbers (value {value}); pass such arrays as "
+                    "part of its variables"
                 )
         return {
             "format": FORMAT,
@@ -92,16 +92,22 @@ class Operations:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Operations:
-        """The operations that `to_dict` wrote, also after a trip through JSON.
+        """Reads operations that `to_dict` wrote.
+
+        Args:
+          fields: the result of `to_dict`, possibly after a round trip through JSON.
+
+        Returns:
+          The operations.
 
         Raises:
-          ValueError: fields that are no graph's, or are of a newer format.
+          ValueError: the fields do not describe a graph, or are of a newer format.
         """
         if not isinstance(fields, Mapping) or fields.get("format") != FORMAT:
-            raise ValueError("no graph of fdjax")
+            raise ValueError("the fields do not describe a graph of fdjax")
         if fields.get("format_version") != FORMAT_VERSION:
             raise ValueError(
-                f"a graph of format {fields.get('format_version')!r}, where this version of fdjax reads "
+                f"the graph has format {fields.get('format_version')!r}, and this version of fdjax reads "
                 f"{FORMAT_VERSION}"
             )
         try:
@@ -126,24 +132,32 @@ class Operations:
             )
             found._check()
         except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as error:
-            raise ValueError(f"a damaged graph: {error}") from error
+            raise ValueError(f"the graph is damaged: {error}") from error
         return found
 
     def _check(self) -> None:
-        """Every value is made once, before it is used."""
+        """Checks that every value is made before it is used."""
         if len(self.shapes) != len(self.dtypes):
-            raise ValueError("as many shapes as types are needed")
+            raise ValueError("the numbers of shapes and dtypes differ")
         known = {*self.constants, *self.variables, *self.images}
         for operation in self.operations:
             missing = [value for value in operation.inputs if value not in known]
             if missing:
-                raise ValueError(f"{operation.kind} reads value {missing[0]}, which nothing has made")
+                raise ValueError(f"{operation.kind} reads value {missing[0]}, which no earlier operation makes")
             known.update(operation.outputs)
         if any(value not in known for value in self.outputs) or max(known, default=-1) >= len(self.shapes):
-            raise ValueError("values that nothing makes")
+            raise ValueError("an output is a value that no operation makes, or a value has no shape")
 
     def evaluate(self, variables: Any, *images: Any) -> list[Any]:
-        """The outputs, flat, for variables of the traced structure and images of the traced shapes."""
+        """Evaluates the function.
+
+        Args:
+          variables: a pytree with the traced structure.
+          *images: arrays of the traced shapes.
+
+        Returns:
+          The outputs, flattened.
+        """
         environment: dict[int, Any] = dict(self.constants)
         environment.update(zip(self.variables, jax.tree.leaves(variables), strict=True))
         environment.update(zip(self.images, images, strict=True))
@@ -152,7 +166,12 @@ class Operations:
 
 
 def evaluate_operations(operations: Sequence[Operation], environment: dict[int, Any]) -> None:
-    """Evaluates operations in order; reads from `environment` (value -> array), and adds what they make to it."""
+    """Evaluates operations in order.
+
+    Args:
+      operations: the operations.
+      environment: value -> array. The function reads inputs from it and adds outputs to it.
+    """
     for operation in operations:
         made = bind(operation.kind, operation.params, [environment[value] for value in operation.inputs])
         environment.update(zip(operation.outputs, made, strict=True))

@@ -1,4 +1,4 @@
-"""Masks for any network: which of its spaces or layers get them, by the paths of the layers."""
+"""Masks for any network: rules on the paths of layers decide which spaces or layers get masks."""
 
 from __future__ import annotations
 
@@ -33,35 +33,40 @@ def with_masks(
     floor: int | Mapping[str, int] = 1,
     name: str = "network",
 ) -> MaskedGraph:
-    """Places masks on all that can be pruned in a network.
+    """Places masks on everything in a network that can be pruned.
 
-    Tied, a mask sits on a space: it belongs to its channels, and masks them in every layer that writes or reads them.
-    Where one pointwise layer writes a space and one reads it, the mask has the levels that are asked for. Where a
-    convolution with a window, a layer on vectors, or several layers write or read it, whole channels are pruned. Spaces
-    whose channels are pinned have no masks. Untied, each pointwise layer has masks on its own two sides (the paper's).
+    A tied mask sits on a space: it masks the channels of the space in every layer that writes or reads them. If one
+    pointwise layer writes the space and one reads it, the mask has the requested levels. If a convolution with a
+    window, a layer on vectors, or several layers write or read it, whole channels are pruned. Spaces with pinned
+    channels get no mask. Without tying, each pointwise layer has masks on its own two sides, as in the paper.
 
     Rules name layers by their paths, as `print(graph)` shows them, with the wildcards of `fnmatch`: "stem/*",
-    "*/shortcut". `block`, `levels`, `grid` and `floor` take a value, or a mapping of rules to values: of several rules
-    that fit a layer, or one of the layers that share a mask, the last one counts.
+    "*/shortcut". `block`, `levels`, `grid` and `floor` take one value, or a mapping from rules to values. If several
+    rules fit a layer, or one of the layers that share a mask, the last one counts.
 
     Args:
-      graph: of `trace`.
-      block: K, the side of the DCT's blocks, 1 to 16; 1: whole channels, without a transform.
-      levels: kept counts below N that masks fade between and are rounded to; None: all.
-      tied: whether masks sit on spaces, or on the sides of pointwise layers.
-      streams: tied, what a space that several pointwise layers write or read is offered: whole channels, or the levels.
-      sides: untied, which sides of a layer have masks.
-      grid: (rows, columns) of the map that tokens are, such as (14, 14), for products on so many tokens: their blocks
-        are laid on it. Without it tokens have whole channels.
+      graph: the network, from `trace`.
+      block: the side K of the DCT's blocks, 1 to 16. 1 prunes whole channels, without a transform.
+      levels: kept counts below N that masks fade between and are rounded to; None for all.
+      tied: whether masks sit on spaces, rather than on the sides of pointwise layers.
+      streams: for tied masks, what a space gets that several pointwise layers write or read: masks of whole channels,
+        or masks with the levels.
+      sides: for untied masks, which sides of a layer have masks.
+      grid: (rows, columns) of the map that tokens form, such as (14, 14). It lays blocks on the products over that many
+        tokens. Without it, tokens get masks of whole channels.
       include: only layers that fit one of these rules are pruned.
-      exclude: layers that fit one of these stay whole, on both sides; so do the spaces that they write or read.
-      floor: how many of a layer's output channels keep something at least, whatever the target; all, where it has
-        fewer.
-      name: of the network, for tables and files.
+      exclude: layers that fit one of these rules stay whole on both sides, and so do the spaces that they write or
+        read.
+      floor: the least number of a layer's output channels that keep a coefficient, whatever the target; all, if the
+        layer has fewer.
+      name: name of the network, for tables and files.
+
+    Returns:
+      The graph with its masks.
 
     Raises:
-      ValueError: a rule that fits no layer, a block larger than its map, a grid of another number of places than there
-        are tokens, or a network in which nothing can be pruned; the message says what was found.
+      ValueError: a rule fits no layer, a block is larger than its map, a grid does not have as many places as there are
+        tokens, or nothing can be pruned. The message says what was found.
     """
     grid_of = ByRule[tuple[int, int] | None](grid, None)  # type: ignore[arg-type]
     if grid is not None:
@@ -70,7 +75,7 @@ def with_masks(
     block_of, levels_of, floor_of = ByRule(block, 1), ByRule(levels, None), ByRule(floor, 1)
     names = [name for name in graph.layers if tied or mask_problem(graph.layers[name]) is None]
     if not _prunable(graph, tied):
-        raise ValueError(f"the network has nothing that masks could go on: {_why_nothing(graph)}")
+        raise ValueError(f"the network has nothing that can be masked: {_why_nothing(graph)}")
     check_rules(
         (*include, *exclude, *block_of.rules, *levels_of.rules, *floor_of.rules),
         names,
@@ -84,8 +89,8 @@ def with_masks(
         masks = place_masks(graph, blocks, sides)
     if not masks:
         raise ValueError(
-            "the rules leave nothing that could be pruned"
-            + (": a layer that is left out keeps the spaces that it writes and reads whole" if tied else "")
+            "the rules leave nothing to prune"
+            + (": an excluded layer also keeps the spaces whole that it writes and reads" if tied else "")
         )
     by_rule = isinstance(levels, Mapping)
     masks = {path: _with_levels(mask, levels_of if by_rule else None) for path, mask in masks.items()}
@@ -108,11 +113,11 @@ def _prunable(graph: Graph, tied: bool) -> list[str]:
 
 
 def _why_nothing(graph: Graph, most: int = 8) -> str:
-    """What there is, and why it stays."""
+    """Lists the layers, and why their channels cannot be pruned."""
     found = []
     for name, layer in graph.layers.items():
         problem = space_problem(graph.spaces[layer.target])
-        found.append(f"{name} ({layer.kind}) writes channels that stay: {problem or mask_problem(layer)}")
+        found.append(f"{name} ({layer.kind}) writes channels that cannot be pruned: {problem or mask_problem(layer)}")
     more = f"; and {len(found) - most} more" if len(found) > most else ""
     return ("; ".join(found[:most]) + more) or "it has no convolution and no product with a kernel"
 
@@ -120,16 +125,19 @@ def _why_nothing(graph: Graph, most: int = 8) -> str:
 def masks_on_spaces(
     graph: Graph, layers: Collection[str], block_of: Callable[[str], int], streams: bool = False
 ) -> dict[str, Mask]:
-    """A mask for every space that can be pruned, and whose layers are all among `layers`.
+    """Makes a mask for every space that can be pruned and whose layers are all among `layers`.
 
     Args:
-      graph: channel graph of the network.
-      layers: names.
+      graph: the network.
+      layers: names of the layers that may be pruned.
       block_of: name of a pointwise layer -> K.
-      streams: whether spaces that several pointwise layers write or read have the levels, or whole channels.
+      streams: whether spaces that several pointwise layers write or read get the levels, rather than whole channels.
+
+    Returns:
+      Path -> mask; the paths are "SPACE/channels".
 
     Raises:
-      ValueError: a block larger than its map, or than 16.
+      ValueError: a block is larger than its map, or than 16.
     """
     inside, found = set(layers), {}
     written = {int(c) for layer in graph.layers.values() if layer.mixes for c in layer.writes}
@@ -138,7 +146,7 @@ def masks_on_spaces(
             (*space.writers, *space.readers, *space.depthwise)
         ):
             continue
-        # Channels that no layer writes, such as those of padding, are constant.
+        # Channels that no layer writes, such as those of padding, are constant and get no mask.
         members = tuple(channel for channel in _in_order(graph, space) if channel in written)
         block = _block_of_space(graph, space, block_of, streams)
         path = f"{space.name}/channels"
@@ -147,7 +155,7 @@ def masks_on_spaces(
 
 
 def _in_order(graph: Graph, space: Space) -> list[int]:
-    """The channels of a space, in the order in which its layers write them."""
+    """Returns the channels of a space, in the order in which its layers write them."""
     orders = [graph.layers[name].writes.tolist() for name in space.writers]
     return list(dict.fromkeys([*(c for order in orders for c in order), *space.channels.tolist()]))
 
@@ -159,7 +167,7 @@ def _sides_of(graph: Graph, space: Space, members: Sequence[int]) -> tuple[tuple
 
 
 def _block_of_space(graph: Graph, space: Space, block_of: Callable[[str], int], streams: bool) -> int:
-    """K of a space's mask; 1 for whole channels."""
+    """Returns K of a space's mask; 1 means whole channels."""
     ends = (*space.writers, *space.readers)
     if whole_channels_only(graph, space, streams) is not None or len({block_of(name) for name in ends}) > 1:
         return 1
@@ -167,10 +175,10 @@ def _block_of_space(graph: Graph, space: Space, block_of: Callable[[str], int], 
 
 
 def fitting_block(graph: Graph, layer: str, block: int) -> int:
-    """K of a pointwise layer: what is asked for, but 1 where its map has one pixel.
+    """Returns K of a pointwise layer: the requested block, or 1 if the layer's map has one pixel.
 
     Raises:
-      ValueError: a block larger than the map, or than 16.
+      ValueError: the block is larger than the map, or than 16.
     """
     size = graph.layers[layer].in_size
     if not 1 <= block <= 16:
@@ -179,9 +187,9 @@ def fitting_block(graph: Graph, layer: str, block: int) -> int:
         return 1
     if len(size) != 2 or block > min(size):
         raise ValueError(
-            f"block {block} does not fit the {'x'.join(map(str, size))} map of layer {layer}; give it another one "
-            f'(block={{"*": {block}, "{layer}": 1}}), 1 for whole channels'
-            + (f", or say on which grid its {size[0]} tokens lie (grid=(rows, columns))" if len(size) == 1 else "")
+            f"block {block} does not fit the {'x'.join(map(str, size))} map of layer {layer}; give the layer another "
+            f'block, such as 1 for whole channels (block={{"*": {block}, "{layer}": 1}})'
+            + (f", or the grid of its {size[0]} tokens (grid=(rows, columns))" if len(size) == 1 else "")
         )
     return block
 
@@ -195,7 +203,7 @@ def _with_levels(mask: Mask, levels_of: ByRule[Levels] | None) -> Mask:
 
 
 def wrapped_blocks(graph: Graph, masks: Mapping[str, Mask]) -> dict[str, int]:
-    """Layer -> K, of every pointwise layer on which a mask lies."""
+    """Returns layer name -> K, for every pointwise layer with a mask."""
     blocks: dict[str, int] = {}
     for mask in masks.values():
         for layer, _ in mask.sides:
@@ -205,7 +213,7 @@ def wrapped_blocks(graph: Graph, masks: Mapping[str, Mask]) -> dict[str, int]:
 
 
 def _floors(masks: Mapping[str, Mask], floor_of: ByRule[int]) -> dict[str, int]:
-    """Of a mask on a space: by the layers that write it."""
+    """Chooses the floor of every mask; for a mask on a space, by the layers that write it."""
     found = {}
     for path, mask in masks.items():
         layers = [layer for layer, side in mask.sides if mask.members is None or side == "output"]
@@ -218,5 +226,12 @@ def _floors(masks: Mapping[str, Mask], floor_of: ByRule[int]) -> dict[str, int]:
 
 
 def init_fcmask(graph: MaskedGraph) -> dict[str, jax.Array]:
-    """The collection of FCMasks of a network in which nothing is pruned: path -> ones [channels]."""
+    """Makes the FCMasks of an unpruned network.
+
+    Args:
+      graph: the network with its masks, from `with_masks`.
+
+    Returns:
+      The collection `fcmask`: path -> ones, [channels].
+    """
     return {path: jnp.ones(mask.channels) for path, mask in graph.masks.items()}

@@ -1,4 +1,4 @@
-"""JAX's primitives by name: evaluating one, and its parameters as JSON."""
+"""JAX's primitives by name: their evaluation, and the JSON form of their parameters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as jax_primitives
 
-# Parameters that say where an array lies, which a graph does not.
+# Parameters about the placement of arrays, which a graph leaves open.
 _PLACEMENTS = ("sharding", "out_sharding")
 _RECORDS = {"ConvDimensionNumbers": lax.ConvDimensionNumbers, "GatherDimensionNumbers": lax.GatherDimensionNumbers}
 _ENUMS = {"Precision": lax.Precision, "GatherScatterMode": lax.GatherScatterMode}
@@ -27,28 +27,36 @@ def _by_name() -> dict[str, Any]:
 
 
 def register(primitive: Any) -> None:
-    """Makes a primitive known by its name: one that a trace has met."""
+    """Makes a primitive that a trace has met available by its name."""
     _by_name().setdefault(primitive.name, primitive)
 
 
 def bind(kind: str, params: Mapping[str, Any], inputs: Sequence[Any]) -> list[Any]:
-    """Evaluates the primitive `kind` on arrays, or on tracers.
+    """Evaluates a primitive.
+
+    Args:
+      kind: name of the primitive.
+      params: its parameters.
+      inputs: arrays or tracers.
+
+    Returns:
+      The outputs.
 
     Raises:
-      ValueError: a primitive that this version of JAX does not have.
+      ValueError: this version of JAX has no such primitive.
     """
     primitive = _by_name().get(kind)
     if primitive is None:
-        raise ValueError(f"an operation {kind!r}, which JAX {jax.__version__} does not have")
+        raise ValueError(f"the graph has an operation {kind!r}, which JAX {jax.__version__} does not have")
     made = primitive.bind(*map(jnp.asarray, inputs), **primitive.get_bind_params(dict(params)))
     return list(made) if primitive.multiple_results else [made]
 
 
 def params_to_json(kind: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """A primitive's parameters in JSON types; `params_from_json` reads them back.
+    """Returns a primitive's parameters in JSON types, which `params_from_json` reads.
 
     Raises:
-      ValueError: a parameter that has no such form, such as a function.
+      ValueError: a parameter has no JSON form, such as a function.
     """
     return {name: None if name in _PLACEMENTS else _to_json(kind, value) for name, value in params.items()}
 
@@ -75,10 +83,10 @@ def _to_json(kind: str, value: Any) -> Any:
 
 
 def params_from_json(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that `params_to_json` wrote; where an array lies is left open.
+    """Reads the parameters that `params_to_json` wrote; the placement of arrays is left open.
 
     Raises:
-      ValueError: what it has not written.
+      ValueError: a parameter is of an unknown kind.
     """
     return {name: _from_json(value) for name, value in params.items()}
 
@@ -95,4 +103,4 @@ def _from_json(value: Any) -> Any:
         return _ENUMS[content[0]][content[1]]
     if tag == "record":
         return _RECORDS[content[0]](**{name: _from_json(field) for name, field in content[1].items()})
-    raise ValueError(f"a parameter of a kind that is not known: {tag!r}")
+    raise ValueError(f"the kind of parameter {tag!r} is unknown")

@@ -1,4 +1,4 @@
-"""What of a channel graph can have masks, and why not: layers of their own, and spaces."""
+"""Which layers and spaces of a channel graph can have masks, and why others cannot."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
 
 def mask_problem(layer: Layer) -> str | None:
-    """Why a layer cannot be wrapped in a DCT and its inverse, and have masks of its own; None where it can."""
+    """Returns why a layer cannot be wrapped in a DCT and have masks of its own, or None if it can."""
     if layer.kind == "depthwise":
-        return "goes with the channels that it works on"
+        return "has the masks of the channels that it works on"
     if not layer.in_size:
         return "reads vectors"
     if layer.kind == "conv":
@@ -22,7 +22,7 @@ def mask_problem(layer: Layer) -> str | None:
 
 
 def space_problem(space: Space) -> str | None:
-    """Why the channels of a space stay; None where they can be pruned."""
+    """Returns why the channels of a space cannot be pruned, or None if they can."""
     if space.pinned is not None:
         return space.pinned
     if not space.writers:
@@ -33,17 +33,17 @@ def space_problem(space: Space) -> str | None:
 
 
 def whole_channels_only(graph: Graph, space: Space, streams: bool = False) -> str | None:
-    """Why whole channels of a space can be pruned, and levels between 0 and N not; None where they can.
+    """Returns why a space can be pruned by whole channels only, or None if levels between 0 and N are possible.
 
     Args:
-      graph: that the space is of.
-      space: that can be pruned.
-      streams: whether a space may have several writers or readers.
+      graph: the network.
+      space: a space that can be pruned.
+      streams: whether a space with several writers or readers may have levels.
     """
     for name in (*space.writers, *space.readers):
         problem = mask_problem(graph.layers[name])
         if problem is not None:
             return f"{name} {problem}"
         if len(graph.layers[name].in_size) != 2:
-            return f"{name} works on tokens, whose grid is not given"
+            return f"{name} works on tokens, and no grid is given for them"
     return None if streams or space.is_run else "several layers write or read it"

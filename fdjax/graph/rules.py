@@ -1,4 +1,4 @@
-"""Rules by path: patterns with the wildcards of `fnmatch` that name layers, and values for the layers that fit."""
+"""Rules on paths: patterns with the wildcards of `fnmatch` that name layers, and values for the layers that fit."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ Value = TypeVar("Value")
 
 
 def fits(name: str, rules: Iterable[str]) -> bool:
-    """Whether a layer's name fits one of the rules."""
+    """Returns whether a layer's name fits one of the rules."""
     return any(fnmatchcase(name, rule) for rule in rules)
 
 
 def chosen(names: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
-    """The names that fit a rule of `include` and none of `exclude`, in order."""
+    """Returns the names that fit a rule of `include` and none of `exclude`, in order."""
     return [name for name in names if fits(name, include) and not fits(name, exclude)]
 
 
 def check_rules(rules: Iterable[str], names: Collection[str], what: str = "layer") -> None:
-    """Raises `ValueError` for a rule that fits none of the names; the message has those that come near.
+    """Checks that every rule fits at least one name.
 
     Args:
-      rules: to be checked; "*" fits always.
-      names: of the layers.
-      what: they are.
+      rules: the rules to check; "*" always passes.
+      names: names of the layers.
+      what: what the message calls them.
+
+    Raises:
+      ValueError: a rule fits no name; the message lists similar names.
     """
     for rule in rules:
         if rule == "*" or any(fnmatchcase(name, rule) for name in names):
@@ -34,12 +37,12 @@ def check_rules(rules: Iterable[str], names: Collection[str], what: str = "layer
         near = close_names(rule, names)
         raise ValueError(
             f"the rule {rule!r} fits no {what}; "
-            + (f"near it are {', '.join(near)}" if near else f"there are {_some(names)}")
+            + (f"similar names are {', '.join(near)}" if near else f"the names are {_some(names)}")
         )
 
 
 def close_names(rule: str, names: Collection[str], most: int = 5) -> list[str]:
-    """Names like a rule that fits none: those of like spelling, whole or in one of their parts."""
+    """Returns names that are spelled like a rule, in whole or in one part of their path."""
     plain = rule.replace("*", "").replace("?", "").strip("/") or rule
     parts: dict[str, list[str]] = {}
     for name in names:
@@ -56,11 +59,11 @@ def _some(names: Collection[str], most: int = 8) -> str:
 
 
 class ByRule(Generic[Value]):
-    """A value for all layers, or a mapping of rules to values: of several that fit a layer, the last one counts.
+    """One value for all layers, or a mapping from rules to values; if several rules fit a layer, the last one counts.
 
     Args:
       given: a value, or rule -> value.
-      default: for what no rule fits.
+      default: the value where no rule fits.
     """
 
     def __init__(self, given: Value | Mapping[str, Value], default: Value):
@@ -69,10 +72,10 @@ class ByRule(Generic[Value]):
 
     @property
     def rules(self) -> tuple[str, ...]:
-        """All of them."""
+        """The rules, in order."""
         return tuple(self._rules)
 
     def of(self, *names: str) -> Value:
-        """The value for a layer, or for what several layers share."""
+        """Returns the value for a layer, or for what several layers share."""
         fitting = (value for rule, value in reversed(self._rules.items()) if any(fnmatchcase(n, rule) for n in names))
         return next(fitting, self._default)

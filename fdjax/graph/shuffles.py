@@ -1,4 +1,4 @@
-"""Channel shuffles: a reshape, a transposition and a reshape that together only put channels in another order."""
+"""Channel shuffles: a reshape, a transpose and a reshape that together only permute channels."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fdjax.graph.operations import Operation, Operations
 
 
 class Shuffles:
-    """Finds the shuffles of a network.
+    """Finds the channel shuffles of a network.
 
     Args:
-      operations: of the network.
+      operations: the network's operations.
     """
 
     def __init__(self, operations: Operations):
@@ -24,15 +24,15 @@ class Shuffles:
         self._readers = {value: index for index, o in enumerate(self._operations) for value in o.inputs}
 
     def from_(self, index: int, axis: int) -> tuple[tuple[int, int], np.ndarray] | None:
-        """The shuffle that begins with an operation.
+        """Finds the shuffle that begins with an operation.
 
         Args:
-          index: of a reshape.
-          axis: which holds the channels of its input.
+          index: index of a reshape.
+          axis: the axis of its input that holds the channels.
 
         Returns:
-          The indices of the two operations that follow, and for each channel of the result which one of the input's it
-          is; None where there is no such shuffle.
+          (indices, order): the indices of the two operations that follow, and for each channel of the result, the
+          channel of the input, int [channels]. None if no shuffle begins here.
         """
         first = self._operations[index]
         found = self._next(first, "transpose")
@@ -53,7 +53,7 @@ class Shuffles:
         return ((found, last), order) if np.array_equal(np.take(numbers, order, axis), moved) else None
 
     def _next(self, operation: Operation, kind: str) -> int | None:
-        """The one operation that reads what another makes, if it is of a kind."""
+        """Returns the index of the only reader of an operation's output, if it is of a kind, or None."""
         (value,) = operation.outputs
         index = self._readers.get(value)
         one = self._reads[value] == 1 and index is not None and self._operations[index].kind == kind

@@ -1,7 +1,7 @@
-"""Which masks lie on a side of a layer: one in its own order, or several, found by the identity of the channels.
+"""The masks on a side of a layer: one mask in its own order, or several, found by the identity of the channels.
 
-A mask on a space has channel numbers of the graph. A layer may read channels of several such masks (a concatenation),
-and some that no mask has; its side is then put together from them.
+A mask on a space holds channel numbers of the graph. A layer may read channels of several such masks (after a
+concatenation), and channels without a mask; the values of its side are then assembled from those of the masks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fdjax.graph.network import Graph, Layer
 if TYPE_CHECKING:
     from fdjax.graph.masks import Mask, Side
 
-# Channels of the output of one layer, (layer, start, stop), one after another: what a file says of a mask's channels.
+# Ranges of output channels, (layer, start, stop), one after another: the form of a mask's channels in a file.
 Ranges = Sequence[tuple[str, int, int]]
 
 
@@ -27,21 +27,24 @@ class SideMask:
     """The masks on one side of a layer.
 
     Attributes:
-      paths: of the masks.
-      index: [channels], for each channel of the side which one of the masks' channels it is, counted through all of
-        `paths`; their number for a channel without a mask. None: the one mask has the channels of the side, in order.
+      paths: paths of the masks.
+      index: [channels of the side], the place of each channel among the channels of all `paths` in turn; a channel
+        without a mask has the place after the last. None: the one mask has the channels of the side, in order.
     """
 
     paths: tuple[str, ...]
     index: np.ndarray | None
 
     def assemble(self, values: Mapping[str, Any], whole: Any, concatenate: Any) -> Any:
-        """Values by channel of the side, on the last axis.
+        """Assembles values by channel of the side, on the last axis.
 
         Args:
-          values: path -> values by channel of that mask.
-          whole: what a channel without a mask has, of length 1 on the last axis.
-          concatenate: `np.concatenate` or the like, for the kind of arrays at hand.
+          values: path -> values of that mask, [..., channels of the mask].
+          whole: the value of a channel without a mask, [..., 1].
+          concatenate: `np.concatenate`, or its equivalent for the kind of arrays at hand.
+
+        Returns:
+          [..., channels of the side].
         """
         if self.index is None:
             return values[self.paths[0]]
@@ -49,7 +52,7 @@ class SideMask:
 
 
 class Sides:
-    """Finds the masks of the sides of a graph's layers."""
+    """Finds the masks on the sides of a graph's layers."""
 
     def __init__(self, graph: Graph, masks: Mapping[str, Mask]):
         self._graph, self._masks = graph, masks
@@ -59,7 +62,7 @@ class Sides:
 
     @functools.cached_property
     def _owners(self) -> tuple[np.ndarray, np.ndarray]:
-        """Channel number -> which of the masks on spaces has it (-1: none), and at which place."""
+        """For each channel number, the mask on a space that has it (-1 for none), and the channel's place there."""
         members = [np.asarray(self._masks[path].members) for path in self._paths]
         size = 1 + max((int(ids.max(initial=0)) for ids in members), default=0)
         owners, places = np.full(size, -1), np.zeros(size, np.int64)
@@ -68,7 +71,7 @@ class Sides:
         return owners, places
 
     def of(self, layer: str, side: Side) -> SideMask | None:
-        """The masks on a side of a layer, None for none. A depthwise layer's are those of its channels."""
+        """Returns the masks on a side of a layer, or None; for a depthwise layer, those of its channels."""
         if (layer, side) not in self._found:
             self._found[layer, side] = self._find(layer, side)
         return self._found[layer, side]
@@ -96,10 +99,10 @@ class Sides:
 
 
 def ranges_of(graph: Graph, members: Sequence[int]) -> list[tuple[str, int, int]]:
-    """Channel numbers as ranges of the outputs of layers that write them.
+    """Describes channel numbers as ranges of the outputs of the layers that write them.
 
     Raises:
-      ValueError: a channel that no layer writes.
+      ValueError: no layer writes one of the channels.
     """
     where: dict[int, tuple[str, int]] = {}
     wanted = set(members)
@@ -109,7 +112,7 @@ def ranges_of(graph: Graph, members: Sequence[int]) -> list[tuple[str, int, int]
                 if channel in wanted:
                     where.setdefault(channel, (layer.name, place))
     if len(where) < len(wanted):
-        raise ValueError("a mask has channels that no layer writes")
+        raise ValueError("the mask has channels that no layer writes")
     found: list[tuple[str, int, int]] = []
     for name, place in (where[channel] for channel in members):
         if found and found[-1][0] == name and found[-1][2] == place:
@@ -120,9 +123,9 @@ def ranges_of(graph: Graph, members: Sequence[int]) -> list[tuple[str, int, int]
 
 
 def members_of(layers: Mapping[str, Layer], ranges: Ranges) -> tuple[int, ...]:
-    """The channel numbers that `ranges_of` wrote.
+    """Returns the channel numbers of ranges that `ranges_of` made.
 
     Raises:
-      KeyError: a layer that the graph does not have.
+      KeyError: the graph does not have one of the layers.
     """
     return tuple(channel for name, start, stop in ranges for channel in layers[name].writes[start:stop].tolist())

@@ -1,4 +1,4 @@
-"""A channel graph as a table that a person reads: every layer, what it costs, and whether it can be pruned."""
+"""A channel graph as a table for people: every layer, its cost, and whether it can be pruned."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ _HEADINGS = ("layer", "kind", "map", "channels", "MACs", "writes space", "masks"
 
 
 def graph_table(graph: Graph, network: MaskedGraph | None = None) -> str:
-    """The layers of a graph, one a line, with MACs in thousands and shares of the whole.
+    """Formats the layers of a graph, one per line, with MACs in thousands and as a share of the total.
 
     Args:
-      graph: of the network.
-      network: the graph with its masks, where they have been placed. Without it the last column says what could be
-        pruned.
+      graph: the network.
+      network: the graph with its masks, once they are placed. Without it, the last column says what can be pruned.
+
+    Returns:
+      The table, and below it the spaces and operations whose channels cannot be pruned.
     """
     total = sum(layer.dense_macs for layer in graph.layers.values()) or 1
     rows: list[tuple[str, ...]] = [_HEADINGS]
@@ -40,9 +42,9 @@ def graph_table(graph: Graph, network: MaskedGraph | None = None) -> str:
         channels = sum(mask.channels for mask in network.masks.values())
         lines.append(f"{len(network.masks)} masks of {channels:,} channels")
     if pinned:
-        lines += ["spaces whose channels stay:", *pinned]
+        lines += ["spaces whose channels cannot be pruned:", *pinned]
     if opaque:
-        lines += ["operations that are not understood, whose channels stay:", *opaque]
+        lines += ["operations that are not understood, so that their channels cannot be pruned:", *opaque]
     return "\n".join(lines)
 
 
@@ -56,7 +58,7 @@ def _kind_of(layer: Layer) -> str:
 
 
 def _could_be(graph: Graph, layer: Layer) -> str:
-    """Whether the channels that a layer writes can be pruned."""
+    """Says whether the channels that a layer writes can be pruned, and with which other layers."""
     space = graph.spaces[layer.target]
     if not layer.mixes:
         return f"as {layer.target}"

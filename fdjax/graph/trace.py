@@ -1,4 +1,4 @@
-"""From a function of variables and images to its operations: one trace, calls inlined."""
+"""From a function of variables and images to its operations: one trace, with all calls inlined."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fdjax.graph.operations import Operation, Operations
 from fdjax.graph.primitives import register
 from fdjax.graph.views import without_views
 
-# Where these keep the jaxpr that they call.
+# The parameters in which these primitives keep the jaxpr that they call.
 _CALLED = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 _CALLS = {
     "jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr",
@@ -25,20 +25,20 @@ def trace(apply: Callable[..., Any], variables: Any, *images: Any) -> Operations
     """Traces `apply(variables, *images)` at inference.
 
     Args:
-      apply: any function of the two, of JAX operations.
-      variables: a tree of arrays, or of `jax.ShapeDtypeStruct`.
-      images: arrays or `jax.ShapeDtypeStruct`, the batch first.
+      apply: any function made of JAX operations.
+      variables: a pytree of arrays or `jax.ShapeDtypeStruct`.
+      *images: arrays or `jax.ShapeDtypeStruct`, batch first.
 
     Returns:
-      Its operations. Where the code has forms for several platforms, the default one is taken.
+      The operations. Where the code has forms for several platforms, the default form is taken.
 
     Raises:
-      ValueError: images that the function does not take.
+      ValueError: the function does not accept the images.
     """
     try:
         closed = jax.make_jaxpr(apply)(variables, *images)
     except Exception as error:
-        # Libraries have exceptions of their own for shapes that do not fit.
+        # Libraries raise exceptions of their own where shapes do not fit.
         shapes = ", ".join(str(list(np.shape(image))) for image in images)
         said = f"{type(error).__name__}: {error}"
         raise ValueError(f"the function cannot be traced with images of shape {shapes}: {said}") from error
@@ -46,13 +46,20 @@ def trace(apply: Callable[..., Any], variables: Any, *images: Any) -> Operations
 
 
 def variable_paths(variables: Any) -> list[str]:
-    """The paths of the leaves of a tree, such as "params/block/kernel"."""
+    """Returns the paths of the leaves of a pytree, such as "params/block/kernel".
+
+    Args:
+      variables: a pytree.
+
+    Returns:
+      One path per leaf, in the order of `jax.tree.leaves`.
+    """
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
 
 
 def called_jaxpr(name: str, params: Mapping[str, Any]) -> Any:
-    """What a primitive of this name only calls, as a closed jaxpr that takes its arguments; None for any other."""
+    """Returns the closed jaxpr that a call primitive of this name calls, or None for any other primitive."""
     if name not in _CALLS:
         return None
     body = next(params[key] for key in _CALLED if key in params)
@@ -60,7 +67,7 @@ def called_jaxpr(name: str, params: Mapping[str, Any]) -> Any:
 
 
 class _Recorder:
-    """Numbers the values of a jaxpr and lists its equations."""
+    """Numbers the values of a jaxpr and lists its equations as operations."""
 
     def __init__(self) -> None:
         self._shapes: list[tuple[int, ...]] = []
@@ -68,7 +75,7 @@ class _Recorder:
         self._constants: dict[int, np.ndarray] = {}
         self._known_constants: dict[Any, int] = {}
         self._operations: list[Operation] = []
-        # Values that hold the index of the platform the code runs on.
+        # Values that hold the index of the platform that the code runs on.
         self._platforms: set[int] = set()
 
     def record(self, closed: Any, names: list[str]) -> Operations:
@@ -111,7 +118,7 @@ class _Recorder:
 
     def _equations(self, jaxpr: Any, environment: dict[Any, int], caller: str = "") -> None:
         for equation in jaxpr.eqns:
-            # What a cached function does has no line of its own: the call's stands for it.
+            # Equations of a cached function have no source line; they get the line of the call.
             source = source_line(equation) or caller
             inputs = [self._read(atom, environment) for atom in equation.invars]
             called = self._called(equation, inputs)
@@ -135,7 +142,7 @@ class _Recorder:
             environment.update(zip(equation.outvars, made, strict=True))
 
     def _called(self, equation: Any, inputs: list[int]) -> tuple[Any, list[int]] | None:
-        """What an equation calls, as a closed jaxpr with its arguments; None if it is an operation of its own."""
+        """Returns the closed jaxpr that an equation calls, with its arguments, or None if it is an operation itself."""
         name, params = equation.primitive.name, equation.params
         if name == "cond" and inputs[0] in self._platforms:
             platforms = params["branches_platforms"]
@@ -146,7 +153,7 @@ class _Recorder:
 
 
 def source_line(equation: Any) -> str:
-    """The file and line, outside of JAX, that an equation comes from."""
+    """Returns the file and line outside of JAX, Flax and Keras that an equation comes from, or ""."""
     traceback = getattr(equation.source_info, "traceback", None)
     frames = traceback.frames if traceback is not None else ()
     for frame in frames:

@@ -1,7 +1,7 @@
-"""Views: what only orders a value's axes anew, adds axes of length 1 and takes them away.
+"""Views: values that only reorder the axes of another value, and add or drop axes of length 1.
 
-Models with channels first, and models under `vmap`, do that around every layer, and undo it. Equal views of one value
-are one value: what makes the second is left out.
+Models with channels first, and models under `vmap`, make such a view before every layer and undo it afterwards. Equal
+views of one value are the same value, so the operation that makes the second one is left out.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from fdjax.graph.operations import Operation, Operations
 
-# For each axis of a view the axis of the value that it is of; None: an axis of length 1 that was added.
+# For each axis of a view, the axis of the viewed value; None for an added axis of length 1.
 Axes = tuple[int | None, ...]
 
 
@@ -50,7 +50,7 @@ def _reshape(params: Mapping[str, Any], axes: Axes, lengths: Sequence[int]) -> A
     return None if left else tuple(made)
 
 
-# (parameters, axes before, their lengths) -> axes after; None where it is no view.
+# (parameters, axes before, their lengths) -> axes after, or None if the result is not a view.
 _RULES: Mapping[str, Callable[[Mapping[str, Any], Axes, Sequence[int]], Axes | None]] = {
     "transpose": _transpose,
     "squeeze": _squeeze,
@@ -60,10 +60,10 @@ _RULES: Mapping[str, Callable[[Mapping[str, Any], Axes, Sequence[int]], Axes | N
 
 
 class Views:
-    """The views that are known, of values of these shapes.
+    """The known views of the values of a network.
 
     Args:
-      shapes: of every value, with the batch as it stands in the operations' parameters.
+      shapes: shape of every value, with the batch size of the operations' parameters.
     """
 
     def __init__(self, shapes: Sequence[Sequence[int]]):
@@ -72,16 +72,25 @@ class Views:
         self._known: dict[tuple[int, Axes], int] = {}
 
     def of(self, value: int) -> tuple[int, Axes]:
-        """The value that this one is a view of, and the axes; of itself, if it is no view."""
+        """Returns the value that this value is a view of, and the axes; a value that is no view is a view of itself."""
         if value not in self._views:
             view = self._views[value] = value, tuple(range(len(self._shapes[value])))
             self._known.setdefault(view, value)
         return self._views[value]
 
     def twin(self, kind: str, params: Mapping[str, Any], value: int, made: int) -> int | None:
-        """A value that is the same view as what an operation makes of `value`; None where there is none.
+        """Looks for a known value that equals the output of an operation.
 
-        `made` is then known as a view, if it is one.
+        If there is none and the output is a view, it becomes known as such.
+
+        Args:
+          kind: kind of the operation.
+          params: its parameters.
+          value: its input.
+          made: its output.
+
+        Returns:
+          The equal value, or None.
         """
         if kind not in _RULES:
             return None
@@ -98,7 +107,7 @@ class Views:
 
 
 def without_views(operations: Operations) -> Operations:
-    """The same operations, without those that make a view which is there already."""
+    """Returns the operations without those that repeat a known view."""
     views, same, kept = Views(operations.shapes), dict[int, int](), list[Operation]()
     for operation in operations.operations:
         inputs = tuple(same.get(value, value) for value in operation.inputs)
