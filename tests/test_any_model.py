@@ -205,7 +205,7 @@ def test_a_graph_with_masks_has_a_json_form(images, variables):
         ({"include": ("stem",)}, "the rules leave nothing to prune: an excluded layer also keeps"),
         ({"block": 9}, "block 9 does not fit the 8x8 map of layer unit1/expand"),
         ({"block": 17}, "block must be from 1 to 16, got 17"),
-        ({"exclude": ("*",)}, "leave nothing that could be pruned"),
+        ({"exclude": ("*",)}, "leave nothing to prune"),
         ({"floor": {"head": -1}}, "a floor must be 0 channels or more, got -1"),
     ],
 )
@@ -218,12 +218,12 @@ def test_rules_that_do_not_fit_are_refused(settings, message, images, variables)
 def test_masks_or_a_function_of_another_model_are_refused(images, variables):
     graph = fdjax.with_masks(fdjax.trace(Net().apply, variables, images[:1]))
     masked = fdjax.masked(Net().apply, graph)
-    with pytest.raises(ValueError, match="the masks are not the graph's"):
+    with pytest.raises(ValueError, match="the masks do not fit the graph"):
         masked({"other": jnp.ones(3)}, variables, images)
     fcmask = fdjax.init_fcmask(graph)
     with pytest.raises(ValueError, match=r"mask unit1/expand/channels must have shape \(24,\), got \(23,\)"):
         masked({**fcmask, "unit1/expand/channels": jnp.ones(23)}, variables, images)
-    with pytest.raises(ValueError, match=r"the function has no layer stem, unit1/expand, unit1/project \.\.\."):
+    with pytest.raises(ValueError, match=r"the function has no masked layer stem, unit1/expand, unit1/project \.\.\.:"):
         fdjax.masked(lambda variables, x: x.sum(), graph)(fcmask, variables, images)
     with pytest.raises(ValueError, match="cannot be traced with images of shape"):
         fdjax.trace(Net().apply, variables, images[0, 0])
@@ -235,7 +235,7 @@ def test_a_masked_layer_inside_of_a_loop_is_refused(images, variables):
     def looped(variables, images):
         return jax.lax.map(lambda image: Net().apply(variables, image[None]), images)
 
-    with pytest.raises(ValueError, match="a masked layer lies inside of scan"):
+    with pytest.raises(ValueError, match="a masked layer lies inside scan"):
         fdjax.masked(looped, graph)(fdjax.init_fcmask(graph), variables, images)
 
 

@@ -249,7 +249,7 @@ def test_choices_that_cannot_be_made_are_refused(candidates, target, expected):
 def test_a_target_that_empties_a_layer_is_refused():
     graph = network(tied=True)
     floor = network_macs(graph, {path: np.zeros(n, int) for path, (n, _) in graph.mask_sizes.items()}).ratio
-    with pytest.raises(ValueError, match="every layer keeps something"):
+    with pytest.raises(ValueError, match="every layer keeps a coefficient"):
         choose_blocks(graph, energies_of(graph, (1,), white), (1,), floor + 1e-4)
 
 
@@ -375,7 +375,7 @@ def test_a_target_that_only_empty_layers_reach_is_the_users_mistake(pretrained):
     graph = restored.graph
     floor = network_macs(graph, {path: np.zeros(n, int) for path, (n, _) in graph.mask_sizes.items()}).ratio
     learn = dataclasses.replace(restored.config.learn, target_macs=floor + 1e-4)
-    with pytest.raises(UserError, match="every layer keeps something"):
+    with pytest.raises(UserError, match="every layer keeps a coefficient"):
         choose_blocks_of(restored, learn, (1,), num_images=9)
 
 

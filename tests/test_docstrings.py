@@ -68,13 +68,6 @@ UNFINISHED = frozenset(
         "fdjax/importers/files.py",
         "fdjax/importers/keras_worker.py",
         "fdjax/importers/misfits.py",
-        "fdjax/pruning/block_choice.py",
-        "fdjax/pruning/expected.py",
-        "fdjax/pruning/filters.py",
-        "fdjax/pruning/harden.py",
-        "fdjax/pruning/profiled.py",
-        "fdjax/pruning/side_masks.py",
-        "fdjax/pruning/timed.py",
         "fdjax/reports/fcmask_plot.py",
         "fdjax/reports/figures.py",
         "fdjax/reports/frequency.py",
@@ -95,10 +88,6 @@ UNFINISHED = frozenset(
         "fdjax/training/steps.py",
         "fdjax/training/streaming.py",
         "fdjax/training/time_table.py",
-        "fdjax/zoo/mobilenet.py",
-        "fdjax/zoo/network.py",
-        "fdjax/zoo/normalization.py",
-        "fdjax/zoo/resnet.py",
     ]
 )
 

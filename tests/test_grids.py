@@ -79,7 +79,7 @@ def test_without_a_grid_and_where_it_does_not_fit_tokens_have_whole_channels():
     graph, _ = traced(Mixer())
     assert set(graph.blocks.values()) == {1}
     assert "unit0/expand works on tokens, and no grid is given for them" in str(graph.graph)
-    with pytest.raises(ValueError, match=r"block 2 does not fit the 24 map .* on which grid its 24 tokens lie"):
+    with pytest.raises(ValueError, match=r"block 2 does not fit the 24 map .* the grid of its 24 tokens"):
         traced(Mixer(), block=2, tied=False)
     # A class token among them: 25 tokens are no map of 4x6.
     with pytest.raises(ValueError, match=r"the grid 4x6 fits no layer: .* those on tokens have 25"):

@@ -60,7 +60,7 @@ def test_layers_that_are_left_out_have_no_masks(tied, rules, left):
     [
         (
             ("--learn.exclude", "hed"),
-            "the rule 'hed' fits no layer that can have masks (learn.exclude); near it",
+            "the rule 'hed' fits no layer that can have masks (learn.exclude); similar names are",
         ),
         (("--learn.include", "block9*"), "(learn.include); similar names are block0"),
         (("--learn.exclude", "*"), "learn.include and learn.exclude leave none of the 9 layers that can have masks"),

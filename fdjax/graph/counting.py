@@ -252,7 +252,7 @@ def _masked_macs(network: MaskedGraph, layer: Layer, alive: Alive, counts: Count
 
 
 def _middle_macs(layer: Layer, alive: Alive, inner: Mapping[str, InnerSpace]) -> int:
-    """Counts a layer between two inner spaces without dead channels, or, if grouped, without groups that are not read."""
+    """Counts a layer between two inner spaces without dead channels, or, if grouped, without unread groups."""
     if layer.groups > 1:
         return layer.dense_macs * int(alive.groups_read(layer).sum()) // layer.groups
     assert layer.source is not None

@@ -1,4 +1,4 @@
-"""Pytrees in, masks out."""
+"""Pruning: learned or profiled masks become hard masks, blocks are chosen, and filters are removed."""
 
 from fdjax.pruning.expected import expected_macs
 from fdjax.pruning.harden import HardMasks, even_groups, gate_counts, harden, harden_to_target, mac_ratio, round_masks

@@ -1,19 +1,19 @@
-"""Choosing the block of each layer: the K that keeps the most energy for what its kept counts cost.
+"""The choice of each layer's block: the K that keeps the most energy for the MACs that its kept counts cost.
 
-What is pruned is priced by one Lagrange multiplier for the whole network. A unit (a layer, or the two layers of a run
-whose channels are tied, which need one K) takes, for every K, the kept counts that minimise
+One Lagrange multiplier prices MACs for the whole network. A unit is a layer, or the two layers of a run with tied
+channels, which need one K. For every K, a unit takes the kept counts that minimise
 
     -log(kept share of its energy) + multiplier * its MACs / the dense network's MACs
 
-and then the K whose minimum is lowest. The multiplier is the one that brings the network to a target. Layers come one
-after the other, so what they pass on multiplies; by the sum of lost shares alone it would pay to empty the layer with
-the most MACs altogether.
+and then the K with the lowest minimum. The multiplier is the one that brings the network to the target. The logarithm
+is there because layers follow one another, so that the shares that they keep multiply. With a sum of lost shares, it
+would pay to empty the layer with the most MACs.
 
-Layers without tied masks are counted one by one: what a channel that dies in one of them spares its neighbours shows
-only in the network's count.
+Layers without tied masks are counted one by one. What a dead channel of one saves in its neighbours shows only in the
+network's count.
 
-The kept counts that are tried minimise lost energy plus a price times MACs, for a row of prices: channel by channel,
-each along the lower convex hull of what its counts lose and cost.
+The candidates for kept counts minimise lost energy plus a price times MACs, over a range of prices. Each channel moves
+along the lower convex hull of the energy that its counts lose and the MACs that they cost.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from fdjax.pruning.harden import sharing_layers
 Energies = Mapping[tuple[str, str], Mapping[int, np.ndarray]]
 Levels = Sequence[int] | None
 
-# A larger block prunes whole channels just as a smaller one does; to be chosen it must gain this much of its unit's
-# kept energy, relatively.
+# All blocks prune whole channels equally well. A larger block must therefore gain this much of the unit's kept energy,
+# relatively, to be chosen.
 _LEAST_GAIN = 1e-3
-# Prices that are tried: shares of a unit's energy for all its dense MACs.
+# The prices to try: the share of a unit's energy that all its dense MACs cost.
 _PRICES = np.append(0, 2.0 ** np.arange(-10, 10.01, 1 / 8))
-# A unit that loses this share of its energy keeps nothing, but for rounding.
+# A unit that loses this share of its energy keeps nothing, up to rounding errors.
 _ALL = 1 - 1e-9
-# The multiplier: the highest that is tried, and how near it is found, relatively.
+# The highest multiplier to try, and the relative precision of the search.
 _HIGHEST, _PRECISION = 1e6, 1e-4
-# Rounds in which the two sides of a layer adapt to each other.
+# Limit on the rounds in which the two sides of a layer adapt to each other.
 _MAX_ROUNDS = 20
 
 
@@ -58,10 +58,10 @@ class Option(NamedTuple):
     """What a unit keeps at one K.
 
     Attributes:
-      block: K.
-      counts: path of each FCMask of the unit -> kept counts [channels].
-      lost: the share of the unit's energy that is not kept, 0 to 1: what all its FCMasks in a row take away.
-      macs: of the unit, exact; a depthwise layer counts with the layer that reads it.
+      block: the block size K.
+      counts: path of each FCMask of the unit -> kept counts [channels], 0 to N.
+      lost: the share of the unit's energy that its FCMasks together remove, 0 to 1.
+      macs: exact MACs of the unit; a depthwise layer counts with the layer that reads it.
     """
 
     block: int
@@ -75,11 +75,11 @@ class BlockChoice:
     """A block for every unit.
 
     Attributes:
-      multiplier: of MACs over dense MACs, against the logarithm of kept shares.
-      options: unit -> what it keeps at every K that fits, K ascending.
-      chosen: unit -> one of them.
-      network: with the chosen blocks.
-      macs: of that network with the kept counts of `chosen`.
+      multiplier: weight of MACs over dense MACs, against the logarithm of kept shares.
+      options: unit -> its options at every K that fits, in ascending order of K.
+      chosen: unit -> the chosen option.
+      network: the network with the chosen blocks.
+      macs: MACs of that network with the kept counts of `chosen`.
     """
 
     multiplier: float
@@ -90,15 +90,30 @@ class BlockChoice:
 
 
 def coefficient_energy(x: jax.Array, block: int) -> jax.Array:
-    """Mean square of each DCT coefficient over images and blocks, over N: x [B, H, W, C] -> [N, C].
+    """Computes the mean square of each DCT coefficient over images and blocks, divided by N.
 
-    Where K divides the map, it sums over the coefficients to the mean square of the map (Parseval).
+    If K divides the sides of the map, the sum over coefficients is the mean square of the map (Parseval).
+
+    Args:
+      x: [B, H, W, C].
+      block: the block size K, 1 to 16.
+
+    Returns:
+      [N, C], 0 or more.
     """
     return jnp.mean(jnp.square(layer_dct(x, block)), axis=(1, 2, 3)) / block**2
 
 
 def block_units(network: MaskedGraph) -> dict[str, tuple[Layer, ...]]:
-    """What takes one K: layers that share masks, under the name of the module that holds them, or a masked layer."""
+    """Groups the masked layers into units that need one K.
+
+    Args:
+      network: the graph with its masks.
+
+    Returns:
+      Unit -> its layers. A unit is the layers that share masks, named after the module that holds them, or one masked
+      layer.
+    """
     found: dict[str, tuple[Layer, ...]] = {}
     for names in sharing_layers(network):
         paths = [network.mask_of(name, side) for name in names for side in ("input", "output")]
@@ -110,7 +125,15 @@ def block_units(network: MaskedGraph) -> dict[str, tuple[Layer, ...]]:
 
 
 def with_blocks(network: MaskedGraph, blocks: Mapping[str, int]) -> MaskedGraph:
-    """The network with other blocks: unit -> K where it differs, units as `block_units` names them."""
+    """Returns a network with other blocks.
+
+    Args:
+      network: the graph with its masks.
+      blocks: unit, as `block_units` names it, -> K where it changes.
+
+    Returns:
+      The network with the masks of the new blocks.
+    """
     by_layer = {
         layer.name: blocks[name] for name, layers in block_units(network).items() if name in blocks for layer in layers
     }
@@ -122,13 +145,25 @@ def with_blocks(network: MaskedGraph, blocks: Mapping[str, int]) -> MaskedGraph:
 
 
 def fitting_blocks(layers: Sequence[Layer], candidates: Sequence[int]) -> tuple[int, ...]:
-    """The candidates no larger than any map of `layers`, ascending; a map that K does not divide is padded."""
+    """Returns the candidates that are no larger than any map of `layers`, in ascending order.
+
+    K does not have to divide a map, which is then padded.
+    """
     shortest = min(side for layer in layers for side in layer.in_size)
     return tuple(sorted(block for block in {*candidates} if block <= shortest))
 
 
 def check_choice(network: MaskedGraph, candidates: Sequence[int], target: float) -> None:
-    """Raises `ValueError` if no candidate fits a unit, or no masks bring the MAC ratio down to `target`."""
+    """Checks that every unit has a candidate block and that the target can be met.
+
+    Args:
+      network: the graph with its masks.
+      candidates: the K to choose from.
+      target: MAC ratio, above 0 to 1.
+
+    Raises:
+      ValueError: no candidate fits a unit, or no masks bring the MAC ratio down to `target`.
+    """
     for block in candidates:
         check_block(block)
     for name, layers in block_units(network).items():
@@ -143,8 +178,8 @@ def check_choice(network: MaskedGraph, candidates: Sequence[int], target: float)
     floor = network_macs(network, nothing).ratio
     if target <= floor:
         raise ValueError(
-            f"a target of {target:g} cannot be met: with every masked channel removed {floor:.3f}x of the MACs remain; "
-            "ask for more, or mask more sides"
+            f"a target of {target:g} cannot be met: with every masked channel removed, {floor:.3f}x of the MACs "
+            "remain; choose a higher target, or mask more sides"
         )
 
 
@@ -154,11 +189,14 @@ def choose_blocks(
     """Chooses a K for every unit.
 
     Args:
-      network: with the masks that will be learned, with one block everywhere, so that what can be tied is.
-      energies: of every masked side, for all candidates that fit.
+      network: the graph with the masks that will be learned. All layers have one block, so that runs can be tied.
+      energies: energies of every masked side, for all candidates that fit.
       candidates: the K to choose from.
-      target: MAC ratio, above 0 to 1, that the chosen counts reach and do not exceed.
-      levels: the accepted kept counts below N, or None for all.
+      target: the MAC ratio that the chosen counts may not exceed, above 0 to 1.
+      levels: the kept counts below N to allow; None for all.
+
+    Returns:
+      The chosen blocks, with the kept counts that the choice assumes.
 
     Raises:
       ValueError: no candidate fits a unit, or the target cannot be met.
@@ -189,8 +227,8 @@ def choose_blocks(
     low, high = 0.0, at(_HIGHEST)
     if high.macs.ratio > target:
         raise ValueError(
-            f"a target of {target:g} cannot be met while every layer keeps something: {high.macs.ratio:.3f}x of the "
-            "MACs remain; ask for more"
+            f"a target of {target:g} cannot be met while every layer keeps a coefficient: {high.macs.ratio:.3f}x of "
+            "the MACs remain; choose a higher target"
         )
     while high.multiplier - low > _PRECISION * (1 + high.multiplier):
         middle = at((low + high.multiplier) / 2)
@@ -202,7 +240,18 @@ def choose_blocks(
 
 
 def frontier(network: MaskedGraph, name: str, block: int, energies: Energies, levels: Levels = None) -> list[Option]:
-    """What the unit `name` may keep at K = `block`, MACs ascending and lost shares falling; arguments as above."""
+    """Lists the best options of a unit at one K.
+
+    Args:
+      network: as for `choose_blocks`.
+      name: the unit.
+      block: the block size K.
+      energies: as for `choose_blocks`.
+      levels: as for `choose_blocks`.
+
+    Returns:
+      Options with ascending MACs and falling lost shares.
+    """
     network = with_blocks(network, {name: block})
     first, *others = layers = block_units(network)[name]
     lost = {
@@ -227,7 +276,7 @@ def frontier(network: MaskedGraph, name: str, block: int, energies: Energies, le
 
 
 def _lost_share(energy: np.ndarray) -> np.ndarray:
-    """Energy [N, channels] -> share of the whole that a channel loses with a kept count of 0..N: [N+1, channels]."""
+    """Returns the share of a side's energy that each channel loses with a kept count of 0..N, [N+1, channels]."""
     energy = np.asarray(energy, np.float64)
     lost = np.pad(energy[::-1].cumsum(axis=0)[::-1], ((0, 1), (0, 0)))
     total = energy.sum()
@@ -235,34 +284,40 @@ def _lost_share(energy: np.ndarray) -> np.ndarray:
 
 
 def _run_of(network: MaskedGraph, name: str, layers: Sequence[Layer]) -> GroupRun:
-    """The run by groups that the layers of a unit are.
+    """Returns the run of a unit, which can be evaluated by groups.
 
     Raises:
-      ValueError: they are none.
+      ValueError: the layers of the unit are not such a run.
     """
     names = {layer.name for layer in layers}
     for run in group_runs(network).values():
         if {run.writer.name, run.reader.name} == names:
             return run
-    raise ValueError(f"blocks are not chosen for the layers of {name}: they share masks otherwise than as one tied run")
+    raise ValueError(f"blocks cannot be chosen for the layers of {name}: they share masks, but are not one tied run")
 
 
 def channel_macs(run: GroupRun, counts: Sequence[int] | np.ndarray, *, narrow_transforms: bool) -> np.ndarray:
-    """MACs of a tied run that has one channel, for each of the kept `counts`: int [len(counts)].
+    """Counts a tied run as if it had a single channel.
 
-    `narrow_transforms`: whether the transforms of its narrow sides, which all of its channels share, count.
+    Args:
+      run: the run.
+      counts: kept counts to try, 0 to N.
+      narrow_transforms: whether to count the transforms of the narrow sides, which all channels share.
+
+    Returns:
+      int [len(counts)], the MACs with each kept count.
     """
     each = (run.macs(np.array([n]), narrow_transforms=narrow_transforms) for n in counts)
     return np.array([sum(by_layer.values()) for by_layer in each])
 
 
 def _tied_candidates(run: GroupRun, lost: np.ndarray, levels: Levels) -> Callable[[float], list[Option]]:
-    """Returns (price of a MAC) -> options of a tied run, the best of all at this price among them.
+    """Returns a function from the price of a MAC to options of a tied run, among them the best at that price.
 
-    A channel costs what it costs alone, and the groups share the transforms of the narrow sides. These are as long as
-    the highest partial count asks for: there is one option for each count that may be the highest.
+    Each channel costs what it costs alone, and the groups share the transforms of the narrow sides. The highest partial
+    count decides the length of these transforms, so there is one option for each count that may be the highest.
 
-    `lost`: [N+1, E], the mean of the two sides.
+    `lost` is [N+1, E], the mean over the two sides.
     """
     path, block = run.mask.path, run.mask.block
     accepted = np.array(level_counts(block**2, levels))
@@ -286,16 +341,17 @@ def _tied_candidates(run: GroupRun, lost: np.ndarray, levels: Levels) -> Callabl
 def _layer_candidates(
     network: MaskedGraph, layer: Layer, lost: Sequence[np.ndarray | None], levels: Levels
 ) -> Callable[[float], list[Option]]:
-    """Returns (price of a MAC) -> options of a layer by itself: whole channels, and kept counts up to each level.
+    """Returns a function from the price of a MAC to options of a single layer.
 
-    The best number of whole channels at this price is found exactly. With partial counts the sides depend on each
-    other, and take turns until neither moves.
+    The options are whole channels, and kept counts up to each level. The search finds the best numbers of whole
+    channels at a price exactly. With partial counts, the two sides depend on each other, and are optimised in turn
+    until neither changes.
 
     Args:
-      network: with the layer's K.
-      layer: one of it; a depthwise layer whose channels are its inputs, and go with them, counts with it.
+      network: the network with the layer's K.
+      layer: the layer. A depthwise layer on its input channels, which is pruned with them, counts with it.
       lost: [N+1, C] and [N+1, D]; None where a side has no mask.
-      levels: see `choose_blocks`.
+      levels: as for `choose_blocks`.
     """
     block, (height, width) = network.blocks[layer.name], layer.in_size
     num_coefs, size = block**2, (height, width)
@@ -317,13 +373,13 @@ def _layer_candidates(
                 passed *= 1 - float(of[side, np.arange(len(side))].sum())
         return Option(block, by_path, 1 - passed, macs)
 
-    # Those of most energy go last. A side without a mask loses nothing with all channels, and has no other choice.
+    # Channels of high energy are removed last. A side without a mask keeps all channels.
     orders = [np.arange(width) if of is None else np.argsort(-of[0]) for of, width in zip(lost, widths, strict=True)]
     losses = [
         np.append(np.full(len(order), np.inf) if of is None else of[0][order][::-1].cumsum()[::-1], 0)
         for of, order in zip(lost, orders, strict=True)
     ]
-    # From one channel on: a layer that keeps none costs nothing, and nothing passes it.
+    # At least one channel: a layer without channels costs nothing and passes nothing.
     inputs, outputs = np.arange(1, widths[0] + 1)[:, None], np.arange(1, widths[1] + 1)
     lost_by_number = losses[0][1:, None] + losses[1][1:]
     macs_by_number = size[0] * size[1] * inputs * outputs + tap_macs * inputs
@@ -337,7 +393,7 @@ def _layer_candidates(
         return option(counts)
 
     def by_bands(price: float, highest: int) -> Option:
-        """Masked sides keep up to `highest`, and a side without a mask is then transformed no further."""
+        """Lets masked sides keep up to `highest` coefficients; sides without a mask are transformed no further."""
         counts = [np.full(width, num_coefs if of is None else highest) for of, width in zip(lost, widths, strict=True)]
         tried = accepted[accepted <= highest]
         for _ in range(_MAX_ROUNDS):
@@ -356,13 +412,13 @@ def _layer_candidates(
                 break
         return option(counts)
 
-    # With masks on both sides each of them limits the other: starting from all is enough.
+    # With masks on both sides, each limits the other, and starting from all coefficients suffices.
     partial = accepted[1:] if len(accepted) > 2 else accepted[:0]
     highest_counts = partial if any(of is None for of in lost) else partial[-1:]
 
     def candidates(price: float) -> list[Option]:
         partial = (by_bands(price, int(highest)) for highest in highest_counts)
-        # Whole channels are all of one search, so that blocks which keep nothing else come out alike.
+        # All blocks share the search over whole channels, so that blocks without partial counts give equal results.
         return [
             by_channels(price),
             *(of for of in partial if any((kept % num_coefs).any() for kept in of.counts.values())),

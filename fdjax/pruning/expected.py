@@ -1,4 +1,4 @@
-"""What soft masks are expected to cost: the MAC count read with masks between 0 and 1, for penalties."""
+"""The expected cost of soft masks, for penalties: the MAC count as a differentiable function of masks in [0, 1]."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ def expected_macs(
     convention: str = "total",
     without: Collection[str] = (),
 ) -> jax.Array:
-    """Expected MACs of all that masks act on, transforms included; differentiable.
+    """Computes the expected MACs, transforms included, of all layers that masks act on; differentiable.
 
-    In the convention "total" a channel that is removed takes its part of the neighbouring layers with it, the depthwise
-    layer's too, tied runs are counted group by group, and levels of 0 and N alone need no transform. For hard masks it
-    is then what `network_macs` counts, but for
+    In the convention "total", a removed channel saves its part of the neighbouring layers too, including the depthwise
+    layer; tied runs are counted group by group; and masks with the levels 0 and N alone need no transform. For hard
+    masks, the result is then that of `network_macs`, except for
 
-    - what channels share: the narrow transforms of groups;
-    - what choosing the form of a layer as a whole gains: where groups or bands would cost more than the dense layer, or
+    - costs that channels share, which are the narrow transforms of groups;
+    - savings from the choice of a layer's form: where groups or bands would cost more than the dense layer, or where
       one side drops a coefficient of all its channels;
-    - levels that cost a tied channel more than a mixture of those around them: they count as that mixture.
+    - levels that cost a tied channel more than a mixture of the levels around them, which count as that mixture.
 
-    In the convention "paper" it is the paper's count of the wrapped layers, none released: N for each kept coefficient
-    of either side.
+    In the convention "paper", the result is the paper's count of the wrapped layers, with no layer released: the
+    products, and N MACs per kept coefficient of either side.
 
     Args:
-      network: the network.
+      network: the graph with its masks.
       fcmasks: path -> FCMask [channels], in [0, 1].
-      levels: kept counts below N that are accepted, by masks without levels of their own; None: the graph's.
+      levels: kept counts below N for masks without levels of their own; None for the graph's.
       convention: "total" or "paper".
-      without: in the convention "total", the names of layers that are not counted.
+      without: names of layers to leave out, in the convention "total".
 
     Returns:
       A float32 scalar.
@@ -76,26 +76,33 @@ def expected_ratio(
     levels: Sequence[int] | None = None,
     convention: str = "total",
 ) -> jax.Array:
-    """`expected_macs` and the layers that no mask acts on, over the dense network's MACs: a float32 scalar.
+    """Computes `expected_macs` plus the layers that no mask acts on, divided by the dense network's MACs.
 
-    With nothing pruned it is 1, or more where levels between 0 and N need transforms.
+    Args:
+      network: the graph with its masks.
+      fcmasks: path -> FCMask [channels], in [0, 1].
+      levels: as for `expected_macs`.
+      convention: as for `expected_macs`.
+
+    Returns:
+      A float32 scalar. It is 1 if nothing is pruned, or more if levels between 0 and N need transforms.
     """
     counted = _counted_by_paper(network) if convention == "paper" else _counted(network)
     layers = network.counted_layers
     dense = sum(layer.dense_macs for layer in layers.values())
     rest = sum(layer.dense_macs for name, layer in layers.items() if name not in counted)
-    # As floats: the counts of large networks are no int32.
+    # Floats, because the counts of large networks exceed int32.
     return (expected_macs(network, fcmasks, levels, convention) + float(rest)) / float(dense)
 
 
 def outside_macs(network: MaskedGraph, without: Collection[str] = ()) -> float:
-    """MACs of the layers that no mask acts on, but for those named, whether or not totals count them."""
+    """Counts the layers that no mask acts on, except those named, whether or not totals include them."""
     left_out = {*_counted(network), *without}
     return float(sum(layer.dense_macs for name, layer in network.layers.items() if name not in left_out))
 
 
 def _counted(network: MaskedGraph) -> dict[str, Layer]:
-    """The layers that masks act on: those with masks on a side, and those that inner spaces pass."""
+    """Returns the layers that masks act on: those with a mask on a side, and those on inner spaces."""
     inner, middle = inner_spaces(network), middle_layers(network)
     return {
         name: layer
@@ -108,7 +115,7 @@ def _counted(network: MaskedGraph) -> dict[str, Layer]:
 
 
 def _counted_by_paper(network: MaskedGraph) -> dict[str, Layer]:
-    """The wrapped layers, and others that mix and have masks on a side."""
+    """Returns the wrapped layers, and other layers that mix channels and have a mask on a side."""
     layers = network.layers.items()
     return {name: of for name, of in layers if name in network.blocks or (of.mixes and _has_masks(network, name))}
 
@@ -124,15 +131,15 @@ class _Masks:
         self.network, self._masks, self._levels = network, masks, levels
 
     def of(self, path: str) -> jax.Array:
-        """A mask, [N, channels]."""
+        """Returns the coefficient mask of a path, [N, channels]."""
         return self._masks[path]
 
     def accepted(self, path: str) -> tuple[int, ...]:
-        """The kept counts that it is rounded to."""
+        """Returns the kept counts that a mask is rounded to."""
         return self.network.levels_of(path, self._levels)
 
     def side(self, layer: str, side: Side) -> jax.Array:
-        """[N, channels] of a layer's side, N of the layer; ones where it has none."""
+        """Returns the mask of a layer's side, [N, channels] with the layer's N; ones if there is no mask."""
         coefs = side_mask(self.network, self._masks, layer, side)
         if coefs is not None:
             return coefs
@@ -141,24 +148,23 @@ class _Masks:
         return jnp.ones((self.network.num_coefs_of(layer), channels), jnp.float32)
 
     def paper_macs(self, name: str) -> jax.Array:
-        """By the paper's count."""
+        """Counts a layer by the paper's convention."""
         if name not in self.network.blocks:
             return self.plain_macs(self.network.layers[name], *(self.side(name, side)[0] for side in SIDES))
         return self._bands(name, self.side(name, "input"), self.side(name, "output"))
 
     def plain_macs(self, layer: Layer, inputs: jax.Array, outputs: jax.Array) -> jax.Array:
-        """Of a layer that mixes without transforms: inputs [C] and outputs [D] say how much each channel lives."""
+        """Counts a layer without transforms from how far its inputs [C] and outputs [D] are alive, in [0, 1]."""
         if layer.groups > 1:
             groups = [side.reshape(layer.groups, -1).max(axis=1) for side in (inputs, outputs)]
             return layer.dense_macs / layer.groups * (groups[0] * groups[1]).sum()
         return layer.dense_macs / (layer.in_channels * layer.out_channels) * inputs.sum() * outputs.sum()
 
     def cheapest(self, name: str, inputs: jax.Array, outputs: jax.Array) -> jax.Array:
-        """By bands, with the cheapest transforms; by channels where there are no levels between 0 and N."""
+        """Counts a layer by bands with the cheapest transforms, or by channels without levels between 0 and N."""
         block, layer = self.network.blocks[name], self.network.layers[name]
         if all(len(self.accepted(path)) == 2 for side in SIDES for path in self.network.paths_of(name, side)):
-            # All coefficients of a channel are the same, and a map that is not transformed is not padded to whole
-            # blocks.
+            # All coefficients of a channel have one mask, and a map that is not transformed needs no padding.
             return math.prod(layer.in_size) * inputs[0].sum() * outputs[0].sum()
         costs = np.diff([block_transform_macs(block, count) for count in range(block**2 + 1)])
         return self._bands(name, inputs, outputs, costs.tolist())
@@ -173,9 +179,9 @@ class _Masks:
 
 
 class _Lives:
-    """How much each channel of the inner spaces lives: as much as both of its ends keep of its mean.
+    """How far each channel of the inner spaces is alive: the product of what both of its ends keep of its mean.
 
-    Where one mask sits on both ends, a channel lives as much as the mask says, not as its square.
+    Where one mask sits on both ends, a channel is alive to the degree of the mask, not of its square.
     """
 
     def __init__(self, sides: _Masks):
@@ -190,17 +196,17 @@ class _Lives:
         return bool(made) and made == read
 
     def made(self, run: InnerSpace) -> jax.Array:
-        """[channels], what the writer keeps of a channel's mean."""
+        """Returns what the writer keeps of each channel's mean, [channels] in [0, 1]."""
         return self._sides.side(run.writer.name, "output")[0]
 
     def read(self, run: InnerSpace) -> jax.Array:
-        """[channels], what the reader keeps; a group of a layer that is not wrapped: as its most alive output."""
+        """Returns what the reader keeps of each channel's mean; in a group, what is read of its most alive output."""
         reader = run.reader
         kept = run.of_reader(self._sides.side(reader.name, "input")[0])
         return kept * self._wanted(run)
 
     def _wanted(self, run: InnerSpace) -> jax.Array:
-        """[channels], what of the reader is read itself."""
+        """Returns how far the outputs of the reader are read themselves, [channels]."""
         reader = run.reader
         if reader.name in self._network.blocks or reader.target not in self._inner:
             return jnp.ones(reader.in_channels)
@@ -210,7 +216,7 @@ class _Lives:
         return self.read(self._inner[middle.target]).reshape(middle.groups, -1).max(axis=1)
 
     def _ends(self, name: str) -> tuple[jax.Array, jax.Array]:
-        """[N, C] and [N, D] of a layer, with what the other ends of its spaces keep."""
+        """Returns the masks [N, C] and [N, D] of a layer, multiplied by what the other ends of its spaces keep."""
         layer = self._network.layers[name]
         inputs, outputs = (self._sides.side(name, side) for side in SIDES)
         source = self._inner.get(layer.source) if layer.source is not None else None
@@ -222,7 +228,7 @@ class _Lives:
         return inputs, outputs
 
     def macs(self, name: str) -> jax.Array:
-        """Of one layer that masks act on."""
+        """Counts one layer that masks act on."""
         layer = self._network.layers[name]
         target = self._inner.get(layer.target)
         if name in self._network.blocks:
@@ -240,7 +246,7 @@ class _Lives:
         return self._sides.plain_macs(layer, inputs[0], outputs[0])
 
     def _middle(self, layer: Layer) -> jax.Array:
-        """Of a layer that is not wrapped, between two inner spaces."""
+        """Counts a layer that is not wrapped and lies between two inner spaces."""
         if layer.groups > 1:
             return layer.dense_macs / layer.groups * self._groups_read(layer).sum()
         inputs, outputs = self._ends(layer.name)
@@ -248,33 +254,33 @@ class _Lives:
 
 
 def _group_run(run: GroupRun, sides: _Masks) -> jax.Array:
-    """A tied run: each channel costs what its kept count costs, alone."""
+    """Counts a tied run channel by channel, each as if it were alone."""
     accepted, mask = sides.accepted(run.mask.path), sides.of(run.mask.path)
 
     def costs(inputs: int | None, outputs: int | None) -> np.ndarray:
         macs = (run.macs(np.array([count]), inputs, outputs, narrow_transforms=False) for count in accepted)
         return np.array([sum(of_layers.values()) for of_layers in macs])
 
-    # Some levels cost about as much as N does, or more: a channel comes down past them, along the convex hull.
+    # Some levels cost about as much as N, or more. The convex hull lets a channel pass them on its way down.
     places = range(len(accepted))
     corners = _lower_hull(places, costs(None, None).tolist())
 
     def steps(of: np.ndarray) -> jax.Array:
         return jnp.asarray(np.diff(np.interp(places, corners, of[corners])), jnp.float32)
 
-    # The coefficients between two levels fade together: the first of them stands for all.
+    # The coefficients between two levels fade together, so the first of them represents all.
     fading = mask[np.array(accepted[:-1])].sum(axis=1)
     network, writer, reader = sides.network, run.writer.name, run.reader.name
     if not (network.paths_of(writer, "input") or network.paths_of(reader, "output")):
         return steps(costs(None, None)) @ fading
-    # The cost is the same for each of the channels that the writer reads, and of those that the reader makes.
+    # Every channel that the writer reads costs the same, and so does every channel that the reader writes.
     alone, reading, making = costs(0, 0), costs(1, 0), costs(0, 1)
     read, made = sides.side(writer, "input")[0].sum(), sides.side(reader, "output")[0].sum()
     return (steps(alone) + read * steps(reading - alone) + made * steps(making - alone)) @ fading
 
 
 def _lower_hull(xs: Sequence[int], ys: Sequence[float]) -> list[int]:
-    """The corners of the lower convex hull of points given from left to right."""
+    """Returns the corners of the lower convex hull of points that are given from left to right."""
     hull: list[tuple[int, float]] = []
     for x, y in zip(xs, ys, strict=True):
         while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (x - hull[-2][0]) >= (y - hull[-2][1]) * (

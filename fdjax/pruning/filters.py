@@ -1,12 +1,12 @@
-"""Filter pruning: which filters between convolutions go, so that the network really shrinks, its 3x3 layers too.
+"""Filter pruning: removes filters between convolutions, so that the network really shrinks, including its 3x3 layers.
 
-Methods share one signature, (what was measured of a layer) -> a score for each of its filters, and differ by their
-scores; the filters with the lowest scores of a block go first. A block here is a row of convolutions, each of which
-alone reads what the one before it writes. What stays fixed is the map that runs from block to block: pruned are the
-maps within.
+All methods have one signature, from what was measured of a layer to a score per filter, and differ only in their
+scores. The filters of a block with the lowest scores are removed first. A block here is a chain of convolutions, each
+of which is the only reader of the one before it. The maps within blocks are pruned; the map that runs from block to
+block stays.
 
-How many filters a block loses is one share for all blocks, or chosen for each from what blocks lose when pruned
-alone (`choose_rates`).
+The number of filters that a block loses is one share for all blocks, or is chosen per block from what the network loses
+when that block alone is pruned (`choose_rates`).
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from fdjax.graph.channel_rules import SEVERAL, UNARY
 from fdjax.graph.masks import MaskedGraph
 from fdjax.graph.network import Layer, Space
 
-# What is left of a block at the least.
+# The least number of filters that a block keeps.
 _FEWEST = 1
 _HALVINGS = 60
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What is known of a convolution whose filters may go.
+    """What is known of a convolution whose filters may be removed.
 
     Attributes:
       kernel: [window, window, C, D].
       maps: [n, H, W, D], its output on n calibration images, after batch norm and ReLU.
-      contributions: [samples, D], what each of its filters contributes to sampled values of the next layer's output.
+      contributions: [samples, D], each filter's contribution to sampled values of the next layer's output.
     """
 
     kernel: np.ndarray
@@ -44,23 +44,41 @@ class Measured:
 
 
 def l1_scores(measured: Measured) -> np.ndarray:
-    """[D]: the sum of a filter's absolute weights (Li et al. 2017, "Pruning Filters for Efficient ConvNets")."""
+    """Scores a filter by the sum of its absolute weights (Li et al. 2017, "Pruning Filters for Efficient ConvNets").
+
+    Args:
+      measured: the layer; its `kernel` is used.
+
+    Returns:
+      [D], 0 or more.
+    """
     return np.abs(measured.kernel).sum(axis=(0, 1, 2))
 
 
 def dct_scores(measured: Measured) -> np.ndarray:
-    """[D]: the mean over images of the sum of absolute DCT coefficients of a filter's map, transformed as a whole.
+    """Scores a filter by the sum of absolute DCT coefficients of its whole map, averaged over images.
 
-    Orthonormal, so that a map whose energy is spread over many frequencies scores higher than one that is concentrated.
+    The transform is orthonormal, so a map with its energy spread over many frequencies scores higher than one with
+    concentrated energy.
+
+    Args:
+      measured: the layer; its `maps` are used.
+
+    Returns:
+      [D], 0 or more.
     """
     coefs = np.asarray(dctn(measured.maps, axes=(1, 2), norm="ortho"))
     return np.abs(coefs).sum(axis=(1, 2)).mean(axis=0)
 
 
 def haar(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """One level of the orthonormal Haar transform: [H, W, D] -> low band [h*w, D], high bands [3*h*w, D].
+    """Computes one level of the orthonormal Haar transform; an odd last row or column is repeated.
 
-    An odd last row or column is repeated.
+    Args:
+      maps: [H, W, D].
+
+    Returns:
+      The low band [h*w, D] and the high bands [3*h*w, D], with h = ceil(H/2) and w = ceil(W/2).
     """
     height, width = maps.shape[:2]
     maps = np.pad(maps, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
@@ -71,11 +89,18 @@ def haar(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def wavelet_scores(measured: Measured) -> np.ndarray:
-    """[D]: how little a filter's mean output map resembles the others of its layer, in 0..1.
+    """Scores a filter by how little its mean output map resembles the other maps of its layer.
 
-    FPWT, reconstructed from its abstract, as no more of it is at hand: one level of the Haar transform of each filter's
-    mean map; the mean cosine similarity to the layer's other maps in the low band and in the high bands, weighted by
-    each band's share of the map's energy. A filter that resembles the others is unimportant.
+    This is FPWT, reconstructed from its abstract, because the full text was not available. One level of the Haar
+    transform is applied to each filter's mean map. The resemblance is the mean cosine similarity to the layer's other
+    maps in the low band and in the high bands, weighted by each band's share of the map's energy. A filter that
+    resembles the others is unimportant.
+
+    Args:
+      measured: the layer; its `maps` are used.
+
+    Returns:
+      [D] in [0, 1].
     """
     bands = haar(np.asarray(measured.maps, np.float64).mean(axis=0))
     filters = bands[0].shape[1]
@@ -87,22 +112,27 @@ def wavelet_scores(measured: Measured) -> np.ndarray:
         similarity = np.abs(directions.T @ directions)
         others = (similarity.sum(axis=1) - np.diag(similarity)) / max(1, filters - 1)
         resembles += share * others
-    # A filter whose map is nothing tells nothing apart.
+    # A filter whose map is zero carries no information.
     return np.where(energies.sum(axis=0) > 0, 1 - resembles, 0.0)
 
 
 def reconstruction_scores(measured: Measured) -> np.ndarray:
-    """[D]: the order in which filters go, 0 first, so that the next layer's output changes least.
+    """Ranks filters in the order of removal that changes the next layer's output least.
 
-    ThiNet's greedy rule (Luo et al. 2017): to the removed filters is added, one by one, that for which the sum of the
-    removed contributions has the least squares over the samples. Weights are not rescaled afterwards; refinement does
-    more.
+    This is ThiNet's greedy rule (Luo et al. 2017): each step removes the filter for which the sum of all removed
+    contributions has the smallest squares over the samples. Weights are not rescaled afterwards; refinement does more.
+
+    Args:
+      measured: the layer; its `contributions` are used.
+
+    Returns:
+      [D], the rank of each filter, where 0 is removed first.
     """
     contributions = np.asarray(measured.contributions, np.float64)
     products = contributions.T @ contributions
     filters = len(products)
     scores, removed = np.zeros(filters), np.zeros(filters, bool)
-    # The squares of the sum of all removed, and what adding a filter to it adds.
+    # The squared sum of all removed contributions, and what each further filter adds to it.
     crossed = np.zeros(filters)
     for place in range(filters):
         added = np.diag(products) + 2 * crossed
@@ -122,13 +152,20 @@ METHODS: Mapping[str, Callable[[Measured], np.ndarray]] = {
 
 @functools.lru_cache(maxsize=16)
 def prunable(network: MaskedGraph) -> Mapping[str, tuple[Layer, ...]]:
-    """Block name -> the convolutions whose filters go together in number, in order.
+    """Finds the blocks whose filters can be pruned.
 
-    Their maps have one reader, also a convolution, and nothing but elementwise operations in between; one of the two
-    has a window, and the first is not the network's first. A block is named after the module that holds it.
+    Within a block, each map has one reader, also a convolution, and only elementwise operations in between. One of the
+    two convolutions has a window, and the first is not the network's first.
+
+    Args:
+      network: the graph with its masks.
+
+    Returns:
+      Block name -> its convolutions whose filters are removed together in number, in order. A block is named after the
+      module that holds it.
 
     Raises:
-      ValueError: a network that has none, or with groups.
+      ValueError: the network has no such block, or has groups.
     """
     after = {
         space.writers[0]: network.layers[space.readers[0]]
@@ -145,7 +182,7 @@ def prunable(network: MaskedGraph) -> Mapping[str, tuple[Layer, ...]]:
         if len(row) > 1:
             found[_module(row)] = tuple(row[:-1])
     if not found:
-        instead = ": prune its channels (method channel)" if network.masks else ""
+        instead = "; prune its channels instead (method channel)" if network.masks else ""
         raise ValueError(
             f"filter pruning removes maps between two convolutions, one of them with a window, that nothing else "
             f"reads, and {network.name} has none{instead}"
@@ -167,7 +204,7 @@ def _prunable_space(network: MaskedGraph, space: Space) -> bool:
 
 
 def _is_elementwise(network: MaskedGraph, space: Space) -> bool:
-    """Whether all that is done to the maps of a run keeps every pixel by itself."""
+    """Returns whether all operations on the maps of a run act on each pixel separately."""
     reader = network.layers[space.readers[0]].operation
     return all(
         network.operations.operations[index].kind in UNARY | SEVERAL
@@ -177,7 +214,7 @@ def _is_elementwise(network: MaskedGraph, space: Space) -> bool:
 
 
 def _operations_on(network: MaskedGraph, space: Space) -> list[int]:
-    """The indices of the operations that take a value of a space."""
+    """Returns the indices of the operations that read a value of a space."""
     walk, channels = network.walk, set(space.channels.tolist())
     found = []
     for index, operation in enumerate(network.operations.operations):
@@ -188,7 +225,7 @@ def _operations_on(network: MaskedGraph, space: Space) -> list[int]:
 
 
 def _module(layers: Sequence[Layer]) -> str:
-    """The path of the module that holds layers, or the name of the first."""
+    """Returns the path of the module that holds the layers, or the name of the first layer."""
     parts = [layer.name.split("/")[:-1] for layer in layers]
     common = []
     for names in zip(*parts, strict=False):
@@ -199,12 +236,12 @@ def _module(layers: Sequence[Layer]) -> str:
 
 
 def reader_of(network: MaskedGraph, layer: Layer) -> Layer:
-    """The layer that reads what a prunable convolution writes."""
+    """Returns the layer that reads the output of a prunable convolution."""
     return network.layers[network.spaces[layer.target].readers[0]]
 
 
 def block_macs(network: MaskedGraph, name: str, filters: int) -> int:
-    """Dense MACs of a block whose maps have so many channels: its convolutions, and the one that reads the last map."""
+    """Counts the dense MACs of a block with `filters` channels, including the layer that reads its last map."""
     layers = prunable(network)[name]
     inner = {layer.name for layer in layers}
     total = 0
@@ -216,24 +253,35 @@ def block_macs(network: MaskedGraph, name: str, filters: int) -> int:
 
 
 def strongest(scores: np.ndarray, count: int) -> np.ndarray:
-    """The `count` filters with the highest scores, ascending by number; of equals the first."""
+    """Returns the filters with the highest scores; of equal scores, the first.
+
+    Args:
+      scores: [D].
+      count: how many filters to return, 0 to D.
+
+    Returns:
+      int [count], in ascending order.
+    """
     return np.sort(np.argsort(-np.asarray(scores, np.float64), kind="stable")[:count])
 
 
 def rates(filters: int, steps: int = 8) -> tuple[int, ...]:
-    """Numbers of filters that a block may be left with: 1/steps, 2/steps .. of them, rounded, at least one."""
+    """Returns the numbers of filters that a block may keep: 1/steps, 2/steps .. of them, rounded, and at least one."""
     return tuple(sorted({max(_FEWEST, round(filters * step / steps)) for step in range(1, steps + 1)}))
 
 
 def one_share(network: MaskedGraph, target: float) -> dict[str, int]:
-    """Filters left in each block, the same share of all, so that the network comes nearest to `target`.
+    """Chooses the number of filters that each block keeps: the one share of all that comes nearest to the target.
 
     Args:
-      network: the network.
-      target: MACs over the network's, 0 to 1.
+      network: the graph with its masks.
+      target: MACs over the unpruned network's, 0 to 1.
+
+    Returns:
+      Block name -> number of filters.
 
     Raises:
-      ValueError: no share reaches the target; the message says the lowest.
+      ValueError: no share reaches the target; the message gives the lowest ratio.
     """
     widths = {name: layers[0].out_channels for name, layers in prunable(network).items()}
 
@@ -241,24 +289,28 @@ def one_share(network: MaskedGraph, target: float) -> dict[str, int]:
         return {name: max(_FEWEST, round(share * width)) for name, width in widths.items()}
 
     _check_reach(network, target, at(0.0))
-    # The number of filters steps at these shares only.
+    # The number of filters changes at these shares only.
     shares = sorted({(count + 0.5) / width for width in set(widths.values()) for count in range(width)} | {1.0})
     return min((at(np.nextafter(share, 0)) for share in shares), key=lambda left: abs(_ratio(network, left) - target))
 
 
 def choose_rates(network: MaskedGraph, losses: Mapping[str, Sequence[float]], target: float) -> dict[str, int]:
-    """Filters left in each block, so that the sum of losses is least for what the network costs.
+    """Chooses the number of filters that each block keeps, so that the sum of losses is least for the network's MACs.
 
-    One price for MACs, found by halving; every block takes the rate that minimises its loss plus the price of its MACs.
+    Every block takes the rate that minimises its loss plus a price times its MACs. Bisection finds the price, which is
+    the same for all blocks.
 
     Args:
-      network: the network.
-      losses: block name -> what the network loses (in any unit) with only that block pruned, at each of `rates` of its
+      network: the graph with its masks.
+      losses: block name -> the network's loss, in any unit, with only that block pruned, at each of the `rates` of its
         filters, in order.
-      target: MACs over the network's, 0 to 1; the result is at most that.
+      target: MACs over the unpruned network's, 0 to 1; the result does not exceed it.
+
+    Returns:
+      Block name -> number of filters.
 
     Raises:
-      ValueError: no choice reaches the target; the message says the lowest.
+      ValueError: no choice reaches the target; the message gives the lowest ratio.
     """
     accepted = {name: rates(layers[0].out_channels) for name, layers in prunable(network).items()}
     macs = {name: np.array([block_macs(network, name, count) for count in counts]) for name, counts in accepted.items()}
@@ -269,7 +321,7 @@ def choose_rates(network: MaskedGraph, losses: Mapping[str, Sequence[float]], ta
         left = {}
         for name, counts in accepted.items():
             cost = np.asarray(losses[name], np.float64) + price * macs[name] / total
-            # Of equals the most filters.
+            # Among equal costs, the most filters.
             left[name] = counts[len(counts) - 1 - int(np.argmin(cost[::-1]))]
         return left
 
@@ -292,26 +344,26 @@ def _check_reach(network: MaskedGraph, target: float, fewest: Mapping[str, int])
     lowest = _ratio(network, fewest)
     if target < lowest:
         raise ValueError(
-            f"filter pruning of {network.name} can come down to {lowest:.3f}x of the MACs, not to {target:g}x: one "
-            "filter stays in each block, and the maps between blocks keep all their channels"
+            f"filter pruning of {network.name} can reach {lowest:.3f}x of the MACs, not {target:g}x: one filter stays "
+            "in each block, and the maps between blocks keep all their channels"
         )
 
 
 def keep_filters(
     network: MaskedGraph, variables: Mapping[str, Mapping], kept: Mapping[str, np.ndarray]
 ) -> dict[str, dict]:
-    """Variables of the network with only these filters.
+    """Removes all filters but those given from the variables.
 
     Args:
-      network: as it was before.
+      network: the network before removal.
       variables: its collections, nested dicts of arrays; kernels are [..., C, D].
-      kept: name of each convolution of `prunable` -> the filters that stay, ascending.
+      kept: name of each convolution of `prunable` -> the filters to keep, in ascending order.
 
     Returns:
-      The collections that the graph reads; arrays that nothing was removed of are the same objects.
+      The collections that the graph reads. Arrays that lose nothing are the same objects.
 
     Raises:
-      ValueError: a variable along the channels of which it is not known where they lie in it.
+      ValueError: a variable acts on pruned channels, and its channel axis is unknown.
     """
     paths = network.operations.variables.values()
 
@@ -341,10 +393,17 @@ def _kernel(network: MaskedGraph, layer: Layer) -> str:
 
 
 def channel_variables(network: MaskedGraph, layer: Layer) -> list[str]:
-    """The paths of the vectors [D] that act on what a prunable convolution writes, such as those of its batch norm.
+    """Finds the vectors [D] that act on the output of a prunable convolution, such as those of its batch norm.
+
+    Args:
+      network: the graph with its masks.
+      layer: a convolution of `prunable`.
+
+    Returns:
+      The paths of the variables, sorted.
 
     Raises:
-      ValueError: a variable that acts on it and is no such vector.
+      ValueError: a variable acts on the output and is not such a vector.
     """
     operations, walk = network.operations, network.walk
     kernel = operations.operations[layer.operation].inputs
@@ -368,6 +427,8 @@ def channel_variables(network: MaskedGraph, layer: Layer) -> list[str]:
         if path is None or path == _kernel(network, layer) or not shape:
             continue
         if shape != (layer.out_channels,):
-            raise ValueError(f"filters of {layer.name} cannot be removed: {path} acts on its maps and is no vector")
+            raise ValueError(
+                f"filters of {layer.name} cannot be removed: {path} acts on its maps and is not a vector of channels"
+            )
         found.append(path)
     return sorted(found)

@@ -1,4 +1,4 @@
-"""From learned masks to hard ones: rounding, the gate, and the rounding offset that meets a target exactly."""
+"""From learned masks to hard masks: rounding, the gate, and the rounding offset that meets a target."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fdjax.ops.macs import pointwise_macs
 
 FcMasks = Mapping[str, np.ndarray]
 Levels = Sequence[int] | None
-# The time of kept counts over the dense network's.
+# Kept counts -> their time over the dense network's.
 Time = Callable[[Counts], float]
 
 
@@ -22,11 +22,11 @@ class HardMasks:
     """Rounded and gated masks.
 
     Attributes:
-      counts: path of every FCMask -> kept counts [channels].
+      counts: path of every FCMask -> kept counts [channels], 0 to N.
       released: names of the layers that the gate released.
-      offset: what was added to every FCMask before rounding.
-      macs: of the network with these masks.
-      time: over the dense network's, as a table has it; None where none was asked.
+      offset: the number added to every FCMask before rounding.
+      macs: MACs of the network with these masks.
+      time: time over the dense network's by a time table; None without one.
     """
 
     counts: dict[str, np.ndarray]
@@ -37,9 +37,18 @@ class HardMasks:
 
 
 def round_masks(network: MaskedGraph, fcmasks: FcMasks, levels: Levels = None, offset: float = 0.0) -> Counts:
-    """Path -> FCMask [channels] in [0, 1] to path -> kept counts: m + offset rounded to a level.
+    """Rounds FCMasks, after adding an offset, to kept counts.
 
     The arithmetic is float32, as in `fdjax.ops.fcmask.kept_counts`, so that both round alike.
+
+    Args:
+      network: the graph with its masks.
+      fcmasks: path -> FCMask [channels], in [0, 1].
+      levels: kept counts below N for masks without levels of their own; None for the graph's.
+      offset: added to every FCMask, -1 to 1.
+
+    Returns:
+      Path -> kept counts, int [channels].
     """
     counts = {}
     for path in network.masks:
@@ -55,17 +64,20 @@ def round_masks(network: MaskedGraph, fcmasks: FcMasks, levels: Levels = None, o
 
 
 def even_groups(network: MaskedGraph, fcmasks: FcMasks, counts: Counts, multiple: int) -> Counts:
-    """Makes groups of tied channels as wide as hardware likes.
+    """Makes the groups of tied channels as wide as hardware prefers.
 
-    For every tied mask the number of channels that keep a given count or more becomes the nearest multiple of
-    `multiple`, a half upwards, or all channels; where it changes, the channels whose masks are nearest move. No fewer
-    keep something than the network's floor for the mask.
+    For every tied mask and every kept count, the number of channels with at least that count becomes the nearest
+    multiple of `multiple` (rounded half up), or all channels. The channels with the nearest masks change. The network's
+    floor for the mask still holds.
 
     Args:
-      network: the network.
-      fcmasks: path -> FCMask [channels].
-      counts: path -> kept counts, from `round_masks`.
-      multiple: 1 or more.
+      network: the graph with its masks.
+      fcmasks: path -> FCMask [channels], in [0, 1].
+      counts: path -> kept counts [channels], from `round_masks`.
+      multiple: 1 or more; 1 changes nothing.
+
+    Returns:
+      Path -> kept counts [channels].
     """
     evened = dict(counts)
     if multiple == 1:
@@ -74,7 +86,7 @@ def even_groups(network: MaskedGraph, fcmasks: FcMasks, counts: Counts, multiple
         if not mask.tied:
             continue
         old = counts[path]
-        # Highest mask first; among equals the first channel.
+        # Highest mask first; among equal masks, the first channel.
         order = np.argsort(-np.asarray(fcmasks[path], np.float64), kind="stable")
         new = np.zeros_like(old)
         for count in np.unique(old[old > 0]):
@@ -88,7 +100,7 @@ def even_groups(network: MaskedGraph, fcmasks: FcMasks, counts: Counts, multiple
 
 
 def sharing_layers(network: MaskedGraph) -> list[tuple[str, ...]]:
-    """The wrapped layers, in order, those that share masks together: what one mask serves is released as a whole."""
+    """Groups the wrapped layers that share masks, in order; a group is released as a whole."""
     groups: list[tuple[set[str], list[str]]] = []
     for name in network.wrapped_layers:
         paths, names = _paths(network, name), [name]
@@ -104,9 +116,10 @@ def _paths(network: MaskedGraph, layer: str) -> set[str]:
 
 
 def _gated_units(network: MaskedGraph) -> list[tuple[set[str], tuple[str, ...]]]:
-    """What is released as a whole: masks, and the wrapped layers on which they lie.
+    """Lists what is released as a whole: sets of masks, and the wrapped layers on which they lie.
 
-    A mask on a space is a unit. Masks of layers' own sides are one with all that their layers have.
+    A mask on a space is a unit by itself. The masks on layers' own sides form one unit with the other masks of their
+    layers.
     """
     spaces = [mask for mask in network.masks.values() if mask.members is not None]
     if spaces:
@@ -120,13 +133,13 @@ def _gated_units(network: MaskedGraph) -> list[tuple[set[str], tuple[str, ...]]]
 def gate_counts(
     network: MaskedGraph, counts: Counts, convention: str = "total", time: Time | None = None
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Releases what is no cheaper pruned than whole, by MACs: partial counts rise to N, dead channels stay dead.
+    """Releases what is no cheaper pruned than whole: partial counts rise to N, and dead channels stay dead.
 
     Args:
-      network: the network.
-      counts: path of every FCMask -> kept counts.
-      convention: "total" compares cheapest exact forms, "paper" the paper's count.
-      time: compares this, in place of MACs.
+      network: the graph with its masks.
+      counts: path of every FCMask -> kept counts [channels], 0 to N.
+      convention: "total" compares the cheapest exact forms, "paper" the paper's counts.
+      time: a function to compare in place of MACs.
 
     Returns:
       The counts after release, and the names of the released layers, in order.
@@ -148,7 +161,7 @@ def gate_counts(
 
 
 def _is_whole(network: MaskedGraph, counts: Counts, layer: str) -> bool:
-    """Whether a layer keeps nothing or all of every channel."""
+    """Returns whether a layer keeps none or all coefficients of every channel."""
     sides = (network.side_counts(counts, layer, side) for side in SIDES)
     return all(np.isin(side, (0, network.num_coefs_of(layer))).all() for side in sides)
 
@@ -167,7 +180,7 @@ def _paper_macs(network: MaskedGraph, counts: Counts, names: Sequence[str], rele
 
 
 def _total_macs(network: MaskedGraph, counts: Counts, names: Sequence[str]) -> int:
-    """Of these layers and the depthwise layers between them, which the form of a run takes in."""
+    """Counts these layers and the depthwise layers between them, which the form of a run includes."""
     targets = {network.layers[name].target for name in names} & {network.layers[name].source for name in names}
     between = (name for name, layer in network.layers.items() if not layer.mixes and layer.target in targets)
     return sum(macs for macs, _ in layer_totals(network, counts, {*names, *between}).values())
@@ -186,19 +199,22 @@ def harden(
     released: Collection[str] = (),
     time: Time | None = None,
 ) -> HardMasks:
-    """Rounds masks and gates the result.
+    """Rounds masks, and releases what is cheaper whole.
 
     Args:
-      network: the network.
-      fcmasks: path -> FCMask [channels] in [0, 1].
-      target_macs: a MAC ratio, to which they are then rounded as `harden_to_target` does it; None: as they stand.
-      levels: the accepted kept counts below N (`fdjax.ops.fcmask.level_counts`); None: the graph's own.
-      gate: "macs" or "none".
-      convention: of the gate, "total" or "paper".
-      offset: added to every FCMask before rounding.
-      group_multiple: of which the sizes of tied groups are made multiples (`even_groups`).
+      network: the graph with its masks.
+      fcmasks: path -> FCMask [channels], in [0, 1].
+      target_macs: the MAC ratio to meet, above 0 to 1, as in `harden_to_target`; None rounds the masks as they are.
+      levels: kept counts below N to allow (`fdjax.ops.fcmask.level_counts`); None for the graph's.
+      gate: "macs", or "none" to release nothing.
+      convention: how the gate counts, "total" or "paper".
+      offset: added to every FCMask before rounding, if there is no target.
+      group_multiple: multiple that the sizes of tied groups are rounded to (`even_groups`).
       released: layers to release whatever they cost.
-      time: what the gate compares in place of MACs.
+      time: a function for the gate to compare in place of MACs.
+
+    Returns:
+      The kept counts, the released layers, and their MACs.
     """
     if target_macs is not None:
         rounding = {"levels": levels, "gate": gate, "convention": convention, "group_multiple": group_multiple}
@@ -215,12 +231,12 @@ def harden(
 
 
 def mac_ratio(macs: NetworkMacs, convention: str) -> float:
-    """The ratio that a target speaks of: `macs.ratio` ("total") or `macs.paper_ratio` ("paper")."""
+    """Returns the ratio that a target refers to: `macs.ratio` ("total") or `macs.paper_ratio` ("paper")."""
     return macs.paper_ratio if convention == "paper" else macs.ratio
 
 
 def cost_ratio(hard: HardMasks, convention: str) -> float:
-    """What a target speaks of: time where it is known, else the MAC ratio."""
+    """Returns the ratio that a target refers to: time if it is known, or else MACs."""
     return mac_ratio(hard.macs, convention) if hard.time is None else hard.time
 
 
@@ -237,11 +253,26 @@ def harden_to_target(
     time: Time | None = None,
     iterations: int = 20,
 ) -> HardMasks:
-    """Finds the offset, from -1 to 1, whose hard masks come nearest to `target`: a MAC ratio, or with `time` that.
+    """Finds the offset whose hard masks come nearest to a target.
 
-    The offset tells how far learning still has to go: negative while the masks are too high, 0 when they meet the
-    target as they stand. Masks of one value move together, so that the ratio has steps and the target is met as nearly
-    as they allow.
+    The offset tells how far learning still has to go: it is negative while the masks are too high, and 0 when they meet
+    the target as they are. Equal masks change together, so that the ratio moves in steps and the target is met as
+    closely as they allow.
+
+    Args:
+      network: the graph with its masks.
+      fcmasks: path -> FCMask [channels], in [0, 1].
+      target: the MAC ratio to meet, above 0 to 1; with `time`, the time ratio.
+      levels: as for `harden`.
+      gate: as for `harden`.
+      convention: "total" or "paper", for the gate and the target.
+      group_multiple: as for `harden`.
+      released: as for `harden`.
+      time: kept counts -> their time over the dense network's, for the gate and the target.
+      iterations: number of bisections of the offset in [-1, 1].
+
+    Returns:
+      The hard masks, with their offset.
     """
 
     def at(offset: float) -> tuple[float, HardMasks]:

@@ -1,4 +1,4 @@
-"""Any function of a model with its layers masked: a transformation of functions, as `jax.grad` is one."""
+"""Masks for any function of a model: a function transformation, like `jax.grad`."""
 
 from __future__ import annotations
 
@@ -23,24 +23,21 @@ Masks = Mapping[str, jax.Array]
 
 
 def masked(function: Callable[..., Any], graph: MaskedGraph) -> Callable[..., Any]:
-    """The function with the layers of its model masked.
+    """Transforms a function of a model so that the model's layers are masked.
 
-    Layers are found by the paths of their kernels, so that the function need not be the one that the graph was traced
-    from: it may train (batch statistics, dropout keys, labels), and return anything.
+    Layers are found by the paths of their kernels, so the function does not have to be the traced one. It may train
+    (with batch statistics, dropout keys, labels) and may return anything.
 
     Args:
-      function: `function(variables, *args)`, of JAX operations. `variables` holds the kernels of the graph's layers at
-        the paths that they were traced with; a leading collection "params" may be missing.
-      graph: of the model, with its masks.
+      function: `function(variables, *args)`, made of JAX operations. `variables` holds the kernels at the paths that
+        the graph was traced with; a leading collection "params" may be missing.
+      graph: the model with its masks.
 
     Returns:
-      `masked_function(masks, variables, *args)`. `masks` has an array [channels] for each path of `graph.masks`:
-      FCMasks in [0, 1] are soft, kept counts (integers) are hard. It works under `jit`, `grad`, `vmap` and
-      `jax.checkpoint`.
-
-    Raises:
-      ValueError: when it is called, for masks of another graph, or a function in which a masked layer is not found, or
-        lies inside of a loop.
+      `masked_function(masks, variables, *args)`, where `masks` has an array [channels] for each path of `graph.masks`.
+      FCMasks in [0, 1] are soft masks; integers are kept counts, which are hard masks. The function works under `jit`,
+      `grad`, `vmap` and `jax.checkpoint`. It raises `ValueError` if the masks do not fit the graph, if a masked layer
+      is not found, or if one lies inside a loop.
     """
 
     @functools.wraps(function)
@@ -58,10 +55,10 @@ def masked(function: Callable[..., Any], graph: MaskedGraph) -> Callable[..., An
 
 
 def _coefficient_masks(graph: MaskedGraph, masks: Masks) -> dict[str, CoefMask]:
-    """Path -> coefficient mask."""
+    """Returns path -> coefficient mask."""
     if set(masks) != set(graph.masks):
         missing, foreign = sorted(set(graph.masks) - set(masks)), sorted(set(masks) - set(graph.masks))
-        raise ValueError(f"the masks are not the graph's: missing {missing[:3]}, unknown {foreign[:3]}")
+        raise ValueError(f"the masks do not fit the graph: missing {missing[:3]}, unknown {foreign[:3]}")
     found: dict[str, CoefMask] = {}
     for path, mask in graph.masks.items():
         given = jnp.asarray(masks[path])
@@ -78,10 +75,10 @@ def _coefficient_masks(graph: MaskedGraph, masks: Masks) -> dict[str, CoefMask]:
 
 
 class _Walk:
-    """Evaluates a jaxpr, with masks on the layers that it comes by.
+    """Evaluates a jaxpr with masks on the layers that it meets.
 
-    Values that depend on variables alone are followed, so that a kernel is known by the path of the variable that it is
-    made of, also after a cast, a reshape or a transposition.
+    The walk follows values that depend on variables alone. A kernel is therefore known by the path of its variable also
+    after a cast, a reshape or a transpose.
     """
 
     def __init__(self, graph: MaskedGraph, masks: Mapping[str, CoefMask]):
@@ -92,13 +89,13 @@ class _Walk:
         self._seen: Counter[str] = Counter()
 
     def check_found(self) -> None:
-        """Raises `ValueError` unless every masked layer was come by."""
+        """Raises `ValueError` unless every masked layer was met."""
         missing = [name for name in self._graph.layers if name in self._masked and not self._seen_as(name)]
         if missing:
             raise ValueError(
-                f"the function has no layer {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}, which is "
-                "masked: its kernel has to reach a convolution or a product from the variables, at the path that the "
-                "graph was traced with"
+                f"the function has no masked layer {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}: the "
+                "kernel must be in the variables at the path that the graph was traced with, and lead to a "
+                "convolution or a product"
             )
 
     def _seen_as(self, name: str) -> bool:
@@ -108,11 +105,11 @@ class _Walk:
     def evaluate(
         self, jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any], names: Sequence[str | None]
     ) -> list[Any]:
-        """The results of a jaxpr; `names` are the paths of the arguments that are made of variables alone."""
+        """Evaluates a jaxpr; `names` holds the paths of the arguments that depend on variables alone."""
         values: dict[Any, Any] = dict(zip(jaxpr.constvars, constants, strict=True))
         values.update(zip(jaxpr.invars, arguments, strict=True))
         paths: dict[Any, str | None] = dict(zip(jaxpr.invars, names, strict=True))
-        # Constants go along with the variables.
+        # Constants count as variables.
         paths.update(dict.fromkeys(jaxpr.constvars, ""))
 
         def read(atom: Any) -> Any:
@@ -143,8 +140,8 @@ class _Walk:
         body, skipped = _body(equation)
         if body is None:
             raise ValueError(
-                f"a masked layer lies inside of {equation.primitive.name}{_where(equation)}: mask the function "
-                "inside of the loop instead of the one around it"
+                f"a masked layer lies inside {equation.primitive.name}{_where(equation)}; mask the function inside "
+                "the loop, not the one around it"
             )
         arguments, names = inputs[skipped:], paths[skipped:]
         if equation.primitive.name in _CHECKPOINTS:
@@ -157,19 +154,19 @@ class _Walk:
         return self.evaluate(body.jaxpr, body.consts, arguments, names)
 
     def _next_name(self, base: str) -> str:
-        """The layer that a kernel is come by for: where the function applies the model again, its layers come anew."""
+        """Names the layer of a kernel that the walk meets; layers recur if the function applies the model again."""
         number = self._seen[base] % max(self._traced[base], 1) + 1
         self._seen[base] += 1
         return base if number == 1 else f"{base}#{number}"
 
     def _layer_of(self, equation: Any, paths: Sequence[str | None]) -> str | None:
-        """The path of the kernel that an equation takes to a value of another kind, or None."""
+        """Returns the path of the kernel that an equation combines with another value, or None."""
         if equation.primitive.name not in _MIXING or [path is None for path in paths].count(True) != 1:
             return None
         return next(path for path in paths if path is not None) or None
 
     def _holds_masked(self, equation: Any, paths: Sequence[str | None]) -> bool:
-        """Whether a masked layer lies in what an equation calls."""
+        """Returns whether an equation calls something that holds a masked layer."""
         return any(self._body_holds_masked(body, paths[skipped:]) for body, skipped in _bodies(equation))
 
     def _body_holds_masked(self, body: Any, names: Sequence[str | None]) -> bool:
@@ -191,7 +188,7 @@ _CHECKPOINTS = ("checkpoint", "remat", "remat2")
 
 
 def _path_of(equation: Any, paths: Sequence[str | None]) -> str | None:
-    """The path of what an equation makes of variables alone, that of the largest; None if it is made of others too."""
+    """Returns the path of the largest of an equation's inputs if all depend on variables alone, or else None."""
     if not paths or None in paths:
         return None
     sizes = [atom.aval.size if path else -1 for atom, path in zip(equation.invars, paths, strict=True)]
@@ -204,10 +201,10 @@ def _where(equation: Any) -> str:
 
 
 def _body(equation: Any) -> tuple[Any, int]:
-    """What an equation calls once, with its inputs but the first few: a closed jaxpr and their number; or None."""
+    """Returns (closed jaxpr, number of leading inputs that it skips) of an equation that calls once, or None."""
     params, name = equation.params, equation.primitive.name
     if name == "cond" and params.get("branches_platforms") is not None:
-        # What lax.platform_dependent makes: the branch of the platform at hand.
+        # From lax.platform_dependent: take the branch of the current platform.
         platforms, at_hand = params["branches_platforms"], jax.default_backend()
         named = [index for index, names in enumerate(platforms) if names is not None and at_hand in names]
         default = [index for index, names in enumerate(platforms) if names is None]
@@ -217,7 +214,7 @@ def _body(equation: Any) -> tuple[Any, int]:
 
 
 def _bodies(equation: Any) -> list[tuple[Any, int]]:
-    """All that an equation may call, and how many of its inputs each does not take."""
+    """Lists all jaxprs that an equation may call, each with the number of leading inputs that it skips."""
     body, skipped = _body(equation)
     if body is not None:
         return [(body, skipped)]

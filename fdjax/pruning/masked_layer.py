@@ -1,4 +1,4 @@
-"""One layer of a function with its masks, in whatever layout the function has it."""
+"""One masked layer of a function, in the layout that the function uses."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class CoefMask(NamedTuple):
 
     Attributes:
       coefs: [N, channels].
-      around_means: whether all coefficients of a channel but the first have one value, for certain.
-      whole: likewise all coefficients of a channel.
+      around_means: whether all coefficients of a channel but the first are known to have one value.
+      whole: whether all coefficients of a channel are known to have one value.
     """
 
     coefs: jax.Array
@@ -28,7 +28,7 @@ class CoefMask(NamedTuple):
 
 
 class MaskedLayer:
-    """One masked layer, in the layout that the function has it in."""
+    """One masked layer, in the layout that the function uses."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class MaskedLayer:
     ):
         self._name, self._equation, self._side = name, equation, kernel_side
         self._block = graph.blocks.get(name, 1)
-        # (H, W) of the map that it works on, also where the function has it as tokens.
+        # (H, W) of the layer's map, even where the function has it as tokens.
         self._size = graph.layers[name].in_size
         coefs = {path: mask.coefs for path, mask in masks.items()}
         self._masks: list[jax.Array | None] = [None, None]
@@ -56,14 +56,21 @@ class MaskedLayer:
                 self._around_means &= all(masks[path].around_means for path in paths)
 
     def apply(self, inputs: Sequence[Any]) -> Any:
-        """The layer's output."""
+        """Computes the layer's output.
+
+        Args:
+          inputs: the inputs of the layer's equation.
+
+        Returns:
+          The output, in the layout of the equation.
+        """
         inputs = self._by_channels(list(inputs))
         if all(mask is None for mask in self._masks):
             return self._equation.primitive.bind(*inputs, **self._equation.params)
         return self._transformed(inputs[1 - self._side], inputs[self._side])
 
     def _by_channels(self, inputs: list[Any]) -> list[Any]:
-        """Masks of whole channels go into the kernel, but that of the input of a grouped convolution."""
+        """Multiplies the kernel by masks of whole channels, or the input, if the convolution is grouped."""
         x, kernel, params = inputs[1 - self._side], inputs[self._side], self._equation.params
         if self._equation.primitive.name == "dot_general":
             contracted = params["dimension_numbers"][0]
@@ -104,8 +111,8 @@ class MaskedLayer:
             x = x.reshape(x.shape[0], *self._size, x.shape[-1])
         if x.ndim < 4:
             raise ValueError(
-                f"layer {self._name} multiplies a value of shape {x.shape} here, and a map where the graph was traced; "
-                "masks between 0 and N coefficients need the map"
+                f"layer {self._name} reads a value of shape {x.shape} here, and read a map when the graph was traced; "
+                "masks with counts between 0 and N need the map"
             )
         masks = [None if mask is None else mask.astype(x.dtype) for mask in self._masks]
         y = masked_pointwise(x, kernel, self._block, *masks, block_means=self._around_means)

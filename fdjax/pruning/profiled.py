@@ -1,11 +1,13 @@
-"""Pruning by profiling: what was measured of a trained network says what it can do without (the paper, section 3.2).
+"""Pruning by profiling: measurements of a trained network decide what it can do without (the paper, section 3.2).
 
-Methods share one signature and differ only by their scores. A method scores every masked side by an array that
-broadcasts to [N, channels], and its shape says what is pruned as one piece: [1, channels] whole channels, [N, 1] the
-same coefficients of all channels, [N, channels] single coefficients of single channels. Of each side, or of the network
-as a whole, the pieces with the lowest scores go; the strongest piece of a side always stays.
+All methods have one signature and differ only in their scores. A method scores every masked side by an array that
+broadcasts to [N, channels], and the shape of that array decides what is pruned as one piece: [1, channels] for whole
+channels, [N, 1] for the same coefficients of all channels, [N, channels] for single coefficients of single channels.
+The pieces with the lowest scores are removed, per side or over the whole network; the strongest piece of a side always
+stays.
 
-Masks here are explicit, path of an FCMask -> bool [N, channels], since not all of them are low-frequency prefixes.
+The masks here are explicit, path of an FCMask -> bool [N, channels], because not all of them are low-frequency
+prefixes.
 """
 
 from __future__ import annotations
@@ -32,20 +34,22 @@ Scope = Literal["layer", "global"]
 Convention = Literal["bare", "paper", "total"]
 SCOPES: tuple[Scope, ...] = ("layer", "global")
 
-_NO_DENSE_FORM = "its masks are no low-frequency prefixes, which alone have a dense form and a count of it"
-# Halvings of the share that is looked for: finer than one piece of the widest layers.
+_NO_DENSE_FORM = "its masks are not low-frequency prefixes, and only those have a dense form, whose MACs can be counted"
+# Bisections of the share: finer than one piece of the widest layers.
 _HALVINGS = 18
 
 
 def mask_energies(network: MaskedGraph, energies: Energies) -> dict[str, np.ndarray]:
-    """The energy of what each FCMask multiplies, as shares of its side's whole; the mean over sides that share a mask.
+    """Computes the energy that each FCMask multiplies, as a share of its side's total.
+
+    If several sides share a mask, the result is the mean over them.
 
     Args:
-      network: the network.
-      energies: mean squared coefficients of every masked side, for the block that it has.
+      network: the graph with its masks.
+      energies: mean squared coefficients of every masked side, for the side's block.
 
     Returns:
-      path of every FCMask -> float64 [N, channels], with sum 1 (0 where a side is silent).
+      Path of every FCMask -> float64 [N, channels], with sum 1, or 0 if the side has no energy.
     """
     found: dict[str, list[np.ndarray]] = {}
     for path, mask in network.masks.items():
@@ -56,25 +60,31 @@ def mask_energies(network: MaskedGraph, energies: Energies) -> dict[str, np.ndar
 
 
 def band_scores(energy: np.ndarray) -> np.ndarray:
-    """Scores by which the pieces above any threshold are a low-frequency prefix of each channel: [N, channels], both.
+    """Computes scores for which the pieces above any threshold form a low-frequency prefix in each channel.
 
-    Each channel's energies are replaced by the non-increasing sequence nearest to them. What lies above a threshold t
-    is then the prefix that maximises its energy less t for each coefficient: of all choices of prefixes with as many
-    coefficients, the one that keeps most energy.
+    Each channel's energies are replaced by the nearest non-increasing sequence. What lies above a threshold t is then
+    the prefix that maximises its energy minus t per coefficient. Among all choices of prefixes with as many
+    coefficients, this one keeps the most energy.
+
+    Args:
+      energy: [N, channels], 0 or more.
+
+    Returns:
+      [N, channels], non-increasing along the coefficients.
     """
     fitted = [isotonic_regression(channel, increasing=False).x for channel in np.asarray(energy, np.float64).T]
-    # Rounding may leave a step upwards in the last digit.
+    # Rounding errors may leave an upward step in the last digit.
     return np.minimum.accumulate(np.stack(fitted, axis=1), axis=0)
 
 
-# Method -> scores of a side from its energy [N, channels].
+# Method -> a function from the energy [N, channels] of a side to its scores.
 METHODS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "channel": lambda energy: energy.sum(axis=0, keepdims=True),
     "coefficient": lambda energy: energy.sum(axis=1, keepdims=True),
     "channel_coefficient": lambda energy: np.asarray(energy, np.float64),
     "band": band_scores,
 }
-# Those whose masks are whole channels or low-frequency prefixes: always, or where the energies fall.
+# Methods whose masks are whole channels or low-frequency prefixes, either always or if energies fall with frequency.
 DENSE_METHODS = ("channel", "band", "coefficient")
 
 
@@ -88,24 +98,32 @@ def check_methods(methods: Sequence[str]) -> None:
 
 
 def score(method: str, energies: Masks) -> dict[str, np.ndarray]:
-    """Scores of every masked side by one of `METHODS`, from `mask_energies`."""
+    """Scores every masked side.
+
+    Args:
+      method: one of `METHODS`.
+      energies: path of every FCMask -> [N, channels], from `mask_energies`.
+
+    Returns:
+      Path -> scores, an array that broadcasts to [N, channels].
+    """
     return {path: METHODS[method](energy) for path, energy in energies.items()}
 
 
 def prune_share(network: MaskedGraph, scores: Scores, share: float, scope: Scope = "layer") -> dict[str, np.ndarray]:
     """Prunes the pieces with the lowest scores.
 
-    Of equal scores the higher coefficient goes first, then the later channel.
+    Among equal scores, the higher coefficient is removed first, then the later channel.
 
     Args:
-      network: the network.
+      network: the graph with its masks.
       scores: path of every FCMask -> an array that broadcasts to [N, channels].
-      share: of the pieces, 0 to 1, rounded to whole pieces.
-      scope: "layer" takes that share of every side (the paper's percentile), "global" of all pieces of the network,
-        whose scores are compared after division by the mean of their side.
+      share: the share of pieces to prune, 0 to 1, rounded to whole pieces.
+      scope: "layer" prunes that share of every side (the paper's percentile). "global" prunes it of all pieces of the
+        network, and compares scores relative to the mean of their side.
 
     Returns:
-      path -> bool [N, channels].
+      Path -> bool [N, channels], true where a coefficient is kept.
     """
     if scope == "layer":
         kept = {path: _strongest(of.ravel(), share) for path, of in scores.items()}
@@ -140,31 +158,53 @@ def _strongest_of_all(scores: Scores, share: float) -> dict[str, np.ndarray]:
 
 
 def prefix_counts(masks: Masks) -> dict[str, np.ndarray] | None:
-    """Kept counts [channels] of masks that are low-frequency prefixes everywhere; None if any is not."""
+    """Converts masks to kept counts.
+
+    Args:
+      masks: path -> bool [N, channels].
+
+    Returns:
+      Path -> int [channels]; None if any mask is not a low-frequency prefix.
+    """
     if any((mask[1:] & ~mask[:-1]).any() for mask in masks.values()):
         return None
     return {path: mask.sum(axis=0) for path, mask in masks.items()}
 
 
 def masks_of_counts(network: MaskedGraph, counts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The masks [N, channels] of kept counts."""
+    """Converts kept counts to masks.
+
+    Args:
+      network: the graph with its masks.
+      counts: path of every FCMask -> kept counts [channels], 0 to N.
+
+    Returns:
+      Path -> bool [N, channels].
+    """
     return {path: np.arange(num_coefs)[:, None] < counts[path] for path, (_, num_coefs) in network.mask_sizes.items()}
 
 
 def whole_masks(network: MaskedGraph) -> dict[str, np.ndarray]:
-    """The masks [N, channels] that prune nothing."""
+    """Makes the masks that prune nothing.
+
+    Args:
+      network: the graph with its masks.
+
+    Returns:
+      Path -> bool [N, channels], all true.
+    """
     return {path: np.ones((num_coefs, channels), bool) for path, (channels, num_coefs) in network.mask_sizes.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskMacs:
-    """MACs of a network under explicit masks, exact; counted layers only.
+    """Exact MACs of a network under explicit masks; counted layers only.
 
     Attributes:
-      dense: of the plain network.
-      pruned: wrapped layers pruned, no transforms: a product where both sides keep a coefficient.
-      paper_total: likewise with N for each kept coefficient of either side, but for released layers.
-      total: every layer in its cheapest exact form; None where masks are no prefixes, which have no dense form.
+      dense: the network without pruning.
+      pruned: wrapped layers pruned, without transforms: one product per coefficient that both sides keep.
+      paper_total: `pruned` plus N per kept coefficient of either side, except in released layers.
+      total: every layer in its cheapest exact form; None if a mask is not a prefix and so has no dense form.
     """
 
     dense: int
@@ -173,14 +213,24 @@ class MaskMacs:
     total: int | None
 
     def ratio(self, convention: Convention) -> float:
-        """MACs over dense MACs: "bare" without transforms, "paper" with the paper's, "total" in the cheapest form."""
+        """Returns MACs over dense MACs.
+
+        Args:
+          convention: "bare" without transforms, "paper" with the paper's, or "total" in the cheapest exact form.
+
+        Returns:
+          The ratio, 0 or more.
+
+        Raises:
+          ValueError: the convention is "total", and a mask is not a prefix.
+        """
         macs = {"bare": self.pruned, "paper": self.paper_total, "total": self.total}[convention]
         if macs is None:
             raise ValueError(_NO_DENSE_FORM)
         return macs / self.dense
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Returns the counts in plain JSON types."""
         return {
             **dataclasses.asdict(self),
             "bare_ratio": self.ratio("bare"),
@@ -190,14 +240,23 @@ class MaskMacs:
 
 
 def mask_macs(network: MaskedGraph, masks: Masks, released: Collection[str] = ()) -> MaskMacs:
-    """Counts a network under explicit masks; `released`: names of layers that the gate has released."""
+    """Counts a network under explicit masks.
+
+    Args:
+      network: the graph with its masks.
+      masks: path of every FCMask -> bool [N, channels].
+      released: names of the layers that the gate has released.
+
+    Returns:
+      The MACs by every convention.
+    """
     counts = prefix_counts(masks)
     total = None if counts is None else network_macs(network, counts, released).to_dict()["total"]
     return dataclasses.replace(_papers_macs(network, masks, released), total=total)
 
 
 def _papers_macs(network: MaskedGraph, masks: Masks, released: Collection[str]) -> MaskMacs:
-    """All but the total, which takes long to count."""
+    """Counts everything but `total`, which takes long to count."""
     dense = pruned = paper = 0
     for name, layer in network.counted_layers.items():
         of_layer = (layer.dense_macs, layer.dense_macs)
@@ -208,7 +267,7 @@ def _papers_macs(network: MaskedGraph, masks: Masks, released: Collection[str]) 
 
 
 def _layer_macs(network: MaskedGraph, name: str, masks: Masks, released: bool = False) -> tuple[int, int]:
-    """(pruned, paper_total) of a wrapped layer; a side without a mask keeps all."""
+    """Returns (pruned, paper_total) of a wrapped layer; a side without a mask keeps everything."""
     layer, block = network.layers[name], network.blocks[name]
     paths = network.mask_of(name, "input"), network.mask_of(name, "output")
     inputs, outputs = (
@@ -225,9 +284,9 @@ class Pruned:
 
     Attributes:
       masks: path of every FCMask -> bool [N, channels].
-      share: of the pieces that was pruned before the gate.
+      share: the share of pieces that was pruned before the gate, 0 to 1.
       released: names of the layers that the gate released.
-      macs: of the network under these masks.
+      macs: MACs of the network under these masks.
     """
 
     masks: dict[str, np.ndarray]
@@ -239,21 +298,22 @@ class Pruned:
 def gate_masks(
     network: MaskedGraph, masks: Masks, convention: Convention
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Releases what is no cheaper pruned than whole: channels that keep something keep all.
+    """Releases what is no cheaper pruned than whole: channels that keep a coefficient then keep all.
 
-    Prefixes are gated as learned masks are (`fdjax.pruning.gate_counts`). Of other masks there is only the paper's
-    count; layers that share a mask are released together.
+    Prefix masks are gated like learned masks (`fdjax.pruning.harden.gate_counts`). For other masks, only the paper's
+    count exists; layers that share a mask are released together.
 
     Args:
-      network: the network.
+      network: the graph with its masks.
       masks: path -> bool [N, channels].
-      convention: "bare" counts no transforms, so that nothing is gained by a release and nothing is released.
+      convention: how MACs are counted, as in `MaskMacs.ratio`. "bare" counts no transforms, so that nothing is
+        released.
 
     Returns:
       The masks after release, and the names of the released layers, in order.
 
     Raises:
-      ValueError: "total" of masks that are no prefixes.
+      ValueError: the convention is "total", and a mask is not a prefix.
     """
     if convention == "bare":
         return dict(masks), ()
@@ -276,12 +336,12 @@ def gate_masks(
 
 
 class UnreachableTarget(ValueError):
-    """A MAC ratio that a method cannot come down to; `lowest` is what it can."""
+    """A MAC ratio that a method cannot reach; `lowest` is the lowest ratio that it can."""
 
     def __init__(self, target: float, lowest: float):
         super().__init__(
-            f"a target of {target:g} cannot be met: with the strongest piece of every side alone {lowest:.3f}x of the "
-            "MACs remain; ask for more, or mask more sides"
+            f"a target of {target:g} cannot be met: with only the strongest piece of every side, {lowest:.3f}x of the "
+            "MACs remain; choose a higher target, or mask more sides"
         )
         self.lowest = lowest
 
@@ -289,22 +349,24 @@ class UnreachableTarget(ValueError):
 def prune_to_target(
     network: MaskedGraph, scores: Scores, target: float, *, scope: Scope = "layer", convention: Convention = "bare"
 ) -> Pruned:
-    """Finds the share whose masks, after the gate, come nearest to a MAC ratio.
+    """Finds the share whose masks come nearest to a MAC ratio after the gate.
 
-    Pieces go whole, so that the ratio has steps (few where a piece is a coefficient of all channels): compare
-    `macs.ratio(convention)` of what comes back with the target.
+    The ratio moves in steps, because pieces are removed whole; there are few steps if a piece is a coefficient of all
+    channels. Compare `macs.ratio(convention)` of the result with the target.
 
     Args:
-      network: the network.
+      network: the graph with its masks.
       scores: as for `prune_share`.
       target: MAC ratio, above 0 to 1.
       scope: as for `prune_share`.
-      convention: of the ratio and the gate: "bare" without transforms, "paper" with the paper's, "total" in the
-        cheapest exact form.
+      convention: the convention of the ratio and of the gate, as in `MaskMacs.ratio`.
+
+    Returns:
+      The masks, the share, and their MACs.
 
     Raises:
-      ValueError: the target is below what is left when every side keeps its strongest piece only, or `convention` is
-        "total" and masks come about that are no prefixes.
+      ValueError: the target is below the ratio of a network in which every side keeps its strongest piece only; or the
+        convention is "total", and a mask is not a prefix.
     """
 
     def at(share: float) -> Pruned:
@@ -332,20 +394,20 @@ def prune_to_target(
 
 
 def contiguous_share(masks: Masks) -> dict[str, Any]:
-    """How many channel masks are a low-frequency prefix already (the paper, section 4.1.1).
+    """Measures how many channel masks are low-frequency prefixes already (the paper, section 4.1.1).
 
-    Channels that keep all coefficients or none are prefixes whatever happens, so that those that keep a part are
-    counted by themselves, too, beside what chance would give: kept coefficients drawn at random, as many a channel.
-    And since the zigzag's order within a diagonal (which of the two directions is first) means little, also counted are
-    masks that would be prefixes with the coefficients of each diagonal in some other order.
+    Channels that keep all coefficients or none are always prefixes. Channels that keep a part are therefore also
+    counted separately, beside the share that chance would give if each channel kept as many coefficients at random. The
+    zigzag's order within a diagonal (which of the two directions comes first) has little meaning, so masks that would
+    be prefixes with some other order within each diagonal are counted as well.
 
     Args:
       masks: path -> bool [N, channels], by "channel_coefficient".
 
     Returns:
-      JSON types: `channels`, and of them the share `contiguous` and `contiguous_by_diagonal`; `partial`, channels that
-      keep a part, and of them the shares `partial_contiguous`, `partial_by_diagonal` and `partial_by_chance` (0 where
-      there are none); and `sides`, a list of the same for each path.
+      JSON types: `channels`, and the shares of them that are `contiguous` and `contiguous_by_diagonal`; `partial`, the
+      number of channels that keep a part, and their shares `partial_contiguous`, `partial_by_diagonal` and
+      `partial_by_chance` (0 if there are none); and `sides`, a list of the same per path.
     """
     sides = [{"mask": path, **_contiguous_side(mask)} for path, mask in masks.items()]
     total: dict[str, Any] = {number: sum(side[number] for side in sides) for number in ("channels", "partial")}

@@ -1,4 +1,4 @@
-"""The coefficient masks of a layer's side, put together from the masks of its channels."""
+"""The coefficient mask of a layer's side, assembled from the masks of its channels."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from fdjax.graph.masks import MaskedGraph, Side
 
 
 def side_mask(network: MaskedGraph, masks: Mapping[str, jax.Array], layer: str, side: Side) -> jax.Array | None:
-    """[N, channels] of a layer's side, N of the layer; None where nothing masks it.
+    """Assembles the coefficient mask of a layer's side.
 
     Args:
-      network: with its masks.
+      network: the graph with its masks.
       masks: path -> coefficient mask [N of the mask, channels of the mask].
-      layer: its name.
-      side: of it.
+      layer: name of the layer.
+      side: "input" or "output".
+
+    Returns:
+      [N, channels] with the layer's N, or None if no mask lies on the side.
     """
     found, num_coefs = network.side(layer, side), network.num_coefs_of(layer)
     if found is None:
         return None
-    # Whole channels: a mask of one coefficient stands for all.
+    # In a mask of whole channels, one coefficient represents all.
     wide = {path: jnp.broadcast_to(masks[path], (num_coefs, masks[path].shape[1])) for path in found.paths}
     return found.assemble(wide, jnp.ones((num_coefs, 1)), jnp.concatenate)

@@ -1,8 +1,8 @@
-"""What masks are expected to cost in time: a table of measured runs, read between its points; differentiable.
+"""The expected time of masks: interpolation in a table of measured runs, differentiable.
 
-A run (writer, channelwise operations, reader) whose channels share a mask has been timed at a grid of widths: how many
-of its channels keep each level or more. What lies outside of such runs takes time by its MACs, at a common rate, which
-makes the whole dense network's time come out as it was measured.
+A run (writer, channelwise operations, reader) whose channels share a mask is timed on a grid of widths, where a width
+is the number of channels that keep at least some level. Everything outside of such runs takes time in proportion to its
+MACs. The rate is set so that the dense network takes as long as it was measured to take.
 """
 
 from __future__ import annotations
@@ -23,23 +23,26 @@ from fdjax.ops.fcmask import coef_mask
 from fdjax.pruning.expected import expected_macs, outside_macs
 
 Point = tuple[int, ...]
-# The layers outside of the timed runs have at least this share of the dense network's time.
+# The layers outside the timed runs get at least this share of the dense network's time.
 _LEAST_OUTSIDE = 0.03
 
 
 def between(grid: Sequence[float], values: Mapping[Point, float], at: Sequence[float]) -> float:
-    """Reads values between the points of a grid, linearly.
+    """Interpolates linearly between the points of a grid.
 
     Args:
       grid: coordinates along every axis, ascending, at least two.
-      values: by indices into `grid` that descend from axis to axis.
-      at: coordinates, which descend as well.
+      values: values by indices into `grid`; indices do not increase from axis to axis.
+      at: the coordinates to interpolate at, which do not increase either.
+
+    Returns:
+      The interpolated value.
     """
     places = np.asarray(grid, np.float64)
     corner = [int(np.clip(np.searchsorted(places, x, "right") - 1, 0, len(places) - 2)) for x in at]
     parts = [float((x - places[i]) / (places[i + 1] - places[i])) for x, i in zip(at, corner, strict=True)]
-    # A simplex of the cell: one step after the other, the longest first. Of equals the first, so that indices descend
-    # at its corners, too.
+    # Walk the corners of a simplex of the cell, by the longest remaining step first. Among equal steps, the first axis
+    # comes first, so that the indices at the corners do not increase either.
     found, left = 0.0, 1.0
     for axis in sorted(range(len(parts)), key=lambda axis: -parts[axis]):
         if left > parts[axis]:
@@ -50,16 +53,17 @@ def between(grid: Sequence[float], values: Mapping[Point, float], at: Sequence[f
 
 @dataclasses.dataclass(frozen=True)
 class RunTimes:
-    """A run, timed.
+    """The times of a run.
 
     Attributes:
-      path: of its mask.
-      layers: their names.
-      channels: that share the mask.
+      path: path of the run's mask.
+      layers: names of the run's layers.
+      channels: number of channels that share the mask.
       levels: the kept counts that the mask is rounded to, ascending.
-      widths: numbers of channels that were timed, ascending from 0 to all.
-      points: indices into `widths` for each level above the first, descending: how many channels keep it or more.
-      milliseconds: of each point.
+      widths: the numbers of channels that were timed, ascending from 0 to all.
+      points: for each level above the first, the index into `widths` of how many channels keep at least that level;
+        indices do not increase.
+      milliseconds: the time of each point.
     """
 
     path: str
@@ -76,19 +80,38 @@ class RunTimes:
 
     @property
     def dense(self) -> float:
-        """With all channels whole."""
+        """Milliseconds with all channels whole."""
         return self._at[(len(self.widths) - 1,) * (len(self.levels) - 1)]
 
     def at(self, counts: np.ndarray) -> float:
-        """Milliseconds with these kept counts [channels], between the points linearly."""
+        """Returns the milliseconds of kept counts, interpolated between the points.
+
+        Args:
+          counts: kept counts [channels], 0 to N.
+
+        Returns:
+          Milliseconds.
+        """
         return self.between(np.array([(counts >= level).mean() for level in self.levels[1:]]))
 
     def between(self, shares: np.ndarray) -> float:
-        """Milliseconds where these shares of the channels keep each level above the first, or more."""
+        """Returns the interpolated milliseconds of shares of channels.
+
+        Args:
+          shares: for each level above the first, the share of channels that keep at least that level, [levels - 1] in
+            [0, 1].
+
+        Returns:
+          Milliseconds.
+        """
         return between(self.widths, self._at, [float(share) * self.channels for share in shares])
 
     def scaled(self, factors: Mapping[Point, float]) -> RunTimes:
-        """With every time multiplied by a factor, of which `factors` has those at shares of 0, 1/2 and 1 (0, 1, 2)."""
+        """Returns the run with every time multiplied by a factor.
+
+        `factors` holds the factors at shares 0, 1/2 and 1, which its keys denote by 0, 1 and 2; others are
+        interpolated.
+        """
         found = []
         for point, ms in self._at.items():
             shares = [2 * self.widths[index] / self.channels for index in point]
@@ -96,16 +119,16 @@ class RunTimes:
         return dataclasses.replace(self, milliseconds=tuple(found))
 
     def nearest(self, point: Point) -> Point:
-        """The point nearest to shares of 0, 1/2 and 1 (0, 1, 2)."""
+        """Returns the point nearest to shares of 0, 1/2 and 1, denoted by 0, 1 and 2."""
         wanted = (half * self.channels / 2 for half in point)
         return tuple(int(np.abs(np.asarray(self.widths) - width).argmin()) for width in wanted)
 
     @functools.cached_property
     def planes(self) -> np.ndarray:
-        """The lower convex envelope as the highest of planes: [planes, slopes by share of channels, and the height].
+        """The lower convex envelope, as the maximum of planes: [planes, slopes by share of channels, then the height].
 
-        Along it no level is an obstacle on the way down, also where a group of its own costs more than it saves at
-        first.
+        Along the envelope, no level is an obstacle on the way down, even if a new group at first costs more than it
+        saves.
         """
         shares = np.asarray(self.widths, np.float64)[np.asarray(self.points)] / self.channels
         times = np.asarray(self.milliseconds, np.float64)
@@ -120,14 +143,14 @@ class RunTimes:
 
 @dataclasses.dataclass(frozen=True)
 class TimeTable:
-    """What `fdjax.frozen` has measured of a network on an engine.
+    """The times that `fdjax.frozen` measured of a network on an engine.
 
     Attributes:
-      engine: its name.
-      batch: images at once.
-      dense_ms: of the whole dense network.
-      least: the share of that time that is left when all that masks can remove is removed, as measured.
-      runs: timed.
+      engine: name of the engine.
+      batch: images per call.
+      dense_ms: milliseconds of the whole dense network.
+      least: the measured share of that time that is left when everything that masks can remove is removed.
+      runs: the timed runs.
     """
 
     engine: str
@@ -138,43 +161,62 @@ class TimeTable:
 
     @property
     def scale(self) -> float:
-        """By which runs take less time within the network than alone, at most 1."""
+        """The factor, at most 1, by which runs take less time within the network than alone."""
         alone = sum(run.dense for run in self.runs)
         return min(1.0, (1 - _LEAST_OUTSIDE) * self.dense_ms / alone) if alone else 1.0
 
     @property
     def inside(self) -> frozenset[str]:
-        """The layers of the runs."""
+        """Names of the layers in timed runs."""
         return frozenset(name for run in self.runs for name in run.layers)
 
     def outside(self, network: MaskedGraph) -> tuple[str, ...]:
-        """The wrapped layers that are in no timed run. Masks of their own sides keep a channel whole or not at all:
-        what bands take is not in the table, and is more time than the dense layer's as a rule."""
+        """Returns the wrapped layers that are in no timed run.
+
+        Masks of their own sides keep a channel whole or not at all, because the table has no time for bands, which
+        usually take more time than the dense layer.
+        """
         return tuple(name for name in network.wrapped_layers if name not in self.inside)
 
     def rate(self, network: MaskedGraph) -> float:
-        """Milliseconds of a MAC outside of the runs."""
+        """Returns the milliseconds per MAC outside the timed runs."""
         macs = sum(layer.dense_macs for name, layer in network.layers.items() if name not in self.inside)
         rest = self.dense_ms - self.scale * sum(run.dense for run in self.runs)
         return rest / macs if macs else 0.0
 
     def parts(self, network: MaskedGraph, counts: Counts) -> tuple[float, float]:
-        """Milliseconds of the runs and of what lies outside of them, with hard masks, as the table has it."""
+        """Estimates the time of hard masks.
+
+        Args:
+          network: the graph with its masks.
+          counts: path of every FCMask -> kept counts [channels], 0 to N.
+
+        Returns:
+          Milliseconds of the timed runs, and of everything else.
+        """
         runs = self.scale * sum(run.at(np.asarray(counts[run.path])) for run in self.runs)
         outside = sum(macs for name, (macs, _) in layer_totals(network, counts).items() if name not in self.inside)
         return runs, self.rate(network) * outside
 
     def ratio(self, network: MaskedGraph, counts: Counts) -> float:
-        """The time of hard masks over the dense network's, as the table has it."""
+        """Estimates the time of hard masks over the dense network's.
+
+        Args:
+          network: the graph with its masks.
+          counts: path of every FCMask -> kept counts [channels], 0 to N.
+
+        Returns:
+          The ratio, above 0.
+        """
         return sum(self.parts(network, counts)) / self.dense_ms
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Returns the table in plain JSON types, which `from_dict` reads."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TimeTable:
-        """The table that `to_dict` wrote, also after a trip through JSON."""
+        """Reads a table that `to_dict` wrote, possibly after a round trip through JSON."""
         made = dict.fromkeys(("layers", "levels", "widths", "milliseconds"), tuple)
         runs = tuple(
             RunTimes(
@@ -190,11 +232,11 @@ class TimeTable:
 
 
 class Expected(NamedTuple):
-    """What soft masks are expected to cost.
+    """The expected cost of soft masks.
 
     Attributes:
-      shares: of every run's channels, how many keep each level above the first or more, [levels - 1].
-      outside: milliseconds of what lies outside of the runs.
+      shares: per run, the share of its channels that keep at least each level above the first, [levels - 1].
+      outside: milliseconds of everything outside the timed runs.
     """
 
     shares: tuple[jax.Array, ...]
@@ -202,27 +244,36 @@ class Expected(NamedTuple):
 
 
 def expected_parts(network: MaskedGraph, fcmasks: Mapping[str, jax.Array], table: TimeTable) -> Expected:
-    """What a time is made of; differentiable. `fcmasks`: path -> FCMask [channels], in [0, 1]."""
+    """Computes what an expected time is made of; differentiable.
+
+    Args:
+      network: the graph with its masks.
+      fcmasks: path -> FCMask [channels], in [0, 1].
+      table: the time table of this network.
+
+    Returns:
+      The shares of channels per run, and the time outside the runs.
+    """
     shares = []
     for run in table.runs:
         mask = coef_mask(fcmasks[run.path].astype(jnp.float32), network.masks[run.path].num_coefs, run.levels[:-1])
-        # The coefficients between two levels fade together: the first of them stands for all.
+        # The coefficients between two levels fade together, so the first of them represents all.
         shares.append(mask[np.array(run.levels[:-1])].mean(axis=1))
-    # Outside of the runs channels stay whole or go (`TimeTable.outside`).
+    # Outside the runs, channels are kept whole or removed (`TimeTable.outside`).
     macs = expected_macs(network, fcmasks, (0,), without=table.inside) + outside_macs(network, table.inside)
     return Expected(tuple(shares), table.rate(network) * macs)
 
 
 def expected_time(network: MaskedGraph, fcmasks: Mapping[str, jax.Array], table: TimeTable) -> jax.Array:
-    """Expected time over the dense network's along the convex envelopes of the runs' times; differentiable.
+    """Computes the expected time over the dense network's, along the convex envelopes of the runs' times.
 
     Args:
-      network: the network.
+      network: the graph with its masks.
       fcmasks: path -> FCMask [channels], in [0, 1].
-      table: of this network.
+      table: the time table of this network.
 
     Returns:
-      A float32 scalar, 1 where nothing is pruned.
+      A differentiable float32 scalar, 1 if nothing is pruned.
     """
     parts, total = expected_parts(network, fcmasks, table), jnp.zeros(())
     for run, shares in zip(table.runs, parts.shares, strict=True):
@@ -232,24 +283,27 @@ def expected_time(network: MaskedGraph, fcmasks: Mapping[str, jax.Array], table:
 
 
 def soft_ratio(table: TimeTable, parts: Expected) -> float:
-    """Expected time over the dense network's between the table's points: for hard masks what the table says of them."""
+    """Returns the interpolated time over the dense network's; for hard masks, it is the table's estimate."""
     runs = sum(run.between(np.asarray(s)) for run, s in zip(table.runs, parts.shares, strict=True))
     return (table.scale * runs + float(parts.outside)) / table.dense_ms
 
 
 def timed_runs(network: MaskedGraph, levels: Sequence[int] | None) -> dict[str, GroupRun]:
-    """Path of a mask -> the run that a table can have of it: at most one level between 0 and N."""
+    """Returns path of a mask -> run, for runs that a table can hold: at most one level between 0 and N."""
     runs = group_runs(network).values()
     return {run.mask.path: run for run in runs if len(network.levels_of(run.mask.path, levels)) <= 3}
 
 
 def grid(channels: int, axes: int, multiple: int) -> tuple[tuple[int, ...], tuple[Point, ...]]:
-    """Widths and points to time a run at (`RunTimes`).
+    """Chooses the widths and points at which to time a run (`RunTimes`).
 
     Args:
-      channels: of the run.
-      axes: levels above the first, 1 or 2.
-      multiple: that widths are to be of, but for all channels.
+      channels: number of channels of the run.
+      axes: number of levels above the first, 1 or 2.
+      multiple: every width but the last is a multiple of this.
+
+    Returns:
+      (widths, points).
     """
     steps = 6 if axes == 1 else 3
     nominal = (round(channels * step / steps / multiple) * multiple for step in range(1, steps))
@@ -260,13 +314,23 @@ def grid(channels: int, axes: int, multiple: int) -> tuple[tuple[int, ...], tupl
 
 
 def corners(axes: int) -> tuple[Point, ...]:
-    """Shares of 0, 1/2 and 1 (0, 1, 2) at which a whole network is timed, but for nothing and all."""
+    """Lists the shares 0, 1/2 and 1, denoted by 0, 1 and 2, at which a whole network is timed, except none and all."""
     points = [(i,) for i in range(3)] if axes == 1 else [(i, j) for i in range(3) for j in range(i + 1)]
     return tuple(points[1:-1])
 
 
 def counts_at(run: GroupRun, levels: Sequence[int], widths: Sequence[int], point: Point) -> np.ndarray:
-    """Kept counts [channels] at a point, the channels that keep most first."""
+    """Makes the kept counts of a point, in which the first channels keep the most.
+
+    Args:
+      run: the run.
+      levels: the kept counts that its mask is rounded to, ascending.
+      widths: as in `RunTimes`.
+      point: as in `RunTimes`.
+
+    Returns:
+      int [channels].
+    """
     counts = np.full(run.mask.channels, levels[0])
     for level, index in zip(levels[1:], point, strict=True):
         counts[: widths[index]] = level

@@ -1,4 +1,4 @@
-"""Flax Linen modules on top of `fdjax.ops`."""
+"""The networks: Flax Linen modules on top of `fdjax.ops`."""
 
 from fdjax.zoo.frequency import FCMASK, FrequencyPointwise
 from fdjax.zoo.mobilenet import VARIANTS as MOBILENETS

@@ -18,21 +18,21 @@ FCMASK = "fcmask"
 
 
 class FrequencyPointwise(nn.Module):
-    """A 1x1 convolution without bias, wrapped in a blockwise DCT and its inverse, with a mask on either side.
+    """A 1x1 convolution without bias between a blockwise DCT and its inverse, with a mask on either side.
 
-    The masks are variables of the collection `fcmask`, named `input` [C] and `output` [D], and start at 1.0.
+    The masks are variables of the collection `fcmask`, named `input` [C] and `output` [D]; they start at 1.0.
 
     Attributes:
-      features: D.
-      block: K, 1 to 16.
-      input_side: whether the layer has a mask of its own on the input side.
-      output_side: likewise on the output side.
-      mode: "off" ignores the masks (a dense layer), "soft" multiplies the coefficients by the masks as learned, "hard"
-        by the rounded ones.
+      features: D, the output channels.
+      block: the block size K, 1 to 16.
+      input_side: whether the layer has a mask of its own on its input side.
+      output_side: whether the layer has a mask of its own on its output side.
+      mode: "off" ignores the masks, so that the layer is dense. "soft" multiplies coefficients by the masks as learned.
+        "hard" multiplies them by the rounded masks.
       levels: kept counts between which soft masks fade; None for all (`fdjax.ops.fcmask.level_counts`).
-      whole_channels: with mode="hard", promises that all kept counts are 0 or N: no transform is needed then.
-      block_means: likewise, that they are 0, 1 or N: the means of blocks take the place of the transform. With
-        mode="soft" `levels` says so.
+      whole_channels: with mode="hard", promises that all kept counts are 0 or N, so that no transform is needed.
+      block_means: with mode="hard", promises that all kept counts are 0, 1 or N, so that block means replace the
+        transform. With mode="soft", `levels` implies it.
     """
 
     features: int
@@ -54,15 +54,21 @@ class FrequencyPointwise(nn.Module):
         inputs: Channels | None = None,
         outputs: Channels | None = None,
     ) -> jax.Array:
-        """x [B, H, W, C] -> [B, H, W, D].
+        """Applies the layer.
 
         Args:
-          x: the map.
-          input_fcmask: [C], takes the place of an own mask.
-          output_fcmask: [D], likewise.
-          norm: the batch norm that follows, applied here.
-          inputs: the layer's input channels that x has (and a given `input_fcmask` speaks of); the others are zero.
-          outputs: the output channels that are wanted (and a given `output_fcmask` speaks of); None: all.
+          x: the map, [B, H, W, C].
+          input_fcmask: FCMask [C] to use in place of the layer's own.
+          output_fcmask: FCMask [D] to use in place of the layer's own.
+          norm: the batch norm that follows, which is applied here.
+          inputs: the input channels that `x` (and a given `input_fcmask`) holds; the others are zero. None for all.
+          outputs: the output channels to compute (and that a given `output_fcmask` holds). None for all.
+
+        Returns:
+          [B, H, W, D].
+
+        Raises:
+          ValueError: the mode is unknown.
         """
         if self.mode not in MASK_MODES:
             raise ValueError(f"mode must be one of {MASK_MODES}, got {self.mode!r}")

@@ -21,7 +21,7 @@ from fdjax.zoo.normalization import BatchNorm, Channels, Depthwise
 
 
 class Stage(NamedTuple):
-    """A row of V2's Table 2: expansion t, channels c, repeats n, stride s of the first block; and the window."""
+    """A row of Table 2 of the V2 paper (expansion t, channels c, repeats n, stride s of the first block), and the window."""
 
     expansion: int
     channels: int
@@ -31,7 +31,7 @@ class Stage(NamedTuple):
 
 
 class BlockPlan(NamedTuple):
-    """One inverted residual block as it will be built."""
+    """One inverted residual block, as it will be built."""
 
     name: str
     stage: int
@@ -52,17 +52,17 @@ class BlockPlan(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What differs between the members of the family.
+    """The differences between the members of the family.
 
     Attributes:
-      stem_channels: before the width multiplier.
+      stem_channels: channels of the stem, before the width multiplier.
       stem_window: 3 or 1.
       stem_stride: 1 or 2.
-      stages: in order.
-      expand_always: whether blocks with t = 1 have an expand layer too.
-      head_channels: before the width multiplier, which only enlarges it; None: no head.
-      linear: blocks end without an activation, and add their input where shapes allow it; else they are V1's: a ReLU6
-        at the end, and no residual.
+      stages: the stages, in order.
+      expand_always: whether blocks with t = 1 have an expand layer as well.
+      head_channels: channels of the head before the width multiplier, which only enlarges it; None if there is no head.
+      linear: whether blocks end without an activation, and add their input where the shapes allow it. Otherwise blocks
+        are V1's, with a ReLU6 at the end and no residual.
     """
 
     stem_channels: int
@@ -109,13 +109,13 @@ DEPTHWISE_FAN_OUT = nn.initializers.variance_scaling(
 
 
 class WideGroups(NamedTuple):
-    """The wide channels of a block with hard masks, by what they keep; those in no group reach nothing.
+    """The wide channels of a block with hard masks, grouped by kept count; channels in no group are dead.
 
     Attributes:
-      whole: tied channels that keep all coefficients, where no narrow side has masks: they need none.
-      means: likewise those that keep the mean, where blocks divide the maps: the expand layer, its batch norm and the
-        project layer see one value a block.
-      others: are masked.
+      whole: tied channels that keep all coefficients and need no mask, in a block without masks on its narrow sides.
+      means: tied channels that keep the mean, where blocks divide the maps. The expand layer, its batch norm and the
+        project layer then see one value per block.
+      others: channels that need masks.
     """
 
     whole: tuple[int, ...]
@@ -124,16 +124,16 @@ class WideGroups(NamedTuple):
 
 
 class InvertedResidual(nn.Module):
-    """Expand, depthwise, project, and the residual where shapes allow it.
+    """An expand, a depthwise and a project layer, with a residual connection where the shapes allow it.
 
     Attributes:
       plan: channels, stride and sizes.
       expand: an unbound layer, or None.
       project: an unbound layer.
-      norm: makes a batch norm of a given name.
-      tied: the wide channels share the FCMask `wide`.
-      padding: of the depthwise layer.
-      groups: with hard masks, how the wide channels fall into groups; each then has its own chain of layers.
+      norm: makes a batch norm with a given name.
+      tied: whether the wide channels share the FCMask `wide`.
+      padding: padding of the depthwise layer, "same" or "torch".
+      groups: with hard masks, the groups of the wide channels, each with a chain of layers of its own.
     """
 
     plan: BlockPlan
@@ -162,7 +162,8 @@ class InvertedResidual(nn.Module):
                 y = channels.of(y)
             y = spread_blocks(y, means)
             taps = kernel if channels is None else channels.of(kernel)
-            # The ReLU6 after the expand layer is the depthwise layer's first; without one x has been through it.
+            # `Depthwise` begins with the ReLU6 that follows the expand layer. Without an expand layer, x has been
+            # through a ReLU6 already, and a second one changes nothing.
             y = depthwise_norm(y, Depthwise(taps, plan.stride, self.padding), channels)
             y = self.project(block_means(y, means), mask, norm=norm, inputs=channels)
             return spread_blocks(y, means)
@@ -183,12 +184,12 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNet(FrequencyNetwork):
-    """A MobileNet whose pointwise layers, but for a 1x1 stem, are frequency layers.
+    """A MobileNet whose pointwise layers, except a 1x1 stem, are frequency layers.
 
-    Attributes (those of `FrequencyNetwork`, and):
+    Attributes (in addition to those of `FrequencyNetwork`):
       variant: a key of `VARIANTS`.
-      tied: one FCMask for a block's wide channels, none on the narrow sides; the head keeps `sides`.
-      wide_groups: with mode="hard", (block name, groups) of the blocks whose wide channels run group by group.
+      tied: whether a block's wide channels have one FCMask and its narrow sides none; the head keeps `sides`.
+      wide_groups: with mode="hard", (block name, groups) of the blocks whose wide channels are computed group by group.
     """
 
     variant: str = "mobilenetv2"
@@ -206,17 +207,17 @@ class MobileNet(FrequencyNetwork):
 
     @property
     def stem_channels(self) -> int:
-        """Of the stem's output."""
+        """The number of the stem's output channels."""
         return round_channels(VARIANTS[self.variant].stem_channels * self.width)
 
     @property
     def head_channels(self) -> int | None:
-        """Of the head's output, if there is a head."""
+        """The number of the head's output channels, or None if there is no head."""
         channels = VARIANTS[self.variant].head_channels
         return None if channels is None else round_channels(channels * max(1.0, self.width))
 
     def blocks(self, size: Size) -> Iterator[BlockPlan]:
-        """The inverted residual blocks, in order, for maps of `size` after the stem."""
+        """Plans the inverted residual blocks, in order, for maps of `size` (H, W) after the stem."""
         variant = VARIANTS[self.variant]
         channels, index = self.stem_channels, 0
         for number, stage in enumerate(variant.stages):
@@ -240,7 +241,7 @@ class MobileNet(FrequencyNetwork):
                 channels, size, index = out_channels, out_size, index + 1
 
     def _is_tied(self, plan: BlockPlan) -> bool:
-        """Tying needs both wide layers, wrapped, and one block size for both of their maps."""
+        """Returns whether a block is tied, for which both wide layers must be wrapped with one block size."""
         return (
             self.tied
             and plan.has_expand
@@ -251,7 +252,15 @@ class MobileNet(FrequencyNetwork):
         )
 
     def apply_stem(self, x: jax.Array, norm: Callable[..., BatchNorm]) -> jax.Array:
-        """The first convolution, its batch norm and ReLU6, as layers of the caller: [B, H, W, C] -> [B, H', W', D]."""
+        """Applies the first convolution, its batch norm and ReLU6, as layers of the caller.
+
+        Args:
+          x: normalised images, [B, H, W, C].
+          norm: makes a batch norm with a given name.
+
+        Returns:
+          [B, H', W', D].
+        """
         window, stride = VARIANTS[self.variant].stem_window, VARIANTS[self.variant].stem_stride
         x = nn.Conv(
             self.stem_channels,
@@ -267,9 +276,14 @@ class MobileNet(FrequencyNetwork):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Normalised images [B, H, W, C] -> logits [B, num_classes]; `train` uses and updates batch statistics.
+        """Computes the network in the dtype of `x`, and the classifier in float32 or wider.
 
-        The network computes in the type of `x`, the classifier in float32 or wider.
+        Args:
+          x: normalised images, [B, H, W, C].
+          train: whether to use and update the statistics of the batch.
+
+        Returns:
+          Logits, [B, num_classes].
         """
         norm = self.norms(train)
         groups = dict(self.wide_groups)

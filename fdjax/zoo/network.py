@@ -1,4 +1,4 @@
-"""What the networks have in common: frequency layers with their blocks and masks, and the graph of such a layer."""
+"""What all networks share: frequency layers with their blocks and masks, and other common layers."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def round_channels(channels: float) -> int:
-    """To the nearest multiple of 8, at least 8 and at least 0.9 of what was asked (the MobileNets' custom)."""
+    """Rounds to the nearest multiple of 8, at least 8 and at least 0.9 of the argument, as is usual for MobileNets."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
 def strided(size: Size, stride: int) -> Size:
-    """The map that a layer with this stride makes of one of `size`."""
+    """Returns (H', W') of the output of a layer with this stride on a map of `size` (H, W)."""
     return -(-size[0] // stride), -(-size[1] // stride)
 
 
@@ -36,10 +36,10 @@ class Conv(nn.Module):
     """A convolution without bias; its kernel is [window, window, C / groups, D].
 
     Attributes:
-      features: D.
-      window: its side.
+      features: D, the output channels.
+      window: side of the square window.
       stride: 1 or more.
-      groups: divides C and D.
+      groups: a divisor of C and D.
       padding: "same" or "torch".
     """
 
@@ -58,25 +58,25 @@ class Conv(nn.Module):
 
 
 class FrequencyNetwork(nn.Module):
-    """A network whose pointwise layers are frequency layers: the fields that all of them have.
+    """A network whose pointwise layers are frequency layers, with the fields that all such networks have.
 
     Attributes:
-      variant: which member of the family.
-      num_classes: outputs.
-      width: multiplier of channels.
+      variant: the member of the family.
+      num_classes: number of outputs.
+      width: multiplier of the channels.
       block: K of the wrapped layers, 1 to 16.
-      block_by_map: map side -> K where it differs.
-      block_by_layer: layer name -> K where it differs; goes before `block_by_map`.
-      include: rules by path (`fdjax.graph.rules`): only layers that fit one of them are wrapped.
-      exclude: likewise: layers that fit one of them are not, and have no masks.
-      sides: "both", "input", "output" or "none": which sides of a wrapped layer have masks.
+      block_by_map: side of a map -> K where it differs.
+      block_by_layer: layer name -> K where it differs; takes precedence over `block_by_map`.
+      include: rules on paths (`fdjax.graph.rules`); only layers that fit one of them are wrapped.
+      exclude: rules on paths; layers that fit one of them are not wrapped and have no masks.
+      sides: which sides of a wrapped layer have masks: "both", "input", "output" or "none".
       levels: kept counts below N between which soft masks fade; None for all.
-      mode: of all masks, "off", "soft" or "hard" (see `FrequencyPointwise`).
-      whole_channels: with mode="hard", the wrapped layers whose kept counts are all 0 or N.
-      block_means: likewise 0, 1 or N.
+      mode: mode of all masks, "off", "soft" or "hard" (see `FrequencyPointwise`).
+      whole_channels: with mode="hard", names of the wrapped layers whose kept counts are all 0 or N.
+      block_means: with mode="hard", names of the wrapped layers whose kept counts are all 0, 1 or N.
       padding: "same" or "torch".
-      batch_norm_momentum: of the running averages.
-      batch_norm_epsilon: of every batch norm.
+      batch_norm_momentum: momentum of the running averages, 0 to below 1.
+      batch_norm_epsilon: added to the variance in every batch norm.
     """
 
     variant: str
@@ -98,32 +98,32 @@ class FrequencyNetwork(nn.Module):
 
     @property
     def title(self) -> str:
-        """What the network is called in tables."""
+        """The network's name in tables."""
         return self.variant
 
     @property
     def hard_form(self) -> Hashable:
-        """What of the network depends on its hard masks: networks alike in it are one program."""
+        """What the compiled program depends on besides values: networks with equal forms compile to one program."""
         return self.whole_channels, self.block_means
 
     def without_masks(self) -> Self:
-        """The dense network with the same weights: it makes and reads no masks, and takes maps of any size."""
+        """Returns the dense network with the same weights, which has no masks and takes maps of any size."""
         return dataclasses.replace(
             self, mode="off", sides="none", block=1, block_by_map=None, block_by_layer=None,
             include=("*",), exclude=(), whole_channels=frozenset(), block_means=frozenset(),
         )  # fmt: skip
 
     def layer_block(self, name: str, size: Size) -> int:
-        """K of the wrapped layer `name` on a map of `size`."""
+        """Returns K of the wrapped layer `name` on a map of `size` (H, W)."""
         by_layer, by_map = self.block_by_layer or {}, self.block_by_map or {}
         return by_layer.get(name, by_map.get(size[0], self.block))
 
     def wraps(self, name: str) -> bool:
-        """Whether the pointwise layer `name` is wrapped: it fits `include`, and not `exclude`."""
+        """Returns whether the pointwise layer `name` is wrapped: whether it fits `include` and not `exclude`."""
         return fits(name, self.include) and not fits(name, self.exclude)
 
     def pointwise(self, name: str, features: int, size: Size, own_masks: bool = True) -> FrequencyPointwise:
-        """The frequency layer `name`, unbound, on a map of `size`; without `own_masks` it is given any it has."""
+        """Makes the frequency layer `name`, unbound, on a map of `size`; without `own_masks`, the caller passes masks."""
         own_masks = own_masks and self.wraps(name)
         return FrequencyPointwise(
             features=features,
@@ -138,7 +138,7 @@ class FrequencyNetwork(nn.Module):
         )
 
     def norms(self, train: bool) -> Callable[..., BatchNorm]:
-        """Makes a batch norm of a given name; `train` uses and updates batch statistics."""
+        """Returns a function that makes a batch norm; `train` uses and updates the statistics of the batch."""
         return functools.partial(
             BatchNorm,
             use_running_average=not train,
@@ -147,6 +147,13 @@ class FrequencyNetwork(nn.Module):
         )
 
     def classify(self, x: jax.Array) -> jax.Array:
-        """The mean over the map, in float32 or wider, and the classifier: [B, H, W, C] -> [B, num_classes]."""
+        """Averages over the map, in float32 or wider, and applies the classifier.
+
+        Args:
+          x: [B, H, W, C].
+
+        Returns:
+          Logits, [B, num_classes].
+        """
         x = jnp.mean(x.astype(jnp.promote_types(x.dtype, jnp.float32)), axis=(1, 2))
         return nn.Dense(self.num_classes, name="classifier")(x)

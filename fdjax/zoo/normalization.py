@@ -1,4 +1,4 @@
-"""Batch norm as a module, with the convolution before it and the ReLU6 after it."""
+"""Batch norm as a module, combined with the convolution before it and the ReLU6 after it."""
 
 from __future__ import annotations
 
@@ -19,23 +19,30 @@ from fdjax.ops.pointwise import dense_pointwise
 
 
 class Channels(NamedTuple):
-    """Some of a layer's channels.
+    """A subset of a layer's channels.
 
     Attributes:
-      indices: which, ascending.
-      total: how many the layer has.
+      indices: the channels, in ascending order.
+      total: the number of the layer's channels.
     """
 
     indices: tuple[int, ...]
     total: int
 
     def of(self, values: jax.Array) -> jax.Array:
-        """[..., total] -> [..., len(indices)]."""
+        """Selects the channels.
+
+        Args:
+          values: [..., total].
+
+        Returns:
+          [..., len(indices)].
+        """
         return values[..., np.array(self.indices, int)]
 
 
 class Pointwise(NamedTuple):
-    """A dense 1x1 convolution; kernel [C, D]."""
+    """A dense 1x1 convolution with kernel [C, D]."""
 
     kernel: jax.Array
 
@@ -44,7 +51,7 @@ class Pointwise(NamedTuple):
 
 
 class Depthwise(NamedTuple):
-    """ReLU6 and a 3x3 depthwise convolution; kernel [3, 3, C]."""
+    """ReLU6 and a depthwise convolution with kernel [window, window, C]."""
 
     kernel: jax.Array
     stride: int
@@ -55,13 +62,13 @@ class Depthwise(NamedTuple):
 
 
 class BatchNorm(nn.Module):
-    """Batch norm over [B, H, W, C] with scale and bias; variables are named as Flax's own `nn.BatchNorm` names them.
+    """Batch norm over [B, H, W, C] with scale and bias; its variables have the names of Flax's `nn.BatchNorm`.
 
     Attributes:
-      use_running_average: normalise by the running averages, and leave them as they are.
-      momentum: of the running averages.
+      use_running_average: whether to normalise by the running averages and leave them unchanged.
+      momentum: momentum of the running averages, 0 to below 1.
       epsilon: added to the variance.
-      relu6: clip the result to [0, 6].
+      relu6: whether to clip the result to [0, 6].
     """
 
     use_running_average: bool
@@ -76,10 +83,17 @@ class BatchNorm(nn.Module):
         convolution: Pointwise | Depthwise | None = None,
         channels: Channels | None = None,
     ) -> jax.Array:
-        """x [B, H, W, C] -> the same shape, or what `convolution` makes of it, which then comes before the norm.
+        """Normalises a map, or the output of a convolution of it.
 
-        In training on the CPU the two are one function where that is faster. With `channels`, what comes is these
-        channels only, and the variables of the others stay as they are.
+        In training on the CPU, the convolution and the norm are one function where that is faster.
+
+        Args:
+          x: [B, H, W, C].
+          convolution: a convolution to apply before the norm.
+          channels: the channels that the result has, if not all; the variables of the others stay unchanged.
+
+        Returns:
+          [B, H, W, C], or the shape of the convolution's output.
         """
         width = x.shape[-1] if convolution is None else convolution.kernel.shape[-1]
         shape = (width if channels is None else channels.total,)

@@ -1,7 +1,7 @@
 """MobileNets in two frequencies by octave convolution: Chen et al. 2019, "Drop an Octave" (arXiv 1904.05049).
 
-A baseline: a share of the channels runs at half resolution, everywhere and from the start. Nothing is wrapped in a DCT,
-and nothing has masks.
+This is a baseline: a share of the channels runs at half resolution from the start. No layer is wrapped in a DCT, and
+there are no masks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Norms = Callable[..., BatchNorm]
 
 
 class OctaveBlockPlan(NamedTuple):
-    """An inverted residual block, and the channels of its maps: its input, the wide ones, its output."""
+    """An inverted residual block, and the high and low channels of its input, wide and output maps."""
 
     block: BlockPlan
     inputs: Split
@@ -31,7 +31,7 @@ class OctaveBlockPlan(NamedTuple):
 
 
 class _Kernel(nn.Module):
-    """The kernel of a product, of its own name."""
+    """The kernel of one product, under a name of its own."""
 
     shape: tuple[int, int]
 
@@ -41,12 +41,12 @@ class _Kernel(nn.Module):
 
 
 class OctavePointwise(nn.Module):
-    """Up to four products (`fdjax.ops.octave.octave_pointwise`), and a batch norm in each frequency that they make.
+    """Up to four products (`fdjax.ops.octave.octave_pointwise`), and a batch norm per frequency of their result.
 
     Attributes:
-      features: D of the two frequencies.
-      norm: makes a batch norm of a given name.
-      relu6: a ReLU6 follows.
+      features: output channels of the two frequencies.
+      norm: makes a batch norm with a given name.
+      relu6: whether a ReLU6 follows.
     """
 
     features: Split
@@ -55,7 +55,7 @@ class OctavePointwise(nn.Module):
 
     @nn.compact
     def __call__(self, maps: Maps) -> Maps:
-        """See `octave_pointwise`."""
+        """Applies the products and the norms to maps as in `octave_pointwise`."""
         kernels = {
             name: _Kernel((maps[source].shape[-1], features), name=name)().astype(maps[source].dtype)
             for source in maps
@@ -68,13 +68,13 @@ class OctavePointwise(nn.Module):
 
 
 class OctaveDepthwise(nn.Module):
-    """ReLU6, a depthwise convolution, batch norm and ReLU6, each frequency by itself.
+    """ReLU6, a depthwise convolution, batch norm and ReLU6, on each frequency separately.
 
     Attributes:
-      window: its side.
-      stride: of both frequencies.
+      window: side of the square window.
+      stride: stride in both frequencies.
       padding: "same" or "torch".
-      norm: makes a batch norm of a given name.
+      norm: makes a batch norm with a given name.
     """
 
     window: int
@@ -84,7 +84,7 @@ class OctaveDepthwise(nn.Module):
 
     @nn.compact
     def __call__(self, maps: Maps) -> Maps:
-        """The maps at 1/stride of their resolution."""
+        """Returns the maps at 1/stride of their resolution."""
         made = {}
         for name, x in maps.items():
             taps = self.param(name, DEPTHWISE_FAN_OUT, (self.window, self.window, x.shape[-1]))
@@ -93,12 +93,12 @@ class OctaveDepthwise(nn.Module):
 
 
 class OctaveResidual(nn.Module):
-    """Expand, depthwise, project, and the residual where shapes allow it.
+    """An expand, a depthwise and a project layer, with a residual connection where the shapes allow it.
 
     Attributes:
       plan: channels, stride and sizes.
-      norm: makes a batch norm of a given name.
-      padding: of the depthwise layer.
+      norm: makes a batch norm with a given name.
+      padding: padding of the depthwise layer, "same" or "torch".
     """
 
     plan: OctaveBlockPlan
@@ -107,7 +107,7 @@ class OctaveResidual(nn.Module):
 
     @nn.compact
     def __call__(self, maps: Maps) -> Maps:
-        """Maps of `plan.inputs` channels at `plan.block.in_size` -> of `plan.outputs` at `plan.block.out_size`."""
+        """Takes maps of `plan.inputs` channels at `plan.block.in_size` to `plan.outputs` at `plan.block.out_size`."""
         plan, y = self.plan.block, maps
         if plan.has_expand:
             y = OctavePointwise(self.plan.wide, self.norm, name="expand")(y)
@@ -127,34 +127,34 @@ def _is_even(size: Size) -> bool:
 class OctaveMobileNet(MobileNet):
     """A MobileNet of linear bottlenecks whose maps have a high and a low frequency.
 
-    Each map has as many channels in all as in the plain network, the share `octave` of them, rounded down, low. Only
-    maps with even sides have low channels, and of a block's wide maps, which keep their channels through the depthwise
-    layer, only those that are even before and after it; so that no map is padded to be halved. The stem's map and that
-    which the head reads are all high. A depthwise layer with a stride has it in both frequencies (the authors' code
-    averages 2x2 pixels instead, before a layer without: as many MACs).
+    Each map has as many channels in total as in the plain network; the share `octave` of them, rounded down, is low.
+    Only maps with even sides have low channels, so that no map has to be padded before it is halved. A block's wide
+    maps keep their channels through the depthwise layer, so they have low channels only if they are even before and
+    after it. The stem's map and the head's input are all high. A depthwise layer with a stride has it in both
+    frequencies. (The authors' code averages 2x2 pixels before a layer without a stride, which takes as many MACs.)
 
-    Fields that speak of blocks and masks have no effect: no layer is wrapped.
+    Fields about blocks and masks have no effect, because no layer is wrapped.
 
-    Attributes (those of `MobileNet`, and):
-      octave: share of low channels, above 0 to below 1.
-      octave_maps: "all" maps have low channels, or only the "wide" ones inside of the blocks, between the expand and
+    Attributes (in addition to those of `MobileNet`):
+      octave: share of low channels, above 0 and below 1.
+      octave_maps: which maps have low channels: "all", or only the "wide" ones inside blocks, between the expand and
         the project layer. The latter is Oct-MobileNetV2 as its authors publish it
-        (https://github.com/facebookresearch/OctConv); there the first block, too, has an expand layer.
+        (https://github.com/facebookresearch/OctConv), where the first block has an expand layer as well.
     """
 
     octave: float = 0.5
     octave_maps: str = "wide"
 
     def octave_blocks(self, size: Size) -> Iterator[OctaveBlockPlan]:
-        """The blocks, in order, for maps of `size` after the stem."""
+        """Plans the blocks, in order, for maps of `size` (H, W) after the stem."""
         plans = list(self.blocks(size))
-        # The last block that changes the map between blocks for another: for that which the head reads.
+        # The last block without a residual starts the map that the head reads.
         last = max((index for index, plan in enumerate(plans) if not plan.residual), default=0)
         inputs = Split(self.stem_channels, 0)
         for index, plan in enumerate(plans):
             if self.octave_maps == "wide":
                 plan = plan._replace(has_expand=True)
-            # Only the first block may have no expand layer: its wide maps are the stem's.
+            # Only the first block may lack an expand layer; its wide map is then the stem's.
             wide = inputs
             if plan.has_expand:
                 wide = self._split(plan.wide_channels, _is_even(plan.in_size) and _is_even(plan.out_size))
@@ -173,7 +173,14 @@ class OctaveMobileNet(MobileNet):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Normalised images [B, H, W, C] -> logits [B, num_classes]; see `MobileNet`.
+        """Computes logits, as in `MobileNet`.
+
+        Args:
+          x: normalised images, [B, H, W, C].
+          train: whether to use and update the statistics of the batch.
+
+        Returns:
+          Logits, [B, num_classes].
 
         Raises:
           ValueError: no map can have low channels.
@@ -185,7 +192,7 @@ class OctaveMobileNet(MobileNet):
         if not any(plan.wide.low or plan.outputs.low for plan in plans):
             raise ValueError(
                 f"octave {self.octave:g} leaves no low channel in {self.variant} at {pixels} pixels: only maps with "
-                "even sides have them; give a larger share, or another image size"
+                "even sides have low channels; give a larger share, or another image size"
             )
         for plan in plans:
             maps = OctaveResidual(plan, norm, self.padding, name=plan.block.name)(maps)

@@ -1,4 +1,4 @@
-"""The networks by the names that `model.name` gives them, made as a config asks for them."""
+"""The networks by their `model.name`, made from a config."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from fdjax.zoo.resnet import ResNet
 
 
 def make_network(model: ModelConfig, learn: LearnConfig, num_classes: int) -> FrequencyNetwork:
-    """The Flax module of a config.
+    """Makes the Flax module of a config.
 
     Args:
-      model: which network, at which width.
-      learn: layers, blocks, sides, tying and levels of its masks.
-      num_classes: outputs.
+      model: the network and its width.
+      learn: the layers, blocks, sides, tying and levels of its masks.
+      num_classes: number of outputs.
+
+    Returns:
+      The unbound module.
 
     Raises:
-      UserError: masks that such a network cannot have.
+      UserError: the network cannot have such masks.
     """
     common: dict[str, Any] = {
         "variant": model.name,

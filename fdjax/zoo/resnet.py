@@ -1,7 +1,7 @@
 """ResNets and ResNeXts with frequency layers: bottlenecks for ImageNet and CIFAR, basic blocks for CIFAR.
 
-Sources: He et al. 2016 (ResNet; a bottleneck's stride is in its 3x3 convolution, as is the custom since), Xie et al.
-2017 (ResNeXt). ResNeXt-29 has the 1x1 stem and the twofold expansion that give the paper's 772.47 M MACs.
+Sources: He et al. 2016 (ResNet, with the stride of a bottleneck in its 3x3 convolution, as has become usual), and Xie
+et al. 2017 (ResNeXt). ResNeXt-29 has the 1x1 stem and the expansion of 2 that give the paper's 772.47 M MACs.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from fdjax.zoo.normalization import BatchNorm
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What differs between the members of the family.
+    """The differences between the members of the family.
 
     Attributes:
-      repeats: blocks of each stage.
-      stem_channels: before the width multiplier.
+      repeats: number of blocks per stage.
+      stem_channels: channels of the stem, before the width multiplier.
       stem_window: 7, 3 or 1.
       stem_stride: 1 or 2.
-      stem_pool: a 3x3 max pool with stride 2 follows the stem.
-      channels: of the 3x3 convolutions of the first stage (without groups); they double from stage to stage.
-      expansion: a bottleneck's outputs for each of them, 0 for basic blocks.
+      stem_pool: whether a 3x3 max pool with stride 2 follows the stem.
+      channels: channels of the 3x3 convolutions in the first stage (without groups); they double in every stage.
+      expansion: a bottleneck's output channels over these channels; 0 for basic blocks.
       cardinality: groups of the bottlenecks' 3x3 convolutions.
-      group_width: channels of each group in the first stage; None: `channels`.
+      group_width: channels per group in the first stage; None for `channels`.
     """
 
     repeats: tuple[int, ...]
@@ -61,7 +61,7 @@ VARIANTS: Mapping[str, Variant] = {
 
 
 class BlockPlan(NamedTuple):
-    """One residual block as it will be built; `inner_channels` are those of its first convolution."""
+    """One residual block, as it will be built; `inner_channels` is the width of its first convolution."""
 
     name: str
     in_channels: int
@@ -75,24 +75,33 @@ class BlockPlan(NamedTuple):
 
     @property
     def has_projection(self) -> bool:
-        """Whether a convolution brings the input to the output's shape; basic blocks pad with zeros."""
+        """Whether a convolution brings the input to the output's shape; basic blocks pad with zeros instead."""
         return self.bottleneck and (self.stride > 1 or self.in_channels != self.out_channels)
 
 
 def padded_shortcut(x: jax.Array, stride: int, channels: int) -> jax.Array:
-    """The parameter-free shortcut: every `stride`-th pixel, and zeros for the new channels, half on either side."""
+    """Computes the shortcut without parameters: every `stride`-th pixel, and zeros for new channels on either side.
+
+    Args:
+      x: [B, H, W, C].
+      stride: 1 or more.
+      channels: D, C or more; half of the new channels go before the old ones, half after.
+
+    Returns:
+      [B, ceil(H/stride), ceil(W/stride), D].
+    """
     missing = channels - x.shape[-1]
     return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions, or a 3x3 one between two frequency layers; then the shortcut, and ReLU.
+    """Two 3x3 convolutions, or a 3x3 convolution between two frequency layers; then the shortcut and ReLU.
 
     Attributes:
       plan: channels, stride and sizes.
-      reduce: of a bottleneck, an unbound layer, else None.
-      expand: likewise.
-      norm: makes a batch norm of a given name.
+      reduce: the first layer of a bottleneck, unbound; None for a basic block.
+      expand: the last layer of a bottleneck, unbound; None for a basic block.
+      norm: makes a batch norm with a given name.
       padding: "same" or "torch".
     """
 
@@ -126,14 +135,13 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(FrequencyNetwork):
-    """A ResNet or ResNeXt; the bottlenecks' pointwise layers are frequency layers, stem and shortcuts are not.
+    """A ResNet or ResNeXt; the pointwise layers of bottlenecks are frequency layers, the stem and shortcuts are not.
 
-    Attributes (those of `FrequencyNetwork`, and):
+    Attributes (in addition to those of `FrequencyNetwork`):
       variant: a key of `VARIANTS`.
-      cardinality: groups of the bottlenecks' 3x3 convolutions; None: the variant's.
-      group_width: channels of each group in the first stage; None: the variant's.
-      inner_channels: of each block's first convolution, in order, where they are not the variant's: what a filter
-        pruner leaves.
+      cardinality: groups of the bottlenecks' 3x3 convolutions; None for the variant's.
+      group_width: channels per group in the first stage; None for the variant's.
+      inner_channels: width of each block's first convolution, in order, after filter pruning; empty for the variant's.
     """
 
     variant: str = "resnet50"
@@ -143,19 +151,19 @@ class ResNet(FrequencyNetwork):
 
     @property
     def stem_channels(self) -> int:
-        """Of the stem's output."""
+        """The number of the stem's output channels."""
         return round_channels(VARIANTS[self.variant].stem_channels * self.width)
 
     def blocks(self, size: Size) -> Iterator[BlockPlan]:
-        """The residual blocks, in order, for maps of `size` after the stem (and its pool).
+        """Plans the residual blocks, in order, for maps of `size` (H, W) after the stem and its pool.
 
         Raises:
-          ValueError: `inner_channels` that are not one for each block.
+          ValueError: `inner_channels` does not have one number per block.
         """
         variant = VARIANTS[self.variant]
         if self.inner_channels and len(self.inner_channels) != sum(variant.repeats):
             raise ValueError(
-                f"inner_channels must be one number for each of the {sum(variant.repeats)} blocks of {self.variant}, "
+                f"inner_channels must have one number per block, {sum(variant.repeats)} for {self.variant}, "
                 f"got {len(self.inner_channels)}"
             )
         groups = self.cardinality or variant.cardinality
@@ -185,9 +193,14 @@ class ResNet(FrequencyNetwork):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Normalised images [B, H, W, C] -> logits [B, num_classes]; `train` uses and updates batch statistics.
+        """Computes the network in the dtype of `x`, and the classifier in float32 or wider.
 
-        The network computes in the type of `x`, the classifier in float32 or wider.
+        Args:
+          x: normalised images, [B, H, W, C].
+          train: whether to use and update the statistics of the batch.
+
+        Returns:
+          Logits, [B, num_classes].
         """
         variant, norm = VARIANTS[self.variant], self.norms(train)
         x = Conv(self.stem_channels, variant.stem_window, variant.stem_stride, 1, self.padding, name="stem")(x)
