@@ -21,7 +21,7 @@ from fdjax.zoo.normalization import BatchNorm, Channels, Depthwise
 
 
 class Stage(NamedTuple):
-    """A row of Table 2 of the V2 paper (expansion t, channels c, repeats n, stride s of the first block), and the window."""
+    """A row of V2's Table 2 (expansion t, channels c, repeats n, stride s of the first block), and the window."""
 
     expansion: int
     channels: int

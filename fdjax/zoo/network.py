@@ -123,7 +123,7 @@ class FrequencyNetwork(nn.Module):
         return fits(name, self.include) and not fits(name, self.exclude)
 
     def pointwise(self, name: str, features: int, size: Size, own_masks: bool = True) -> FrequencyPointwise:
-        """Makes the frequency layer `name`, unbound, on a map of `size`; without `own_masks`, the caller passes masks."""
+        """Makes the unbound frequency layer `name` on a map of `size`; without `own_masks`, it is given masks."""
         own_masks = own_masks and self.wraps(name)
         return FrequencyPointwise(
             features=features,
