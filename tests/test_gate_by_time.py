@@ -37,7 +37,7 @@ class FakeStopwatch(Stopwatch):
 def whole_network(monkeypatch):
     """Lets a test say what the whole network takes of the dense one's time, measurement by measurement."""
     says = [0.8]
-    monkeypatch.setattr(rounding, "speed_on", lambda *_: {"ratio": says.pop(0) if len(says) > 1 else says[0]})
+    monkeypatch.setattr(rounding, "speed_on", lambda *_, **__: {"ratio": says.pop(0) if len(says) > 1 else says[0]})
     return says
 
 
@@ -106,13 +106,29 @@ def test_a_run_that_learns_under_the_gate_by_time_refines_what_it_left(tmp_path,
     assert summary["phases"][-1]["ratio"] == summary["macs"]["ratio"] == pytest.approx(0.7, rel=0.05)
 
 
-@pytest.mark.parametrize(("ratios", "whole"), [([1.3, 0.9], True), ([1.3, 1.4], False), ([1.01, 0.5], False)])
-def test_a_network_that_is_slower_as_a_whole_keeps_whole_channels(monkeypatch, whole_network, ratios, whole):
+@pytest.mark.parametrize(
+    ("ratios", "kept"),
+    [
+        ([1.01, 0.5], "as learned"),
+        ([1.3, 0.9], "whole channels"),
+        ([1.3, 1.02], "whole channels"),
+        ([1.03, 1.025], "nothing"),
+        ([1.3, 1.4], "nothing"),
+        ([1.3, None], "nothing"),
+        ([None, 0.5], "as learned"),
+    ],
+)
+def test_a_network_that_is_slower_as_a_whole_is_pruned_less_or_not(monkeypatch, whole_network, capsys, ratios, kept):
     monkeypatch.setattr(FakeStopwatch, "slower", frozenset())
     monkeypatch.setattr(rounding, "Stopwatch", FakeStopwatch)
     whole_network[:] = ratios
     hard = rounding.gated_masks(dataclasses.replace(LEARN, gate="time"), SPEC, masks(), learned=True)
-    assert whole != any(partial(count, SPEC.mask_sizes[path][1]) for path, count in hard.counts.items())
+    parts = any(partial(count, SPEC.mask_sizes[path][1]) for path, count in hard.counts.items())
+    assert parts == (kept == "as learned") and (hard.macs.ratio == 1) == (kept == "nothing")
+    said = capsys.readouterr().out
+    assert ("and these are kept" in said) == (kept == "whole channels")
+    assert ("on xla at 1 image nothing is faster pruned, and nothing is pruned" in said) == (kept == "nothing")
+    assert ("every layer released for being slower pruned; 1.000x MACs" in said) == (kept == "nothing")
 
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):

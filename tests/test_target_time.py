@@ -141,6 +141,14 @@ def test_masks_are_rounded_anew_until_the_clock_agrees(table, fake_clock, monkey
     assert "of the dense network's, asked for 0.6 (xla, 1 image at once, one thread" in capsys.readouterr().out
 
 
+def test_where_no_masks_are_faster_than_none_there_are_none(table, fake_clock, monkeypatch, capsys):
+    monkeypatch.setattr(rounding, "measured_ratio", lambda *_: (1.3, {}))
+    hard = rounding.gated_masks(LEARN, SPEC, unflatten_dict(flat(3, 1.2), sep="/"), table, learned=True)
+    full = SPEC.full_counts()
+    assert hard.macs.ratio == 1 and all((hard.counts[path] == full[path]).all() for path in full)
+    assert "time: 1.300x of the dense network's: on xla at 1 image nothing is faster pruned" in capsys.readouterr().out
+
+
 # Runs
 
 

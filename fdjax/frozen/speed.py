@@ -23,7 +23,7 @@ _MOST_PARTIAL_COUNTS = 150
 _ENGINES_OF_FILES = {".stablehlo": ("xla",), ".onnx": ("onnxruntime", "openvino"), ".cc": ("native",)}
 
 
-def speed_on(engine: str, frozen: Frozen, dense: Frozen, batch: int) -> dict[str, Any]:
+def speed_on(engine: str, frozen: Frozen, dense: Frozen, batch: int, *, patient: bool = False) -> dict[str, Any]:
     """Times a pruned network and its dense self on an engine, in turn, with all cores of this process.
 
     Args:
@@ -31,6 +31,7 @@ def speed_on(engine: str, frozen: Frozen, dense: Frozen, batch: int) -> dict[str
       frozen: the pruned network.
       dense: its dense self.
       batch: images at once.
+      patient: also where XLA takes minutes to compile the pruned network.
 
     Returns:
       JSON types: `engine`, `device`, `threads` (None where the device is no CPU), `batch`, `clock` ("processor" or
@@ -49,7 +50,7 @@ def speed_on(engine: str, frozen: Frozen, dense: Frozen, batch: int) -> dict[str
         "batch": batch,
         **dict.fromkeys(("clock", "dense_ms", "pruned_ms", "ratio", "problem")),
     }
-    if engine == "xla" and partial_counts(frozen.program) > _MOST_PARTIAL_COUNTS:
+    if engine == "xla" and not patient and partial_counts(frozen.program) > _MOST_PARTIAL_COUNTS:
         return {**facts, "problem": "compilation"}
     whole, pruned = bench_engines({"dense": dense, "pruned": frozen}, [engine], batch=batch, threads=cores())
     problem = pruned.get("error", whole.get("error"))

@@ -10,7 +10,8 @@ from fdjax.config import LearnConfig
 from fdjax.frozen import freeze
 from fdjax.frozen.bench import dense_network, seeded_variables
 from fdjax.frozen.choice import Stopwatch
-from fdjax.frozen.speed import NEARLY, speed_on
+from fdjax.frozen.speed import NEARLY, images_words, speed_on
+from fdjax.graph.counting import network_macs
 from fdjax.graph.masks import MaskedGraph
 from fdjax.pruning import HardMasks
 from fdjax.pruning.timed import TimeTable
@@ -42,12 +43,14 @@ def gated_masks(
     stopwatch = Stopwatch(learn.engine_batch, runtime.times_cache_dir(), learn.engine)
     hard = _no_slower(learn, graph, fcmask, hard_masks_by_time(learn, graph, fcmask, stopwatch), stopwatch)
     slower = ", ".join(name for name in hard.released if name not in by_macs.released) or "nothing"
+    if {*hard.released} == {*graph.wrapped_layers}:
+        slower = "every layer"
     print(f"gate: {slower} released for being slower pruned; {hard.macs.ratio:.3f}x MACs", flush=True)
     return hard
 
 
 def _no_slower(learn: LearnConfig, graph: MaskedGraph, fcmask: Any, hard: HardMasks, stopwatch: Stopwatch) -> HardMasks:
-    """The masks, or where the whole network is slower than its dense self, those of whole channels, if that is faster.
+    """The masks; where the whole network is slower than its dense self, whole channels; where these are too, no masks.
 
     Layers that are faster one by one need not be so together.
     """
@@ -55,19 +58,32 @@ def _no_slower(learn: LearnConfig, graph: MaskedGraph, fcmask: Any, hard: HardMa
 
     def ratio(masks: HardMasks) -> float | None:
         frozen = freeze(graph, weights, masks.counts, stopwatch.choose)
-        return speed_on(learn.engine, frozen, dense, learn.engine_batch)["ratio"]
+        return speed_on(learn.engine, frozen, dense, learn.engine_batch, patient=True)["ratio"]
 
     before = ratio(hard)
     if before is None or before <= NEARLY:
         return hard
     whole = hard_masks(learn, graph, fcmask, to_target=True, released=(*graph.wrapped_layers,))
     after = ratio(whole)
-    if after is None or after >= before:
-        return hard
-    print(
-        f"gate: together they take {before:.2f}x of the dense network's time, whole channels {after:.2f}x", flush=True
-    )
-    return whole
+    said = f"gate: together they take {before:.2f}x of the dense network's time"
+    if after is not None:
+        said += f", whole channels {after:.2f}x"
+    if after is not None and after <= NEARLY:
+        print(f"{said}, and these are kept", flush=True)
+        return whole
+    print(f"{said}: {_nothing_pruned(learn)}", flush=True)
+    return _without_masks(graph)
+
+
+def _nothing_pruned(learn: LearnConfig) -> str:
+    where_it_runs = f"{learn.engine} at {images_words(learn.engine_batch)}"
+    return f"on {where_it_runs} nothing is faster pruned, and nothing is pruned; more images at once may change that"
+
+
+def _without_masks(graph: MaskedGraph) -> HardMasks:
+    """Every layer released, every channel whole: the dense network."""
+    counts, released = graph.full_counts(), (*graph.wrapped_layers,)
+    return HardMasks(counts, released, 0.0, network_macs(graph, counts, released))
 
 
 def _to_measured_time(learn: LearnConfig, graph: MaskedGraph, fcmask: Any, table: TimeTable) -> HardMasks:
@@ -83,6 +99,9 @@ def _to_measured_time(learn: LearnConfig, graph: MaskedGraph, fcmask: Any, table
             break
         asked = _next_target(target, [(a, m) for a, m, _ in tried])
     _, measured, hard = min(tried, key=lambda found: abs(found[1] - target))
+    if measured > NEARLY:
+        print(f"time: {measured:.3f}x of the dense network's: {_nothing_pruned(learn)}", flush=True)
+        return _without_masks(graph)
     print(
         f"time: {measured:.3f}x of the dense network's, asked for {target:g} ({where(learn)}; {len(tried)} measured); "
         f"{hard.macs.ratio:.3f}x MACs",
