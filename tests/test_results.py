@@ -19,7 +19,7 @@ from fdjax.config import Config
 from fdjax.errors import UserError
 from fdjax.experiments import collect as collect_module
 from fdjax.experiments.collect import collect
-from fdjax.reports import NoDataError, markdown, read_result, seed_groups, tradeoff_figure
+from fdjax.reports import TIME, NoDataError, markdown, read_result, seed_groups, tradeoff_figure
 from fdjax.reports.results import mask_words
 from tests.fake_runs import CONFIG, STEPS, changed, make_run, make_summary
 
@@ -93,11 +93,13 @@ def test_the_rows_hold_what_the_runs_say(tmp_path):
     assert row | {"loss_points": 0} == {
         "name": "a", "network": "mobilenetv2_cifar100", "width": 0.5, "data": "cifar10", "train_limit": 5000,
         "phases": "(pretrain), learn, refine", "block": "2", "masks": "tied, levels 0,1,N, penalty macs",
-        "target_macs": 0.5, "target_convention": "total", "lambda": None, "seed": 0, "commit": "abc1234",
+        "target_macs": 0.5, "target_time": None, "target_convention": "total", "lambda": None, "seed": 0,
+        "commit": "abc1234",
         "fdjax": "0.1.0", "jax": "0.10.2", "python": "3.11.7", "device": "cpu", "processor": "Some CPU, 2 cores",
         "seconds": 90.0, "test_images": 2000, "dense_top1": 0.72, "soft_top1": 0.65, "rounded_top1": 0.40,
         "pruned_top1": 0.715, "loss_points": 0, "macs_ratio": 0.5, "paper_ratio": 0.75, "bare_ratio": 0.4,
-        "time_ratio": None,
+        "time_ratio": None, "time_engine": None, "time_batch": None, "time_threads": None, "frozen_ms": None,
+        "time_dense_ms": None,
         "removed": 0.4, "only_mean": 0.4, "partial": 0.05, "whole": 0.15,
     }  # fmt: skip
     (from_csv,) = csv.DictReader((tmp_path / "out" / "table.csv").open(newline=""))
@@ -113,6 +115,30 @@ def test_the_time_of_the_frozen_network_is_a_column_where_it_was_measured(tmp_pa
     assert read_result("slow", CONFIG, unmeasured).time_ratio is None
     with pytest.raises(ValueError, match=r"its time\.ratio"):
         read_result("bad", CONFIG, {**make_summary(), "time": {"ratio": -1}})
+
+
+def test_a_time_that_was_asked_for_stands_beside_what_was_measured():
+    time = {"engine": "onnxruntime", "batch": 8, "threads": 1, "ratio": 0.61, "pruned_ms": 0.61, "dense_ms": 1.0}
+    summary = {**make_summary(), "target_macs": None, "target_time": 0.6, "time": time}
+    asked = read_result("asked", changed(CONFIG, learn={"target_time": 0.6}), summary)
+    told = {name: value for name, value in asked.columns().items() if "time" in name or "target" in name}
+    assert told == {
+        "target_macs": None, "target_time": 0.6, "target_convention": "total", "time_ratio": 0.61, "time_batch": 8,
+        "time_engine": "onnxruntime", "time_threads": 1, "time_dense_ms": 1.0,
+    }  # fmt: skip
+    first, other = cells(markdown([asked, row_of(changed(CONFIG, refine={"epochs": 9}), "other")]))
+    assert [first[name] for name in ("target", "time asked for", "frozen time")] == [
+        "0.6x of the time",
+        "0.600x",
+        "0.610x",
+    ]
+    assert (
+        first["timed on"] == "onnxruntime, 8 images, 1 thread" and other["timed on"] == other["time asked for"] == "–"
+    )
+    names = list(first)
+    assert names.index("MACs") + 1 == names.index("time asked for") == names.index("frozen time") - 1
+    with pytest.raises(ValueError, match=r"its time\.batch"):
+        read_result("bad", CONFIG, {**summary, "time": {**time, "batch": "many"}})
 
 
 def test_real_runs_give_their_real_figures(tmp_path, capsys):
@@ -675,6 +701,43 @@ def test_runs_that_hardly_differ_are_not_blown_up():
     (axes,) = tradeoff_figure(rows).axes
     assert axes.get_xlim()[1] - axes.get_xlim()[0] >= 0.29
     assert axes.get_ylim()[1] - axes.get_ylim()[0] >= 1
+
+
+def timed(name: str, engine: str, batch: int, ratio: float, target: float, **parts):
+    config = changed(CONFIG, learn={"target_time": target}, **parts)
+    time = {"engine": engine, "batch": batch, "threads": 1, "ratio": ratio}
+    return read_result(name, config, {**make_summary(config, top1=0.5 + ratio / 10), "time": time})
+
+
+def test_times_are_drawn_where_they_were_measured_on_the_same(tmp_path, study):
+    rows = [timed("a", "xla", 8, 0.5, 0.5), timed("b", "xla", 8, 0.7, 0.7), timed("c", "onnxruntime", 1, 0.6, 0.6)]
+    figure = tradeoff_figure([*study, *rows], TIME)
+    (axes,) = figure.axes
+    assert axes.get_title().endswith("5,000 training images\nxla, 8 images, 1 thread") and "time" in axes.get_xlabel()
+    drawn = points(axes)
+    (kind,) = drawn.keys() - {"dense (mean and range)"}
+    np.testing.assert_allclose(sorted(drawn[kind].tolist()), [[0.5, 55], [0.7, 57]])
+    (line,) = lines_between(axes)
+    np.testing.assert_allclose(line, [[0.5, 55], [0.7, 57]])
+    assert len(tradeoff_figure([*rows, timed("d", "onnxruntime", 1, 0.8, 0.8)], TIME).axes) == 2
+    for few in (study, [*study, rows[0], rows[2]]):
+        with pytest.raises(NoDataError, match="no two runs have a time"):
+            tradeoff_figure(few, TIME)
+
+
+def test_the_picture_of_times_is_there_while_there_are_times(tmp_path):
+    workdirs = [make_run(tmp_path / name, changed(CONFIG, seed=seed)) for seed, name in enumerate("ab")]
+    collect(workdirs, tmp_path / "out")
+    assert not (tmp_path / "out" / "tradeoff_time.png").exists()
+    for workdir in workdirs:
+        summary = json.loads((workdir / "summary.json").read_text())
+        summary["time"] = {"engine": "xla", "batch": 1, "threads": 1, "ratio": 0.5}
+        (workdir / "summary.json").write_text(json.dumps(summary))
+    assert tmp_path / "out" / "tradeoff_time.png" in collect(workdirs, tmp_path / "out").written
+    assert "against their time](tradeoff_time.png)" in (tmp_path / "out" / "table.md").read_text()
+    shutil.rmtree(tmp_path / "out" / "runs" / "a")
+    collect(workdirs[1:], tmp_path / "out")
+    assert not (tmp_path / "out" / "tradeoff_time.png").exists()
 
 
 def test_a_plot_needs_masks():

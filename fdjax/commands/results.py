@@ -15,7 +15,8 @@ class ResultsArguments:
     workdir: tuple[str, ...]
     """Workdirs of finished runs; each is recorded under the name of its folder."""
     out: str
-    """Directory to record them in: runs/NAME/ for each, table.md, table.csv, table.json and tradeoff.png."""
+    """Directory to record them in: runs/NAME/ for each, table.md, table.csv, table.json, tradeoff.png, and
+    tradeoff_time.png where times can be compared."""
 
 
 def results_command(arguments: Sequence[str]) -> int:

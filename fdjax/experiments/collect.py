@@ -14,6 +14,8 @@ from typing import Any
 from fdjax.config import Config
 from fdjax.errors import UserError
 from fdjax.reports import (
+    MACS,
+    TIME,
     NoDataError,
     Result,
     csv_text,
@@ -25,7 +27,10 @@ from fdjax.reports import (
 )
 from fdjax.training.workdir import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, check_folder
 
-RUNS_FOLDER, LOG_FILE, PICTURE_FILE = "runs", "log.txt", "tradeoff.png"
+RUNS_FOLDER, LOG_FILE = "runs", "log.txt"
+# What is drawn against, and what its picture is called.
+_PICTURES = {"tradeoff.png": MACS, "tradeoff_time.png": TIME}
+PICTURE_FILES = tuple(_PICTURES)
 TABLE_FILES = ("table.md", "table.csv", "table.json")
 
 
@@ -90,7 +95,7 @@ def collect(workdirs: Sequence[str | Path], out: str | Path) -> Collected:
         raise UserError("--workdir is empty; give the workdirs of one or more finished runs")
     check_folder(out, "--out")
     check_folder(out / RUNS_FOLDER, "--out")
-    for name in (*TABLE_FILES, PICTURE_FILE):
+    for name in (*TABLE_FILES, *PICTURE_FILES):
         if (out / name).is_dir():
             raise UserError(f"--out {out}: {name} there is a directory; give another one")
     recorded = {
@@ -245,7 +250,7 @@ def write_tables(results: Sequence[Result], out: Path) -> list[Path]:
       out: a directory that exists.
 
     Returns:
-      Paths of the tables and of the plot, if there is one.
+      Paths of the tables and of the plots that there are.
     """
     with tempfile.TemporaryDirectory(prefix=".draft-", dir=out) as draft_name:
         draft = Path(draft_name)
@@ -253,27 +258,29 @@ def write_tables(results: Sequence[Result], out: Path) -> list[Path]:
 
 
 def _draft_tables(results: Sequence[Result], draft: Path) -> list[str]:
-    """Writes the tables and, if a run has masks, the plot; returns the files' names."""
-    tables: list[str] = list(TABLE_FILES)
-    with contextlib.suppress(NoDataError):
-        plot_tradeoff(results, draft / PICTURE_FILE)
-        tables.append(PICTURE_FILE)
+    """Writes the tables and, if runs have masks, and times, the plots; returns the files' names."""
+    pictures: dict[str, str] = {}
+    for file, against in _PICTURES.items():
+        with contextlib.suppress(NoDataError):
+            plot_tradeoff(results, draft / file, against)
+            pictures[f"Top-1 of the pruned networks against their {against.word}"] = file
     rows = [result.columns() for group in seed_groups(results) for result in group]
     contents = (
-        markdown(results, PICTURE_FILE if PICTURE_FILE in tables else None),
+        markdown(results, pictures),
         csv_text(results),
         json.dumps(rows, indent=1) + "\n",
     )
     for name, content in zip(TABLE_FILES, contents, strict=True):
         (draft / name).write_text(content, encoding="utf-8")
-    return tables
+    return [*TABLE_FILES, *pictures.values()]
 
 
 def _move_tables(tables: Sequence[str], draft: Path, out: Path) -> list[Path]:
     for name in tables:
         os.replace(draft / name, out / name)
-    if PICTURE_FILE not in tables:
-        (out / PICTURE_FILE).unlink(missing_ok=True)
+    for name in PICTURE_FILES:
+        if name not in tables:
+            (out / name).unlink(missing_ok=True)
     return [out / name for name in tables]
 
 

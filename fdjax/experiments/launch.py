@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from fdjax.data import check_source
 from fdjax.errors import UserError
-from fdjax.experiments.collect import PICTURE_FILE, TABLE_FILES, read_run, write_tables
+from fdjax.experiments.collect import PICTURE_FILES, TABLE_FILES, read_run, write_tables
 from fdjax.experiments.sweep import PlannedRun
 from fdjax.reports import Result, plot_pareto
 from fdjax.training.progress import duration
@@ -280,7 +280,7 @@ def _pinned(share: Sequence[int] | None) -> Iterator[None]:
 def _locked(folder: Path) -> Iterator[int | None]:
     """Holds a sweep's directory, made if need be, against other sweeps; gives the lock's file descriptor."""
     file = folder / LOCK_FILE
-    foreign = [name for name in (*TABLE_FILES, PICTURE_FILE, PARETO_FILE) if (folder / name).exists()]
+    foreign = [name for name in (*TABLE_FILES, *PICTURE_FILES, PARETO_FILE) if (folder / name).exists()]
     if foreign and not file.exists():
         raise UserError(f"--workdir {folder} holds {', '.join(foreign)} that no sweep has written; give another one")
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,10 +16,12 @@ from fdjax.reports.results import Result, read_result
 from fdjax.reports.results_text import csv_text, markdown
 from fdjax.reports.seeds import flat_settings, seed_groups
 from fdjax.reports.tables import blocks_table, frozen_table, macs_table
-from fdjax.reports.tradeoff import plot_tradeoff, tradeoff_figure
+from fdjax.reports.tradeoff import MACS, TIME, plot_tradeoff, tradeoff_figure
 
 __all__ = [
+    "MACS",
     "MOBILENET_V2_IMAGENET",
+    "TIME",
     "NoDataError",
     "Result",
     "bench_figure",

@@ -1,4 +1,4 @@
-"""Plots of top-1 against MACs: panels side by side, one legend below them."""
+"""Plots of top-1 against MACs or time: panels side by side, one legend below them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 _MOST_COLUMNS = 3
 
 
-def top1_panels(names: Sequence[str], macs_label: str, legend_height: float) -> tuple[Figure, list[Axes]]:
+def top1_panels(
+    names: Sequence[str], label: str, legend_height: float, against: str = "MACs"
+) -> tuple[Figure, list[Axes]]:
     """A figure with a panel for each name, in rows of up to three.
 
     Args:
       names: what the panels show: their titles.
-      macs_label: below each.
+      label: below each.
       legend_height: room below all, in inches.
+      against: what top-1 is drawn against, in a word.
     """
     columns = min(len(names), _MOST_COLUMNS)
     rows = math.ceil(len(names) / columns)
@@ -34,8 +37,9 @@ def top1_panels(names: Sequence[str], macs_label: str, legend_height: float) -> 
     for axes in panels[::columns]:
         axes.set_ylabel("Test top-1 (%)")
     for axes, name in zip(panels, names, strict=False):
-        axes.set_xlabel(macs_label)
-        axes.set_title(name if len(names) > 1 else f"Top-1 against MACs\n{name}", fontsize=9 if len(names) > 1 else 11)
+        axes.set_xlabel(label)
+        title = name if len(names) > 1 else f"Top-1 against {against}\n{name}"
+        axes.set_title(title, fontsize=9 if len(names) > 1 else 11)
         axes.grid(color="0.9", linewidth=0.7)
         axes.set_axisbelow(True)
     return figure, panels[: len(names)]

@@ -32,7 +32,8 @@ class Result:
       phases: in order; those in brackets were done by the run given by --init, and are not in `seconds`.
       block: in words.
       masks: in words: sides, levels, penalty, and the weight of distillation if there was any.
-      target_macs: the MAC ratio asked for.
+      target_macs: the MAC ratio asked for; None where a time was.
+      target_time: the time asked for, over the dense network's.
       target_convention: what it and the gate speak of: `macs_ratio` (total) or `paper_ratio` (paper).
       lambda_: the penalty's weight, where there was no target.
       seed: of the run.
@@ -51,6 +52,8 @@ class Result:
       paper_ratio: likewise by the paper's convention.
       bare_ratio: likewise without transforms.
       time_ratio: time of the frozen network over that of the dense one, as measured at the end of the run.
+      time_engine, time_batch, time_threads: on what, how many images at once, on how many threads (None: no CPU).
+      frozen_ms, time_dense_ms: the two times, in milliseconds.
       removed, only_mean, partial, whole: shares of the channels of all masked layer sides that keep 0, 1, 2 to N-1
         and N coefficients.
     """
@@ -68,6 +71,7 @@ class Result:
     block: str | None
     masks: str | None
     target_macs: float | None
+    target_time: float | None
     target_convention: str | None
     lambda_: float | None
     seed: int
@@ -88,6 +92,11 @@ class Result:
     paper_ratio: float | None
     bare_ratio: float
     time_ratio: float | None
+    time_engine: str | None
+    time_batch: int | None
+    time_threads: int | None
+    frozen_ms: float | None
+    time_dense_ms: float | None
     removed: float | None
     only_mean: float | None
     partial: float | None
@@ -107,6 +116,16 @@ class Result:
     def macs(self) -> float:
         """MACs of the network as it stands, by count, transforms included."""
         return self.macs_ratio * self.dense_macs
+
+    @property
+    def timed_on(self) -> str | None:
+        """What its time was measured on, in words: ratios measured on the same can be compared; None: not measured."""
+        if self.time_ratio is None or self.time_engine is None or self.time_batch is None:
+            return None
+        words = f"{self.time_engine}, {'1 image' if self.time_batch == 1 else f'{self.time_batch:,} images'}"
+        if self.time_threads is None:
+            return words
+        return f"{words}, {'1 thread' if self.time_threads == 1 else f'{self.time_threads} threads'}"
 
     @property
     def task(self) -> str:
@@ -163,7 +182,8 @@ def read_result(name: str, config: Config, summary: Mapping[str, Any]) -> Result
         dense = top1
     rounding = next((entry for phase, entry in reversed(phases.items()) if phase in MASK_PHASES), None)
     soft = rounding is not None and rounding.get("soft_top1") is not None
-    learn, target = config.learn, config.learn.target_macs
+    learn, by_time = config.learn, config.learn.target_time is not None
+    target = None if by_time else learn.target_macs
     return Result(
         config=config,
         dense_macs=_number(summary, "macs", "dense", above=0),
@@ -178,8 +198,9 @@ def read_result(name: str, config: Config, summary: Mapping[str, Any]) -> Result
         block=_block_words(config) if pruned else None,
         masks=", ".join(mask_words(config)) if pruned else None,
         target_macs=target if pruned else None,
+        target_time=learn.target_time if pruned else None,
         target_convention=learn.target_convention if pruned else None,
-        lambda_=learn.lambda_ if pruned and target is None else None,
+        lambda_=learn.lambda_ if pruned and target is None and not by_time else None,
         seed=config.seed,
         commit=_version(summary, "commit"),
         fdjax=_version(summary, "fdjax"),
@@ -197,7 +218,7 @@ def read_result(name: str, config: Config, summary: Mapping[str, Any]) -> Result
         macs_ratio=macs_ratio,
         paper_ratio=_number(summary, "macs", "paper_ratio") if pruned else None,
         bare_ratio=_number(summary, "macs", "pruned") / _number(summary, "macs", "dense", above=0),
-        time_ratio=_time_ratio(summary),
+        **_time(summary),
         removed=shares["removed"] if pruned and shares else None,
         only_mean=shares["only_mean"] if pruned and shares else None,
         partial=shares["partial"] if pruned and shares else None,
@@ -216,12 +237,24 @@ def _number(value: Any, *path: str, above: float = -math.inf) -> float:
     return value
 
 
-def _time_ratio(summary: Mapping[str, Any]) -> float | None:
-    """None where no time was measured, as in runs of before it was."""
+def _time(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Of `Result`: all that is said of time; None where none was measured, or, as in early runs, none was recorded."""
+    found: dict[str, Any] = dict.fromkeys(
+        ("time_ratio", "time_engine", "time_batch", "time_threads", "frozen_ms", "time_dense_ms")
+    )
     time = summary.get("time")
     if not isinstance(time, Mapping) or time.get("ratio") is None:
-        return None
-    return _number(summary, "time", "ratio", above=0)
+        return found
+    found["time_ratio"] = _number(summary, "time", "ratio", above=0)
+    if time.get("engine") is not None:
+        found["time_engine"] = str(time["engine"])
+    for name, key in (("time_batch", "batch"), ("time_threads", "threads")):
+        if time.get(key) is not None:
+            found[name] = int(_number(summary, "time", key, above=0))
+    for name, key in (("frozen_ms", "pruned_ms"), ("time_dense_ms", "dense_ms")):
+        if time.get(key) is not None:
+            found[name] = _number(summary, "time", key, above=0)
+    return found
 
 
 def _history(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

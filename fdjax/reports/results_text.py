@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from fdjax.reports.seeds import run_settings, seed_groups
 _SHOWN = {
     "model.name", "model.width", "data.name", "data.path", "data.train_limit", "learn.sides", "learn.tied",
     "learn.levels", "learn.penalty", "learn.block", "learn.block_by_map", "learn.block_by_layer", "learn.target_macs",
-    "learn.target_convention", "distill.weight", "model.octave", "model.octave_maps",
+    "learn.target_convention", "learn.target_time", "distill.weight", "model.octave", "model.octave_maps",
 }  # fmt: skip
 _NONE = "–"
 
@@ -27,6 +28,8 @@ Figure = Callable[[Result], float | None]
 def _target_words(result: Result) -> str | None:
     if not result.is_pruned:
         return None
+    if result.target_time is not None:
+        return f"{result.target_time:g}x of the time"
     words = f"lambda {result.lambda_:g}" if result.target_macs is None else f"{result.target_macs:g}x"
     return f"{words} by the paper's count" if result.target_convention == "paper" else words
 
@@ -40,7 +43,7 @@ def _other_settings(results: Sequence[Result]) -> dict[str, str | None]:
     """By run: the settings in which runs differ and that no column shows, such as "refine.epochs 20"."""
     settings = {result.name: run_settings(result) for result in results}
     for result in results:
-        if result.target_macs is None:  # Lambda is then no starting point but the setting, and stands under target.
+        if result.lambda_ is not None:  # Lambda is then no starting point but the setting, and stands under target.
             settings[result.name].pop("learn.lambda_", None)
     values: dict[str, set[str]] = {}
     for of_run in settings.values():
@@ -92,20 +95,22 @@ _FIGURES: tuple[tuple[str, Figure, _Form], ...] = (
     ("pruned top-1", lambda r: r.pruned_top1, _PERCENT),
     ("loss", lambda r: r.loss_points, _POINTS),
     ("MACs", lambda r: r.macs_ratio, _TIMES),
+    ("time asked for", lambda r: r.target_time, _TIMES),
+    ("frozen time", lambda r: r.time_ratio, _TIMES),
     ("by the paper's count", lambda r: r.paper_ratio, _TIMES),
     ("without transforms", lambda r: r.bare_ratio, _TIMES),
-    ("frozen time", lambda r: r.time_ratio, _TIMES),
     ("time", lambda r: r.seconds, _MINUTES),
 )
 _KEPT = "removed / mean / partial / whole"
 # A dense run has none of these; that alone is no difference to name in every row.
-_OF_MASKS = ("block", "masks", "target")
+_OF_MASKS = ("block", "masks", "target", "timed on")
 _LEGEND = (
     "Dense: at the end of pretraining, or of a run without masks. Soft masks, rounded: just before and just after "
     "masks are rounded. Pruned: at the end. Loss: dense less pruned, in points. MACs: of hard masks after the gate, "
     f"transforms included, over those of the dense network. Frozen time: that of the frozen network when the run "
-    f"ended, over the dense one's. Time: of the run. {_KEPT.capitalize()}: shares of the channels of all masked "
-    "layer sides by what they keep: nothing, the mean, more, all. Means stand with the smallest and the largest value."
+    "ended, over the dense one's; time asked for: what it was to be. Time: of the run. "
+    f"{_KEPT.capitalize()}: shares of the channels of all masked layer sides by what they keep: nothing, the mean, "
+    "more, all. Means stand with the smallest and the largest value."
 )
 
 
@@ -145,6 +150,7 @@ def results_table(results: Sequence[Result]) -> ResultsTable:
         ("block", lambda r: r.block),
         ("masks", lambda r: r.masks),
         ("target", _target_words),
+        ("timed on", lambda r: r.timed_on),
         ("other settings", lambda r: other[r.name]),
         ("test images", lambda r: f"{r.test_images:,}"),
         ("hardware", _hardware_words),
@@ -194,12 +200,12 @@ def results_table(results: Sequence[Result]) -> ResultsTable:
     )
 
 
-def markdown(results: Sequence[Result], picture: str | None = None) -> str:
+def markdown(results: Sequence[Result], pictures: Mapping[str, str] = types.MappingProxyType({})) -> str:
     """`results_table` as Markdown.
 
     Args:
       results: of the runs, with different names.
-      picture: a file to show below the table.
+      pictures: files to show below the table: what each shows -> its name.
     """
     table = results_table(results)
     rows = [[cell.replace("|", "\\|") for cell in row] for row in table.rows]
@@ -207,8 +213,8 @@ def markdown(results: Sequence[Result], picture: str | None = None) -> str:
         row[0] = f"**{row[0]}**" if is_mean else row[0]
     written = [table.headings, ["---"] * len(table.headings), *rows]
     lines = [table.same, "", *(f"| {' | '.join(cells)} |" for cells in written), "", table.legend]
-    if picture:
-        lines += ["", f"![Top-1 of the pruned networks against their MACs]({picture})"]
+    for shown, file in pictures.items():
+        lines += ["", f"![{shown}]({file})"]
     return "\n".join(lines) + "\n"
 
 

@@ -195,7 +195,8 @@ def _headline(result: Result, macs: Mapping[str, Any]) -> list[tuple[str, str, s
         ratio = macs["ratio"] if result.target_convention != "paper" else macs["paper_ratio"]
         cards.append(("MAC ratio", f"{ratio:.3f}×", asked))
     if result.time_ratio is not None:
-        cards.append(("Frozen time", f"{result.time_ratio:.3f}×", "of the dense network's"))
+        asked = f"asked: {result.target_time:g}" if result.target_time is not None else "of the dense network's"
+        cards.append(("Frozen time", f"{result.time_ratio:.3f}×", asked))
     cards.append(("Time of the run", f"{result.seconds / 60:.1f} min", "its own phases"))
     return cards
 

@@ -1,11 +1,12 @@
-"""The plot of several runs: accuracy against MACs."""
+"""The plots of several runs: accuracy against MACs, and against measured time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -21,45 +22,87 @@ COLORS, MARKERS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE), "os^DvPX"
 _DENSE_LINES = ("--", "-.", ":", (0, (8, 2)))
 
 
-def plot_tradeoff(results: Sequence[Result], path: str | Path) -> Path:
-    """Writes `tradeoff_figure(results)` to `path` as a PNG and returns the path."""
-    return save_figure(tradeoff_figure(results), path)
+class Against(NamedTuple):
+    """What accuracy is drawn against.
+
+    Attributes:
+      word: what it is called.
+      label: of the axis.
+      of: its value for a run, or None.
+      panel: of a run: its task, and what else runs have to have in common to be in one panel.
+    """
+
+    word: str
+    label: str
+    of: Callable[[Result], float | None]
+    panel: Callable[[Result], str]
 
 
-def tradeoff_figure(results: Sequence[Result]) -> Figure:
-    """Draws the top-1 of pruned networks against their MAC ratio, every run a point, beside the dense networks.
+MACS = Against("MACs", "MACs / dense MACs, transforms included (×)", lambda r: r.macs_ratio, lambda r: r.task)
+TIME = Against(
+    "time", "time / dense time, frozen (×)", lambda r: r.time_ratio, lambda r: f"{r.task}\n{r.timed_on or ''}"
+)
 
-    A panel for each network and data set. A colour and a marker for each kind of masks; a thin line joins the means
-    over seeds of runs that differ in nothing but the target. Dense networks are horizontal lines at the mean over
-    seeds, in a band from the lowest to the highest, one for each length of their training.
+
+def plot_tradeoff(results: Sequence[Result], path: str | Path, against: Against = MACS) -> Path:
+    """Writes `tradeoff_figure(results, against)` to `path` as a PNG and returns the path."""
+    return save_figure(tradeoff_figure(results, against), path)
+
+
+def _drawn(results: Sequence[Result], against: Against) -> list[Result]:
+    """The pruned runs that are drawn: against time those that have it, where at least two were timed on the same.
 
     Raises:
-      NoDataError: no run has masks.
+      NoDataError: there is none.
     """
     pruned = [result for result in results if result.pruned_top1 is not None]
     if not pruned:
-        raise NoDataError("no run has masks, so there is no accuracy to draw against MACs")
-    tasks = sorted({result.task for result in pruned})
+        raise NoDataError(f"no run has masks, so there is no accuracy to draw against {against.word}")
+    if against is not TIME:
+        return pruned
+    timed = [result for result in pruned if result.timed_on is not None]
+    places = Counter(against.panel(result) for result in timed)
+    timed = [result for result in timed if places[against.panel(result)] > 1]
+    if not timed:
+        raise NoDataError("no two runs have a time that was measured on one engine with as many images at once")
+    return timed
+
+
+def tradeoff_figure(results: Sequence[Result], against: Against = MACS) -> Figure:
+    """Draws the top-1 of pruned networks against their MAC ratio, or time, beside the dense networks.
+
+    Every run is a point. A panel for each network and data set, and for time for each engine and batch. A colour and a
+    marker for each kind of masks; a thin line joins the means over seeds of runs that differ in nothing but the target.
+    Dense networks are horizontal lines at the mean over seeds, in a band from the lowest to the highest, one for each
+    length of their training.
+
+    Raises:
+      NoDataError: no run has masks, or no two runs have a time that can be compared.
+    """
+    pruned = _drawn(results, against)
+    tasks = {against.panel(result): result.task for result in sorted(pruned, key=against.panel)}
     kinds = kinds_of_masks(pruned)
     styles = mask_styles(kinds)
-    baselines = {task: _dense_top1s([result for result in results if result.task == task]) for task in tasks}
+    baselines = {
+        panel: _dense_top1s([result for result in results if result.task == task]) for panel, task in tasks.items()
+    }
     recipes = sorted({recipe for of_task in baselines.values() for recipe in of_task})
 
-    figure, panels = top1_panels(tasks, "MACs / dense MACs, transforms included (×)", 0.9)
-    for axes, task in zip(panels, tasks, strict=True):
-        for recipe, values in baselines[task].items():
+    figure, panels = top1_panels(list(tasks), against.label, 0.9, against.word)
+    for axes, panel in zip(panels, tasks, strict=True):
+        for recipe, values in baselines[panel].items():
             line = _DENSE_LINES[recipes.index(recipe) % len(_DENSE_LINES)]
             axes.axhspan(100 * min(values), 100 * max(values), color="0.5", alpha=0.15, linewidth=0, zorder=0)
             several = any(len(of_task.get(recipe, ())) > 1 for of_task in baselines.values())
             label = ("dense" if len(recipes) == 1 else f"dense, {recipe}") + (" (mean and range)" if several else "")
             axes.axhline(100 * mean(values), color="0.35", linewidth=1.2, linestyle=line, zorder=1, label=label)
-        mine = [result for result in pruned if result.task == task]
+        mine = [result for result in pruned if against.panel(result) == panel]
         for kind, (color, marker) in styles.items():
             of_kind = [result for result in mine if kinds[result.name] == kind]
-            for curve in _curves(of_kind):
+            for curve in _curves(of_kind, against):
                 axes.plot(*zip(*curve, strict=True), color=color, linewidth=1.0, alpha=0.55, zorder=2)
             axes.plot(
-                [result.macs_ratio for result in of_kind],
+                [_value(result, against) for result in of_kind],
                 [100 * (result.pruned_top1 or 0.0) for result in of_kind],
                 color=color,
                 marker=marker,
@@ -71,7 +114,7 @@ def tradeoff_figure(results: Sequence[Result]) -> Figure:
                 zorder=3,
                 label=kind,
             )
-        ratios = [result.macs_ratio for result in mine]
+        ratios = [_value(result, against) for result in mine]
         # Runs at one target differ in the third digit: an axis that shows nothing else would blow that up.
         margin = max(0.08 * (max(ratios) - min(ratios)), 0.15 - (max(ratios) - min(ratios)) / 2)
         axes.set_xlim(max(0.0, min(ratios) - margin), max(ratios) + margin)
@@ -105,12 +148,19 @@ def kinds_of_masks(results: Sequence[Result]) -> dict[str, str]:
     }
 
 
-def _curves(results: Sequence[Result]) -> list[list[tuple[float, float]]]:
-    """Mean (MAC ratio, top-1 in percent) over seeds at each target, for runs that differ in nothing else."""
+def _value(result: Result, against: Against) -> float:
+    value = against.of(result)
+    assert value is not None
+    return value
+
+
+def _curves(results: Sequence[Result], against: Against) -> list[list[tuple[float, float]]]:
+    """Mean (ratio, top-1 in percent) over seeds at each target, for runs that differ in nothing else."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for group in seed_groups(results):
-        point = mean(r.macs_ratio for r in group), mean(100 * (r.pruned_top1 or 0.0) for r in group)
-        curves.setdefault(settings_key(group[0], "learn.target_macs"), []).append(point)
+        point = mean(_value(r, against) for r in group), mean(100 * (r.pruned_top1 or 0.0) for r in group)
+        key = settings_key(group[0], "learn.target_macs", "learn.target_time")
+        curves.setdefault(key, []).append(point)
     return [sorted(points) for points in curves.values() if len(points) > 1]
 
 
