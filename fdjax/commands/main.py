@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from fdjax import runtime
+from fdjax import __version__, runtime
 from fdjax.commands.arguments import Commands, dispatch
 from fdjax.commands.bench import bench_command
 from fdjax.commands.blocks import blocks_command
@@ -45,8 +45,12 @@ COMMANDS: Commands = {
 
 @reports_user_errors
 def fdjax_command(arguments: Sequence[str] | None = None) -> int:
-    """Runs `fdjax COMMAND ...` and returns its exit status."""
-    return dispatch(COMMANDS, sys.argv[1:] if arguments is None else arguments)
+    """Runs `fdjax COMMAND ...`, or `fdjax --version`, and returns its exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given == ["--version"]:
+        print(f"fdjax {__version__}")
+        return 0
+    return dispatch(COMMANDS, given)
 
 
 def main() -> int:
