@@ -37,6 +37,12 @@ def small_frozen() -> tuple[MaskedGraph, Frozen]:
 def test_an_exported_source_tests_itself(tmp_path) -> None:
     _, frozen = small_frozen()
     export(frozen, tmp_path / "model.cc")
+    # As another file of a program sees it.
+    (tmp_path / "user.cc").write_text(
+        "#include <cstddef>\n"
+        'extern "C" const std::size_t model_image_size, model_logits_size, model_workspace_size;\n'
+        "std::size_t sizes() { return model_image_size + model_logits_size + model_workspace_size; }\n"
+    )
     compiler = find_compiler()
     command = [
         compiler,
@@ -48,6 +54,7 @@ def test_an_exported_source_tests_itself(tmp_path) -> None:
         "-Werror",
         "-DFDJAX_MAIN",
         "model.cc",
+        "user.cc",
     ]
     done = subprocess.run([*command, "-o", "model"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[:2000]

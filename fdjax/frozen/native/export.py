@@ -26,9 +26,9 @@ _INTERFACE = """
 // Without -DFDJAX_MAIN it is a library of the functions below.
 
 extern "C" {{
-const std::size_t {name}_image_size = IMAGE;  // Bytes of an image.
-const std::size_t {name}_logits_size = {results};  // Floats that come of it.
-const std::size_t {name}_workspace_size = sizeof(float) * (SCRATCH + ONE + BATCH);  // Bytes; aligned to 64.
+extern const std::size_t {name}_image_size = IMAGE;  // Bytes of an image.
+extern const std::size_t {name}_logits_size = {results};  // Floats that come of it.
+extern const std::size_t {name}_workspace_size = sizeof(float) * (SCRATCH + ONE + BATCH);  // Bytes; aligned to 64.
 
 // One image.
 void {name}(const std::uint8_t* images, float* logits, void* workspace) {{
