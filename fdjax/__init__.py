@@ -1,7 +1,7 @@
 """fdjax: dense pruning of pointwise convolutions in the frequency domain.
 
-`import fdjax` offers the pure functions of `fdjax.ops`, and those that mask, count, round and freeze any JAX model.
-They are loaded on first use (PEP 562), so that `fdjax.runtime` can set up the process before jax is imported.
+`import fdjax` offers the pure functions of `fdjax.ops`, and functions that mask, count, harden and freeze any JAX
+model. They are loaded on first use (PEP 562), so that `fdjax.runtime` can set up the process before jax is imported.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from fdjax.pruning.harden import harden
     from fdjax.pruning.masked import masked
 
-# Functions for any model -> the module that has each, and its name there where it is another.
+# Functions for any model -> (the module that defines it, its name there).
 _OF_MODELS = {
     "count": ("fdjax.graph.counting", "network_macs"),
     "expected_macs": ("fdjax.pruning.expected", "expected_macs"),

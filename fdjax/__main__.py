@@ -1,4 +1,4 @@
-"""`python -m fdjax` is the `fdjax` command."""
+"""Runs the `fdjax` command as `python -m fdjax`."""
 
 from fdjax.commands.main import main
 

@@ -1,7 +1,7 @@
-"""Checkpoints: Orbax behind one module, with our own checksums, because Orbax restores flipped bits without a word.
+"""Checkpoints: the only module that uses Orbax, with checksums, because Orbax restores flipped bits silently.
 
-A checkpoint is one step's folder: the arrays of a run's state, a JSON object beside them, and a manifest with the
-sha256 of every file. The module knows nothing of training: state is any pytree, the JSON object anybody's.
+The checkpoint of a step is a folder with the arrays of a run's state, a JSON object, and a manifest with the sha256 of
+every file. The module knows nothing about training: the state is any pytree, and the JSON object is the caller's.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from fdjax.errors import RunStopped, UserError, first_line
 CHECKPOINT_FOLDER = "checkpoints"
 MANIFEST = "manifest.sha256.json"
 _STATE, _META = "state", "meta"
-# Endings of folders: a step that is being written, and what lay in the place of one.
+# Suffixes of folders: a checkpoint step that is being written, and a folder that was in the place of a step.
 _DRAFT, _FOREIGN = ".fdjax-draft", ".no-checkpoint"
 _ORBAX_DRAFT = ".orbax-checkpoint-tmp"
-# Bytes of a checkpoint beside its arrays, about.
+# Approximate size in bytes of a checkpoint without its arrays.
 _OVERHEAD = 100_000
 
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 class DamagedCheckpoint(UserError):
-    """A checkpoint whose files are missing or not what was written."""
+    """A checkpoint with files that are missing or changed."""
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
-    """This process reads or writes without the others: they may be elsewhere, and what they hold is the same."""
+    """Returns options for this process to read or write alone: others may be elsewhere, and hold the same state."""
     if jax.process_count() == 1:
         return ocp.options.MultiprocessingOptions()
     process = jax.process_index()
@@ -65,7 +65,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _check_room(folder: Path, size: int) -> None:
-    """Raises `OSError` where a folder cannot take `size` bytes: each of Orbax's threads would print a traceback."""
+    """Raises `OSError` if a folder has no room for `size` bytes, before each of Orbax's threads prints a traceback."""
     if not hasattr(os, "posix_fallocate"):
         return
     probe = folder / "probe"
@@ -73,7 +73,7 @@ def _check_room(folder: Path, size: int) -> None:
         with probe.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, size + size // 10 + _OVERHEAD)
     except OSError as error:
-        # Others say that the file system cannot reserve, or that one file may not be as large.
+        # Other errors mean that the file system cannot reserve space, or limits the size of a file.
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
             raise
     finally:
@@ -82,7 +82,7 @@ def _check_room(folder: Path, size: int) -> None:
 
 
 def _describe(state: Any) -> dict[str, str]:
-    """Path of every array -> its type and shape."""
+    """Returns path of every array -> its dtype and shape."""
     return {
         jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
@@ -93,9 +93,9 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-      folder: where the steps lie; made on the first save.
-      keep: how many of the latest are kept, 2 or more: one is always whole while another is written.
-      keep_best: keep the one with the highest score too.
+      folder: the folder of the checkpoint steps; it is made on the first save.
+      keep: how many of the latest steps to keep, 2 or more, so that one is whole while another is written.
+      keep_best: whether to keep the step with the highest score as well.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2, keep_best: bool = False):
@@ -105,7 +105,7 @@ class Checkpoints:
         self._begun = False
 
     def steps(self) -> list[int]:
-        """The steps there are, ascending, sound or not; ones that were being written when a run was killed are not."""
+        """Lists the existing steps in ascending order, including damaged ones; unfinished steps of a killed run do not count."""
         if not self.folder.is_dir():
             return []
         return sorted(
@@ -115,16 +115,16 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: Any, meta: dict[str, Any], score: float | None = None) -> None:
-        """Writes a checkpoint and waits until it is on disk; then removes the ones that need not be kept.
+        """Writes a checkpoint, waits until it is on disk, and then removes the steps that are not to be kept.
 
         Args:
-          step: its name.
-          state: a pytree of arrays, all of them whole in this process.
-          meta: JSON types.
-          score: higher is better; compared if `keep_best`.
+          step: number of the step, which names the checkpoint.
+          state: a pytree of arrays, each of which is whole in this process.
+          meta: a JSON object.
+          score: the score of the step, where higher is better; used if `keep_best`.
 
         Raises:
-          RunStopped: it cannot be written. The ones before it are as they were.
+          RunStopped: the checkpoint cannot be written. Earlier checkpoints are unchanged.
         """
         try:
             if not self._begun:
@@ -132,10 +132,10 @@ class Checkpoints:
                 self._discard_unfinished()
                 self._begun = True
             self._write(step, state, {**meta, "score": score})
-        except Exception as error:  # Orbax raises anything from ValueError to a bare Exception.
+        except Exception as error:  # Orbax raises many types, also a bare Exception.
             shutil.rmtree(self._draft(step), ignore_errors=True)
             raise RunStopped(f"step {step} cannot be saved in {self.folder}: {first_line(error)}") from error
-        # Nothing old goes before the new one is there: a run may be killed anywhere.
+        # Old steps are removed only after the new one is complete, because a run may be killed at any time.
         kept = set(self.steps()[-self._keep :]) | ({self._highest()} if self._keep_best else set())
         for other in self.steps():
             if other not in kept and other != step:
@@ -157,7 +157,7 @@ class Checkpoints:
         manifest = {"files": files, "arrays": _describe(state)}
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=0))
         if final.exists():
-            # A damaged one that the run has passed over, or somebody's own folder, which is not ours to remove.
+            # Either a damaged checkpoint that the run has skipped, or a foreign folder, which is moved, not removed.
             ours = (final / MANIFEST).is_file()
             aside = self._aside(final, _DRAFT if ours else _FOREIGN)
             final.rename(aside)
@@ -165,7 +165,7 @@ class Checkpoints:
             if ours:
                 shutil.rmtree(aside, ignore_errors=True)
         else:
-            # In one move: a step is there whole or not at all.
+            # The rename is atomic: a step exists whole or not at all.
             draft.rename(final)
 
     @staticmethod
@@ -174,13 +174,13 @@ class Checkpoints:
         return next(path for path in names if not path.exists())
 
     def _discard_unfinished(self) -> None:
-        """Removes what a killed run left half written, here or inside Orbax, and nothing else."""
+        """Removes what a killed run left unfinished, here or inside Orbax, and nothing else."""
         for path in self.folder.iterdir():
             if path.is_dir() and (path.name.endswith(_DRAFT) or _ORBAX_DRAFT in path.name):
                 shutil.rmtree(path)
 
     def discard_after(self, step: int) -> None:
-        """Removes the checkpoints after `step`: a run that goes on from there will write them again."""
+        """Removes the checkpoints after `step`, which a run that resumes there will write again."""
         for later in self.steps():
             if later > step:
                 shutil.rmtree(self.folder / str(later))
@@ -211,9 +211,9 @@ class Checkpoints:
             raise DamagedCheckpoint(f"checkpoint {file.parent} has no readable {MANIFEST}: {error}") from error
 
     def sound_steps(self, below: int | None = None) -> Iterator[int]:
-        """The undamaged steps, the newest first; says on stderr which damaged ones it passes over.
+        """Yields the undamaged steps, newest first, and reports on stderr which damaged steps it skips.
 
-        `below`: only steps before this one.
+        `below` limits them to earlier steps.
         """
         for candidate in reversed(self.steps()):
             if below is not None and candidate >= below:
@@ -221,19 +221,19 @@ class Checkpoints:
             try:
                 self.verify(candidate)
             except DamagedCheckpoint as error:
-                print(f"warning: {error}; trying the one before it", file=sys.stderr)
+                print(f"warning: {error}; trying the step before it", file=sys.stderr)
             else:
                 yield candidate
 
     def _scores(self, *, warns: bool = False) -> list[tuple[float, int]]:
-        """(score, step) of every step that has one and whose metadata can be read, the highest first."""
+        """Returns (score, step) of every step with a score and readable metadata, highest score first."""
         found = []
         for step in self.steps():
             try:
                 score = self.meta(step)["score"]
             except (DamagedCheckpoint, KeyError) as error:
                 if warns:
-                    print(f"warning: {error}; the best is the best of the others", file=sys.stderr)
+                    print(f"warning: {error}; the best is chosen among the others", file=sys.stderr)
                 continue
             if isinstance(score, int | float) and math.isfinite(score):
                 found.append((float(score), step))
@@ -244,22 +244,26 @@ class Checkpoints:
         return scores[0][1] if scores else None
 
     def best(self) -> int | None:
-        """The sound step with the highest score, or None if none has a score; says on stderr what it passes over."""
+        """Returns the undamaged step with the highest score, or None; reports on stderr which steps it skips."""
         for _, step in self._scores(warns=True):
             try:
                 self.verify(step)
                 return step
             except DamagedCheckpoint as error:
-                print(f"warning: {error}; taking the best of the others", file=sys.stderr)
+                print(f"warning: {error}; trying the next best", file=sys.stderr)
         return None
 
     def meta(self, step: int) -> dict[str, Any]:
-        """The JSON object of a step."""
+        """Returns the JSON object of a step.
+
+        Raises:
+          DamagedCheckpoint: the object cannot be read.
+        """
         file = self.folder / str(step) / _META / "metadata"
         try:
             found = json.loads(file.read_text())
             if not isinstance(found, dict):
-                raise ValueError("it is no JSON object")
+                raise ValueError("it is not a JSON object")
             return found
         except (OSError, ValueError, RecursionError) as error:
             raise DamagedCheckpoint(
@@ -267,7 +271,15 @@ class Checkpoints:
             ) from error
 
     def mismatch(self, step: int, like: Any) -> str | None:
-        """What of a step has another place, shape or type than in the pytree `like`, in words, or None."""
+        """Compares a step with a pytree.
+
+        Args:
+          step: number of the step.
+          like: a pytree of arrays or `jax.ShapeDtypeStruct`.
+
+        Returns:
+          The first difference in structure, shape or dtype, in words, or None.
+        """
         held, asked = self._manifest(step)["arrays"], _describe(like)
         for name in sorted(held.keys() | asked.keys()):
             if held.get(name) != asked.get(name):
@@ -275,17 +287,20 @@ class Checkpoints:
         return None
 
     def restore(self, step: int, like: Any) -> Any:
-        """The arrays of a step.
+        """Restores the arrays of a step.
 
         Args:
-          step: a sound one.
-          like: a pytree of arrays or `jax.ShapeDtypeStruct`, whose structure and types they must have.
+          step: number of an undamaged step.
+          like: a pytree of arrays or `jax.ShapeDtypeStruct`, whose structure, shapes and dtypes the step must have.
+
+        Returns:
+          A pytree like `like`.
 
         Raises:
           DamagedCheckpoint: the files cannot be read, or hold something else.
         """
         folder = self.folder / str(step)
-        # Orbax would cast other types and cut or fill other shapes.
+        # Orbax would cast other dtypes, and truncate or pad other shapes.
         problem = self.mismatch(step, like)
         if problem is not None:
             raise DamagedCheckpoint(f"checkpoint {folder} {problem}")
@@ -294,19 +309,22 @@ class Checkpoints:
         try:
             with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
                 return reader.restore(folder / _STATE, target)
-        except Exception as error:  # Orbax raises anything from ValueError to a bare Exception.
+        except Exception as error:  # Orbax raises many types, also a bare Exception.
             raise DamagedCheckpoint(f"checkpoint {folder} cannot be restored: {first_line(error)}") from error
 
 
 def find_checkpoint(path: str, which: str = "latest") -> tuple[Checkpoints, int]:
-    """Finds the checkpoint that `path` means.
+    """Finds the checkpoint that `path` refers to.
 
     Args:
-      path: a workdir, its checkpoint folder, or one step's folder.
-      which: "latest", "best" (on the validation share) or a step number; not for a step's folder.
+      path: a workdir, its checkpoint folder, or the folder of one step.
+      which: "latest", "best" (on the validation share) or a step number; not for the folder of one step.
+
+    Returns:
+      The checkpoints of the run, and the number of the step.
 
     Raises:
-      UserError: there is no checkpoint, or not the one asked for.
+      UserError: there is no checkpoint, or not the requested one.
     """
     given = Path(path).expanduser().resolve()
     if not given.is_dir():

@@ -1,4 +1,4 @@
-"""The user's mistakes: one exception class and the one place that prints it."""
+"""Errors that a user can mend: the exception classes, and the only place that prints them."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ EXIT_STATUS, STOPPED_STATUS = 2, 1
 
 
 class UserError(ValueError):
-    """Something the user gave is wrong: a flag, a config, a file, a checkpoint or data.
+    """An error in what the user gave: a flag, a config, a file, a checkpoint or data.
 
     The message says what was given, what is accepted and what to do. Commands print it without a traceback and exit
-    with status 2; library callers can catch it as a `ValueError`.
+    with status 2. Callers of the library can catch it as a `ValueError`.
     """
 
 
 class RunStopped(RuntimeError):
-    """A run that could not go on although it was asked for rightly: it diverged, or its disk is full.
+    """A run that could not continue although its settings are valid: it diverged, or its disk is full.
 
-    The message says what happened, which checkpoint is the last good one and what to do. Commands print it without a
+    The message says what happened, which checkpoint is the last good one, and what to do. Commands print it without a
     traceback and exit with status 1.
     """
 
 
 class RunInterrupted(RuntimeError):
-    """A run that was asked to stop: by a signal, or by its time limit. What it had done is saved.
+    """A run that was asked to stop, by a signal or by its time limit; its progress is saved.
 
     Attributes:
-      status: the exit status, 128 and the signal's number for a signal.
+      status: the exit status; for a signal, 128 plus the signal's number.
     """
 
     def __init__(self, message: str, status: int):
@@ -46,7 +46,7 @@ def fail(message: str) -> NoReturn:
 
 
 def reports_user_errors(command: Callable[..., int]) -> Callable[..., int]:
-    """Decorates a command so that a `UserError` becomes a short message and exit status 2, `RunStopped` 1."""
+    """Decorates a command: `UserError` becomes a short message and exit status 2, `RunStopped` exit status 1."""
 
     @functools.wraps(command)
     def wrapped(*args, **kwargs) -> int:
@@ -68,12 +68,12 @@ def reports_user_errors(command: Callable[..., int]) -> Callable[..., int]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one line of at most 300 characters; its type where it says nothing."""
+    """Returns the first line of an exception's message, at most 300 characters; its type if there is no message."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
 
 
 def suggestion(given: str, accepted: Iterable[str]) -> str:
-    """Returns ' (did you mean X?)' when `given` is close to one of `accepted`, else an empty string."""
+    """Returns " (did you mean X?)" if `given` is close to one of `accepted`, or else an empty string."""
     close = get_close_matches(given, list(accepted), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

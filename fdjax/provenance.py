@@ -1,4 +1,4 @@
-"""What a result owes to more than its config: the state of the code and the processor. Found without importing jax."""
+"""What a result depends on besides its config: the commit of the code, and the processor. Does not import jax."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import platform
 import subprocess
 from pathlib import Path
 
-# Set by git for its hooks and aliases; they would name another repository than the file's.
+# Git sets these variables for its hooks and aliases; they may point to a repository other than the file's.
 _REPOSITORY_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
 _GIT_SECONDS = 20.0
 
 
 def commit(file: Path = Path(__file__)) -> str | None:
-    """The short hash of the git checkout that `file` is tracked in, with a + where tracked files are changed.
+    """Returns the short hash of the commit of the git checkout that tracks `file`, with a + if tracked files changed.
 
-    None where it is tracked in none (an installed package, also one that lies inside another project's checkout), or
-    where git is missing or does not answer.
+    Returns None if no checkout tracks the file (as in an installed package, even inside another project's checkout), or
+    if git is missing or fails.
     """
     environment = {name: value for name, value in os.environ.items() if name not in _REPOSITORY_VARIABLES}
 
@@ -43,7 +43,7 @@ def commit(file: Path = Path(__file__)) -> str | None:
 
 
 def cpu_model() -> str:
-    """The processor's name, or its architecture where the system does not tell."""
+    """Returns the processor's name, or its architecture if the system does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
@@ -53,7 +53,7 @@ def cpu_model() -> str:
 
 
 def processor() -> str:
-    """The processor's name and its cores: those that this process may use, of all if it may not use all."""
+    """Returns the processor's name and the number of its cores, or how many of them this process may use."""
     cores = os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
     number = f"{cores} core" if allowed == cores else f"{allowed} of {cores} core"

@@ -1,4 +1,4 @@
-"""Python that a user writes, a file or an importable module: run, and asked for what one of its functions makes."""
+"""The user's Python code, in a file or an importable module: runs it, and returns what one of its functions makes."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ def load_made(path: str, what: str, function: str, kind: type[Made], name: str) 
     """Runs a Python file and returns what its function makes.
 
     Args:
-      path: of the file.
-      what: the file is, in a word: "config".
-      function: its name: "get_config"; it takes no arguments.
-      kind: what it must return.
-      name: of `kind`, as a user imports it.
+      path: path of the file.
+      what: what the messages call the file, such as "config".
+      function: name of the function, such as "get_config"; it takes no arguments.
+      kind: the type that the function must return.
+      name: name of `kind`, as a user imports it.
+
+    Returns:
+      The result of the function.
 
     Raises:
-      UserError: no such file, an error in it, no such function, or one that returns something else.
+      UserError: the file does not exist or fails, or has no such function, or the function returns another type.
     """
     if not Path(path).is_file():
         nearby = sorted(str(p) for p in Path(path).parent.glob("*.py")) if Path(path).parent.is_dir() else []
-        known = f"; there are {', '.join(nearby)}" if nearby else ""
+        known = f"; the files there are {', '.join(nearby)}" if nearby else ""
         raise UserError(f"no {what} file {path!r}{suggestion(path, nearby)}{known}")
     must = f"must return an {name}"
     try:
@@ -49,11 +52,14 @@ def load_made(path: str, what: str, function: str, kind: type[Made], name: str) 
 
 
 def import_function(reference: str, flag: str) -> Callable[..., Any]:
-    """Imports a function that a user names; the current directory can be imported from.
+    """Imports a function that a user names, also from the current directory.
 
     Args:
       reference: "package.module:function".
-      flag: what named it, for messages.
+      flag: the flag that gave the reference, for messages.
+
+    Returns:
+      The function.
 
     Raises:
       UserError: the module cannot be imported, or has no such function.
@@ -62,7 +68,7 @@ def import_function(reference: str, flag: str) -> Callable[..., Any]:
     folder = os.getcwd()
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    # A file may have been written since a folder was last looked into.
+    # A file may have been written since the import system last read its folder.
     importlib.invalidate_caches()
     try:
         module = importlib.import_module(module_name)
@@ -81,12 +87,12 @@ def import_function(reference: str, flag: str) -> Callable[..., Any]:
         raise UserError(f"{flag} {reference}: {where} has no {name!r}{suggestion(name, functions)}")
     function = getattr(module, name)
     if not callable(function):
-        raise UserError(f"{flag} {reference}: {name} is no function but {type(function).__name__}")
+        raise UserError(f"{flag} {reference}: {name} is not a function but {type(function).__name__}")
     return function
 
 
 def what_failed(error: BaseException) -> str:
-    """An exception in one line: its type, what it says, and the line of a user's file that it comes from."""
+    """Describes an exception in one line: its type, its message, and the line of the user's file that it comes from."""
     if isinstance(error, SyntaxError):
         where = f" ({error.filename}, line {error.lineno})"
         return f"{type(error).__name__}: {error.msg}{where}"

@@ -1,4 +1,4 @@
-"""What a command sets before the first computation. Import and call `setup` before anything imports jax."""
+"""The setup of a process before its first computation. Import this and call `setup` before anything imports jax."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ CACHE_VARIABLE = "FDJAX_CACHE_DIR"
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 # Linux's madvise.
 _MADV_DONTNEED, _MADV_HUGEPAGE, _HUGE_PAGE = 4, 14, 2 << 20
-# Sizes of pieces of the heap, in bytes: what `close_heap_gaps` looks for, from the largest to the smallest; below which
-# it looks for every size that glibc tells apart; and from which on pages are given back.
+# Sizes of free pieces of the heap, in bytes, for `close_heap_gaps`: the largest and the smallest that it looks for; the
+# size below which it tries every size that glibc distinguishes; and the size from which pages are returned.
 _LARGEST_GAP, _SMALLEST_GAP, _EXACT_BELOW, _WORTH_RETURNING = 1 << 30, 24, 1200, 1 << 16
 
 _tuned: ctypes.CDLL | None = None
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep big buffers instead of returning them to the kernel after every step, and to use huge pages.
+    """Makes glibc keep freed large buffers, rather than return them to the kernel after every step, and use huge pages.
 
-    By default every large array is mapped anew and its pages are faulted in again, which costs up to half of a training
-    step on the CPU. Returns whether it took effect (False where the C library is another).
+    By default, every large array is mapped anew and its pages are faulted in again, which takes up to half of a
+    training step on the CPU.
+
+    Returns:
+      Whether it took effect; False if the C library is not glibc.
     """
     try:
         libc = ctypes.CDLL(None)
         mallopt = libc.mallopt
     except (OSError, AttributeError):
         return False
-    # -1: memory that is free at the top of the heap is never given back.
+    # -1: free memory at the top of the heap is never returned.
     settings = ((_M_MMAP_MAX, 0), (_M_ARENA_MAX, 1), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, 1 << 28))
     if any(mallopt(parameter, value) != 1 for parameter, value in settings):
         return False
@@ -60,14 +63,14 @@ def _declare(libc: ctypes.CDLL) -> None:
 
 
 def close_heap_gaps() -> int:
-    """Takes the free pieces below the top of the heap out of use for good, and gives their whole pages back.
+    """Allocates the free pieces below the top of the heap for good, and returns their whole pages to the kernel.
 
-    A compilation leaves tens of thousands of them. The operations of a step that ask for memory then search among
-    them, and get it in pieces that lie apart: steps took up to 1.4 times as long (two cores, a narrow network).
-    Once they are taken, memory comes from the top, in one piece.
+    A compilation leaves tens of thousands of such pieces. The operations of a step that allocate memory then search
+    among them, and get memory that is scattered: steps took up to 1.4 times as long (two cores, a narrow network). Once
+    the pieces are taken, memory comes from the top, in one piece.
 
     Returns:
-      The bytes taken; 0 where `keep_freed_memory` had no effect.
+      The number of bytes taken; 0 if `keep_freed_memory` had no effect.
     """
     libc = _tuned
     if libc is None or not hasattr(libc, "mallinfo2"):
@@ -91,7 +94,7 @@ def close_heap_gaps() -> int:
 
 
 def _use_huge_pages(libc: ctypes.CDLL) -> None:
-    """Lets Linux back the heap by huge pages; reserves addresses for it up to half of the memory, but no memory yet."""
+    """Lets Linux back the heap with huge pages. Reserves addresses for up to half of the memory, but no memory yet."""
     size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     address = libc.malloc(size)
     if address:
@@ -101,16 +104,18 @@ def _use_huge_pages(libc: ctypes.CDLL) -> None:
 
 
 def limit_threads(threads: int | None) -> int:
-    """Holds this process to so many processor cores; XLA's flags alone do not. Call before jax is imported.
+    """Limits this process to a number of processor cores, which XLA's flags alone do not do.
+
+    Call it before jax is imported.
 
     Args:
-      threads: None leaves the process as it is.
+      threads: number of cores; None leaves the process as it is.
 
     Returns:
-      How many cores it may use.
+      The number of cores that the process may use.
 
     Raises:
-      UserError: it may not use as many.
+      UserError: the process may not use that many.
     """
     if not hasattr(os, "sched_setaffinity"):
         if threads is not None:
@@ -120,14 +125,14 @@ def limit_threads(threads: int | None) -> int:
     if threads is None:
         return len(allowed)
     if threads > len(allowed):
-        raise UserError(f"--threads {threads}: this process may use {len(allowed)} cores")
+        raise UserError(f"--threads {threads}: this process may use only {len(allowed)} cores")
     os.environ["NPROC"] = str(threads)
     os.sched_setaffinity(0, allowed[:threads])
     return threads
 
 
 def compilation_cache_dir() -> Path | None:
-    """Where compiled programs are kept: $FDJAX_CACHE_DIR (empty: nowhere), or the user's cache directory."""
+    """Returns the directory of compiled programs: $FDJAX_CACHE_DIR (None if it is empty), or the user's cache directory."""
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen is not None:
         return Path(chosen) if chosen else None
@@ -136,13 +141,13 @@ def compilation_cache_dir() -> Path | None:
 
 
 def times_cache_dir() -> Path | None:
-    """Where measured times of layers are kept, beside the compiled programs; None where nothing is kept."""
+    """Returns the directory of measured times of layers, beside the compiled programs; None if nothing is cached."""
     compiled = compilation_cache_dir()
     return compiled.parent / "times" if compiled else None
 
 
 def setup() -> None:
-    """Sets the allocator and the persistent compilation cache. Call once, first thing in a command."""
+    """Sets up the allocator and the persistent compilation cache. A command calls this once, before anything else."""
     if "jax" in sys.modules:
         raise RuntimeError("fdjax.runtime.setup must run before jax is imported")
     keep_freed_memory()

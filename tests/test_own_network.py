@@ -231,7 +231,7 @@ def refused(tmp_path, capsys):
         ("def small(:", r"fails: SyntaxError: .*\.py, line 1\)"),
         ("x = 1 / 0\ndef small(): pass", r"fails: ZeroDivisionError: division by zero \(.*\.py, line 1\)"),
         ("def smal(): pass", r"has no 'small' \(did you mean 'smal'\?\)"),
-        ("small = 3", "small is no function but int"),
+        ("small = 3", "small is not a function but int"),
         ("def small(depth): pass", r"takes \(depth\), and is called with \(\): missing a required argument: 'depth'"),
         ("def small(): raise ValueError('no such depth')", r"call fails: ValueError: no such depth \(.*line 1\)"),
         ("def small(): return 3", r"must return a Flax Linen module .* got builtins\.int"),

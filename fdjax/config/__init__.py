@@ -1,7 +1,7 @@
-"""What a run is asked to do: frozen dataclasses, validated when they are made.
+"""The description of a run: frozen dataclasses, which validate their fields when they are made.
 
-A config file is Python with `get_config() -> Config`. Every field can be overridden by a flag of `train.py`
-(`--learn.target-macs 0.5`). Field docstrings are the flags' help texts.
+A config file is a Python file with `get_config() -> Config`. A flag of `train.py` can override any field
+(`--learn.target-macs 0.5`). The docstrings of the fields are the help texts of the flags.
 """
 
 from fdjax.config.continuation import continuation_problem

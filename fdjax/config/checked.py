@@ -1,4 +1,4 @@
-"""The base of config dataclasses: what they are given is checked when they are made."""
+"""The base class of the config dataclasses, which checks their values when they are made."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fdjax.errors import UserError
 
 
 class Checked:
-    """Checks every field's type when an instance is made; subclasses add `_check` for values."""
+    """Checks the type of every field when an instance is made; subclasses check values in `_check`."""
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))

@@ -1,4 +1,4 @@
-"""Whether a run may go on with another config than the one that it has."""
+"""Whether a run may continue with a config other than its own."""
 
 from __future__ import annotations
 
@@ -9,22 +9,30 @@ _FREE_TO_CHANGE = ("checkpoint", "compute")
 
 
 def continuation_problem(saved: Config, asked: Config, current_phase: str | None) -> str | None:
-    """Says why a run of `saved` cannot go on as `asked`, or returns None when it can.
+    """Explains why a run cannot continue with another config.
 
-    It can when `asked` differs only in more phases at the end, in settings of phases that have not begun, in a longer
-    current phase (`current_phase`: the one the run is in or ended with), in where the data lie, in how steps are fed,
-    or in how often it saves. A run without a checkpoint yet (`current_phase` None) is held to all its phases.
+    The run can continue if the configs differ only in phases added at the end, in settings of phases that have not
+    begun, in a longer current phase, in where the data lie, in how steps are fed, or in how often the run saves. A run
+    without a checkpoint has to keep all its phases.
+
+    Args:
+      saved: the config that the run was started with.
+      asked: the config to continue with.
+      current_phase: the phase that the run is in or ended with; None if it has no checkpoint yet.
+
+    Returns:
+      The differences that do not fit, or None if the run can continue.
     """
     begun = len(saved.phases) if current_phase is None else saved.phases.index(current_phase) + 1
     done = saved.phases[:begun]
     if asked.phases[: len(done)] != done:
-        return f"its phases so far are {', '.join(done)}, and those asked for are {', '.join(asked.phases)}"
+        return f"its phases so far are {', '.join(done)}, and the config asks for {', '.join(asked.phases)}"
     old, new = saved.to_dict(), asked.to_dict()
     differences = []
     for field, before in old.items():
         after = new[field]
         not_begun = field in PHASES and field not in done and not (field == "learn" and "alternate" in done)
-        not_begun |= field == "distill" and done == ("pretrain",)  # it has no part in pretraining
+        not_begun |= field == "distill" and done == ("pretrain",)  # Pretraining does not distil.
         if field in ("phases", *_FREE_TO_CHANGE) or not_begun or before == after:
             continue
         if not isinstance(before, dict):

@@ -1,4 +1,4 @@
-"""Which images a run sees."""
+"""The images of a run."""
 
 from __future__ import annotations
 
@@ -12,56 +12,59 @@ from fdjax.config.checked import Checked
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig(Checked):
-    """Which images, and how they are batched and augmented."""
+    """The images, and how they are batched and augmented."""
 
     name: str = "fashion_mnist_subset"
-    """fashion_mnist_subset (embedded), folder or prepared (need path), or the name of a TFDS set (cifar10, ...)."""
+    """Data set: fashion_mnist_subset (embedded), folder or prepared (both need path), or a TFDS set (cifar10, ...)."""
     path: str | None = None
-    """folder: the directory with train/<class>/* and test/<class>/*. prepared: the directory of one TFDS set. A TFDS
-    name: TFDS's data directory (default: TFDS's own)."""
+    """Directory of the data. folder: the one with train/<class>/* and test/<class>/*. prepared: that of one TFDS set.
+    A TFDS name: TFDS's data directory (default: TFDS's own)."""
     image_size: int | tuple[int, int] | None = None
-    """Pixels, of a square or of height and width: the middle of each image is resized to it (folder and TFDS; default:
-    as they are)."""
+    """Size in pixels, of a square or of height and width, to which the middle of each image is resized (folder and
+    TFDS; default: images keep their size)."""
     background: str = "white"
-    """The colour behind what is transparent in a picture: a name, or #rrggbb."""
+    """Colour behind the transparent parts of an image: an English name, or #rrggbb."""
     validation: float = 0.0
     """Share of the training set, 0 to below 1, held out (seeded, class by class) to choose the best checkpoint."""
     train_limit: int | None = None
-    """Use only this many training images (seeded, the same share of each class); None: all."""
+    """Number of training images to use (seeded, the same share of each class); None: all."""
     loading: Literal["memory", "stream"] = "memory"
-    """memory: all images are decoded once and held in memory. stream: they stay on disk and are decoded as needed, for
-    sets that are larger (folder, prepared, TFDS; needs image_size)."""
+    """Where images are held. memory: all are decoded once and kept in memory. stream: they stay on disk and are decoded
+    as needed, for sets larger than memory (folder, prepared, TFDS; needs image_size)."""
     workers: int | None = None
-    """Threads that decode a streamed set (None: one a processor); figures do not depend on it."""
+    """Number of threads that decode a streamed set (None: one per processor); results do not depend on it."""
     random_resized_crop: bool = False
-    """Train on a random part of each image, 8 to 100% of its area, resized, as is the custom for ImageNet (stream)."""
+    """Train on a random part of each image, 8 to 100% of its area, resized, as is usual for ImageNet (stream only)."""
     crop_area: float = 0.0
-    """Train on a random part of each image, of this share of its area or more, resized (0: off). 0.5 is gentle, as
-    fine-tuning wants it; in memory too."""
+    """Least share of an image's area, 0 to 1, of the random part to train on, which is resized (0: off). 0.5 is gentle
+    enough for fine-tuning. Works in memory too."""
     eval_crop: float = 1.0
-    """Side of the square cut from the middle of a test image, as a share of its shorter side; 0.875 is the custom for
-    ImageNet (stream)."""
+    """Side of the square cut from the middle of a test image, as a share of its shorter side; 0.875 is usual for
+    ImageNet (stream only)."""
     unlabelled: str | None = None
-    """A folder of pictures, at any depth, to train on in place of the set's own training images: they need no labels if
-    distill.weight is 1, and the network comes from --init."""
+    """Folder of images, at any depth, to train on in place of the set's training images. They need no labels:
+    distill.weight must be 1, and the network must come from --init."""
     grayscale: bool = False
-    """Make the images of a folder or TFDS set grey (one channel)."""
+    """Convert the images of a folder or TFDS set to grey (one channel)."""
     batch_size: int = 128
-    """Images a step."""
+    """Images per step."""
     crop_padding: int = 4
-    """Pixels of zero padding before the random crop back to size (0: no random crop)."""
+    """Zero padding in pixels before the random crop back to size (0: no random crop)."""
     flip: bool = True
-    """Random horizontal flips."""
+    """Flip images horizontally at random."""
     jitter: float = 0.0
-    """Colour jitter: brightness, contrast and saturation times factors in 1 - jitter to 1 + jitter, 0 to 1."""
+    """Strength of the colour jitter, 0 to 1: factors of brightness, contrast and saturation are 1 - jitter to
+    1 + jitter."""
     cutout: int = 0
-    """Side in pixels of a square that is cut out of each image at random (0: none)."""
+    """Side in pixels of a square that is cut out of each image at a random place (0: none)."""
     erase: float = 0.0
     """Probability, 0 to 1, that a random rectangle of 2 to 33% of an image is erased."""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced: in the loss, an example counts the more, the fewer its class has; all classes then count alike."""
+    """Weights of classes in the loss. balanced: inverse to the number of a class's examples, so that all classes count
+    equally."""
     mixup: float = 0.0
-    """Mix pairs of images and labels by a share from Beta(mixup, mixup); 0: off, 0.2 is common."""
+    """Parameter of mixup: pairs of images and labels are mixed by a share from Beta(mixup, mixup). 0: off; 0.2 is
+    common."""
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -73,7 +76,7 @@ class DataConfig(Checked):
         self._require(
             self.unlabelled is None or not self.validation,
             "validation",
-            "0 with data.unlabelled, which has no labels to validate by",
+            "0 with data.unlabelled, whose images have no labels for validation",
         )
         self._require(self.train_limit is None or self.train_limit >= 1, "train_limit", "at least 1, or None")
         self._require(self.batch_size >= 1, "batch_size", "at least 1")
@@ -90,13 +93,13 @@ class DataConfig(Checked):
         self._require(
             not (self.random_resized_crop and self.crop_padding),
             "crop_padding",
-            "0 with random_resized_crop, which is the random crop then",
+            "0 with random_resized_crop, which replaces the random crop",
         )
         self._require(0 <= self.crop_area <= 1, "crop_area", "a share from 0 to 1")
         self._require(
             not self.crop_area or not (self.random_resized_crop or self.crop_padding),
             "crop_area",
-            "0 with random_resized_crop or crop_padding, other kinds of random crops",
+            "0 with random_resized_crop or crop_padding, which are other random crops",
         )
         self._require(0 < self.eval_crop <= 1, "eval_crop", "a share above 0 and at most 1")
         self._require(streamed or self.eval_crop == 1, "eval_crop", "1 unless loading is 'stream'")

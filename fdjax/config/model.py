@@ -1,4 +1,4 @@
-"""Which network a run trains."""
+"""The network of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FUNCTION = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Checked):
-    """Which network."""
+    """The network."""
 
     name: Literal[
         "mobilenetv2",
@@ -31,38 +31,40 @@ class ModelConfig(Checked):
         "resnext50_32x4d",
         "resnext29",
     ] = "mobilenetv2"
-    """mobilenetv2 (the original), its two CIFAR variants, a small one for 28x28 images; mobilenetv1;
-    efficientnet_lite0; CIFAR's ResNets of 20 to 110 layers (no pointwise layers: nothing to wrap) and ResNeXt-29;
+    """Network: mobilenetv2 (the original), its two CIFAR variants, a small one for 28x28 images; mobilenetv1;
+    efficientnet_lite0; CIFAR's ResNets of 20 to 110 layers (which have no pointwise layers to wrap) and ResNeXt-29;
     ImageNet's ResNet-50 and ResNeXt-50."""
     factory: str | None = None
-    """A network of your own in place of `name`: package.module:function. It is imported and called, so it is code that
-    runs, also when a checkpoint is read. It returns a Flax Linen module with __call__(images, train), for which only
-    precision and count_classifier hold of the other settings here."""
+    """Function that returns a network of your own, in place of `name`: package.module:function. It is imported and
+    called, also when a checkpoint is read, so its code runs. It returns a Flax Linen module with
+    __call__(images, train). Of the other settings here, only precision and count_classifier apply to it."""
     arguments: tuple[tuple[str, bool | int | float | str], ...] = ()
-    """With factory: pairs of name and value that the function is called with, such as width 0.5 depth 3. It is given
-    num_classes too, if it takes that."""
+    """Arguments of the factory, as pairs of name and value, such as width 0.5 depth 3. It also gets num_classes, if it
+    has such a parameter."""
     width: float = 1.0
-    """Width multiplier; channels are rounded to multiples of 8."""
+    """Multiplier of the channels, above 0 to 10; channels are rounded to multiples of 8."""
     cardinality: int | None = None
-    """ResNeXt: groups of the 3x3 convolutions (None: the network's own, 32)."""
+    """Groups of a ResNeXt's 3x3 convolutions (None: the network's own, 32)."""
     group_width: int | None = None
-    """ResNeXt: channels of each group in the first stage (None: the network's own, 4)."""
+    """Channels per group in a ResNeXt's first stage (None: the network's own, 4)."""
     inner_channels: tuple[int, ...] = ()
-    """ResNet, ResNeXt: channels of each block's first convolution, in order, where filters have been removed (none: the
-    network's own)."""
+    """Channels of the first convolution of each block of a ResNet or ResNeXt, in order, after filters have been removed
+    (none: the network's own)."""
     octave: float = 0.0
-    """MobileNetV2, EfficientNet-Lite0: share, 0 to below 1, of each map's channels that run at half resolution (octave
-    convolution: a baseline, of which nothing has masks); 0: off."""
+    """Share, 0 to below 1, of each map's channels that run at half resolution (octave convolution, a baseline without
+    masks, for MobileNetV2 and EfficientNet-Lite0); 0: off."""
     octave_maps: Literal["wide", "all"] = "wide"
-    """With octave: only the wide maps inside of blocks have such channels, as Oct-MobileNetV2 is published, or all."""
+    """Maps with low-resolution channels, with octave: the wide ones inside blocks, as in the published Oct-MobileNetV2,
+    or all."""
     batch_norm_epsilon: float = 1e-5
-    """Added to the variance in every batch norm (PyTorch's custom; TensorFlow's is 1e-3)."""
+    """Number added to the variance in every batch norm (usual in PyTorch; 1e-3 in TensorFlow)."""
     padding: Literal["same", "torch"] = "same"
-    """Convolution padding: TensorFlow's SAME, or one zero on each side."""
+    """Padding of convolutions. same: TensorFlow's SAME. torch: window // 2 zeros on each side."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """What the network computes in while it trains; weights, statistics and losses are float32. bfloat16: GPU, TPU."""
+    """Type in which the network computes during training; weights, statistics and losses are float32. bfloat16 is for
+    GPU and TPU."""
     count_classifier: bool = False
-    """Count the classifier's MACs in every total (the custom: true for ImageNet, false for CIFAR)."""
+    """Include the classifier's MACs in every total (usually true for ImageNet and false for CIFAR)."""
 
     def _check(self) -> None:
         self._require(
@@ -71,7 +73,7 @@ class ModelConfig(Checked):
             "package.module:function, such as my_networks:small, or None",
         )
         names = [name for name, _ in self.arguments]
-        self._require(not names or self.factory is not None, "arguments", "left out where there is no factory")
+        self._require(not names or self.factory is not None, "arguments", "left out if there is no factory")
         self._require(
             len({*names}) == len(names) and all(name.isidentifier() for name in names),
             "arguments",

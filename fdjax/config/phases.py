@@ -1,4 +1,4 @@
-"""The phases of a run: what each trains, how, and for how long."""
+"""The phases of a run: what each of them trains, how, and for how long."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fdjax.config.checked import Checked
 PHASES = ("pretrain", "learn", "alternate", "refine", "scratch")
 MASK_PHASES = ("learn", "alternate")
 HARD_PHASES = ("refine", "scratch")
-# Numbers of channels that an engine takes at once.
+# The number of channels that an engine processes at once.
 _WIDTHS = {"xla": 8, "native": 8, "onnxruntime": 16, "openvino": 16}
-# Steps of a phase, and epochs: a step's number is a 32-bit integer.
+# Limits on the steps and epochs of a phase; the number of a step is a 32-bit integer.
 MOST_STEPS, LONGEST_PHASE = 1_000_000_000, 1_000_000
 
 
@@ -27,25 +27,27 @@ class WeightPhaseConfig(Checked):
     steps: int | None = None
     """Length in steps; overrides epochs."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """sgd (Nesterov momentum) or adamw."""
+    """Optimizer: sgd (with Nesterov momentum) or adamw."""
     learning_rate: float = 0.1
     """Peak learning rate."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """After warm-up: cosine to zero, step (times step_factor at each of step_at), or constant."""
+    """Schedule of the learning rate after warm-up: cosine to zero, step (times step_factor at each of step_at), or
+    constant."""
     step_at: tuple[float, ...] = (0.3, 0.6, 0.8)
-    """For schedule=step: shares of the phase, 0 to 1, at which the rate falls."""
+    """Shares of the phase, 0 to 1, at which the learning rate falls, with schedule=step."""
     step_factor: float = 0.2
-    """For schedule=step: what the rate is multiplied by."""
+    """Factor by which the learning rate is multiplied each time, with schedule=step."""
     warmup_epochs: float = 0.0
-    """Epochs of linear warm-up from zero."""
+    """Length of the linear warm-up from zero, in epochs."""
     body_rate: float = 1.0
-    """The learning rate of all but the classifier, as a share of it, 0 to 1: below 1 for pretrained weights."""
+    """Learning rate of all layers but the classifier, as a share of the learning rate, 0 to 1; below 1 for pretrained
+    weights."""
     momentum: float = 0.9
-    """Of sgd."""
+    """Momentum of sgd, 0 to below 1."""
     weight_decay: float = 4e-5
-    """On kernels only (not on batch norm or biases)."""
+    """Weight decay of kernels, 0 or more; batch norm and biases have none."""
     label_smoothing: float = 0.0
-    """0 to below 1."""
+    """Label smoothing, 0 to below 1."""
 
     def _check(self) -> None:
         self._require(0 < self.epochs <= LONGEST_PHASE, "epochs", f"above 0 and at most {LONGEST_PHASE:,}")
@@ -64,58 +66,63 @@ class WeightPhaseConfig(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LearnConfig(Checked):
-    """The phase that learns masks only. All but its length also holds for `alternate`."""
+    """The phase that learns masks only. All settings but its length also apply to `alternate`."""
 
     epochs: float = 5.0
     """Length in epochs (fractions allowed)."""
     steps: int | None = None
     """Length in steps; overrides epochs."""
     optimizer: Literal["sgd", "adam"] = "sgd"
-    """Of the masks. With adam a mask moves by about the learning rate a step, however large lambda is."""
+    """Optimizer of the masks. With adam, a mask moves by about the learning rate per step, however large lambda is."""
     learning_rate: float = 0.1
-    """Of the masks (with adam, begin with 0.002)."""
+    """Learning rate of the masks (with adam, start with 0.002)."""
     momentum: float = 0.9
-    """Of sgd."""
+    """Momentum of sgd, 0 to below 1."""
     sides: Literal["both", "input", "output"] = "both"
-    """Which sides of a pointwise layer have masks."""
+    """Sides of a pointwise layer that have masks."""
     include: tuple[str, ...] = ("*",)
-    """Rules for layer names (* and ? as in file names): only layers that fit one of them can have masks."""
+    """Rules on layer names (* and ? as in file names); only layers that fit one of them can have masks."""
     exclude: tuple[str, ...] = ()
-    """Likewise: layers that fit one of these have none and stay whole, as in --learn.exclude head 'block0[0-3]/*'."""
+    """Rules on layer names; layers that fit one of them have no masks and stay whole, as in --learn.exclude head
+    'block0[0-3]/*'."""
     tied: bool = False
-    """One FCMask for a wide channel of a residual block (expand output, project input), none on its narrow sides."""
+    """Tie the masks of a residual block: one FCMask per wide channel (expand output, project input), none on the narrow
+    sides."""
     levels: str = "all"
     """Kept counts that masks fade between and are rounded to: all, or a list such as 0,1,N."""
     group_multiple: int = 1
-    """Round tied masks so that the channels of a block that keep a count are a multiple of this many. With target_time
-    1 stands for what the engine likes: 8 (xla, native) or 16 (onnxruntime, openvino)."""
+    """Multiple to which the number of a block's channels with each kept count is rounded, with tied masks. With
+    target_time, 1 means the engine's preferred multiple: 8 (xla, native) or 16 (onnxruntime, openvino)."""
     block: int = 4
     """Side of the square DCT block in pixels, 1 to 16."""
     block_by_map: tuple[tuple[int, int], ...] = ()
-    """Pairs of map side and block, where it differs: 14 2 7 7 gives 14x14 maps 2x2 blocks, 7x7 maps one 7x7 block."""
+    """Pairs of map side and block, where the block differs: 14 2 7 7 gives 14x14 maps 2x2 blocks, and 7x7 maps one 7x7
+    block."""
     block_by_layer: tuple[tuple[str, int], ...] = ()
-    """Pairs of layer name and block, where it differs (names as `fdjax macs` prints them)."""
+    """Pairs of layer name and block, where the block differs (names as `fdjax macs` prints them)."""
     penalty: Literal["fcmask", "macs"] = "fcmask"
-    """fcmask: the paper's (sum over layers of mean |m|). macs: expected MACs by target_convention, over dense MACs;
-    with a target_time, expected time over the dense network's."""
+    """Penalty on the masks. fcmask: the paper's, the sum over layers of mean |m|. macs: expected MACs over dense MACs,
+    counted by target_convention; with a target_time, expected time over the dense network's."""
     target_macs: float | None = 0.5
-    """The MAC ratio to reach (hard counts, after the gate, transforms in it), above 0 to 1; None: lambda as it is."""
+    """MAC ratio to reach, of hard masks after the gate, transforms included, above 0 to 1; None: lambda stays
+    constant."""
     target_time: float | None = None
-    """In place of target_macs: the share of the dense network's time to reach, on learn.engine, learn.engine_batch
-    images at once, one thread; above 0 to 1. Needs tied masks with levels such as 0,1,N, or levels 0,N."""
+    """Share of the dense network's time to reach, above 0 to 1, in place of target_macs; timed on learn.engine with
+    learn.engine_batch images and one thread. Needs tied masks with levels such as 0,1,N, or levels 0,N."""
     target_convention: Literal["total", "paper"] = "total"
-    """What the target, the gate and expected MACs speak of: macs.ratio, or macs.paper_ratio."""
+    """Convention of the target, the gate and expected MACs. total: macs.ratio. paper: macs.paper_ratio."""
     ramp: float = 0.75
-    """Share of the phase, above 0 to 1, by which the controller means to have reached the target."""
+    """Share of the phase, above 0 to 1, by the end of which the controller aims to have reached the target."""
     lambda_: Annotated[float | None, tyro.conf.arg(name="lambda")] = None
-    """Weight of the penalty. With a target it is only the start (None: chosen); without one it is needed."""
+    """Weight of the penalty. With a target, it is only the initial value (None: chosen automatically). Without a
+    target, it is required."""
     gate: Literal["macs", "time", "none"] = "macs"
-    """Before refinement, layers that are no cheaper pruned than whole are released. time: also those that are slower
-    pruned, frozen and timed on this machine. none: keep all pruned."""
+    """Gate before refinement, which releases layers. macs: those that are no cheaper pruned than whole. time: also
+    those that are slower pruned, when frozen and timed on this machine. none: releases no layer."""
     engine: Literal["xla", "native", "onnxruntime", "openvino"] = "xla"
-    """What the network is to run on: its clock decides where gate=time, and times the network at the end of the run."""
+    """Engine that the network is to run on. It is timed on this engine at the end of the run, and by gate=time."""
     engine_batch: int = 1
-    """Images at once when it is timed."""
+    """Images per call when the network is timed."""
 
     def _check(self) -> None:
         self._require(0 < self.epochs <= LONGEST_PHASE, "epochs", f"above 0 and at most {LONGEST_PHASE:,}")
@@ -166,19 +173,19 @@ class LearnConfig(Checked):
 
     @property
     def multiple(self) -> int:
-        """`group_multiple`, or what stands for 1."""
+        """`group_multiple`, or the engine's preferred multiple where 1 means that."""
         if self.group_multiple == 1 and self.target_time is not None:
             return _WIDTHS[self.engine]
         return self.group_multiple
 
     @property
     def target(self) -> float | None:
-        """Of time where there is one, else of MACs."""
+        """The target: of time if there is one, or else of MACs."""
         return self.target_macs if self.target_time is None else self.target_time
 
     @property
     def counts_below_whole(self) -> tuple[int, ...] | None:
-        """`levels` without N, ascending; None when all kept counts are accepted."""
+        """`levels` without N, in ascending order; None if all kept counts are allowed."""
         if self.levels == "all":
             return None
         parts = (part.strip() for part in self.levels.split(","))
@@ -187,18 +194,19 @@ class LearnConfig(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AlternateConfig(WeightPhaseConfig):
-    """The phase that learns masks and weights in turn (appendix A.1); mask settings are those of `learn`."""
+    """The phase that learns masks and weights in turn (appendix A.1), with the mask settings of `learn`."""
 
     learning_rate: float = 0.01
-    """Of the weights; lower than elsewhere: with batch norm frozen, 0.05 can undo a trained network in a few steps."""
+    """Peak learning rate of the weights. It is lower than in other phases, because with frozen batch norm 0.05 can
+    ruin a trained network in a few steps."""
     unit: Literal["epochs", "steps"] = "epochs"
-    """What the two turns below are counted in."""
+    """Unit of mask_turn and weight_turn."""
     mask_turn: int = 1
-    """Length of a turn of mask learning."""
+    """Length of a turn of mask learning, in `unit`."""
     weight_turn: int = 1
-    """Length of a turn of weight learning."""
+    """Length of a turn of weight learning, in `unit`."""
     free_batchnorm_fraction: float = 0.2
-    """Last share of the phase, 0 to 1, in which batch norm uses and updates batch statistics; before, it is frozen."""
+    """Last share of the phase, 0 to 1, in which batch norm uses and updates batch statistics; it is frozen before."""
 
     def _check(self) -> None:
         super()._check()

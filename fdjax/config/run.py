@@ -1,4 +1,4 @@
-"""A whole run, and the file that describes it."""
+"""The config of a whole run, and the file that holds it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class DistillConfig(Checked):
     """Self-distillation: after pretraining, the unpruned network teaches the pruned one."""
 
     weight: float = 0.0
-    """Share of the loss, 0 to 1, that compares logits with the unpruned network's; 0: off, 1: labels are not used."""
+    """Share of the loss, 0 to 1, that compares logits with the unpruned network's. 0: off; 1: labels are not used."""
     temperature: float = 2.0
-    """That both networks' logits are divided by."""
+    """Temperature, above 0, by which both networks' logits are divided."""
 
     def _check(self) -> None:
         self._require(0 <= self.weight <= 1, "weight", "a share from 0 to 1")
@@ -32,17 +32,17 @@ class DistillConfig(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig(Checked):
-    """How often a run saves and measures itself."""
+    """How often a run saves and evaluates the network."""
 
     every_epochs: float = 1.0
-    """Epochs between checkpoints; one more is written at the end of each phase."""
+    """Epochs between checkpoints; another is written at the end of each phase."""
     keep: int = 2
-    """Latest checkpoints that are kept, at least 2, beside the best on the validation share."""
+    """Number of latest checkpoints to keep, at least 2; the best on the validation share is kept as well."""
     evaluate_every_epochs: float = 1.0
-    """Epochs between evaluations (validation share if there is one, else the test set, for the curves only)."""
+    """Epochs between evaluations, on the validation share if there is one, or else on the test set (for curves)."""
     time: bool = True
-    """At the end of a run that has pruned, time its network, frozen, beside the dense one on this machine
-    (on learn.engine, learn.engine_batch images at once)."""
+    """Time the frozen network beside the dense one at the end of a run that has pruned, on this machine, on
+    learn.engine with learn.engine_batch images per call."""
 
     def _check(self) -> None:
         self._require(self.every_epochs > 0, "every_epochs", "above 0")
@@ -54,12 +54,13 @@ class CheckpointConfig(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ComputeConfig(Checked):
-    """How steps are fed; figures do not depend on it but by rounding."""
+    """How steps are fed with data; results depend on it by rounding error only."""
 
     data_on_device: Literal["auto", "yes", "no"] = "auto"
-    """yes: the data set lies on the devices. no: batches come from the host, overlapped. auto: yes up to 2 GiB."""
+    """Where the data set is held. yes: on the devices. no: batches are prefetched from the host. auto: yes up to
+    2 GiB."""
     steps_per_dispatch: int | None = None
-    """Steps that one call does if the data lie on the devices (None: 1 on the CPU, 20 elsewhere)."""
+    """Steps per dispatched call, if the data are on the devices (None: 1 on the CPU, 20 on others)."""
 
     def _check(self) -> None:
         self._require(
@@ -69,16 +70,16 @@ class ComputeConfig(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Checked):
-    """A whole run."""
+    """The config of a whole run."""
 
     seed: int = 0
-    """Of everything random: initial weights, order of images, augmentation, the parts of the training set."""
+    """Seed of everything random: initial weights, order of images, augmentation, splits of the training set."""
     phases: tuple[Literal["pretrain", "learn", "alternate", "refine", "scratch"], ...] = ("pretrain", "learn", "refine")
-    """In order: pretrain (weights), learn (masks), alternate (masks and weights in turn), refine (masks rounded,
-    weights), scratch (masks rounded, new weights)."""
+    """Phases, in order: pretrain (trains weights), learn (masks), alternate (masks and weights in turn), refine (rounds
+    masks, trains weights), scratch (rounds masks, trains new weights)."""
     skip_nonfinite: bool = False
-    """Skip steps whose loss or new state is not finite. The run then stops only where every step between two records of
-    metrics is such; otherwise it stops at the first."""
+    """Skip steps whose loss or new state is not finite. The run then stops only if every step between two records of
+    metrics is not finite; without this flag, it stops at the first such step."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     pretrain: WeightPhaseConfig = WeightPhaseConfig()
@@ -98,29 +99,29 @@ class Config(Checked):
         )
         if self.data.unlabelled is not None and self.distill.weight < 1:
             raise UserError(
-                f"data.unlabelled has no labels to learn from, and distill.weight is {self.distill.weight:g}; give "
-                "--distill.weight 1, so that the unpruned network teaches alone"
+                f"the images of data.unlabelled have no labels, and distill.weight is {self.distill.weight:g}; give "
+                "--distill.weight 1, so that only the unpruned network teaches"
             )
         self._require("pretrain" not in self.phases[1:], "phases", "phases with pretrain first, if it is among them")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Returns the config in plain JSON types, which `from_dict` reads."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Config:
-        """The config that `to_dict` wrote.
+        """Reads a config that `to_dict` wrote.
 
         Raises:
-          UserError: fields or values that are no config's, or an option that there is no longer.
+          UserError: the fields or values are not those of a config, or name an option that has been removed.
         """
         return config_of_fields(cls, fields)
 
 
 def load_config(path: str) -> Config:
-    """Runs a config file and returns what its `get_config()` makes.
+    """Runs a config file and returns the config that its `get_config()` makes.
 
     Raises:
-      UserError: no such file, an error in it, or no `get_config` that returns a `Config`.
+      UserError: the file does not exist, fails, or has no `get_config` that returns a `Config`.
     """
     return load_made(path, "config", "get_config", Config, "fdjax.config.Config")

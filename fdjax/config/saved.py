@@ -1,4 +1,4 @@
-"""Saved dictionaries read back as the dataclasses that wrote them, also those of earlier versions."""
+"""Saved dictionaries read back as config dataclasses, including those of earlier versions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 from fdjax.errors import UserError, suggestion
 
-# Options that were tried and did not help (docs/train.md), which saved configs may have, with what turned them off.
+# Options that were removed because they did not help (docs/train.md). Saved configs may hold them, with the values
+# here, which turned them off.
 _REMOVED_FROM_LEARN = {
     "schedule": "constant",
     "warmup_epochs": 0.0,
@@ -20,12 +21,12 @@ _REMOVED_FROM_LEARN = {
     "straight_through": 0.0,
 }
 
-# Options by their names of before.
+# Earlier names of options -> their names now.
 _RENAMED_IN_LEARN = {"gate_batch": "engine_batch"}
 
 
 def config_of_fields(cls: Any, fields: Mapping[str, Any]) -> Any:
-    """`Config.from_dict` for the class `cls`."""
+    """Makes the dataclass `cls` from the fields of a saved config, for `Config.from_dict`."""
     learn = fields.get("learn") if isinstance(fields, Mapping) else None
     if isinstance(learn, Mapping):
         for name, idle in _REMOVED_FROM_LEARN.items():
