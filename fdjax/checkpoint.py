@@ -105,7 +105,7 @@ class Checkpoints:
         self._begun = False
 
     def steps(self) -> list[int]:
-        """Lists the existing steps in ascending order, including damaged ones; unfinished steps of a killed run do not count."""
+        """Lists the existing steps, ascending: damaged ones too, but none that a killed run left unfinished."""
         if not self.folder.is_dir():
             return []
         return sorted(
@@ -221,7 +221,7 @@ class Checkpoints:
             try:
                 self.verify(candidate)
             except DamagedCheckpoint as error:
-                print(f"warning: {error}; trying the step before it", file=sys.stderr)
+                print(f"warning: {error}; trying the one before it", file=sys.stderr)
             else:
                 yield candidate
 

@@ -132,7 +132,7 @@ def limit_threads(threads: int | None) -> int:
 
 
 def compilation_cache_dir() -> Path | None:
-    """Returns the directory of compiled programs: $FDJAX_CACHE_DIR (None if it is empty), or the user's cache directory."""
+    """Returns the directory of compiled programs: $FDJAX_CACHE_DIR (None if empty) or the user's cache directory."""
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen is not None:
         return Path(chosen) if chosen else None

@@ -256,7 +256,7 @@ def no_test_classes(root: Path) -> None:
     ("damage", "message"),
     [
         (shutil.rmtree, "is not there"),
-        (lambda root: (shutil.rmtree(root), root.touch()), "is no folder"),
+        (lambda root: (shutil.rmtree(root), root.touch()), "is not a folder"),
         (lambda root: (shutil.rmtree(root), root.mkdir()), "has no folder 'train'"),
         (lambda root: shutil.rmtree(root / "test"), "has no folder 'test'"),
         (only_one_class, "has only the class 'ant'; at least two classes"),

@@ -94,7 +94,7 @@ def test_foreign_files_are_passed_over_and_counted(root: Path) -> None:
         "files .db": 1,
         "files .ini": 1,
         "files .txt": 1,
-        "files that are no pictures": 1,
+        "files that are not pictures": 1,
         "hidden or system files and folders": 5,
         "files beside class folders": 1,
         "special files": 1,
@@ -143,7 +143,7 @@ def test_classes_come_in_natural_order(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="differ in class 2; correct or remove"):
         list_folder(tmp_path)
     (tmp_path / "classes.txt").write_text("other\nclass 10\nclass 1\nother")
-    with pytest.raises(UserError, match=r"the list of classes .*'other' comes twice"):
+    with pytest.raises(UserError, match=r"the list of classes .*'other' occurs twice"):
         list_folder(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Weights files, read without the frameworks that wrote them; what is no weights file, or more than one, is refused."""
+"""Weights files, read without the frameworks that wrote them; anything else is refused."""
 
 from __future__ import annotations
 
@@ -158,8 +158,8 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("readme.txt", "hello")
     for file, expected in (
-        ("text.pth", "is no weights file"),
-        ("nothing.pth", "is no weights file"),
+        ("text.pth", "is not a weights file"),
+        ("nothing.pth", "is not a weights file"),
         ("other.zip", "cannot be read as a file of torch.save"),
         ("none.pth", "no weights file"),
     ):

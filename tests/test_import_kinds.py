@@ -259,7 +259,7 @@ def test_several_unknown_sets_are_refused_by_name(state, tmp_path: Path) -> None
 def test_quantised_weights_are_refused_by_name(tmp_path: Path) -> None:
     quantised = torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.qint8)
     torch.save({"a.weight": quantised, "a.bias": torch.ones(2)}, tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"a\.weight is no plain tensor of numbers \(torch\._utils\._rebuild_qtensor\)"):
+    with pytest.raises(UserError, match=r"weight is not a plain tensor of numbers \(torch\._utils\._rebuild_qtensor\)"):
         open_weights(str(tmp_path / "w.pth"))
 
 
@@ -390,7 +390,7 @@ def test_a_permuted_class_list_reorders_the_classifier(state, tmp_path: Path) ->
     [
         ("\n".join(FASHION[:9]), "the data set alone has Ankle boot"),
         ("\n".join((*FASHION[:9], "Hat")), "the data set alone has Ankle boot; the file alone has Hat"),
-        ("\n".join((*FASHION, "Bag")), "'Bag' comes twice"),
+        ("\n".join((*FASHION, "Bag")), "'Bag' occurs twice"),
         ("", "it has 0"),
     ],
 )

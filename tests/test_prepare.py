@@ -328,12 +328,12 @@ def test_damaged_cifar_files_stop_or_are_counted(
         (
             "train-images-idx3-ubyte",
             b"",
-            r"train-images-idx3-ubyte is no idx file of images: at offset 0 stands nothing",
+            r"train-images-idx3-ubyte is not an idx file of images: it begins with nothing",
         ),
         (
             "train-labels-idx1-ubyte",
             b"\x00\x00\x08\x03" + bytes(60),
-            "no idx file of labels: at offset 0 stands 00000803",
+            "not an idx file of labels: it begins with 00000803",
         ),
         ("t10k-images-idx3-ubyte", None, "promises 20 images, but it holds .* it ends in index 17, at offset 14,000"),
     ],
@@ -377,7 +377,7 @@ def test_imagenet_with_missing_or_truncated_files(tmp_path: Path) -> None:
     refused(r"val_0000000\d\.JPEG at offset .* has the label -1", labels=str(tmp_path / "labels.txt"))
     content = (source / "ILSVRC2012_img_train.tar").read_bytes()
     (source / "ILSVRC2012_img_train.tar").write_bytes(content[:9000])
-    refused(r"ILSVRC2012_img_train\.tar is no tar file, or is truncated|is truncated")
+    refused(r"ILSVRC2012_img_train\.tar is not a tar file, or is truncated|is truncated")
     (source / "ILSVRC2012_img_val.tar").unlink()
     refused(r"has no file ILSVRC2012_img_val\.tar")
 
@@ -388,7 +388,7 @@ def test_published_checksums_and_counts_are_asked_for(tmp_path: Path) -> None:
         prepare("cifar10", str(archive), str(tmp_path / "out"))
     with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz is not the published file: its sha256|t10k"):
         prepare("fashion_mnist", str(write_idx_folder(tmp_path / "idx", 20)), str(tmp_path / "out"))
-    with pytest.raises(UserError, match=r"the train split has 50 examples, the published set 50,000.*--unpublished"):
+    with pytest.raises(UserError, match=r"split has 50 examples, and the published set has 50,000.*--unpublished"):
         prepare("cifar10", str(write_cifar10_binary(tmp_path / "bin")), str(tmp_path / "out"))
     assert leftovers(tmp_path / "out") == []
 
@@ -412,8 +412,8 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path: Path) -> None:
         ("cifar10", "holds no cifar10 in its original layout"),
         ("mnist", r"has no file train-images-idx3-ubyte\.gz"),
         ("imagenet2012", r"has no file ILSVRC2012_img_train\.tar"),
-        ("emnist", "another set of TFDS, of which no original layout is known"),
-        ("cifar_10", r"no folder with train/<class>/\*.*did you mean 'cifar100?'"),
+        ("emnist", "another set of TFDS, whose original layout fdjax does not know"),
+        ("cifar_10", r"not a folder with train/<class>/\*.*did you mean 'cifar100?'"),
         ("My/Set", "cannot be named 'My/Set'"),
     ],
 )
@@ -447,7 +447,7 @@ def test_targets_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
         with pytest.raises(UserError, match="is not writable; give another one"):
             prepare("mnist", source, str(tmp_path / "out"), unpublished=True)
     prepare("mnist", source, str(tmp_path / "out"), unpublished=True)
-    with pytest.raises(UserError, match=r"3\.0\.1 is there already; remove it, or give another --out"):
+    with pytest.raises(UserError, match=r"3\.0\.1 already exists; remove it, or give another --out"):
         prepare("mnist", source, str(tmp_path / "out"), unpublished=True)
 
 

@@ -213,7 +213,7 @@ def test_a_step_that_verifies_but_does_not_restore_is_passed_over(runs, stopped,
     manifest["arrays"][name] = "float16[3]"
     (newest / MANIFEST).write_text(json.dumps(manifest))
     assert open_checkpoint(str(stopped))[1] == 4
-    assert "trying the step before it" in capsys.readouterr().err
+    assert "trying the one before it" in capsys.readouterr().err
     with pytest.raises(UserError):
         open_checkpoint(str(newest))
     train(CONFIG, str(stopped))

@@ -85,7 +85,7 @@ def test_folders_without_pictures_are_refused(tmp_path) -> None:
     subset = load_dataset("fashion_mnist_subset")
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
-    for name, message in (("absent", "not there"), ("file", "no folder"), ("empty", "holds no picture")):
+    for name, message in (("absent", "not there"), ("file", "not a folder"), ("empty", "holds no picture")):
         with pytest.raises(UserError, match=message):
             with_unlabelled(subset, tmp_path / name)
     (tmp_path / "empty" / "broken.png").write_text("")

@@ -1,4 +1,4 @@
-"""Data: sources, augmentation and batching. Never imports TensorFlow; TFDS only when one of its sets is asked for."""
+"""Data: sources, augmentation and batching. TensorFlow is never imported, and TFDS only for one of its sets."""
 
 from fdjax.data.augment import (
     augment,

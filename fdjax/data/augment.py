@@ -11,7 +11,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from scipy.special import betaincinv
 
-# How many different shares mixup draws from.
+# The number of different shares that mixup draws from.
 _SHARES = 4096
 
 
@@ -39,17 +39,17 @@ def normalize(
 
 
 def random_crop(key: jax.Array, images_BHWC: jax.Array, pad: int) -> jax.Array:
-    """Pads each image with `pad` zeros on each side and cuts it back to its size at a random offset of its own.
+    """Pads each image with `pad` zeros on each side and crops it back to its size at a random offset.
 
-    Zeros are zeros of the raw image (black), so crop before normalising; on uint8 it is also cheapest.
+    The zeros are black in the raw image, so crop before normalising; this is also cheapest, on uint8.
 
     Args:
       key: PRNG key.
-      images_BHWC: [B, H, W, C], any type.
-      pad: 0 or more; 0 returns the images as they are.
+      images_BHWC: [B, H, W, C], any dtype.
+      pad: 0 or more; 0 returns the images unchanged.
 
     Returns:
-      [B, H, W, C] of the same type.
+      [B, H, W, C] of the same dtype.
 
     Raises:
       ValueError: `pad` is negative.
@@ -61,19 +61,21 @@ def random_crop(key: jax.Array, images_BHWC: jax.Array, pad: int) -> jax.Array:
     size = images_BHWC.shape[1:]
     padded = jnp.pad(images_BHWC, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     offsets = jax.random.randint(key, (images_BHWC.shape[0], 2), 0, 2 * pad + 1, dtype=jnp.int32)
-    # On XLA's CPU this was the fastest of nine forms: 0.13 ms for uint8 [128, 32, 32, 3] with pad 4 on two cores;
-    # two passes of take_along_axis 0.27 ms, one flat take 0.5 ms, one-hot products 1.2 ms.
+    # The fastest of nine forms on the CPU: 0.13 ms for uint8 [128, 32, 32, 3] with pad 4 on two cores. Two passes of
+    # take_along_axis took 0.27 ms, one flat take 0.5 ms, one-hot products 1.2 ms.
     zero = jnp.zeros((), jnp.int32)
     return jax.vmap(lambda image, offset: lax.dynamic_slice(image, (offset[0], offset[1], zero), size))(padded, offsets)
 
 
 def random_part(key: jax.Array, images_BHWC: jax.Array, least_area: float) -> jax.Array:
-    """A random part of each image, of 3:4 to 4:3 of the image's own form, resized to the image's size (bilinear).
+    """Cuts a random part out of each image and resizes it to the image's size (bilinear).
+
+    The ratio of the part's width to its height is 3:4 to 4:3 times the image's own.
 
     Args:
       key: PRNG key.
       images_BHWC: [B, H, W, C], 0..255.
-      least_area: the part's share of the image's area is uniform between this, 0 to 1, and 1.
+      least_area: least share of the image's area, 0 to 1. The share is uniform between this and 1.
 
     Returns:
       float32 [B, H, W, C].
@@ -84,7 +86,7 @@ def random_part(key: jax.Array, images_BHWC: jax.Array, least_area: float) -> ja
     stretch = jnp.exp(jnp.log(4 / 3) / 2 * (2 * form - 1))
 
     def weights(share: jax.Array, place: jax.Array, size: int) -> jax.Array:
-        """[B, size, size]: what each pixel of the result takes of each of the image."""
+        """Returns the weight of each pixel of the image in each pixel of the result, [B, size, size]."""
         wanted = size * ((1 - share) * place)[:, None] + share[:, None] * (jnp.arange(size) + 0.5) - 0.5
         wanted = jnp.clip(wanted, 0, size - 1)
         return jnp.maximum(0, 1 - jnp.abs(wanted[:, :, None] - jnp.arange(size)))
@@ -95,26 +97,26 @@ def random_part(key: jax.Array, images_BHWC: jax.Array, least_area: float) -> ja
 
 
 def random_flip(key: jax.Array, images_BHWC: jax.Array) -> jax.Array:
-    """Mirrors each image left to right with probability one half.
+    """Flips each image horizontally with probability one half.
 
     Args:
       key: PRNG key.
-      images_BHWC: [B, H, W, C], any type.
+      images_BHWC: [B, H, W, C], any dtype.
 
     Returns:
-      [B, H, W, C] of the same type.
+      [B, H, W, C] of the same dtype.
     """
     flipped = jax.random.bernoulli(key, 0.5, (images_BHWC.shape[0], 1, 1, 1))
     return jnp.where(flipped, images_BHWC[:, :, ::-1], images_BHWC)
 
 
 def color_jitter(key: jax.Array, images_BHWC: jax.Array, strength: float) -> jax.Array:
-    """Changes brightness, contrast and saturation, in this order, each image by three factors of its own.
+    """Changes brightness, contrast and saturation, in this order, by three random factors per image.
 
     Args:
       key: PRNG key.
-      images_BHWC: [B, H, W, C], raw, 0..255; with C other than 3 there is no saturation to change.
-      strength: the factors are uniform in [1 - strength, 1 + strength]; 0 to 1.
+      images_BHWC: raw images, [B, H, W, C], 0..255. If C is not 3, there is no saturation to change.
+      strength: 0 to 1; the factors are uniform in [1 - strength, 1 + strength].
 
     Returns:
       float32 [B, H, W, C], clipped to 0..255 after each change.
@@ -125,7 +127,7 @@ def color_jitter(key: jax.Array, images_BHWC: jax.Array, strength: float) -> jax
     def grey(images: jax.Array) -> jax.Array:
         if images.shape[-1] != 3:
             return images.mean(axis=-1, keepdims=True)
-        # ITU-R BT.601, as JPEG and Pillow have it.
+        # ITU-R BT.601, as in JPEG and Pillow.
         return (images * jnp.array([0.299, 0.587, 0.114], jnp.float32).reshape(1, 1, 1, 3)).sum(axis=-1, keepdims=True)
 
     def blend(base: jax.Array, images: jax.Array, factor: jax.Array) -> jax.Array:
@@ -136,7 +138,7 @@ def color_jitter(key: jax.Array, images_BHWC: jax.Array, strength: float) -> jax
 
 
 def _fill_boxes(images_BHWC: jax.Array, box_B4: tuple[jax.Array, ...], fill: ArrayLike) -> jax.Array:
-    """Fills rows top..bottom - 1 and columns left..right - 1 of each image, given as four int [B]."""
+    """Fills rows top..bottom - 1 and columns left..right - 1 of each image; the bounds are four arrays int [B]."""
     _, height, width, channels = images_BHWC.shape
     top, bottom, left, right = (edge.reshape(-1, 1, 1, 1) for edge in box_B4)
     rows, columns = jnp.arange(height).reshape(1, -1, 1, 1), jnp.arange(width).reshape(1, 1, -1, 1)
@@ -148,18 +150,18 @@ def _fill_boxes(images_BHWC: jax.Array, box_B4: tuple[jax.Array, ...], fill: Arr
 
 
 def cutout(key: jax.Array, images_BHWC: jax.Array, size: int, fill: ArrayLike = 0.0) -> jax.Array:
-    """Fills one square of each image; its centre is any pixel, so that part of it may lie outside.
+    """Fills one square of each image (DeVries and Taylor 2017, arXiv 1708.04552).
 
-    DeVries and Taylor 2017, arXiv 1708.04552.
+    The centre is any pixel of the image, so that part of the square may lie outside.
 
     Args:
       key: PRNG key.
-      images_BHWC: [B, H, W, C], raw.
+      images_BHWC: raw images, [B, H, W, C].
       size: side of the square in pixels, 1 or more.
-      fill: a number or [C], in the images' units; the training set's mean is 0 once normalised.
+      fill: a number or [C], in the images' units; the mean of the training set is 0 after normalisation.
 
     Returns:
-      [B, H, W, C] of the same type.
+      [B, H, W, C] of the same dtype.
     """
     count, height, width, _ = images_BHWC.shape
     row_key, column_key = jax.random.split(key)
@@ -174,20 +176,20 @@ def random_erase(
     probability: float,
     fill: ArrayLike = 0.0,
 ) -> jax.Array:
-    """Fills one rectangle, wholly inside, of some images.
+    """Fills one rectangle of some images (Zhong et al. 2017, arXiv 1708.04896).
 
-    Zhong et al. 2017, arXiv 1708.04896: its share of the image is uniform from 2 to 33%, its height over width
-    log-uniform from 0.3 to 3.3. What they get by trying until a rectangle fits, we get in one draw: the ratio is drawn
-    from those that fit.
+    The rectangle lies within the image. Its share of the area is uniform from 2 to 33%, and its height over its width
+    is log-uniform from 0.3 to 3.3. The authors draw until a rectangle fits; here, one draw suffices, because the ratio
+    is drawn from those that fit.
 
     Args:
       key: PRNG key.
-      images_BHWC: [B, H, W, C], raw.
-      probability: that an image is changed, 0 to 1.
+      images_BHWC: raw images, [B, H, W, C].
+      probability: the probability that an image is changed, 0 to 1.
       fill: a number or [C], in the images' units.
 
     Returns:
-      [B, H, W, C] of the same type.
+      [B, H, W, C] of the same dtype.
     """
     count, height, width, _ = images_BHWC.shape
     chosen, shares, ratios, rows, columns = jax.random.uniform(key, (5, count))
@@ -207,22 +209,23 @@ def random_erase(
 def mixup(
     key: jax.Array, images_BHWC: jax.Array, labels_B: jax.Array, num_classes: int, alpha: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixes each image with the one before it in the batch, whose order is random, and their labels alike.
+    """Mixes each image, and its label, with the one before it in the batch, whose order is random.
 
-    Zhang et al. 2017, arXiv 1710.09412. One share for the batch, from Beta(alpha, alpha); the larger part is the
-    image's own, which changes nothing in distribution.
+    Zhang et al. 2017, arXiv 1710.09412. There is one share per batch, from Beta(alpha, alpha). The larger part is the
+    image's own, which does not change the distribution.
 
     Args:
       key: PRNG key.
       images_BHWC: float [B, H, W, C].
-      labels_B: int [B].
-      num_classes: how many classes there are.
-      alpha: above 0, a Python number; 1 is uniform, small values seldom mix much.
+      labels_B: int [B], 0..num_classes - 1.
+      num_classes: number of classes.
+      alpha: a Python number above 0. 1 is uniform; small values rarely mix much.
 
     Returns:
-      Images of the same type, and float32 [B, num_classes] shares that sum to 1.
+      Images of the same dtype, and float32 shares [B, num_classes] that sum to 1.
     """
-    # The larger part's quantiles: jax.random.beta rejects until it accepts, which takes many seconds to compile.
+    # Quantiles of the larger part, because jax.random.beta uses rejection sampling, which takes many seconds to
+    # compile.
     levels = (np.arange(_SHARES) + 0.5) / _SHARES
     shares = jnp.asarray(betaincinv(alpha, alpha, 0.5 + levels / 2), jnp.float32)
     share = shares[jax.random.randint(key, (), 0, _SHARES)]
@@ -246,21 +249,21 @@ def augment(
     fill: ArrayLike = 0.0,
     crop_area: float = 0.0,
 ) -> jax.Array:
-    """Random crop, flip, colour jitter, cutout and random erasing, in this order; see the functions of these names.
+    """Applies random crop, flip, colour jitter, cutout and random erasing, in this order.
 
     Args:
-      key: PRNG key. What one of them draws does not depend on which others are on.
-      images_BHWC: [B, H, W, C], raw (not yet normalised).
-      pad: 0 or more; 0 means no crop.
-      flip: whether to flip.
-      jitter: strength of the colour jitter; 0 means none.
-      cutout_size: side of the square in pixels; 0 means none.
-      erase: probability of random erasing.
-      fill: of cutout and erasing.
-      crop_area: least share of the area of the random part that is cut out; 0 means none.
+      key: PRNG key. What each augmentation draws does not depend on which others are used.
+      images_BHWC: raw images, [B, H, W, C], before normalisation.
+      pad: padding of the random crop in pixels; 0 for no crop.
+      flip: whether to flip at random.
+      jitter: strength of the colour jitter, 0 to 1; 0 for none.
+      cutout_size: side of the square in pixels; 0 for none.
+      erase: probability of random erasing, 0 to 1.
+      fill: the value that cutout and erasing fill with.
+      crop_area: least share of the area of the random part, 0 to 1; 0 for the whole image.
 
     Returns:
-      [B, H, W, C] of the same type, or float32 with jitter or `crop_area`.
+      [B, H, W, C] of the same dtype, or float32 with `jitter` or `crop_area`.
 
     Raises:
       ValueError: `pad` is negative.

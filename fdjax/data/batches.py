@@ -1,4 +1,4 @@
-"""Which examples go into which batch: pure functions of the seed, the epoch and the step, so that a run can resume."""
+"""The examples of each batch, as pure functions of the seed, the epoch and the step, so that a run can resume."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def seeded_permutation(num_examples: int, seed: int, *stream: int) -> np.ndarray
     """Returns a random order of 0..num_examples - 1.
 
     Args:
-      num_examples: how many, 0 or more.
+      num_examples: number of examples, 0 or more.
       seed: any integer (taken modulo 2**64).
-      *stream: non-negative numbers that tell apart the uses of one seed.
+      *stream: non-negative numbers that distinguish the uses of one seed.
 
     Returns:
-      int32 [num_examples], the same for the same arguments on every machine and with every NumPy.
+      int32 [num_examples], the same for the same arguments on every machine and with every version of NumPy.
     """
-    # NumPy keeps the raw streams of its bit generators from version to version, but not what its shuffles make of them.
+    # NumPy guarantees the raw streams of its bit generators across versions, but not its shuffles.
     bits = np.random.Philox(np.random.SeedSequence(seed % 2**64, spawn_key=stream))
     return np.argsort(bits.random_raw(num_examples), kind="stable").astype(np.int32)
 
@@ -32,8 +32,8 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 
     Args:
       seed: any integer.
-      epoch: 0 or more.
-      num_examples: how many training examples there are.
+      epoch: number of the epoch, 0 or more.
+      num_examples: number of training examples.
 
     Returns:
       int32 [num_examples], a permutation of 0..num_examples - 1 that depends on the arguments only.
@@ -47,7 +47,7 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """Returns how many whole batches an epoch has; an incomplete last batch is dropped in training.
+    """Returns the number of whole batches in an epoch; training drops an incomplete last batch.
 
     Raises:
       UserError: `batch_size` is below 1 or above `num_examples`.
@@ -65,7 +65,7 @@ def batch_indices(order: np.ndarray, step: int, batch_size: int) -> np.ndarray:
     Args:
       order: int [n], from `epoch_order`.
       step: the step within the epoch, 0..steps_per_epoch - 1.
-      batch_size: examples a step.
+      batch_size: number of examples per step.
 
     Returns:
       int [batch_size], a slice of `order`.
@@ -80,12 +80,12 @@ def batch_indices(order: np.ndarray, step: int, batch_size: int) -> np.ndarray:
 
 
 class TrainingOrder:
-    """Which training examples each step of a run takes.
+    """The training examples of each step of a run.
 
     Args:
       seed: any integer.
       indices: int [n], the examples to train on.
-      batch_size: examples a step.
+      batch_size: number of examples per step.
 
     Raises:
       UserError: there are fewer examples than a batch has.
@@ -95,7 +95,7 @@ class TrainingOrder:
         self.per_epoch = steps_per_epoch(len(indices), batch_size)
         self._batch_size = batch_size
 
-        # Threads that read ahead need the next epoch's order while the last steps of this one are still asked for.
+        # Threads that prefetch need the next epoch's order while the last steps of this epoch are still requested.
         @functools.lru_cache(2)
         def order(epoch: int) -> np.ndarray:
             return indices[epoch_order(seed, epoch, len(indices))]
@@ -103,6 +103,13 @@ class TrainingOrder:
         self._order = order
 
     def rows(self, step: int) -> np.ndarray:
-        """int [batch_size], the examples of step `step` of the run, 0 or more."""
+        """Returns the examples of a step.
+
+        Args:
+          step: number of the step in the run, 0 or more.
+
+        Returns:
+          int [batch_size].
+        """
         epoch, at = divmod(step, self.per_epoch)
         return batch_indices(self._order(epoch), at, self._batch_size)

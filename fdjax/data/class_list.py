@@ -1,4 +1,4 @@
-"""Files that name classes, one a line, as editors on every system write them."""
+"""Files that list classes, one per line, as editors on any system write them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_class_list(path: str, what: str = "--classes") -> tuple[str, ...]:
-    """The names in a file that lists classes; empty lines and the spaces around names do not count.
+    """Reads the names in a file that lists classes; empty lines and spaces around names are ignored.
 
     Args:
-      path: of a text in UTF-8, or UTF-16 with its mark, with any line ends.
+      path: path of a text in UTF-8, or UTF-16 with a byte order mark, with any line ends.
       what: what messages call the file.
 
+    Returns:
+      The names, in order.
+
     Raises:
-      UserError: it cannot be read, has fewer than two names, or one of them twice.
+      UserError: the file cannot be read, has fewer than two names, or has one of them twice.
     """
     try:
         content = Path(path).expanduser().read_bytes()
@@ -30,10 +33,10 @@ def read_class_list(path: str, what: str = "--classes") -> tuple[str, ...]:
         raise UserError(f"{what} {path} cannot be read as text: save it as UTF-8 ({error})") from error
     names = tuple(name for line in re.split(r"\r\n|\r|\n", text) if (name := line.strip()))
     if len(names) < 2:
-        raise UserError(f"{what} {path} must hold two or more different names, one a line; it has {len(names)}")
+        raise UserError(f"{what} {path} must hold two or more different names, one per line; it has {len(names)}")
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise UserError(f"{what} {path} must hold two or more different names, one a line; {name!r} comes twice")
+            raise UserError(f"{what} {path} must hold two or more different names, one per line; {name!r} occurs twice")
         seen.add(name)
     return names

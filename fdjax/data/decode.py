@@ -1,4 +1,4 @@
-"""Encoded pictures to pixels."""
+"""Decoding: from encoded images to pixels."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from fdjax.errors import UserError
 
 try:
     import simplejpeg
-except ImportError:  # Pillow then does it all, at less than half of the speed.
+except ImportError:  # Pillow then decodes everything, at less than half the speed.
     simplejpeg = None
 
 _JPEG = b"\xff\xd8"
-# H and W, one number for both, or None for an image's own.
+# (H, W), one number for both, or None for the image's own size.
 Size = int | tuple[int, int] | None
-# What shines through where a picture is transparent, unless told otherwise.
+# The default colour behind the transparent parts of an image.
 BACKGROUND = "white"
-# As many as Pillow opens. In memory such a picture has half a gigabyte.
+# Pillow's limit. Such an image takes half a gigabyte of memory.
 MOST_PIXELS = 178_956_970
 _ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 258
 _EXIF, _EXIF_WITHIN = b"Exif\x00\x00", 1 << 16
-# How the pixels of each EXIF orientation are brought upright.
+# EXIF orientation -> the function that brings pixels upright.
 _UPRIGHT = {
     2: lambda x: x[:, ::-1],
     3: lambda x: x[::-1, ::-1],
@@ -37,24 +37,25 @@ _UPRIGHT = {
 
 
 def sides(size: int | tuple[int, int]) -> tuple[int, int]:
-    """(H, W) of a size."""
+    """Returns (H, W) of a size."""
     return (size, size) if isinstance(size, int) else size
 
 
 def load_image(file: str, shape: tuple[int, int, int], share: float = 1.0, background: str = BACKGROUND) -> np.ndarray:
-    """Reads one picture as a data set's images are read: its middle, resized.
+    """Reads an image as the images of a data set are read: its middle, resized.
 
     Args:
-      file: in any format that Pillow opens.
+      file: path of an image in any format that Pillow opens.
       shape: (H, W, C) of the result; C is 1 (grey) or 3 (RGB).
-      share: of the largest part of that form in the picture's middle that is taken, by its sides.
-      background: the colour behind what is transparent, by name or as #rrggbb.
+      share: side of the part to take, above 0 to 1, relative to the largest part of the result's aspect ratio in the
+        middle of the image.
+      background: the colour behind transparent parts, by name or as #rrggbb.
 
     Returns:
       uint8 [H, W, C], 0..255.
 
     Raises:
-      UserError: the file cannot be read or is no picture.
+      UserError: the file cannot be read or is not an image.
     """
     height, width, channels = shape
     image = open_file(file, "L" if channels == 1 else "RGB", background)
@@ -62,7 +63,7 @@ def load_image(file: str, shape: tuple[int, int, int], share: float = 1.0, backg
 
 
 def open_file(file: str, mode: str, background: str = BACKGROUND) -> Image.Image:
-    """As `open_stream`, of a file; raises UserError where it cannot be read."""
+    """Opens an image file as in `open_stream`; raises `UserError` if it cannot be read."""
     try:
         stream = open(file, "rb")  # noqa: SIM115
     except OSError as error:
@@ -75,17 +76,17 @@ def open_stream(stream: Any, mode: str, name: str, background: str = BACKGROUND)
     """Decodes one image.
 
     Args:
-      stream: of the encoded image.
-      mode: Pillow's name of the wanted form, "L" or "RGB"; palettes, transparency, CMYK and 9 to 16 bits are brought to
+      stream: a binary stream of the encoded image.
+      mode: Pillow's mode of the result, "L" or "RGB". Palettes, transparency, CMYK and 9 to 16 bits are converted to
         it.
       name: what a message calls the image.
-      background: the colour behind what is transparent.
+      background: the colour behind transparent parts, by name or as #rrggbb.
 
     Returns:
       The image, upright.
 
     Raises:
-      UserError: it is no image, damaged, very large, or has 32-bit pixels.
+      UserError: the image is damaged, too large, in an unknown format, or has 32-bit pixels.
     """
     try:
         image = Image.open(stream)
@@ -96,23 +97,23 @@ def open_stream(stream: Any, mode: str, name: str, background: str = BACKGROUND)
     except UserError:
         raise
     except UnidentifiedImageError as error:
-        raise UserError(f"{name} is no image that Pillow can open") from error
+        raise UserError(f"{name} is not an image that Pillow can open") from error
     except Image.DecompressionBombError as error:
         raise _too_large(name, "") from error
-    except Exception as error:  # Pillow's plugins raise nearly anything on a damaged file
+    except Exception as error:  # Pillow's plugins raise almost any exception on a damaged file.
         raise UserError(f"{name} is a damaged or unsupported image: {error}") from error
 
 
 def check_pixels(height: int, width: int, name: str) -> None:
-    """Raises `UserError` for an image with more pixels than are read."""
+    """Raises `UserError` if an image has more pixels than the limit."""
     if height * width > MOST_PIXELS:
         raise _too_large(name, f" of {width:,} by {height:,} pixels")
 
 
 def _too_large(name: str, size: str) -> UserError:
     return UserError(
-        f"{name} is a picture{size} with more than {MOST_PIXELS / 1e6:.0f} million pixels, which are not read; make it "
-        "smaller, or leave it out"
+        f"{name} is a picture{size} with more than {MOST_PIXELS / 1e6:.0f} million pixels, which is the limit; make "
+        "it smaller, or remove it"
     )
 
 
@@ -121,11 +122,11 @@ def _in_mode(image: Image.Image, mode: str, name: str, background: str) -> Image
         return image
     deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
     if deep:
-        # A TIFF may hold 9 to 15 bits in 16; Pillow brings all others to the full range of 16.
+        # A TIFF may hold 9 to 15 bits in 16; Pillow scales other formats to the full range of 16 bits.
         bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
         bits = bits[0] if isinstance(bits, tuple) else bits
         if not 9 <= bits <= 16:
-            raise UserError(f"{name} has {bits} bits a pixel in a form that is not known; 8 or 16 bits are supported")
+            raise UserError(f"{name} has {bits} bits per pixel in an unknown form; 8 or 16 bits are supported")
         levels = np.asarray(image).astype(np.uint32) >> (bits - 8)
         image = Image.fromarray(np.minimum(levels, 255).astype(np.uint8))
     if image.mode in ("I", "F"):
@@ -138,13 +139,16 @@ def _in_mode(image: Image.Image, mode: str, name: str, background: str) -> Image
 
 
 def fit_middle(image: Image.Image, size: Size, share: float = 1.0) -> Image.Image:
-    """Resizes the middle of an image, as large as it can be in the result's form, to a size (bilinear, antialiased).
+    """Resizes the middle of an image, as large as the aspect ratio of the result allows (bilinear, antialiased).
 
     Args:
-      image: of any size.
-      size: of the result; None leaves the image as it is.
-      share: sides of that part, as a share of the largest. 0.875 of a square is what resizing the shorter side to 256
-        and cutting out 224 x 224 gives, ImageNet's custom.
+      image: an image of any size.
+      size: size of the result; None leaves the image as it is.
+      share: side of the part to take, relative to the largest, above 0 to 1. With 0.875, a square result is the same as
+        after resizing the shorter side to 256 and cropping 224 x 224, as is usual for ImageNet.
+
+    Returns:
+      The resized image.
     """
     if size is None or (share == 1 and image.size == sides(size)[::-1]):
         return image
@@ -158,13 +162,13 @@ def fit_middle(image: Image.Image, size: Size, share: float = 1.0) -> Image.Imag
 
 
 def orientation_of(encoded: bytes) -> int:
-    """The EXIF orientation of an encoded JPEG, 1 to 8; 1 is upright, and where it says nothing."""
+    """Returns the EXIF orientation of an encoded JPEG, 1 to 8; 1 (upright) if it has none."""
     if encoded.find(_EXIF, 0, _EXIF_WITHIN) < 0:
         return 1
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             found = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # whoever decodes it says what is wrong
+    except Exception:  # The decoder will report what is wrong.
         return 1
     return found if found in _UPRIGHT else 1
 
@@ -176,20 +180,21 @@ def read_pixels(
     smallest: tuple[int, int] | None = None,
     background: str = BACKGROUND,
 ) -> np.ndarray:
-    """Decodes one image as fast as we can: a JPEG by simplejpeg where it is installed, anything else by Pillow.
+    """Decodes one image in the fastest way: a JPEG by simplejpeg if that is installed, anything else by Pillow.
 
     Args:
-      encoded: the image.
-      channels: 1 (grey) or 3 (RGB) of the result, whatever the image has.
-      name: what a message calls it.
-      smallest: (height, width) that are enough: a JPEG may then come at 1/2, 1/4 or 1/8 of its size, but no smaller.
-      background: the colour behind what is transparent.
+      encoded: the encoded image.
+      channels: channels of the result, 1 (grey) or 3 (RGB).
+      name: what a message calls the image.
+      smallest: the (height, width) that suffice. A JPEG may then be decoded at 1/2, 1/4 or 1/8 of its size, but no
+        smaller than this.
+      background: the colour behind transparent parts, by name or as #rrggbb.
 
     Returns:
       uint8 [height, width, channels], upright.
 
     Raises:
-      UserError: as `open_stream`.
+      UserError: as in `open_stream`.
     """
     if simplejpeg is not None and encoded[:2] == _JPEG:
         orientation = orientation_of(encoded)
@@ -204,12 +209,19 @@ def read_pixels(
             return np.ascontiguousarray(_UPRIGHT[orientation](pixels)) if orientation > 1 else pixels
         except UserError:
             raise
-        except ValueError:  # CMYK, damaged, or odd in a way that Pillow forgives: it decides
+        except ValueError:  # CMYK, damaged, or odd in a way that Pillow may tolerate.
             pass
     return to_pixels(open_stream(io.BytesIO(encoded), "L" if channels == 1 else "RGB", name, background))
 
 
 def to_pixels(image: Image.Image) -> np.ndarray:
-    """uint8 [H, W, C] of a grey or RGB image."""
+    """Converts a grey or RGB image to an array.
+
+    Args:
+      image: an image of mode "L" or "RGB".
+
+    Returns:
+      uint8 [H, W, C], with C 1 or 3.
+    """
     pixels = np.asarray(image)
     return pixels if pixels.ndim == 3 else pixels[..., None]

@@ -1,7 +1,7 @@
-"""An image folder's layout: `train/<class>/*` and `test/<class>/*`, and `validation/<class>/*` if there is one.
+"""The layout of an image folder: `train/<class>/*`, `test/<class>/*`, and optionally `validation/<class>/*`.
 
-Folders come from many hands: what is no picture (`Thumbs.db`, notes, sockets, what archivers leave behind) is passed
-over and counted, and only what could mean something else is refused.
+Folders come from many sources. Files that are not pictures (`Thumbs.db`, notes, sockets, leftovers of archivers) are
+skipped and counted. Only what could have another meaning is refused.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from fdjax.data.class_list import read_class_list
 from fdjax.errors import UserError, suggestion
 
 LAYOUT = "an image folder holds train/<class>/* and test/<class>/*"
-# The names that the folders of a split may have. Without a test folder, the pictures to validate on are the test set.
+# Accepted names of the validation folder. Without a test folder, the validation pictures are the test set.
 VALIDATION_FOLDERS = ("validation", "val", "valid")
-# A file of this name beside train lists the classes in their order.
+# A file of this name beside train lists the classes in order.
 CLASS_LIST = "classes.txt"
-# Folders that archivers, systems and file servers make.
+# Folders that archivers, operating systems and file servers create.
 _FOREIGN_FOLDERS = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"))
-# Formats that Pillow opens by another program, or that hold no picture.
+# Formats that Pillow opens with an external program, or that do not hold pictures.
 _NO_PICTURES = frozenset(("EPS", "MPEG", "HDF5", "GRIB", "BUFR", "WMF", "PDF", "FITS"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """What an image folder holds.
+    """The contents of an image folder.
 
     Attributes:
-      splits: "train", "test" and, where there is one beside the test set, "validation" -> class -> files, sorted.
-      classes: in order: natural ("class 2" before "class 10"), or that of `classes.txt`.
-      skipped: kind -> how many files and folders were passed over.
+      splits: "train", "test" and, if it exists beside the test set, "validation" -> class -> sorted files.
+      classes: the classes, in natural order ("class 2" before "class 10") or that of `classes.txt`.
+      skipped: kind -> number of files and folders that were skipped.
     """
 
     splits: Mapping[str, Mapping[str, list[str]]]
@@ -46,13 +46,13 @@ class Listing:
     skipped: Mapping[str, int]
 
     def files(self, split: str) -> list[tuple[str, int]]:
-        """(file, label) of a split's pictures, by class."""
+        """Returns (file, label) of the pictures of a split, by class."""
         found = self.splits[split]
         return [(file, label) for label, name in enumerate(self.classes) for file in found.get(name, ())]
 
     @property
     def skipped_words(self) -> str:
-        """What was passed over, in words; "" for nothing."""
+        """What was skipped, in words; "" if nothing was."""
         return ", ".join(f"{count:,} {kind}" for kind, count in self.skipped.items())
 
 
@@ -60,10 +60,10 @@ def list_folder(root: Path) -> Listing:
     """Lists an image folder.
 
     Raises:
-      UserError: the layout is another, or there are no pictures, or classes that only some splits know.
+      UserError: the layout differs, there are no pictures, or a split has classes that train does not have.
     """
     if not root.is_dir():
-        raise UserError(f"the data path {root} is {'no folder' if root.exists() else 'not there'}; {LAYOUT}")
+        raise UserError(f"the data path {root} is {'not a folder' if root.exists() else 'not there'}; {LAYOUT}")
     skipped: Counter[str] = Counter()
     folders = _split_folders(root)
     splits = {split: _list_split(folder, skipped, may_be_empty=split != "train") for split, folder in folders.items()}
@@ -104,7 +104,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 
 def _list_split(folder: Path, skipped: Counter[str], *, may_be_empty: bool) -> dict[str, list[str]]:
-    """Class -> files."""
+    """Returns class -> files."""
     classes = {}
     for entry in scan(folder, skipped):
         if not entry.is_dir():
@@ -144,13 +144,13 @@ def _class_order(root: Path, known: Mapping[str, list[str]]) -> tuple[str, ...]:
 
 
 def natural(name: str) -> tuple[tuple[int, int, str], ...]:
-    """The key by which "class 2" comes before "class 10"."""
+    """Returns a sort key that puts "class 2" before "class 10"."""
     parts = re.split(r"([0-9]+)", name)
     return (*((0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts if part), (2, 0, name))
 
 
 def _foreign(entry: os.DirEntry[str]) -> str | None:
-    """What a file is if it is no picture; None where it is one, sound or not."""
+    """Returns what kind of file a file is if it is not a picture, or None if it is one, sound or damaged."""
     try:
         mode = entry.stat().st_mode
     except OSError:
@@ -162,18 +162,18 @@ def _foreign(entry: os.DirEntry[str]) -> str | None:
         return None
     if suffix:
         return f"files {suffix}"
-    try:  # a picture may have lost its suffix
+    try:  # A picture may have lost its suffix.
         with Image.open(entry.path):
             return None
     except UnidentifiedImageError:
-        return "files that are no pictures"
-    except Exception:  # a damaged picture, of which reading says more
+        return "files that are not pictures"
+    except Exception:  # A damaged picture; the error when it is read says more.
         return None
 
 
 @functools.cache
 def picture_suffixes() -> frozenset[str]:
-    """Of the files that Pillow opens, in lower case, with their dots."""
+    """Returns the suffixes of the files that Pillow opens, in lower case, with their dots."""
     Image.init()
     return frozenset(
         suffix
@@ -183,7 +183,7 @@ def picture_suffixes() -> frozenset[str]:
 
 
 def scan(folder: str | Path, skipped: Counter[str] | None = None) -> list[os.DirEntry[str]]:
-    """What lies in a folder, by name, but for what is hidden or a system's; raises UserError if it cannot be read."""
+    """Lists a folder by name, without hidden and system files; raises `UserError` if it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)

@@ -1,4 +1,4 @@
-"""Images by index: an array in memory, or something that decodes them when rows are taken."""
+"""Images by index: an array in memory, or an object that decodes images when rows are taken."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Rows = slice | np.ndarray
 
 
 class Images(Protocol):
-    """uint8 [n, H, W, C], 0..255; a NumPy array is one."""
+    """Images uint8 [n, H, W, C], 0..255; a NumPy array is one."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -30,16 +30,16 @@ class Images(Protocol):
 
 
 class StoredImages:
-    """Encoded images that are decoded, in threads, when rows are taken: the middle of each, resized.
+    """Encoded images that are decoded by threads when rows are taken: the middle of each, resized.
 
     Args:
       encoded: index -> the encoded image.
-      name_of: index -> what a message calls it.
-      rows: int [n], the indices that this one has.
-      size: H and W.
+      name_of: index -> what a message calls the image.
+      rows: int [n], the indices of the images.
+      size: H and W, or one number for both.
       channels: C, 1 or 3.
-      share: of the image's shorter side that the middle square has (`fit_middle`).
-      background: the colour behind what is transparent.
+      share: side of the middle part, relative to the largest (`fit_middle`).
+      background: the colour behind transparent parts.
     """
 
     def __init__(
@@ -75,13 +75,27 @@ class StoredImages:
         return pixels
 
     def middle(self, index: int) -> np.ndarray:
-        """uint8 [H, W, C] of the image with this index in its source."""
+        """Decodes one image.
+
+        Args:
+          index: index of the image in its source.
+
+        Returns:
+          uint8 [H, W, C], the middle of the image, resized.
+        """
         whole = read_pixels(self.encoded(index), self.channels, self.name_of(index), background=self.background)
         image = Image.fromarray(whole[..., 0] if self.channels == 1 else whole)
         return to_pixels(fit_middle(image, self.size, self._share))
 
     def subset(self, rows: np.ndarray) -> StoredImages:
-        """The images with these row numbers, still encoded."""
+        """Selects images, which stay encoded.
+
+        Args:
+          rows: int [m], row numbers.
+
+        Returns:
+          The m images.
+        """
         return StoredImages(
             self.encoded, self.name_of, self.rows[rows], self.size, self.channels, self._share, self.background
         )
@@ -91,8 +105,8 @@ class ResizedImages:
     """Images that are resized (bilinear, antialiased) when rows are taken.
 
     Args:
-      images: of any size.
-      size: H and W of the result.
+      images: images of any size.
+      size: H and W of the result, or one number for both.
     """
 
     def __init__(self, images: Images, size: int | tuple[int, int]):
@@ -111,6 +125,14 @@ class ResizedImages:
 
 
 def take_rows(images: Images, rows: np.ndarray | Sequence[int]) -> Images:
-    """Some of the images, which stay encoded if they are."""
+    """Selects images; encoded images stay encoded.
+
+    Args:
+      images: [n, H, W, C].
+      rows: int [m], row numbers.
+
+    Returns:
+      The m images.
+    """
     chosen = np.asarray(rows, np.int64)
     return images.subset(chosen) if isinstance(images, StoredImages) else images[chosen]

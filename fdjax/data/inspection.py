@@ -1,4 +1,4 @@
-"""Looking at a data set: counts, sizes, problems, and a contact sheet."""
+"""Inspection of a data set: counts, sizes, problems, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Split:
 
 @dataclasses.dataclass(frozen=True)
 class _Look:
-    """What one image is like; `problem` where it could not be decoded."""
+    """The properties of one image; `problem` is set if it could not be decoded."""
 
     label: int
     size: tuple[int, int] = (0, 0)
@@ -53,22 +53,23 @@ class _Look:
 
 
 def inspect_set(name: str, path: str | None = None, sheet: str | None = None, per_class: int = 8) -> dict[str, Any]:
-    """Decodes every image of a set once.
+    """Decodes every image of a set once and reports what it finds.
 
     Args:
-      name: as for `load_dataset`.
-      path: likewise.
-      sheet: a PNG file to draw `per_class` random images of each class into (of 40 classes at most).
-      per_class: how many.
+      name: as in `load_dataset`.
+      path: as in `load_dataset`.
+      sheet: a PNG file to draw a contact sheet into, of at most 40 classes.
+      per_class: number of random images per class on the sheet.
 
     Returns:
-      `classes`, `splits` (`images`, `per_class`, `sizes`, `forms` such as RGB, grey or CMYK) and `problems`, a list of
-      `kind` (unreadable, duplicates, duplicates with other labels, duplicates across splits, label out of range),
-      `count` and `examples`; `warnings`, likewise, of what is no fault: transparency, depths, orientation, sizes,
-      near-duplicates across splits, what was passed over in a folder; JSON types.
+      JSON types: `classes`; `splits`, with `images`, `per_class`, `sizes` and `forms` (such as RGB, grey or CMYK);
+      `problems`, a list with `kind` (unreadable, duplicates, duplicates with other labels, duplicates across splits,
+      label out of range), `count` and `examples`; and `warnings`, a list of the same form, of what is not an error:
+      transparency, bit depths, orientation, sizes, near-duplicates across splits, and files that were skipped in a
+      folder.
 
     Raises:
-      UserError: there is no such set, or the sheet cannot be written.
+      UserError: the set does not exist, or the sheet cannot be written.
     """
     check_source(name, path)
     if sheet is not None:
@@ -100,7 +101,7 @@ def inspect_set(name: str, path: str | None = None, sheet: str | None = None, pe
 
 
 def _open(name: str, path: str | None) -> tuple[Sequence[str], dict[str, _Split], Mapping[str, int]]:
-    """The classes, the splits, and what was passed over."""
+    """Returns the classes, the splits, and what was skipped."""
     if name == FASHION_MNIST_SUBSET:
         dataset = load_dataset(name)
         return (
@@ -158,8 +159,8 @@ def _look_at(split: _Split, name: str) -> list[_Look]:
             pixels = read_pixels(encoded, 1 if mode == "grey" else 3, split.name_of(index))
         except UserError as error:
             return _Look(label, problem=str(error))
-        except Exception as error:  # Pillow's plugins raise nearly anything on a damaged file
-            return _Look(label, problem=f"{split.name_of(index)} is no image that Pillow can open: {error}")
+        except Exception as error:  # Pillow's plugins raise almost any exception on a damaged file.
+            return _Look(label, problem=f"{split.name_of(index)} is not an image that Pillow can open: {error}")
         size = (pixels.shape[0], pixels.shape[1])
         digest = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).digest()
         return _Look(label, size, mode, digest, odd=odd, fingerprint=fingerprint(pixels))
@@ -230,11 +231,11 @@ def _check_sheet(file: Path) -> None:
 
 
 def draw_sheet(file: str | Path, rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> None:
-    """Draws rows of images, each with a name before it.
+    """Draws rows of images, each after its name.
 
     Args:
-      file: a .png.
-      rows: names and images uint8 [h, w, C]; each is shown in a tile of 64 x 64 pixels.
+      file: path of a .png file.
+      rows: names, each with its images, uint8 [h, w, C]. Each image is shown in a tile of 64 x 64 pixels.
 
     Raises:
       UserError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""What of a picture is no fault, but should be known before a network is trained on it."""
+"""Properties of images that are not errors, but should be known before a network is trained on them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from PIL import Image
 
 _ORIENTATION = 0x0112
 _THUMBNAIL = 16
-# A picture with less contrast than this has no hash to speak of: all flat pictures are alike.
+# A picture with less contrast than this has no useful hash, because all flat pictures are alike.
 _LEAST_CONTRAST = 6.0
-# Bits of 64 in which the hashes of near-duplicates may differ, and the mean difference of their thumbnails, in 0..255.
+# Limits for near-duplicates: differing bits of their 64-bit hashes, and the mean difference of their thumbnails,
+# 0..255.
 _BITS, _DIFFERENCE = 4, 3.0
 _CHUNK = 64
-# Beyond so many pairs the search takes minutes, and is left out.
+# With more pairs than this, the search would take minutes, and is skipped.
 _MOST_PAIRS = 3e9
-# A picture is small beside the others from this share of their median area, and long from this form.
+# A picture is small below this share of the median area, and long above this aspect ratio.
 _SMALL, _LONG = 1 / 16, 3.0
 
 
 def oddities(header: Image.Image) -> tuple[str, ...]:
-    """Kinds of oddities that the header of a picture tells."""
+    """Returns the kinds of oddities that the header of an image shows."""
     found = []
     if header.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in header.info:
         found.append("transparency (data.background shows through)")
@@ -36,10 +37,13 @@ def oddities(header: Image.Image) -> tuple[str, ...]:
 
 
 def odd_sizes(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, str]]:
-    """(index, kind) of the pictures that are much smaller than the others, or of which a square leaves out most.
+    """Finds images that are much smaller than the others, or so long that a square leaves out most of them.
 
     Args:
-      sizes: (height, width) of each; (0, 0) for one that could not be read.
+      sizes: (height, width) of each image; (0, 0) if it could not be read.
+
+    Returns:
+      (index, kind) of each such image.
     """
     areas = np.array([height * width for height, width in sizes], np.float64)
     if not areas.any():
@@ -57,10 +61,13 @@ def odd_sizes(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, str]]:
 
 
 def fingerprint(pixels: np.ndarray) -> tuple[int, np.ndarray] | None:
-    """A hash of 64 bits and a thumbnail, by which near-duplicates are found; None for a picture without contrast.
+    """Computes a 64-bit hash and a thumbnail, which serve to find near-duplicates.
 
     Args:
       pixels: uint8 [H, W, C].
+
+    Returns:
+      (hash, thumbnail), or None for an image without contrast.
     """
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("L")
     thumbnail = np.asarray(image.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX))
@@ -74,7 +81,15 @@ def fingerprint(pixels: np.ndarray) -> tuple[int, np.ndarray] | None:
 def near_pairs(
     first: Sequence[tuple[int, np.ndarray] | None], second: Sequence[tuple[int, np.ndarray] | None]
 ) -> Iterator[tuple[int, int]]:
-    """Pairs of pictures, one of each list, that look the same: indices. Nothing where there are too many to compare."""
+    """Finds pairs of images, one of each list, that look the same.
+
+    Args:
+      first: fingerprints of the images of one list.
+      second: fingerprints of the images of the other.
+
+    Yields:
+      Pairs of indices into `first` and `second`; none if there are too many pairs to compare.
+    """
     kept = [[index for index, one in enumerate(many) if one is not None] for many in (first, second)]
     if not kept[0] or not kept[1] or len(kept[0]) * len(kept[1]) > _MOST_PAIRS:
         return

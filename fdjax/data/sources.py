@@ -1,4 +1,4 @@
-"""Where images come from: the embedded Fashion-MNIST subset, an image folder, or TFDS; never the network."""
+"""The sources of images: the embedded Fashion-MNIST subset, an image folder, or a TFDS set; never the network."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _FASHION_MNIST_CLASSES = (
     "Ankle boot",
 )
 _PROGRESS_FROM = 5000
-# Below this size opening an image holds Python's lock for longer than decoding it takes without: threads slow it down.
+# For smaller images, threads are slower: opening an image holds Python's lock longer than decoding it takes.
 _THREADS_FROM_PIXELS = 64 * 64
 _CHUNK = 64
 
@@ -54,15 +54,15 @@ class Dataset:
     """A data set for image classification.
 
     Attributes:
-      name: the name it was loaded by.
-      train_images: uint8 [n, H, W, C], 0..255; in memory, or decoded when rows are taken (`StoredImages`).
+      name: the name that it was loaded by.
+      train_images: uint8 [n, H, W, C], 0..255, in memory or decoded when rows are taken (`StoredImages`).
       train_labels: int32 [n], 0..num_classes - 1.
       test_images: uint8 [m, H, W, C].
       test_labels: int32 [m].
-      class_names: one a class, in the order of the labels.
-      validation_images: of the source's own validation set, where it has one beside the test set.
-      validation_labels: likewise.
-      skipped: what was passed over in the source, in words.
+      class_names: one name per class, in the order of the labels.
+      validation_images: images of the source's own validation set, if it has one beside the test set.
+      validation_labels: labels of the same.
+      skipped: the files that were skipped in the source, in words.
     """
 
     name: str
@@ -76,13 +76,21 @@ class Dataset:
     skipped: str = ""
 
     def held_out(self, rows: np.ndarray) -> tuple[Images, np.ndarray]:
-        """Images and labels to validate on: these rows of the training set or, if there are none, the source's own."""
+        """Returns the images and labels to validate on.
+
+        Args:
+          rows: int [v], the rows of the training set that are held out. If there are none, the source's own validation
+            set is returned.
+
+        Returns:
+          Images uint8 [v, H, W, C] and labels int32 [v].
+        """
         if len(rows) or self.validation_images is None or self.validation_labels is None:
             return take_rows(self.train_images, rows), self.train_labels[rows]
         return self.validation_images, self.validation_labels
 
     def in_order_of(self, names: tuple[str, ...]) -> Dataset:
-        """With labels in the order of `names`, where those are the same classes; else as it is."""
+        """Returns the set with labels in the order of `names` if these are the same classes, or else unchanged."""
         if names == self.class_names or sorted(names) != sorted(self.class_names):
             return self
         places = np.array([names.index(name) for name in self.class_names], np.int32)
@@ -96,13 +104,13 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
+        """(H, W, C) of the images."""
         height, width, channels = self.train_images.shape[1:]
         return height, width, channels
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are, at least two."""
+        """The number of classes, at least two."""
         return len(self.class_names)
 
 
@@ -116,24 +124,26 @@ def load_dataset(
     """Loads a data set into memory. It never downloads anything.
 
     Args:
-      name: `fashion_mnist_subset` (comes with fdjax: 10,000 + 2,000 grey 28x28 images), `folder`, `prepared`, or a
-        TFDS name, `NAME`, `NAME/CONFIG` or `NAME:VERSION`, of a set with an image and a class label that was prepared
+      name: `fashion_mnist_subset` (10,000 + 2,000 grey 28x28 images that come with fdjax), `folder`, `prepared`, or a
+        TFDS name (`NAME`, `NAME/CONFIG` or `NAME:VERSION`) of a set with an image and a class label that was prepared
         in the array_record format.
-      path: for `folder`, the folder with `train/<class>/*`, `test/<class>/*` and, if there is one,
-        `validation/<class>/*`, in any format that Pillow opens (the classes are the names of train's folders in natural
-        order, or that of `classes.txt`; what is no picture is passed over); for
-        `prepared`, the directory of one TFDS set, which holds its `dataset_info.json`; for a TFDS name, TFDS's data
-        directory (default: TFDS's own); None for the subset.
-      image_size: H and W of the result, one number for both. The middle of each image, as large as it can be in that
-        form, is resized to it (bilinear); an image of this size stays as it is. None: all images must have one size.
-      grayscale: make C 1. Else a folder's images become RGB, and others keep their channels.
-      background: the colour behind what is transparent, by name or as #rrggbb.
+      path: for `folder`, the folder with `train/<class>/*`, `test/<class>/*` and optionally `validation/<class>/*`, in
+        any format that Pillow opens. Its classes are the names of train's folders in natural order, or in the order of
+        `classes.txt`; files that are not pictures are skipped. For `prepared`, the directory of one TFDS set, which
+        holds its `dataset_info.json`. For a TFDS name, TFDS's data directory (default: TFDS's own). For the subset,
+        None.
+      image_size: H and W of the result, or one number for both. The middle of each image, as large as the aspect ratio
+        allows, is resized to it (bilinear); an image of this size stays as it is. None requires all images to have one
+        size.
+      grayscale: whether to convert images to one channel. Otherwise, a folder's images become RGB, and others keep
+        their channels.
+      background: the colour behind transparent parts, by name or as #rrggbb.
 
     Returns:
-      The data set; the examples are in the order of the source (a folder's by class, then by file name).
+      The data set, with examples in the order of the source (for a folder, by class, then by file name).
 
     Raises:
-      UserError: the name is unknown, the data are not where they should be or not as described above.
+      UserError: the name is unknown, or the data are missing or not as described above.
     """
     if image_size is not None and min(sides(image_size)) < 1:
         raise UserError(f"image_size is {image_size}; it must be at least 1")
@@ -146,13 +156,13 @@ def load_dataset(
 
 
 def check_source(name: str, path: str | None = None) -> None:
-    """Checks that a data set is there, without loading it: for commands, before they load or write anything.
+    """Checks that a data set exists, without loading it; commands call this before they load or write anything.
 
-    A folder's files are listed but not opened: one that is no image is found by `load_dataset`.
+    The files of a folder are listed but not opened, so that `load_dataset` may still find a file that is not an image.
 
     Args:
-      name: as for `load_dataset`.
-      path: as for `load_dataset`.
+      name: as in `load_dataset`.
+      path: as in `load_dataset`.
 
     Raises:
       UserError: the name is unknown, or the data are missing, incomplete or in a form that cannot be read.
@@ -171,20 +181,20 @@ def check_source(name: str, path: str | None = None) -> None:
 def describe_source(
     name: str, path: str | None = None, image_size: Size = None, grayscale: bool = False
 ) -> tuple[tuple[int, int, int], tuple[str, ...]]:
-    """The shape of a data set's images and its classes, without loading it; a stock TFDS set need not even be there.
+    """Returns the image shape and the classes of a data set without loading it; a stock TFDS set may even be absent.
 
     Args:
-      name: as for `load_dataset`.
-      path: as for `load_dataset`.
-      image_size: as for `load_dataset`; where it is None a folder's first image is opened.
-      grayscale: as for `load_dataset`.
+      name: as in `load_dataset`.
+      path: as in `load_dataset`.
+      image_size: as in `load_dataset`. If it is None, the first image of a folder is opened.
+      grayscale: as in `load_dataset`.
 
     Returns:
       (H, W, C), and the class names.
 
     Raises:
-      UserError: the name is unknown, a folder is not as it should be, or the set's images have no one size and no
-        `image_size` was given.
+      UserError: the name is unknown, the layout of a folder is wrong, or the images differ in size and no `image_size`
+        was given.
     """
     if name == FASHION_MNIST_SUBSET:
         check_source(name, path)
@@ -287,7 +297,7 @@ def _load_tfds(name: str, prepared: Prepared, image_size: Size, grayscale: bool,
 
 @dataclasses.dataclass(frozen=True)
 class _Reference:
-    """The image whose size all others must have."""
+    """The image that sets the size of all others."""
 
     name: str
     shape: tuple[int, ...]
@@ -301,7 +311,22 @@ def read_images(
     expected: _Reference | None,
     what: str,
 ) -> tuple[np.ndarray, _Reference]:
-    """Reads `count` images into one uint8 [count, H, W, C]; `expected` is the other split's size, if already read."""
+    """Reads images into one array.
+
+    Args:
+      count: number of images.
+      read: index -> the image.
+      name_of: index -> what a message calls the image.
+      image_size: size of the result; None requires all images to have one size.
+      expected: the image that sets the size, if another split has been read already.
+      what: what a message calls the images.
+
+    Returns:
+      uint8 [count, H, W, C], and the image that sets the size.
+
+    Raises:
+      UserError: the images differ in size, or do not fit into memory.
+    """
     first = read(0)
     threaded = first.width * first.height >= _THREADS_FROM_PIXELS
     reference = expected or _Reference(name_of(0), to_pixels(fit_middle(first, image_size)).shape)

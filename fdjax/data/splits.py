@@ -1,4 +1,4 @@
-"""Parts of a training set, and its statistics."""
+"""Splits of a training set, and its statistics."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from fdjax.data.sources import Dataset
 from fdjax.errors import UserError
 
 _SPLIT_STREAM, _LIMIT_STREAM, _SAMPLE_STREAM = 2, 3, 5
-# Of a set that is not held in memory so many images are looked at: the mean is then known to about 1 in 255.
+# Sample size for a set that is not in memory; the mean is then known to about 1 in 255.
 _SAMPLE = 2048
 _MIN_STD = 1e-3
 
 
 def channel_statistics(images_uint8: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns each channel's mean and standard deviation.
+    """Computes each channel's mean and standard deviation.
 
     Args:
       images_uint8: uint8 [n, H, W, C], not empty.
 
     Returns:
-      mean and std, each of C floats in units of 0..255; std is at least 0.001. The sums are exact.
+      The mean and standard deviation, C floats each, in units of 0..255; the latter is at least 0.001. The sums are
+      exact.
 
     Raises:
       ValueError: the images are not uint8 of rank 4, or there is none.
@@ -35,21 +36,21 @@ def channel_statistics(images_uint8: np.ndarray) -> tuple[tuple[float, ...], tup
     size = images_uint8[0].size
     sums = np.zeros(size, np.int64)
     squares = np.zeros(size, np.int64)
-    rows = min(max(1, 2**20 // size), 2**16)  # 2**16 squares of 255 are still below 2**32
+    rows = min(max(1, 2**20 // size), 2**16)  # 2**16 squares of 255 sum to less than 2**32.
     for start in range(0, len(images_uint8), rows):
         chunk = images_uint8[start : start + rows].reshape(-1, size)
         sums += chunk.sum(axis=0, dtype=np.uint32)
         squares += np.square(chunk, dtype=np.uint16).sum(axis=0, dtype=np.uint32)
     sums, squares = (total.reshape(-1, channels).sum(axis=0) for total in (sums, squares))
     count = images_uint8.size // channels
-    # In Python's integers: the difference of two large sums would cost float64 its last digits.
+    # Python integers, because in float64 the difference of two large sums loses its last digits.
     variances = [(count * int(q) - int(s) ** 2) / count**2 for s, q in zip(sums, squares, strict=True)]
     mean = tuple(int(s) / count for s in sums)
     return mean, tuple(max(variance**0.5, _MIN_STD) for variance in variances)
 
 
 def training_statistics(dataset: Dataset, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """As `channel_statistics`, of the training images; of a seeded sample of 2,048 where they are not in memory."""
+    """Computes `channel_statistics` of the training images, or of a seeded sample of 2,048 if they are on disk."""
     images = dataset.train_images
     if isinstance(images, StoredImages):
         images = images[np.sort(seeded_permutation(len(images), seed, _SAMPLE_STREAM)[:_SAMPLE])]
@@ -58,20 +59,20 @@ def training_statistics(dataset: Dataset, seed: int) -> tuple[tuple[float, ...],
 
 
 def split_validation(num_examples: int, labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Holds out a share of the training examples, the same share of each class as nearly as whole numbers allow.
+    """Holds out a share of the training examples, and as nearly as possible the same share of each class.
 
     Args:
-      num_examples: how many training examples there are.
+      num_examples: number of training examples.
       labels: int [num_examples], non-negative.
-      share: the share to hold out, in [0, 1).
+      share: the share to hold out, 0 to below 1.
       seed: any integer.
 
     Returns:
-      (train_indices, validation_indices), int32, each sorted; together 0..num_examples - 1 once each. A class's
-      validation count is within 1 of `share` of it, and no class loses all its examples.
+      (train_indices, validation_indices), int32, each sorted; together they are 0..num_examples - 1. A class's
+      validation count is within 1 of `share` of the class, and no class loses all its examples.
 
     Raises:
-      UserError: `share` is out of [0, 1), or so small that it holds out nothing.
+      UserError: `share` is out of range, or so small that it holds out nothing.
       ValueError: `labels` does not have `num_examples` entries.
     """
     labels = np.asarray(labels)
@@ -86,7 +87,7 @@ def split_validation(num_examples: int, labels: np.ndarray, share: float, seed: 
     classes, counts = np.unique(labels, return_counts=True)
     wanted = share * counts
     held_out = np.minimum(np.floor(wanted).astype(np.int64), counts - 1)
-    # Largest remainders: rounding each class by itself could hold out nothing where classes are small.
+    # Largest remainders, because rounding class by class could hold out nothing if classes are small.
     missing = round(share * num_examples) - int(held_out.sum())
     by_remainder = np.argsort(held_out - wanted, kind="stable")
     open_classes = by_remainder[(held_out + 1 < counts)[by_remainder] & (held_out < wanted)[by_remainder]]
@@ -102,7 +103,7 @@ def limit_training(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
     """Keeps `limit` of the training examples (seeded), the same share of each class; None keeps all.
 
     Raises:
-      UserError: there are fewer.
+      UserError: there are fewer examples than `limit`.
     """
     count = len(dataset.train_labels)
     if limit is None or limit == count:
@@ -111,7 +112,7 @@ def limit_training(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
         raise UserError(f"data.train_limit is {limit:,}, but {dataset.name} has {count:,} training images")
     order = seeded_permutation(count, seed, _LIMIT_STREAM)
     classes, counts = np.unique(dataset.train_labels, return_counts=True)
-    # Largest remainders, in whole numbers: `limit` is met exactly, and no class is asked for more than it has.
+    # Largest remainders in integers: `limit` is met exactly, and no class needs more examples than it has.
     kept_of_class, remainders = np.divmod(counts * limit, count)
     kept_of_class[np.argsort(-remainders, kind="stable")[: limit - int(kept_of_class.sum())]] += 1
     ordered = dataset.train_labels[order]

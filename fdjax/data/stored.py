@@ -1,4 +1,4 @@
-"""Data sets that stay on disk: their labels in memory, their images decoded when rows are taken."""
+"""Data sets that stay on disk: labels are in memory, and images are decoded when rows are taken."""
 
 from __future__ import annotations
 
@@ -32,19 +32,22 @@ def open_dataset(
     stream: bool = False,
     crop_share: float = 1.0,
 ) -> Dataset:
-    """As `load_dataset`, or without loading it: images are then decoded when they are needed.
+    """Opens a data set, either in memory as in `load_dataset`, or streamed: images are then decoded as needed.
 
     Args:
-      name: as for `load_dataset`; the embedded subset cannot be streamed.
-      path: likewise.
-      image_size: H and W; needed for streaming.
-      grayscale: likewise.
-      background: likewise.
-      stream: leave the images on disk.
+      name: as in `load_dataset`; the embedded subset cannot be streamed.
+      path: as in `load_dataset`.
+      image_size: H and W, or one number for both; required for streaming.
+      grayscale: as in `load_dataset`.
+      background: as in `load_dataset`.
+      stream: whether to leave the images on disk.
       crop_share: side of the middle square of a test image, as a share of its shorter side (streaming only).
 
+    Returns:
+      The data set.
+
     Raises:
-      UserError: as `load_dataset`; an image that cannot be decoded is found when it is needed.
+      UserError: as in `load_dataset`. With streaming, an image that cannot be decoded raises only when it is needed.
     """
     check_source(name, path)
     if not stream:
@@ -106,7 +109,14 @@ def _open_prepared(
 
 
 def labels_of(reader: PreparedReader, split: str) -> np.ndarray:
-    """The labels of a split, int32 [n]: those that `prepare` has written down, else all records are read for them.
+    """Returns the labels of a split: those that `prepare` has stored, or else those of all records, which it reads.
+
+    Args:
+      reader: the reader of the set.
+      split: name of the split.
+
+    Returns:
+      int32 [n].
 
     Raises:
       UserError: a record cannot be read, or has an impossible label.

@@ -1,4 +1,4 @@
-"""Training batches of a set that stays on disk, through Grain: in order, whatever the number of threads."""
+"""Training batches of a set that stays on disk, read by Grain; their order does not depend on the number of threads."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from fdjax.data.images import StoredImages
 try:
     import cv2
     import simplejpeg
-except ImportError:  # Pillow then does it all.
+except ImportError:  # Pillow then does all the work.
     cv2 = simplejpeg = None
 
 _TRIES = 10
-# Examples that Grain hands over at once, at most: one by one, it took a fifth of the time.
+# The most examples that Grain hands over at once. Handing them over one by one took a fifth of the time.
 _CHUNK = 16
-# Chunks that are decoded ahead, for each thread.
+# Chunks to prefetch per thread.
 _AHEAD = 2
 _FULL_RATIO = (3 / 4, 4 / 3)
 
@@ -32,8 +32,8 @@ class RandomResizedCrop:
     """A random part of an image, resized (Szegedy et al. 2015, arXiv 1409.4842).
 
     Attributes:
-      area: least and largest share of the image, uniform between them.
-      ratio: least and largest width / height, log-uniform between them.
+      area: least and largest share of the image's area; uniform between them.
+      ratio: least and largest width / height; log-uniform between them.
     """
 
     area: tuple[float, float] = (0.08, 1.0)
@@ -41,21 +41,21 @@ class RandomResizedCrop:
 
     @classmethod
     def asked(cls, random_resized_crop: bool, crop_area: float) -> RandomResizedCrop | None:
-        """The crop that the data settings of these names ask for; None for the middle of each image."""
+        """Returns the crop of the data settings of these names, or None for the middle of each image."""
         if crop_area:
             return cls(area=(crop_area, 1.0))
         return cls() if random_resized_crop else None
 
     def box(self, uniforms: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
-        """Draws a part of an image; after ten parts that do not fit, its middle, as torchvision does.
+        """Draws a part of an image; after ten parts that do not fit, it takes the middle, as torchvision does.
 
         Args:
           uniforms: float [10, 4] in [0, 1).
-          height: of the image.
-          width: of the image.
+          height: height of the image in pixels.
+          width: width of the image in pixels.
 
         Returns:
-          top, left, height and width of the part, in pixels.
+          (top, left, height, width) of the part, in pixels.
         """
         log_ratio = (math.log(self.ratio[0]), math.log(self.ratio[1]))
         for share, shape, row, column in uniforms.tolist():
@@ -69,9 +69,17 @@ class RandomResizedCrop:
 
 
 def position_uniforms(seed: int, position: int, count: int) -> np.ndarray:
-    """`count` numbers in [0, 1) that depend on the seed and the position of an example in the run only.
+    """Draws numbers in [0, 1) that depend only on the seed and on an example's position in the run.
 
-    From the raw bits of a Philox generator: NumPy keeps those from version to version.
+    They come from the raw bits of a Philox generator, which NumPy guarantees across versions.
+
+    Args:
+      seed: any integer.
+      position: position of the example in the run, 0 or more.
+      count: how many numbers to draw.
+
+    Returns:
+      float64 [count].
     """
     raw = np.random.Philox(key=np.array([seed % 2**64, position], np.uint64)).random_raw(count)
     return (raw >> np.uint64(11)) * 2.0**-53
@@ -86,24 +94,24 @@ def crop_and_resize(
     name: str,
     background: str = BACKGROUND,
 ) -> np.ndarray:
-    """Decodes an image, cuts a random part out of it, and resizes that (bilinear).
+    """Decodes an image, cuts a random part out of it, and resizes the part (bilinear).
 
-    A JPEG from which less than half of the resolution is needed is decoded at that.
+    If half the resolution of a JPEG or less suffices, it is decoded at that resolution.
 
     Args:
-      encoded: the image.
-      crop: what part.
+      encoded: the encoded image.
+      crop: the distribution of the part.
       uniforms: float [10, 4] in [0, 1).
-      size: H and W of the result.
+      size: H and W of the result, or one number for both.
       channels: C, 1 or 3.
       name: what a message calls the image.
-      background: the colour behind what is transparent.
+      background: the colour behind transparent parts.
 
     Returns:
       uint8 [H, W, C].
 
     Raises:
-      UserError: it cannot be decoded.
+      UserError: the image cannot be decoded.
     """
     height, width = sides(size)
     full = _jpeg_size(encoded)
@@ -139,26 +147,25 @@ def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     if cv2 is None:
         image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
         return to_pixels(image.resize((width, height), Image.Resampling.BILINEAR))
-    # Linear reads 2 x 2 pixels: beyond a factor of two it would pass pixels over.
+    # Linear interpolation reads 2 x 2 pixels, so it would skip pixels beyond a factor of two.
     far = min(pixels.shape[0] / height, pixels.shape[1] / width) > 2
     resized = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if far else cv2.INTER_LINEAR)
     return resized if resized.ndim == 3 else resized[..., None]
 
 
 class TrainingStream:
-    """Batches of training examples, decoded by Grain's threads ahead of their use.
+    """Batches of training examples, which Grain's threads prefetch.
 
-    The batch of a step depends on the seed and the step only: neither on where the run began nor on how many threads
-    there are.
+    The batch of a step depends on the seed and the step only, not on where the run began or on the number of threads.
 
     Args:
-      images: of the training set, still encoded.
+      images: the encoded images of the training set.
       labels: int [n].
       rows_of: step of the run -> int [B], the rows of its batch.
-      seed: of the crops.
-      crop: a random part of each image; None: its middle.
-      threads: that decode; None: one a processor.
-      part: which rows of each batch to make; other processes make the others.
+      seed: seed of the crops.
+      crop: a random part of each image; None for the middle.
+      threads: number of threads that decode; None for one per processor.
+      part: the rows of each batch to make; other processes make the others.
     """
 
     def __init__(
@@ -196,7 +203,14 @@ class TrainingStream:
         )
 
     def chunk(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Images and labels of some examples that follow each other: chunk `number` of the run."""
+        """Makes a chunk of consecutive examples.
+
+        Args:
+          number: number of the chunk in the run.
+
+        Returns:
+          Images uint8 [chunk, H, W, C] and labels int32 [chunk].
+        """
         step, at = divmod(number, self._local // self._chunk)
         places = self._begin + at * self._chunk + np.arange(self._chunk)
         rows = self._rows_of(step)[places]
@@ -206,7 +220,14 @@ class TrainingStream:
         return pixels, self._labels[rows].astype(np.int32)
 
     def batches(self, first: int, stop: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Images uint8 [part, H, W, C] and labels int32 [part] of the steps `first` to `stop` - 1.
+        """Makes the batches of the steps `first` to `stop` - 1.
+
+        Args:
+          first: the first step.
+          stop: the step after the last.
+
+        Yields:
+          Images uint8 [part, H, W, C] and labels int32 [part] of each step.
 
         Raises:
           UserError: an image cannot be decoded.
@@ -214,7 +235,7 @@ class TrainingStream:
         import grain
 
         if cv2 is not None:
-            cv2.setNumThreads(0)  # Grain's threads are enough.
+            cv2.setNumThreads(0)  # Grain's threads suffice.
         each = self._local // self._chunk
         chunks = grain.MapDataset.source(_Chunks(self, stop * each))[first * each :]
         options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=max(each, _AHEAD * self._threads))
@@ -226,7 +247,7 @@ class TrainingStream:
 
 
 class _Chunks:
-    """Grain's view of a stream: the chunks of all steps, one after the other."""
+    """Grain's view of a stream: the chunks of all steps, one after another."""
 
     def __init__(self, stream: TrainingStream, count: int):
         self._stream, self._count = stream, count

@@ -1,4 +1,4 @@
-"""TFDS sets on disk: found by ourselves, read without TensorFlow, never asked of the network."""
+"""TFDS sets on disk, found and read without TensorFlow and without the network."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ FASHION_MNIST_SUBSET = "fashion_mnist_subset"
 FOLDER = "folder"
 PREPARED = "prepared"
 INFO_FILE = "dataset_info.json"
-# Written beside a set by `prepare`: the labels in stored order, so that nobody need read all records for them.
+# `prepare` writes this beside a set: the labels in stored order, so that no reader has to read all records for them.
 LABELS_FILE = "fdjax_labels.npz"
-# Likewise: classes, counts and checksums.
+# `prepare` writes this too: classes, counts and checksums.
 MANIFEST_FILE = "fdjax_manifest.json"
 
 TFDS_NAME = re.compile(r"(?P<name>[A-Za-z]\w*)(/(?P<config>[\w+\-.]+))?(:(?P<version>\d+\.\d+\.\d+))?")
@@ -32,21 +32,24 @@ _TFDS_FORMATS = ("array_record", "parquet")
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A TFDS set found on disk; `test_splits` are the splits that may serve as test set, best first."""
+    """A TFDS set on disk; `test_splits` lists the splits that may serve as test set, best first."""
 
     folder: Path
     test_splits: tuple[str, ...]
 
 
 def find_prepared(name: str, path: str | None) -> Prepared:
-    """Finds a TFDS set on disk by itself: TFDS's own look-up may ask the network and needs the builder's code.
+    """Finds a TFDS set on disk without TFDS's own look-up, which may use the network and needs the builder's code.
 
     Args:
       name: `prepared`, or `NAME`, `NAME/CONFIG` or `NAME:VERSION`.
-      path: of the set itself (`prepared`), or TFDS's data directory.
+      path: directory of the set (for `prepared`), or TFDS's data directory.
+
+    Returns:
+      The set.
 
     Raises:
-      UserError: there is none, it lacks a split, or it cannot be read without TensorFlow.
+      UserError: the set does not exist, lacks a split, or cannot be read without TensorFlow.
     """
     if name == PREPARED:
         folder = Path(path or "").expanduser()
@@ -82,7 +85,7 @@ def find_prepared(name: str, path: str | None) -> Prepared:
 
 
 def default_data_dir() -> str:
-    """TFDS's own data directory."""
+    """Returns TFDS's own data directory."""
     return os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
 
 
@@ -136,7 +139,7 @@ def _read_prepared(folder: Path) -> Prepared:
 
 
 def tfds_names() -> list[str]:
-    """The sets that TFDS knows; none where it is not installed."""
+    """Lists the sets that TFDS knows; none if it is not installed."""
     try:
         import tensorflow_datasets as tfds
     except ImportError:
@@ -145,7 +148,7 @@ def tfds_names() -> list[str]:
 
 
 def unknown_source(name: str) -> UserError:
-    """The error that a name is no data set."""
+    """Returns the error that a name does not denote a data set."""
     hint = suggestion(name.lower(), [FASHION_MNIST_SUBSET, FOLDER, PREPARED, *tfds_names()])
     return UserError(
         f"unknown data set {name!r}{hint}; accepted are {FASHION_MNIST_SUBSET!r}, {FOLDER!r} and {PREPARED!r}"
@@ -154,10 +157,10 @@ def unknown_source(name: str) -> UserError:
 
 
 def image_and_label(tfds: Any, info: Any, folder: Path) -> tuple[str, str]:
-    """The fields of a set that hold an image and its class.
+    """Returns the fields of a set that hold an image and its class.
 
     Raises:
-      UserError: it has no such fields.
+      UserError: the set has no such fields.
     """
     features = info.features
 
@@ -189,19 +192,19 @@ def _field_kinds(features: Any) -> str:
 
 
 class PreparedReader:
-    """The examples of a prepared set, images still encoded.
+    """Reads the examples of a prepared set, with images still encoded.
 
     Args:
-      prepared: as `find_prepared` finds it.
+      prepared: the set, from `find_prepared`.
 
     Attributes:
-      folder: of the set.
-      class_names: in the order of the labels.
-      channels: 1, or 3 where the set does not say.
+      folder: folder of the set.
+      class_names: names of the classes, in the order of the labels.
+      channels: channels of the images, 1 or 3; 3 if the set does not say.
       test_split: the split that serves as test set.
 
     Raises:
-      UserError: it is damaged, or not for image classification.
+      UserError: the set is damaged, or not for image classification.
     """
 
     def __init__(self, prepared: Prepared):
@@ -219,20 +222,20 @@ class PreparedReader:
             raise UserError(f"the data set in {self.folder} has {len(self.class_names)} class; at least two are needed")
         self._check_class_names()
         self.channels = 1 if features[self._image_key].shape[-1] == 1 else 3
-        # We decode ourselves: TFDS takes OpenCV where it is installed, which yields other pixels from the same JPEG.
+        # fdjax decodes the images: TFDS uses OpenCV if it is installed, which yields other pixels from the same JPEG.
         images = [key for key, field in features.items() if isinstance(field, tfds.features.Image)]
         self._options: dict[str, Any] = {"decoders": {key: tfds.decode.SkipDecoding() for key in images}}
         file_format = self._builder.info.file_format
         if file_format is not None and file_format.value == "array_record":
-            # Two fields are read from a record faster than TFDS makes arrays of all.
+            # Reading two fields of a record is faster than letting TFDS make arrays of all of them.
             self._options = {"deserialize_method": tfds.decode.DeserializeMethod.RAW_BYTES}
         self.test_split = prepared.test_splits[0]
-        # ImageNet's test set, for one, has the label -1 throughout: what can be tested on is its validation set.
+        # Some test sets, such as ImageNet's, have the label -1 throughout; the validation set then takes their place.
         if len(prepared.test_splits) > 1 and self.example(self.open(self.test_split), self.test_split, 0)[1] < 0:
             self.test_split = prepared.test_splits[1]
 
     def _check_class_names(self) -> None:
-        """TFDS takes numbers for names that it cannot read; what `prepare` has written down knows better."""
+        """Checks class names against the manifest of `prepare`; TFDS replaces names that it cannot read by numbers."""
         try:
             written = tuple(json.loads((self.folder / MANIFEST_FILE).read_text())["class_names"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -246,7 +249,7 @@ class PreparedReader:
             )
 
     def open(self, split: str) -> Sequence[Any]:
-        """The records of a split; raises UserError where there are none."""
+        """Returns the records of a split; raises `UserError` if there are none."""
         try:
             source = self._builder.as_data_source(split=split, **self._options)
         except Exception as error:
@@ -256,11 +259,11 @@ class PreparedReader:
         return source
 
     def name_of(self, split: str, index: int) -> str:
-        """What a message calls a record."""
+        """Returns what a message calls a record."""
         return f"{self.folder}, split {split!r}, record {index}"
 
     def example(self, source: Sequence[Any], split: str, index: int) -> tuple[bytes, int]:
-        """The encoded image and the label of a record of `open(split)`; raises UserError where it cannot be read."""
+        """Returns the encoded image and the label of a record of `open(split)`; raises `UserError` if it fails."""
         from tensorflow_datasets.proto import tf_example_pb2
 
         example_type: Any = getattr(tf_example_pb2, "Example")  # noqa: B009 - made at run time, unknown to type checkers
@@ -274,7 +277,15 @@ class PreparedReader:
             raise UserError(f"{self.name_of(split, index)} cannot be read: {error}") from error
 
     def check_labels(self, split: str, labels: np.ndarray) -> None:
-        """Raises UserError if a label is none of the set's classes."""
+        """Checks that all labels are classes of the set.
+
+        Args:
+          split: name of the split.
+          labels: int [n], in the order of the records.
+
+        Raises:
+          UserError: a label is out of range.
+        """
         wrong = np.flatnonzero((labels < 0) | (labels >= len(self.class_names)))
         if wrong.size:
             raise UserError(

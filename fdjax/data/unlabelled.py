@@ -1,4 +1,4 @@
-"""Training pictures without labels, for a network that learns from another one."""
+"""Training pictures without labels, for a network that learns from another network."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".
 
 
 def list_pictures(root: Path) -> list[str]:
-    """The picture files in a folder and the folders in it, sorted; hidden ones left out.
+    """Lists the picture files in a folder and its subfolders, sorted, without hidden ones.
 
     Raises:
-      UserError: there is no such folder, or no picture in it.
+      UserError: the folder does not exist or holds no picture.
     """
     if not root.is_dir():
-        raise UserError(f"the folder of pictures {root} is {'no folder' if root.exists() else 'not there'}")
+        raise UserError(f"the folder of pictures {root} is {'not a folder' if root.exists() else 'not there'}")
     found = []
     for folder, inner, files in os.walk(root):
         inner[:] = [name for name in inner if not name.startswith(".")]
@@ -38,27 +38,30 @@ def list_pictures(root: Path) -> list[str]:
 
 
 def read_pictures(folder: str | Path, shape: tuple[int, int, int], share: float = 1.0) -> np.ndarray:
-    """The pictures of a folder, at any depth, sorted by path, as `load_image` reads each: uint8 [n, H, W, C].
+    """Reads the pictures of a folder, at any depth, sorted by path, as `load_image` does.
 
     Args:
-      folder: where they lie.
-      shape: (H, W, C).
-      share: see `load_image`.
+      folder: the folder.
+      shape: (H, W, C) of the result.
+      share: as in `load_image`.
+
+    Returns:
+      uint8 [n, H, W, C].
 
     Raises:
-      UserError: there are none, or one cannot be read.
+      UserError: there are no pictures, or one cannot be read.
     """
     return np.stack([load_image(file, shape, share) for file in list_pictures(Path(folder))])
 
 
 def with_unlabelled(dataset: Dataset, folder: str | Path) -> Dataset:
-    """The data set with the pictures of a folder, at any depth, in place of its training images.
+    """Replaces the training images of a set by the pictures of a folder, at any depth.
 
-    They are made like the set's own: as large, with as many channels, in memory or on disk. Their labels are all 0 and
-    mean nothing.
+    They take the form of the set's own images: the same size and channels, in memory or on disk. Their labels are all 0
+    and have no meaning.
 
     Raises:
-      UserError: there are none, or one cannot be read.
+      UserError: there are no pictures, or one cannot be read.
     """
     files = list_pictures(Path(folder))
     size, channels = dataset.image_shape[:2], dataset.image_shape[2]

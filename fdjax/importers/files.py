@@ -66,11 +66,11 @@ def _open(file: Path, averaged: bool) -> Weights:
         return read_torch(file, averaged)
     elif not start.startswith(_HDF5_START) and start[8:9] != b"{":  # a safetensors file has its header's length first
         raise UserError(
-            f"{file} is no weights file: accepted are state dicts of torch.save (.pth, .pt, .bin), .safetensors files "
-            "and Keras weights (.h5, .keras)"
+            f"{file} is not a weights file: accepted are state dicts of torch.save (.pth, .pt, .bin), .safetensors "
+            "files and Keras weights (.h5, .keras)"
         )
     if averaged:
-        raise UserError(f"{file} is no file of torch.save, and no other holds averaged weights; leave --ema out")
+        raise UserError(f"{file} is not a file of torch.save, and no other holds averaged weights; leave --ema out")
     if not zipped and start[8:9] == b"{":
         return Weights(unwrapped(_read_safetensors(file)), [], averaged=False)
     return Weights(read_keras(file, zipped), [], averaged=False)

@@ -114,7 +114,7 @@ class InertPickle:
 
     def _name(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
-            raise ValueError("a name that is no text")
+            raise ValueError("a name that is not text")
         module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)  # their names in old pickles
         full = f"{module}.{name}"
         if module.partition(".")[0] in _ATTACKERS or (module == "builtins" and name not in _BUILTIN_TYPES):
@@ -147,7 +147,7 @@ class InertPickle:
             raise ValueError("a key without a value")
         target = into.items if isinstance(into, Inert) else into
         if not isinstance(target, dict):
-            raise ValueError("items for what is no dictionary")
+            raise ValueError("items for what is not a dictionary")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             target[_key(key)] = value
 
@@ -207,7 +207,7 @@ class InertPickle:
         if isinstance(target, list):
             target.extend(values)
         elif not isinstance(target, Inert):
-            raise ValueError("values for what is no list")
+            raise ValueError("values for what is not a list")
 
     def global_(self, argument: str) -> None:
         self._name(*argument.split(" ", 1))

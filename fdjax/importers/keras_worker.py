@@ -57,7 +57,7 @@ class _Reader:
     def array(self, dataset: Any, name: str) -> np.ndarray:
         """The numbers of a data set."""
         if not isinstance(dataset, self._h5py.Dataset):
-            raise Refused(f"{name!r} is no data set")
+            raise Refused(f"{name!r} is not a data set")
         if dataset.external or dataset.is_virtual:
             raise Refused(f"the numbers of {name!r} lie in another file, and other files are not read")
         if dataset.dtype.kind not in "fiub":

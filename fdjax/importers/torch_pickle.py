@@ -70,7 +70,7 @@ class _Unread(NamedTuple):
 
 def _persistent(pid: Any) -> _Storage | _Unread:
     if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
-        raise ValueError("it refers to something that is no storage")
+        raise ValueError("it refers to something that is not a storage")
     _, kind, key, _, size, *view = pid
     name = kind.name.rpartition(".")[2] if isinstance(kind, Inert) else ""
     if name not in _STORAGES:
@@ -86,7 +86,7 @@ def _persistent(pid: Any) -> _Storage | _Unread:
 
 def _whole(number: Any) -> int:
     if not isinstance(number, int) or number < 0:
-        raise ValueError("a size that is no whole number of 0 or more")
+        raise ValueError("a size that is not a whole number of 0 or more")
     return number
 
 
@@ -161,8 +161,8 @@ def read_torch(file: Path, averaged: bool = False) -> Weights:
         for name, tensor in chosen.tensors.items():
             if isinstance(tensor, Inert):
                 raise UserError(
-                    f"{file}: {name} is no plain tensor of numbers ({tensor.name}); quantised and sparse weights are "
-                    "not read: save the weights of the float network"
+                    f"{file}: {name} is not a plain tensor of numbers ({tensor.name}); quantised and sparse weights "
+                    "are not read: save the weights of the float network"
                 )
             if tensor.storage.key not in storages:
                 storages[tensor.storage.key] = _numbers(tensor.storage, content.read)

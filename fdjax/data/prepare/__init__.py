@@ -1,4 +1,4 @@
-"""Preparing a TFDS set, as array_record and without TensorFlow, from what people have on disk."""
+"""Preparation of TFDS sets, in array_record and without TensorFlow, from files in their original layouts."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ def prepare(
     skip_damaged: bool = False,
     unpublished: bool = False,
 ) -> tuple[Path, dict[str, Any]]:
-    """Prepares a set that TFDS and `load_dataset` find by its name.
+    """Prepares a set that TFDS and `load_dataset` then find by its name.
 
     Args:
       name: `cifar10`, `cifar100` (binary or python version), `mnist`, `fashion_mnist`, `kmnist` (idx files),
         `imagenet2012` (its tar files), or a new name for a folder with `train/<class>/*` and `test/<class>/*`.
       source: the archive or the folder.
       out: TFDS's data directory (default: TFDS's own).
-      labels: for `imagenet2012`, where the validation labels are (see `open_imagenet`).
-      skip_damaged: leave out damaged examples and count them; else the first one is an error.
-      unpublished: accept other files and counts than the published set's.
+      labels: the file of the validation labels, for `imagenet2012` (see `open_imagenet`).
+      skip_damaged: whether to leave out damaged examples and count them; otherwise the first one is an error.
+      unpublished: whether to accept files and counts that differ from the published set's.
 
     Returns:
       The set's folder, and its manifest.
 
     Raises:
-      UserError: as `write_set`; or the source is missing, incomplete, or not the published one.
+      UserError: as in `write_set`; or the source is missing, incomplete, or not the published one.
     """
     path, data_dir = Path(source).expanduser(), Path(out or default_data_dir()).expanduser()
     if not path.exists():
@@ -65,17 +65,17 @@ def _open(name: str, path: Path, labels: Path | None, skip_damaged: bool, unpubl
             raise UserError(f"a set cannot be named {name!r}: give lower-case letters, digits and _, a letter first")
         if name in tfds_names():
             raise UserError(
-                f"{name} is another set of TFDS, of which no original layout is known here; known are "
-                f"{', '.join((*CIFAR, *IDX, IMAGENET))}. Give a folder's set a name of its own"
+                f"{name} is another set of TFDS, whose original layout fdjax does not know; it knows those of "
+                f"{', '.join((*CIFAR, *IDX, IMAGENET))}. Give the set of a folder another name"
             )
         if path.is_file() or not (path / "train").is_dir():
             known = suggestion(name, (*CIFAR, *IDX, IMAGENET))
-            raise UserError(f"{path} is no folder with train/<class>/* and test/<class>/*, from which {name!r}{known} "
-                            "would be prepared")  # fmt: skip
+            raise UserError(f"{path} is not a folder with train/<class>/* and test/<class>/*, from which to prepare "
+                            f"{name!r}{known}")  # fmt: skip
         return open_folder(name, path)
     import tensorflow_datasets as tfds
 
-    # The data directory does not exist: the builder then has nothing to read, and asks nobody.
+    # With a data directory that does not exist, the builder reads nothing and does not use the network.
     builder: Any = tfds.builder(name, data_dir=os.fspath(path / "no data directory"), try_gcs=False)
     if not unpublished:
         published = {url.filename: ("sha256", url.checksum) for url in builder.url_infos.values()}

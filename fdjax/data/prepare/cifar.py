@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 in their original layouts: the binary and the python version, archive or unpacked."""
+"""CIFAR-10 and CIFAR-100 in their original layouts: the binary and the python version, as archive or unpacked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fdjax.data.prepare.source import DamagedExample, Source, SourceSplit, read_
 from fdjax.errors import UserError
 
 _PIXELS = 3 * 32 * 32
-# Of the python versions; those of the binary versions TFDS knows. As torchvision has them.
+# Checksums of the python versions, as in torchvision; TFDS has those of the binary versions.
 PUBLISHED = {
     "cifar-10-python.tar.gz": ("md5", "c58f30108f718f92721af3b95e74349a"),
     "cifar-100-python.tar.gz": ("md5", "eb9058c3a382ffc7106e4002c42a8d85"),
@@ -28,7 +28,7 @@ EXPECTED = {"train": 50_000, "test": 10_000}
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """Files of one version; label fields in the order of a binary record, the class last."""
+    """The files of one version, and its label fields in the order of a binary record, with the class last."""
 
     files: dict[str, tuple[str, ...]]
     names: dict[str, tuple[str, str]]
@@ -71,7 +71,7 @@ _LAYOUTS = {
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """What one file holds: pixels [n, 3072] and labels [n, fields]; `where` names the place of a record."""
+    """The contents of one file: pixels [n, 3072] and labels [n, fields]; `where` names the place of a record."""
 
     name: str
     pixels: np.ndarray
@@ -80,16 +80,19 @@ class _Part:
 
 
 def open_cifar(name: str, path: Path, builder: Any, *, skip_damaged: bool) -> Source:
-    """Reads CIFAR-10 or CIFAR-100 from an archive or the folder that was unpacked from it.
+    """Reads CIFAR-10 or CIFAR-100 from an archive, or from the folder that it was unpacked to.
 
     Args:
       name: `cifar10` or `cifar100`.
       path: the .tar.gz, the folder with the batch files, or the folder above it.
-      builder: TFDS's.
-      skip_damaged: leave out an incomplete record at the end of a file.
+      builder: TFDS's builder of the set.
+      skip_damaged: whether to leave out an incomplete record at the end of a file.
+
+    Returns:
+      The source.
 
     Raises:
-      UserError: files are missing, damaged or of another kind.
+      UserError: files are missing, damaged or of another format.
     """
     available, read = _archive(path) if path.is_file() else _folder(path)
     layout = next(
@@ -158,7 +161,7 @@ def _archive(path: Path) -> tuple[dict[str, Any], Callable[[str], bytes]]:
                     members[Path(member.name).name] = stream.read()
             read_to_the_end(archive)
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise UserError(f"{path} is no archive, or is truncated or damaged: {error}") from error
+        raise UserError(f"{path} is not an archive, or is truncated or damaged: {error}") from error
     return members, members.__getitem__
 
 
@@ -185,7 +188,7 @@ def _names(content: bytes, where: str, key: str) -> list[str]:
         return [line.strip() for line in content.decode("utf-8", "replace").splitlines() if line.strip()]
     names = _unpickled(content, where).get(key)
     if not isinstance(names, list):
-        raise UserError(f"{where} has no list {key!r}: it is no file of this set")
+        raise UserError(f"{where} has no list {key!r}: it is not a file of this set")
     return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 
 
@@ -194,8 +197,8 @@ def _binary(content: bytes, where: str, labels: tuple[str, ...], skip_damaged: b
     whole, rest = divmod(len(content), size)
     if rest and not skip_damaged:
         raise UserError(
-            f"{where} is truncated or of another kind: its {len(content):,} bytes are no whole number of records of "
-            f"{size:,}; record {whole}, at offset {whole * size:,}, is incomplete"
+            f"{where} is truncated or of another format: its {len(content):,} bytes are not a whole number of records "
+            f"of {size:,}; record {whole}, at offset {whole * size:,}, is incomplete"
         )
     records = np.frombuffer(content, np.uint8, whole * size).reshape(whole, size)
     return _Part(
@@ -211,7 +214,7 @@ def _python(content: bytes, where: str, labels: tuple[str, ...], skip_damaged: b
     batch = _unpickled(content, where)
     data = batch.get("data")
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != _PIXELS:
-        raise UserError(f"{where} holds no 'data' of uint8 [n, {_PIXELS}]: it is no batch of this set")
+        raise UserError(f"{where} holds no 'data' of uint8 [n, {_PIXELS}]: it is not a batch of this set")
     columns = []
     for key in labels:
         column = batch.get(key)
@@ -222,7 +225,7 @@ def _python(content: bytes, where: str, labels: tuple[str, ...], skip_damaged: b
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Makes arrays and nothing else: a pickle could run any code."""
+    """Unpickles arrays and nothing else, because a pickle can execute code."""
 
     _ALLOWED = frozenset(
         (module, name)
@@ -239,8 +242,8 @@ class _PlainUnpickler(pickle.Unpickler):
 def _unpickled(content: bytes, where: str) -> dict[str, Any]:
     try:
         loaded = _PlainUnpickler(io.BytesIO(content), encoding="bytes").load()
-    except Exception as error:  # a damaged pickle raises nearly anything
+    except Exception as error:  # A damaged pickle raises almost any exception.
         raise UserError(f"{where} is truncated, damaged or no pickle: {error}") from error
     if not isinstance(loaded, dict):
-        raise UserError(f"{where} holds no dictionary: it is no file of this set")
+        raise UserError(f"{where} holds no dictionary: it is not a file of this set")
     return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in loaded.items()}

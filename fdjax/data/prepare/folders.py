@@ -18,11 +18,14 @@ def open_folder(name: str, path: Path) -> Source:
     """Lists a folder with `train/<class>/*` and `test/<class>/*` (or `validation`, `val`).
 
     Args:
-      name: of the new set.
-      path: of the folder.
+      name: name of the new set.
+      path: path of the folder.
+
+    Returns:
+      The source.
 
     Raises:
-      UserError: the layout is another.
+      UserError: the layout differs.
     """
     import tensorflow_datasets as tfds
 

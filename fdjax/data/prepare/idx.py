@@ -1,4 +1,4 @@
-"""MNIST, Fashion-MNIST and KMNIST from their four idx files, gzipped or not."""
+"""MNIST, Fashion-MNIST and KMNIST from their four idx files, compressed by gzip or not."""
 
 from __future__ import annotations
 
@@ -24,15 +24,18 @@ def open_idx(name: str, path: Path, builder: Any, *, skip_damaged: bool) -> Sour
 
     Args:
       name: `mnist`, `fashion_mnist` or `kmnist`.
-      path: the folder with train-images-idx3-ubyte, train-labels-idx1-ubyte and their t10k counterparts (.gz or not).
-      builder: TFDS's.
-      skip_damaged: take the whole images that a truncated file has.
+      path: the folder with train-images-idx3-ubyte, train-labels-idx1-ubyte and their t10k counterparts, .gz or not.
+      builder: TFDS's builder of the set.
+      skip_damaged: whether to use the whole images of a truncated file.
+
+    Returns:
+      The source.
 
     Raises:
-      UserError: files are missing, damaged or of another kind.
+      UserError: files are missing, damaged or of another format.
     """
     if not path.is_dir():
-        raise UserError(f"the source {path} is no folder; {name} needs one with four idx files")
+        raise UserError(f"the source {path} is not a folder; {name} needs one with four idx files")
     features = builder.info.features
     with_class_names(features, "label", features["label"].names)
     splits, files = {}, []
@@ -81,7 +84,7 @@ def _read(file: Path, kind: str, skip_damaged: bool) -> np.ndarray:
     header = 4 + 4 * rank
     numbers = np.frombuffer(content[: len(content) // 4 * 4][:header], ">u4")
     if len(numbers) < 1 + rank or numbers[0] != magic:
-        raise UserError(f"{file} is no idx file of {kind}: at offset 0 stands {content[:4].hex() or 'nothing'}, not "
+        raise UserError(f"{file} is not an idx file of {kind}: it begins with {content[:4].hex() or 'nothing'}, not "
                         f"{magic:08x}")  # fmt: skip
     shape = tuple(int(n) for n in numbers[1:])
     size = int(np.prod(shape[1:], dtype=np.int64))
@@ -102,7 +105,7 @@ def _content(file: Path, skip_damaged: bool) -> bytes:
         with gzip.open(file) as stream:
             found = bytearray()
             try:
-                while chunk := stream.read1(1 << 16):  # what there is, up to the damage
+                while chunk := stream.read1(1 << 16):  # Reads up to the damage.
                     found += chunk
             except (EOFError, zlib.error) as error:
                 if not skip_damaged:

@@ -1,4 +1,4 @@
-"""ImageNet 2012 from its tar files, read in place: they are neither unpacked nor copied."""
+"""ImageNet 2012 from its tar files, which are read in place, neither unpacked nor copied."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SYNSET = re.compile(r"n\d{8}")
 
 
 class _Member(NamedTuple):
-    """A picture in a tar file: where it lies, and its class (-1: unknown)."""
+    """A picture in a tar file: its place, and its class (-1 if unknown)."""
 
     name: str
     offset: int
@@ -36,13 +36,16 @@ def open_imagenet(path: Path, builder: Any, labels: Path | None) -> Source:
 
     Args:
       path: the folder with `ILSVRC2012_img_train.tar` and `ILSVRC2012_img_val.tar`.
-      builder: TFDS's.
-      labels: the validation labels: a file with a line `NAME SYNSET` for each picture, or one synset a line in the
-        order of the pictures' names, or the devkit's archive. None: the devkit's archive in `path` if it is there, else
-        the list that comes with TFDS.
+      builder: TFDS's builder of the set.
+      labels: the validation labels: a file with a line `NAME SYNSET` per picture, or with one synset per line in the
+        order of the pictures' names, or the devkit's archive. None: the devkit's archive in `path` if it is there, or
+        else the list that comes with TFDS.
+
+    Returns:
+      The source.
 
     Raises:
-      UserError: a file is missing, truncated or another one.
+      UserError: a file is missing, truncated or not the expected one.
     """
     files = [path / TRAIN_TAR, path / VALIDATION_TAR]
     for file in files:
@@ -67,7 +70,7 @@ def open_imagenet(path: Path, builder: Any, labels: Path | None) -> Source:
 def _split(file: Path, members: list[_Member]) -> SourceSplit:
     if not members:
         raise UserError(f"{file} holds no pictures")
-    handle = os.open(file, os.O_RDONLY)  # open until the process ends; pread needs no lock
+    handle = os.open(file, os.O_RDONLY)  # Open until the process ends; pread needs no lock.
 
     def name_of(index: int) -> str:
         return f"{file}, {members[index].name} at offset {members[index].offset:,}"
@@ -84,7 +87,7 @@ def _split(file: Path, members: list[_Member]) -> SourceSplit:
 
 
 def _members(file: Path, stream: Any = None, base: int = 0) -> Iterator[tuple[_Member, Callable[[], Any]]]:
-    """The files in a tar, and how to open them; `base`: where it begins in its file."""
+    """Yields the files in a tar, each with a function that opens it; `base` is the offset of the tar in its file."""
     try:
         with tarfile.open(None if stream else file, "r:", fileobj=stream) as archive:
             for entry in archive:
@@ -92,23 +95,23 @@ def _members(file: Path, stream: Any = None, base: int = 0) -> Iterator[tuple[_M
                     member = _Member(Path(entry.name).name, base + entry.offset_data, entry.size, -1)
                     yield member, lambda entry=entry, archive=archive: archive.extractfile(entry)
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise UserError(f"{file} is no tar file, or is truncated or damaged: {error}") from error
+        raise UserError(f"{file} is not a tar file, or is truncated or damaged: {error}") from error
 
 
 def _train_members(file: Path, classes: dict[str, int]) -> Iterator[_Member]:
-    """The training tar holds one tar for each class."""
+    """Yields the training pictures; the training tar holds one tar per class."""
     with tqdm(total=len(classes), desc=f"listing {file.name}", unit=" classes", disable=None, leave=False) as bar:
         for inner, opened in _members(file):
             synset = Path(inner.name).stem
             if synset not in classes:
-                raise UserError(f"{file}, {inner.name} at offset {inner.offset:,} is of none of ImageNet's classes")
+                raise UserError(f"{file}, {inner.name} at offset {inner.offset:,} is not of a class of ImageNet")
             for member, _ in _members(file, opened(), inner.offset):
                 yield member._replace(label=classes[synset])
             bar.update()
 
 
 def _validation_labels(labels: Path | None, names: list[str]) -> dict[str, str]:
-    """Picture name -> synset."""
+    """Returns picture name -> synset."""
     if labels is None:
         import tensorflow_datasets as tfds
 
@@ -130,7 +133,7 @@ def _validation_labels(labels: Path | None, names: list[str]) -> dict[str, str]:
             return {row[0]: row[-1] for row in rows}
         lines = [row[-1] for row in rows]
     where = labels or "TFDS's list of validation labels"
-    # A part of the published pictures can still be told by their numbers.
+    # A part of the published pictures can still be identified by their numbers.
     numbers = [int(found[1]) - 1 if (found := re.search(r"_val_(\d{8})\.", name)) else -1 for name in names]
     if len(lines) == len(names):
         return dict(zip(names, lines, strict=True))
@@ -140,7 +143,7 @@ def _validation_labels(labels: Path | None, names: list[str]) -> dict[str, str]:
 
 
 def _devkit_labels(archive: Path) -> list[str]:
-    """The devkit numbers its classes in an order of its own, which its meta.mat explains."""
+    """Reads the labels of the devkit, whose numbering of classes is explained by its meta.mat."""
     from scipy.io import loadmat
 
     try:
@@ -157,5 +160,5 @@ def _devkit_labels(archive: Path) -> list[str]:
         synsets = loadmat(io.BytesIO(contents["meta.mat"]), squeeze_me=True)["synsets"]
         names = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
         return [names[int(line)] for line in contents["ILSVRC2012_validation_ground_truth.txt"].split()]
-    except Exception as error:  # scipy raises nearly anything on a damaged file
+    except Exception as error:  # scipy raises almost any exception on a damaged file.
         raise UserError(f"{archive} is not ImageNet's devkit, or is damaged: {error}") from error

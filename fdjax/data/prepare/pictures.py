@@ -1,4 +1,4 @@
-"""Encoded pictures on their way into a set: each is decoded once, and rare forms are brought to common ones."""
+"""Encoded pictures on their way into a set: each is decoded once, and rare forms are converted to common ones."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ _QUALITY = 100
 
 
 def checked_picture(encoded: bytes, name: str, wanted: str | None = None) -> bytes:
-    """Decodes a picture to see that it is whole; returns it as it is to be stored.
+    """Decodes a picture to check that it is whole, and returns the bytes to store.
 
-    JPEG and PNG in grey or RGB stay byte for byte. What TFDS's readers would not take is encoded anew: CMYK as JPEG of
-    quality 100 (as TFDS does), other formats and pixel forms as PNG.
+    JPEG and PNG in grey or RGB stay byte for byte. What TFDS's readers would not accept is encoded again: CMYK as JPEG
+    of quality 100 (as TFDS does), other formats and pixel forms as PNG.
 
     Args:
-      encoded: the file's content.
-      name: what a message calls it.
-      wanted: "JPEG" or "PNG" where the set has one format only.
+      encoded: the contents of the file.
+      name: what a message calls the picture.
+      wanted: "JPEG" or "PNG" if the set has one format only.
+
+    Returns:
+      The encoded picture.
 
     Raises:
-      DamagedExample: it cannot be decoded.
+      DamagedExample: the picture cannot be decoded.
     """
     try:
         image = Image.open(io.BytesIO(encoded))
@@ -38,8 +41,8 @@ def checked_picture(encoded: bytes, name: str, wanted: str | None = None) -> byt
             target = "JPEG"
     except UserError as error:
         raise DamagedExample(str(error)) from error
-    except Exception as error:  # Pillow's plugins raise nearly anything on a damaged file
-        raise DamagedExample(f"{name} is no image that Pillow can open") from error
+    except Exception as error:  # Pillow's plugins raise almost any exception on a damaged file.
+        raise DamagedExample(f"{name} is not an image that Pillow can open") from error
     stored = io.BytesIO()
     rgb.save(stored, target, **({"quality": _QUALITY, "subsampling": 0} if target == "JPEG" else {}))
     return stored.getvalue()

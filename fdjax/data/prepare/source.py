@@ -1,4 +1,4 @@
-"""What a set is prepared from: examples by index, each as it will be stored."""
+"""The source of a set to be prepared: its examples by index, in the form in which they will be stored."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _PROGRESS_FROM_BYTES = 1 << 28
 
 
 def read_to_the_end(archive: tarfile.TarFile) -> None:
-    """Reads what follows the last member, so that a compressed archive's checksum is compared.
+    """Reads what follows the last member of an archive, so that the checksum of a compressed archive is verified.
 
     Raises:
-      OSError, EOFError, zlib.error: it does not agree, or the file is truncated.
+      OSError, EOFError, zlib.error: the checksum differs, or the file is truncated.
     """
     stream = archive.fileobj
     while stream is not None and stream.read(_HASH_CHUNK):
@@ -29,19 +29,19 @@ def read_to_the_end(archive: tarfile.TarFile) -> None:
 
 
 class DamagedExample(Exception):
-    """One example cannot be used; the message says which, and why."""
+    """An example that cannot be used; the message says which, and why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceSplit:
-    """Examples of one split, in the order of their source.
+    """The examples of one split, in the order of their source.
 
     Attributes:
-      count: how many.
-      read: index -> the fields of the set's features but for the label, "image" encoded; raises `DamagedExample`.
+      count: number of examples.
+      read: index -> the fields of the set's features except the label, with "image" encoded; raises `DamagedExample`.
       label: index -> the label, not yet checked.
-      name_of: index -> what a message calls the example: file, and offset or index.
-      num_bytes: about as many bytes as all will take.
+      name_of: index -> what a message calls the example: its file, and an offset or index.
+      num_bytes: estimate of the bytes that all examples will take.
     """
 
     count: int
@@ -56,13 +56,13 @@ class Source:
     """A set to be prepared.
 
     Attributes:
-      name: under which it will be found.
-      version: for TFDS, `1.2.3`.
-      features: of TFDS, with class names.
-      splits: by name.
-      files: the files it is made from, those that have published checksums first.
+      name: the name of the prepared set.
+      version: TFDS's version, such as `1.2.3`.
+      features: TFDS's features, with class names.
+      splits: name -> split.
+      files: the files that it is made from; those with published checksums come first.
       info: further arguments of `tfds.core.DatasetInfo`.
-      expected: examples of the published set by split; empty where there is none.
+      expected: split -> number of examples of the published set; empty if there is none.
     """
 
     name: str
@@ -75,29 +75,29 @@ class Source:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """In the order of the labels."""
+        """The names of the classes, in the order of the labels."""
         return tuple(self.features["label"].names)
 
     def check_counts(self) -> None:
-        """Raises `UserError` where a split has another number of examples than the published set."""
+        """Raises `UserError` if a split does not have as many examples as the published set."""
         for split, count in self.expected.items():
             got = self.splits[split].count if split in self.splits else 0
             if got != count:
                 raise UserError(
-                    f"{self.name}: the {split} split has {got:,} examples, the published set {count:,}; complete the "
-                    "files, or give --unpublished if this is meant to be another set"
+                    f"{self.name}: the {split} split has {got:,} examples, and the published set has {count:,}; "
+                    "complete the files, or give --unpublished if this is meant to be another set"
                 )
 
 
 def check_files(files: Sequence[Path], published: Mapping[str, tuple[str, str]]) -> None:
-    """Compares files with published checksums, by name; files without one pass.
+    """Compares files with published checksums, by name; files without a checksum pass.
 
     Args:
-      files: of the source.
+      files: files of the source.
       published: file name -> (algorithm, hexadecimal digest).
 
     Raises:
-      UserError: a file is another one than was published.
+      UserError: a file differs from the published one.
     """
     for file in files:
         if file.name not in published:
@@ -106,13 +106,13 @@ def check_files(files: Sequence[Path], published: Mapping[str, tuple[str, str]])
         got = file_digest(file, algorithm)
         if got != digest:
             raise UserError(
-                f"{file} is not the published file: its {algorithm} is {got}, that of the original {digest}; fetch it "
-                "again, or give --unpublished if it is meant to be another one"
+                f"{file} is not the published file: its {algorithm} is {got}, and that of the original is {digest}; "
+                "fetch it again, or give --unpublished if it is meant to be another file"
             )
 
 
 def file_digest(file: Path, algorithm: str = "sha256") -> str:
-    """The checksum of a file, in hexadecimal; shows progress where it is large.
+    """Returns the checksum of a file, in hexadecimal; shows progress if the file is large.
 
     Raises:
       UserError: the file cannot be read.
@@ -143,7 +143,7 @@ def with_class_names(features: Any, key: str, names: Sequence[str]) -> None:
     """Names the classes of a field.
 
     Raises:
-      UserError: there are not as many names as classes, or one comes twice.
+      UserError: the number of names differs from the number of classes, or a name occurs twice.
     """
     field = features[key]
     if len(set(names)) != len(names) or field.num_classes not in (None, len(names)):

@@ -1,4 +1,4 @@
-"""Writing a set as array_record shards: shuffled, resumable, and under its name only when whole."""
+"""Writes a set as array_record shards: shuffled, resumable, and under its final name only when complete."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ _FORMAT_VERSION = 1
 
 
 def write_set(source: Source, data_dir: Path, *, skip_damaged: bool) -> tuple[Path, dict[str, Any]]:
-    """Writes a set into a TFDS data directory, or goes on where an interrupted call stopped.
+    """Writes a set into a TFDS data directory, or continues where an interrupted call stopped.
 
-    The examples are shuffled (always in the same way) over shards of about 128 MB. Shards go into a hidden folder,
-    which becomes `data_dir/NAME/VERSION` when all is there and read back; an error removes it, an interruption leaves
-    it for the next call.
+    The examples are shuffled over shards of about 128 MB, always in the same way. Shards are written into a hidden
+    folder, which becomes `data_dir/NAME/VERSION` when everything has been written and read back. An error removes the
+    folder; an interruption leaves it for the next call.
 
     Args:
       source: the set.
       data_dir: TFDS's data directory.
-      skip_damaged: leave damaged examples out and count them, instead of stopping.
+      skip_damaged: whether to leave damaged examples out and count them, rather than stop.
 
     Returns:
-      The set's folder and its manifest: counts, what was skipped, checksums of the shards.
+      The set's folder and its manifest: counts, skipped examples, and checksums of the shards.
 
     Raises:
-      UserError: there is a set of this name and version already, an example is damaged, nothing can be written there,
+      UserError: a set of this name and version exists already, an example is damaged, the directory cannot be written,
         or no space is left.
     """
     folder = data_dir / source.name / source.version
     if folder.exists():
-        raise UserError(f"{folder} is there already; remove it, or give another --out")
+        raise UserError(f"{folder} already exists; remove it, or give another --out")
     draft = folder.with_name(f".{source.version}.draft")
     try:
         draft.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def write_set(source: Source, data_dir: Path, *, skip_damaged: bool) -> tuple[Pa
 
 def _discard(draft: Path) -> None:
     shutil.rmtree(draft, ignore_errors=True)
-    with contextlib.suppress(OSError):  # It holds other versions.
+    with contextlib.suppress(OSError):  # The folder may hold other versions.
         draft.parent.rmdir()
 
 
@@ -122,7 +122,7 @@ def _fill(draft: Path, source: Source, skip_damaged: bool) -> dict[str, Any]:
 
 
 def _fingerprint(source: Source, skip_damaged: bool) -> dict[str, Any]:
-    """What must be the same for shards that are already written to be used."""
+    """Returns what must be unchanged for the shards of an interrupted call to be used."""
     stats = [file.stat() for file in source.files]
     return {
         "format_version": _FORMAT_VERSION,
@@ -135,7 +135,7 @@ def _fingerprint(source: Source, skip_damaged: bool) -> dict[str, Any]:
 
 
 def _read_journal(draft: Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
-    """The shards that an interrupted call has finished; what it had only begun is removed."""
+    """Returns the shards that an interrupted call has finished; removes those that it had only begun."""
     try:
         journal = json.loads((draft / _JOURNAL_FILE).read_text())
         usable = journal["fingerprint"] == json.loads(json.dumps(fingerprint))
@@ -162,7 +162,7 @@ def _write_shard(
     partial = file.with_name(f"{file.name}.partial")
     labels, skipped = [], []
     records: dict[int, tuple[bytes, int]] = {}
-    # In the order of the source, so that a disk need not seek; each is then stored at its shuffled place.
+    # Read in the order of the source, which avoids seeks; each record is then stored at its shuffled place.
     for index, made in _in_threads(source, split, np.sort(indices)):
         if isinstance(made, DamagedExample):
             if not skip_damaged:
@@ -189,7 +189,7 @@ def _write_shard(
 
 
 def _record_error(file: Path, call: Any, *arguments: Any) -> None:
-    """array_record's errors as `OSError`: it has only words for what went wrong."""
+    """Turns an error of array_record, which has only a text, into an `OSError`."""
     try:
         call(*arguments)
     except RuntimeError as error:
@@ -198,7 +198,7 @@ def _record_error(file: Path, call: Any, *arguments: Any) -> None:
 
 
 def _in_threads(source: Source, split: SourceSplit, indices: np.ndarray) -> Iterator[tuple[int, Any]]:
-    """(index, (record, label)) or (index, DamagedExample), in order."""
+    """Yields (index, (record, label)) or (index, DamagedExample), in order."""
     features, classes = source.features, len(source.class_names)
 
     def make(index: int) -> tuple[int, Any]:
@@ -220,7 +220,7 @@ def _in_threads(source: Source, split: SourceSplit, indices: np.ndarray) -> Iter
 
 
 class _Encoded:
-    """An encoded image as TFDS takes it: something that can be read."""
+    """An encoded image in the form that TFDS accepts: an object with a method `read`."""
 
     def __init__(self, content: bytes):
         self._content = content
