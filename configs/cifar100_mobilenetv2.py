@@ -3,14 +3,14 @@
     python train.py --config configs/cifar100_mobilenetv2.py --workdir runs/cifar100
     python train.py --config configs/cifar100_mobilenetv2.py --workdir runs/alternate --phases pretrain alternate refine
 
-Data: TFDS `cifar100` prepared as array_record, or a folder of images. 42.96 M MACs dense, 53.67 M with full transforms.
-The target is the paper's 3.77x, counted with transforms here.
+Data: the TFDS set `cifar100` prepared as array_record, or a folder of images. The network has 42.96 M MACs dense, and
+53.67 M with full transforms. The target is the paper's 3.77x, counted here with transforms.
 
-Hyperparameters: the recipe usual for CIFAR-100: SGD, Nesterov momentum 0.9, learning rate 0.1, times 0.2 at epochs 60,
-120 and 160 of 200, batch 128, random crop (pad 4) and flip; weight decay 4e-5 as for CIFAR-10. The paper gives no
-settings for masks and refinement; those here are ours.
+Hyperparameters: the usual recipe for CIFAR-100 is SGD with Nesterov momentum 0.9, learning rate 0.1, times 0.2 at
+epochs 60, 120 and 160 of 200, batch 128, random crop (padding 4) and flip. Weight decay is 4e-5, as for CIFAR-10. The
+paper gives no settings for masks and refinement; those here are ours.
 
-Expected cost: 350 epochs of 390 steps at 43 M MACs an image, by MACs about half of configs/cifar10_mobilenetv2.py.
+Expected cost: 350 epochs of 390 steps at 43 M MACs per image, by MACs about half of configs/cifar10_mobilenetv2.py.
 Neither the time nor the accuracy of this config has been measured yet.
 """
 

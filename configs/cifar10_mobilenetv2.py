@@ -3,16 +3,16 @@
     python train.py --config configs/cifar10_mobilenetv2.py --workdir runs/cifar10
     python train.py --config configs/cifar10_mobilenetv2.py --workdir runs/cifar10 --data.name folder --data.path DIR
 
-Data: TFDS `cifar10` prepared as array_record, or a folder of images. 89.01 M MACs dense, 117.98 M with full transforms;
-dense 94.2% in the paper.
+Data: the TFDS set `cifar10` prepared as array_record, or a folder of images. The network has 89.01 M MACs dense, and
+117.98 M with full transforms. The paper's dense network reaches 94.2%.
 
-Hyperparameters: pretraining is the recipe known to reach 94% with this network: SGD, Nesterov momentum 0.9, cosine from
-0.1 over 200 epochs, batch 128, weight decay 4e-5 (with 5e-4 people report 90-91%), random crop (pad 4) and flip. The
-paper gives no settings for masks and refinement; those here are ours.
+Hyperparameters: pretraining follows the recipe that is known to reach 94% with this network: SGD with Nesterov momentum
+0.9, cosine from 0.1 over 200 epochs, batch 128, weight decay 4e-5 (with 5e-4, 90 to 91% are reported), random crop
+(padding 4) and flip. The paper gives no settings for masks and refinement; those here are ours.
 
-Expected cost: 350 epochs of 390 steps at 89 M MACs an image. A pretraining step took 2.5 s on two CPU cores, which
-makes 54 hours for pretraining and, by estimate, five days in all; on an accelerator it has not been measured, and
-neither has the accuracy of this config.
+Expected cost: 350 epochs of 390 steps at 89 M MACs per image. A pretraining step took 2.5 s on two CPU cores, which
+makes 54 hours for pretraining and an estimated five days in total. Neither the time on an accelerator nor the accuracy
+of this config has been measured yet.
 """
 
 from fdjax.config import Config, DataConfig, LearnConfig, ModelConfig, WeightPhaseConfig

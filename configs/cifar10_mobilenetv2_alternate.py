@@ -1,11 +1,12 @@
-"""configs/cifar10_mobilenetv2.py by the scheme of appendix A.1: masks and weights in turn, epoch by epoch.
+"""configs/cifar10_mobilenetv2.py by the scheme of appendix A.1: masks and weights are learned in turn, epoch by epoch.
 
     python train.py --config configs/cifar10_mobilenetv2_alternate.py --workdir runs/alternate --init runs/cifar10
 
-Batch norm is frozen in the first four fifths of the alternation and let loose in the last. A short refinement follows:
-masks are rounded only after the alternation. After pretraining, weights get as many epochs as in learn-then-refine.
+Batch norm is frozen in the first four fifths of the alternation and free in the last. A short refinement follows,
+because masks are rounded only after the alternation. After pretraining, weights are trained for as many epochs as in
+learn-then-refine.
 
-Not measured yet.
+This config has not been measured yet.
 """
 
 import dataclasses

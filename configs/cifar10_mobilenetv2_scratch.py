@@ -1,10 +1,10 @@
-"""configs/cifar10_mobilenetv2.py by the paper's ImageNet scheme: learned masks stay, new weights are trained with them.
+"""configs/cifar10_mobilenetv2.py by the paper's ImageNet scheme: learned masks, then new weights trained with them.
 
     python train.py --config configs/cifar10_mobilenetv2_scratch.py --workdir runs/scratch --init runs/cifar10
 
 The weights are trained as in pretraining, from another seed.
 
-Not measured yet.
+This config has not been measured yet.
 """
 
 import dataclasses

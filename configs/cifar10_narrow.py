@@ -1,14 +1,14 @@
-"""A narrow MobileNetV2 for two CPU cores on CIFAR-10, pruned in the form that becomes time: tied, levels 0, 1, N.
+"""A narrow MobileNetV2 for CIFAR-10 on two CPU cores, pruned in a form that saves time: tied masks, levels 0, 1, N.
 
     python train.py --config configs/cifar10_narrow.py --workdir runs/narrow --data.path DIR
 
-Data: a folder of images with train/<class>/* and test/<class>/*, 32x32 RGB. The network is the paper's CIFAR-100 one
-(strides 1,2,2,2,1,1,1) at width 0.35: 7.90 M MACs, an eleventh of those of configs/cifar10_mobilenetv2.py.
+Data: a folder of images with train/<class>/* and test/<class>/*, 32x32 RGB. The network is the paper's for CIFAR-100
+(strides 1,2,2,2,1,1,1) at width 0.35. Its 7.90 M MACs are an eleventh of those of configs/cifar10_mobilenetv2.py.
 
-Hyperparameters: SGD, Nesterov momentum 0.9, cosine, weight decay 4e-5, batch 128, crop (pad 4) and flip, as in
+Hyperparameters: SGD with Nesterov momentum 0.9, cosine, weight decay 4e-5, batch 128, crop (padding 4) and flip, as in
 configs/cifar10_mobilenetv2.py, over as few epochs as a CPU allows. The penalty is that of expected MACs.
 
-Expected: measured figures and times in results/cifar10/README.md.
+Expected: results/cifar10/README.md has measured accuracy and times.
 """
 
 from fdjax.config import CheckpointConfig, Config, DataConfig, LearnConfig, ModelConfig, WeightPhaseConfig

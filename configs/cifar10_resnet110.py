@@ -1,14 +1,16 @@
-"""ResNet-110 on CIFAR-10, dense: where the filter pruners are compared (dense 93.50% in the publications).
+"""ResNet-110 on CIFAR-10, dense: the network on which filter pruners are compared (93.50% dense in the publications).
 
     python train.py --config configs/cifar10_resnet110.py --workdir runs/resnet110
 
-Data: TFDS `cifar10` prepared as array_record, or a folder of images. 252.89 M MACs. Its convolutions are 3x3: there is
-nothing to wrap in a DCT, and no phase that learns masks. `--model.name resnet20` makes the smallest of the family.
+Data: the TFDS set `cifar10` prepared as array_record, or a folder of images. The network has 252.89 M MACs. All its
+convolutions are 3x3, so there is nothing to wrap in a DCT, and no phase learns masks. `--model.name resnet20` makes the
+smallest network of the family.
 
-Hyperparameters: those of the publication (He et al. 2016): SGD, momentum 0.9, learning rate 0.1 with a warm-up, times
-0.1 at half and three quarters of 200 epochs, batch 128, weight decay 1e-4, random crop (pad 4) and flip.
+Hyperparameters: those of the publication (He et al. 2016): SGD with momentum 0.9, learning rate 0.1 after a warm-up,
+times 0.1 at half and three quarters of 200 epochs, batch 128, weight decay 1e-4, random crop (padding 4) and flip.
 
-Expected cost: 200 epochs of 390 steps at 253 M MACs an image: a task for an accelerator. Not measured yet.
+Expected cost: 200 epochs of 390 steps at 253 M MACs per image, which needs an accelerator. This config has not been
+measured yet.
 """
 
 from fdjax.config import Config, DataConfig, ModelConfig, WeightPhaseConfig

@@ -2,14 +2,15 @@
 
     python train.py --config configs/cifar10_resnext29.py --workdir runs/resnext29
 
-Data: TFDS `cifar10` prepared as array_record, or a folder of images. 772.47 M MACs dense, 843.25 M with full
-transforms; dense 95.75% in the paper. `--model.cardinality 8` makes the small 8x4d.
+Data: the TFDS set `cifar10` prepared as array_record, or a folder of images. The network has 772.47 M MACs dense, and
+843.25 M with full transforms. The paper's dense network reaches 95.75%. `--model.cardinality 8` makes the small 8x4d.
 
-Hyperparameters: the recipe usual for this network: SGD, Nesterov momentum 0.9, cosine from 0.1 over 200 epochs, batch
-128, weight decay 5e-4, random crop (pad 4) and flip. The paper gives no settings for masks and refinement; those are
-ours.
+Hyperparameters: the usual recipe for this network is SGD with Nesterov momentum 0.9, cosine from 0.1 over 200 epochs,
+batch 128, weight decay 5e-4, random crop (padding 4) and flip. The paper gives no settings for masks and refinement;
+those here are ours.
 
-Expected cost: nine times the MACs of configs/cifar10_mobilenetv2.py: a task for an accelerator. Not measured yet.
+Expected cost: nine times the MACs of configs/cifar10_mobilenetv2.py, which needs an accelerator. This config has not
+been measured yet.
 """
 
 from fdjax.config import Config, DataConfig, LearnConfig, ModelConfig, WeightPhaseConfig

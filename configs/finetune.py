@@ -1,15 +1,16 @@
-"""Fine-tuning: an imported MobileNetV2 1.0 on a folder of your own pictures, pruned to half of its MACs.
+r"""Fine-tuning: an imported MobileNetV2 1.0 on a folder of your own pictures, pruned to half of its MACs.
 
     python -m fdjax import --config configs/finetune.py --data.path DIR --format torchvision --weights FILE \
         --new-classifier --out imported
     python train.py --config configs/finetune.py --data.path DIR --init imported --workdir runs/finetune
 
 DIR holds train/<class>/* and test/<class>/*, and validation/<class>/* if there is a validation set. docs/finetune.md
-goes from there to a faster file.
+describes the way from there to a faster file.
 
-Hyperparameters: rates for pretrained weights: SGD with Nesterov momentum 0.9 at 0.02 for the classifier and a fifth of
-it for the body, cosine, label smoothing 0.1; random parts of at least half of each picture and flips. Masks as in
-configs/quickstart.py: whole channels in multiples of 16, gated by the time that one image takes.
+Hyperparameters: the learning rates suit pretrained weights. SGD with Nesterov momentum 0.9 starts at 0.02 for the
+classifier and a fifth of that for the body, with a cosine schedule and label smoothing 0.1. Augmentation is a random
+part of at least half of each picture, and flips. Masks are as in configs/quickstart.py: whole channels in multiples of
+16, gated by the time that one image takes.
 """
 
 from fdjax.config import CheckpointConfig, Config, DataConfig, LearnConfig, ModelConfig, WeightPhaseConfig

@@ -4,17 +4,17 @@ r"""EfficientNet-Lite0 on ImageNet, from imported weights to 0.7x: tied masks, l
         --out runs/lite0-dense
     python train.py --config configs/imagenet_efficientnet_lite0.py --workdir runs/lite0 --init runs/lite0-dense
 
-Without labels, from a folder of pictures, taught by the unpruned network alone:
+Without labels, on a folder of pictures, taught by the unpruned network alone:
 
     python train.py --config configs/imagenet_efficientnet_lite0.py --workdir runs/lite0 --init runs/lite0-dense \
         --data.unlabelled PICTURES --distill.weight 1
 
-Data: TFDS `imagenet2012` prepared as array_record, or a folder of images; its validation images are tested on in either
-case. 385.19 M MACs dense, classifier included; dense 74.8% by its publishers.
+Data: the TFDS set `imagenet2012` prepared as array_record, or a folder of images; either way, the test set is
+ImageNet's validation set. The network has 385.19 M MACs dense, classifier included. Its publishers report 74.8% dense.
 
-Hyperparameters: ours: masks learned for 2 epochs, refinement by SGD, cosine from 0.01 over 20 epochs.
+Hyperparameters: ours. Masks are learned for 2 epochs; refinement is SGD, cosine from 0.01 over 20 epochs.
 
-Expected cost: 22 epochs of 5,004 steps: a task for accelerators. Not measured yet.
+Expected cost: 22 epochs of 5,004 steps, which needs accelerators. This config has not been measured yet.
 """
 
 import dataclasses

@@ -2,8 +2,8 @@
 
     python train.py --config configs/imagenet_mobilenetv1_224.py --workdir runs/mobilenetv1
 
-As configs/imagenet_mobilenetv2_224.py with another network (published: 70.6% top-1, Howard et al. 2017). Not measured
-yet.
+This is configs/imagenet_mobilenetv2_224.py with another network (published: 70.6% top-1, Howard et al. 2017). It has
+not been measured yet.
 """
 
 import dataclasses

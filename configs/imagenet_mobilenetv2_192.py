@@ -1,11 +1,12 @@
-"""The paper's network for the clock: MobileNetV2 1.0-192, 3x3 blocks, to 0.80x (section 4: 22.1% faster, < 1% loss).
+"""The network that the paper times: MobileNetV2 1.0-192, 3x3 blocks, to 0.80x (section 4: 22.1% faster, < 1% loss).
 
     python train.py --config configs/imagenet_mobilenetv2_192.py --workdir runs/imagenet192
 
-As configs/imagenet_mobilenetv2_224.py, at 192 pixels: 221.32 M MACs dense, 70.7% in the paper. What becomes time here
-are tied masks at levels 0, 1, N (docs/freeze.md): `--learn.tied --learn.levels 0,1,N`.
+This is configs/imagenet_mobilenetv2_224.py at 192 pixels. The network has 221.32 M MACs dense, and reaches 70.7% in the
+paper. In fdjax, the masks that save time are tied masks at levels 0, 1, N (docs/freeze.md): `--learn.tied
+--learn.levels 0,1,N`.
 
-Not measured yet.
+This config has not been measured yet.
 """
 
 import dataclasses

@@ -3,17 +3,17 @@
     python train.py --config configs/imagenet_mobilenetv2_224.py --workdir runs/imagenet224
     python train.py --config configs/imagenet_mobilenetv2_224.py --workdir runs/imagenet224 --init DIR
 
-Data: TFDS `imagenet2012` prepared as array_record (`fdjax data prepare`), or a folder of images (`--data.name folder
---data.path DIR`). `--init` may be an imported network (docs/import.md): pretraining is skipped then. 300.77 M MACs
-dense, classifier included; dense 71.8% in the paper.
+Data: the TFDS set `imagenet2012` prepared as array_record (`fdjax data prepare`), or a folder of images (`--data.name
+folder --data.path DIR`). `--init` may name an imported network (docs/import.md); pretraining is then skipped. The
+network has 300.77 M MACs dense, classifier included. The paper's dense network reaches 71.8%.
 
-Scheme: the paper's for ImageNet: masks are learned on the trained network, then new weights are trained with them.
+Scheme: the paper's for ImageNet. Masks are learned on the trained network, and new weights are then trained with them.
 
-Hyperparameters: a recipe usual for MobileNetV2: SGD, Nesterov momentum 0.9, cosine from 0.05 over 150 epochs, batch
-256, weight decay 4e-5, random resized crops and flips; tests look at the middle 87.5%. The paper gives no settings for
-masks.
+Hyperparameters: a usual recipe for MobileNetV2 is SGD with Nesterov momentum 0.9, cosine from 0.05 over 150 epochs,
+batch 256, weight decay 4e-5, random resized crops and flips; tests use the middle 87.5% of an image. The paper gives no
+settings for masks.
 
-Expected cost: 300 epochs of 5,004 steps: a task for accelerators. Not measured yet.
+Expected cost: 300 epochs of 5,004 steps, which needs accelerators. This config has not been measured yet.
 """
 
 from fdjax.config import Config, DataConfig, LearnConfig, ModelConfig, WeightPhaseConfig

@@ -3,13 +3,14 @@
     fdjax import --config configs/imagenet_resnet50.py --format torchvision --weights FILE --out runs/resnet50-dense
     python train.py --config configs/imagenet_resnet50.py --workdir runs/resnet50 --init runs/resnet50-dense
 
-Data: TFDS `imagenet2012` prepared as array_record, or a folder of images. 4,089.18 M MACs dense, classifier included.
-`--model.name resnext50_32x4d` (4,230.48 M) takes its place on both lines.
+Data: the TFDS set `imagenet2012` prepared as array_record, or a folder of images. The network has 4,089.18 M MACs
+dense, classifier included. `--model.name resnext50_32x4d` on both lines replaces it with ResNeXt-50 (4,230.48 M).
 
-Hyperparameters: ours: masks by the penalty of expected MACs, as the convolutions between the pointwise layers get
-cheaper, too; refinement by SGD, cosine from 0.01 over 30 epochs.
+Hyperparameters: ours. The penalty on masks is that of expected MACs, because the convolutions between the pointwise
+layers become cheaper too. Refinement is SGD, cosine from 0.01 over 30 epochs.
 
-Expected cost: 35 epochs of 5,004 steps at 4.1 G MACs an image: a task for accelerators. Not measured yet.
+Expected cost: 35 epochs of 5,004 steps at 4.1 G MACs per image, which needs accelerators. This config has not been
+measured yet.
 """
 
 import dataclasses

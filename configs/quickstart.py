@@ -2,16 +2,16 @@
 
     python train.py --config configs/quickstart.py --workdir runs/quickstart
 
-The network is small enough for two CPU cores (5.03 M MACs). Its masks are those that become time on a processor: whole
-channels (tied masks, kept counts 0 and N), in multiples of 8, gated by the time that 8 images take. With
-`--learn.levels 0,1,N` channels may also keep the means of 7x7 blocks; the paper's own masks are in
-configs/quickstart_paper.py. Both save as many MACs and less time, or none.
+The network is small enough for two CPU cores (5.03 M MACs). Its masks are of the kind that saves time on a processor:
+whole channels (tied masks, kept counts 0 and N) in multiples of 8, gated by the time that 8 images take. With
+`--learn.levels 0,1,N`, channels may also keep the means of 7x7 blocks. The paper's own masks are in
+configs/quickstart_paper.py. Both save as many MACs, but less time or none.
 
 Hyperparameters: SGD with Nesterov momentum 0.9, cosine, weight decay 4e-5, as in configs/cifar10_mobilenetv2.py, over
-as few epochs as bring this network to its level on 10,000 images; masks learned by SGD at a rate of 0.3, with the
-penalty of expected MACs.
+as few epochs as this network needs on 10,000 images. Masks are learned by SGD at a rate of 0.3, with the penalty of
+expected MACs.
 
-Expected: measured figures and time in results/quickstart/README.md.
+Expected: results/quickstart/README.md has measured accuracy and times.
 """
 
 from fdjax.config import CheckpointConfig, Config, DataConfig, LearnConfig, ModelConfig, WeightPhaseConfig

@@ -1,11 +1,11 @@
-"""The quick start with the paper's own masks: both sides of every layer, all kept counts, its penalty.
+"""The quick start with the paper's own masks: both sides of every layer, all kept counts, and the paper's penalty.
 
     python train.py --config configs/quickstart_paper.py --workdir runs/quickstart_paper
 
-Half of the MACs, transforms included, in 2x2 blocks on the 14x14 maps and one 7x7 block on the 7x7 maps, as the paper
-does it on ImageNet's last stage. On a processor the result takes longer than the dense network.
+The target is half of the MACs, transforms included, with 2x2 blocks on the 14x14 maps and one 7x7 block on the 7x7
+maps, as in the last stage of the paper's ImageNet network. On a processor, the result is slower than the dense network.
 
-Expected: measured figures and time in results/quickstart/README.md.
+Expected: results/quickstart/README.md has measured accuracy and times.
 """
 
 import dataclasses

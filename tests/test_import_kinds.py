@@ -155,8 +155,8 @@ def test_each_kind_is_the_same_network(kind: str, zipped: bool, state, expected,
 def test_what_was_passed_over_and_taken_off_is_said(state, tmp_path: Path) -> None:
     torch.save({"state_dict": prefixed(tonylins(state), "net2."), "args": argparse.Namespace(a=1)}, tmp_path / "w.pth")
     said = "\n".join(fitted(tmp_path / "w.pth").notes)
-    assert "passed over unread: argparse.Namespace" in said
-    assert "all names begin with 'net2.'" in said and "names are those of tonylins/pytorch-mobilenet-v2" in said
+    assert "skipped unread: argparse.Namespace" in said
+    assert "all names begin with 'net2.'" in said and "the names are those of tonylins/pytorch-mobilenet-v2" in said
 
 
 # Before torch 1.6, and before 0.4

@@ -2,8 +2,8 @@
 
     fdjax sweep --config configs/sweeps/quickstart.py --workdir runs/quickstart_sweep
 
-The dense network is trained once; the others start from it and learn masks and refine as configs/quickstart.py does.
-`--jobs 2` does two of them at a time.
+The dense network is trained once. The other runs start from it, and learn masks and refine as in configs/quickstart.py.
+`--jobs 2` runs two of them at a time.
 """
 
 from fdjax.experiments.sweep import Sweep, SweepRun

@@ -1,4 +1,4 @@
-"""Weights trained elsewhere: files read without their frameworks, names mapped, layouts turned."""
+"""Imported weights: files are read without their frameworks, names are mapped, and layouts are converted."""
 
 from fdjax.importers.convert import Fitted, convert, count_classes, fit
 from fdjax.importers.files import open_weights, read_weights

@@ -1,4 +1,4 @@
-"""Which of our networks weights are of, by the shapes of their kernels alone."""
+"""The network of the zoo that weights belong to, found by the shapes of their kernels alone."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ from flax.traverse_util import flatten_dict
 from fdjax.zoo import MOBILENETS, RESNETS, MobileNet, ResNet
 
 _WIDTHS = (1.0, 0.25, 0.35, 0.5, 0.75, 1.3, 1.4)
-# Any size does: shapes of kernels do not depend on it.
+# Any size will do, because the shapes of kernels do not depend on it.
 _INPUT = (64, 64, 3)
-# Below this share of the kernels in common there is no point in naming a network.
+# Below this share of kernels in common, no network is named.
 _LEAST = 0.5
-# Variants that are looked at more closely.
+# Number of variants to compare in detail.
 _TRIED = 3
 
 
 def best_fit(tensors: Mapping[str, np.ndarray], width: float) -> str:
-    """A sentence that names the network whose kernels have most shapes in common with a file's; "" where none has half.
+    """Names the network that has the most kernel shapes in common with a file.
 
     Args:
-      tensors: by name.
-      width: to try beside the common ones.
+      tensors: name -> array.
+      width: a width multiplier to try besides the common ones.
+
+    Returns:
+      A sentence that names the network, or says that there is none; "" if the file has no kernels.
     """
     theirs = collections.Counter(_signature(tensor.shape) for tensor in tensors.values() if tensor.ndim > 1)
     if not theirs:
@@ -48,8 +51,8 @@ def best_fit(tensors: Mapping[str, np.ndarray], width: float) -> str:
 
 
 def _candidates(width: float, kernels: int) -> Iterator[tuple[str, float]]:
-    """The variants that have the most similar number of kernels, at every width."""
-    # The number does not depend on the width; at a small one it is soon told.
+    """Yields the variants with the most similar numbers of kernels, at every width."""
+    # The number does not depend on the width, and is found quickest at a small one.
     numbers = {variant: len(_kernels(variant, _WIDTHS[1])) for variant in (*MOBILENETS, *RESNETS)}
     nearest = sorted(numbers, key=lambda variant: abs(numbers[variant] - kernels))[:_TRIED]
     for multiplier in dict.fromkeys((1.0, width, *_WIDTHS)):
@@ -59,7 +62,7 @@ def _candidates(width: float, kernels: int) -> Iterator[tuple[str, float]]:
 
 @functools.cache
 def _kernels(variant: str, width: float) -> tuple[tuple[int, ...], ...]:
-    """Of all layers but the classifier, whose outputs are anybody's."""
+    """Returns the kernels of all layers except the classifier, whose number of outputs varies."""
     made = MobileNet if variant in MOBILENETS else ResNet
     network = made(variant=variant, width=width).without_masks()
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, *_INPUT))))
@@ -68,5 +71,5 @@ def _kernels(variant: str, width: float) -> tuple[tuple[int, ...], ...]:
 
 
 def _signature(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The same for a kernel in any framework's layout."""
+    """Returns a key that is the same for a kernel in any framework's layout."""
     return tuple(sorted(side for side in shape if side > 1))

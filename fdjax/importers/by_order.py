@@ -1,4 +1,4 @@
-"""Matching where only names differ: tensors of a file by their order and shapes."""
+"""Matches layers by order and shape, for files in which only the names differ."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _NORM_LEAVES = {
 
 
 class Wanted(NamedTuple):
-    """A layer that is looked for.
+    """A layer to be found.
 
     Attributes:
-      ours: its path.
+      ours: its path in our network.
       kernels: the shapes that its kernel may have in the file.
       bias: whether it has a bias.
-      norm_channels: of its batch norm; 0 where it has none.
+      norm_channels: channels of its batch norm; 0 if it has none.
     """
 
     ours: str
@@ -38,12 +38,12 @@ class Wanted(NamedTuple):
 
 
 class Matched(NamedTuple):
-    """What the file calls the variables of a layer.
+    """The names of a layer's variables in the file.
 
     Attributes:
-      kernel: its name.
-      bias: likewise; None where there is none.
-      norm: "scale", "bias", "mean", "var" -> name; empty where there is no batch norm.
+      kernel: name of the kernel.
+      bias: name of the bias; None if there is none.
+      norm: "scale", "bias", "mean", "var" -> name; empty if there is no batch norm.
     """
 
     kernel: str
@@ -56,9 +56,9 @@ class Match(NamedTuple):
 
     Attributes:
       layers: our path -> names in the file.
-      problems: what was not found, in words; empty when all was.
-      left: names of the file that nobody asked for.
-      in_order: whether the layers lie in the file in our order.
+      problems: what was not found, in words; empty if everything was.
+      left: names in the file that match no layer.
+      in_order: whether the file holds the layers in our order.
     """
 
     layers: dict[str, Matched]
@@ -68,13 +68,16 @@ class Match(NamedTuple):
 
 
 def match(tensors: Mapping[str, np.ndarray], wanted: Sequence[Wanted]) -> Match:
-    """Gives each layer, in turn, the first kernel of its shape in the file that no layer before it was given.
+    """Gives each layer in turn the first kernel of its shape in the file that no earlier layer has taken.
 
-    Batch norms are given in the same way, by their number of channels.
+    Batch norms are matched in the same way, by their number of channels.
 
     Args:
-      tensors: in the order of the file.
-      wanted: the network's layers in the order in which they are computed.
+      tensors: name -> array, in the order of the file.
+      wanted: the network's layers, in the order in which they are computed.
+
+    Returns:
+      The mapping, with what was not found and what is left over.
     """
     modules: dict[str, dict[str, str]] = {}
     for name in tensors:
@@ -123,7 +126,7 @@ def _kernel_of(leaves: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> 
 
 
 def _norm(leaves: Mapping[str, str]) -> dict[str, str]:
-    """The names of a batch norm's variables; empty where some are missing."""
+    """Returns the names of a batch norm's variables; empty if some are missing."""
     names = {
         ours: next((leaves[leaf] for leaf in theirs if leaf in leaves), None) for ours, theirs in _NORM_LEAVES.items()
     }

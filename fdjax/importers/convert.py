@@ -1,4 +1,4 @@
-"""Foreign tensors as variables of our networks: names mapped, layouts turned, all that does not fit told at once."""
+"""Converts foreign tensors to variables of our networks: maps names, converts layouts, reports all misfits at once."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Fitted(NamedTuple):
 
     Attributes:
       variables: the collections params and batch_stats, float32.
-      notes: what a user should know of how they were found, in whole sentences.
-      mapping: with `by_order`, pairs of a name in the file and our path; else empty.
+      notes: what a user should know about how they were found, in whole sentences.
+      mapping: with `by_order`, pairs of a name in the file and our path; otherwise empty.
     """
 
     variables: dict[str, Any]
@@ -43,7 +43,21 @@ _NEW_CLASSIFIER_STD = 0.01
 def convert(
     tensors: Mapping[str, np.ndarray], source: str, network: FrequencyNetwork, graph: MaskedGraph, width: float
 ) -> dict[str, Any]:
-    """The variables of `network` with the weights of a file, by names; see `fit`."""
+    """Makes the variables of a network from the weights of a file, by names.
+
+    Args:
+      tensors: name -> array, from `read_weights`.
+      source: a key of `FORMATS`.
+      network: the network.
+      graph: the network's graph.
+      width: the config's width multiplier, for messages.
+
+    Returns:
+      The collections params and batch_stats, float32.
+
+    Raises:
+      UserError: as in `fit`.
+    """
     return fit(tensors, source, network, graph, width).variables
 
 
@@ -58,21 +72,24 @@ def fit(
     new_classifier: int | None = None,
     averaged: bool = False,
 ) -> Fitted:
-    """The variables of `network` with the weights of a file.
+    """Makes the variables of a network from the weights of a file.
 
     Args:
-      tensors: name -> array, as `read_weights` gives them.
+      tensors: name -> array, from `read_weights`.
       source: a key of `FORMATS`.
-      network: to fill.
-      graph: channel graph of the network.
+      network: the network.
+      graph: the network's graph.
       width: the config's width multiplier, for messages.
-      by_order: match by order and shape, whatever the names.
-      new_classifier: the seed of a classifier to begin with, in place of the file's if it has one; None: the file's.
-      averaged: where names come twice behind different prefixes, prefer those of averaged weights.
+      by_order: whether to match by order and shape, whatever the names.
+      new_classifier: seed of a new classifier, which replaces the file's; None uses the file's.
+      averaged: whether to prefer averaged weights if names occur twice behind different prefixes.
+
+    Returns:
+      The variables, and how they were found.
 
     Raises:
-      UserError: the source has no such network; or tensors are missing, left over, of other shapes or types, or not
-        finite: one message says which.
+      UserError: the source has no such network; or tensors are missing, left over, not finite, or of other shapes or
+        types. One message lists all problems.
     """
     shapes, framework = _shapes(network, graph.input_shape), FORMATS[source].framework
     schemes = schemes_of(network, source)
@@ -84,7 +101,11 @@ def fit(
         if found.problems or foreign:
             raise UserError(order_message(found, tensors, graph, width, foreign))
         chosen, variables = tensors, list(_ordered(found, schemes[source], shapes, framework, tensors))
-        notes = [] if found.in_order else ["some layers lie elsewhere in the file than in the network: see the mapping"]
+        notes = (
+            []
+            if found.in_order
+            else ["some layers are in another order in the file than in the network; see the mapping"]
+        )
     else:
         chosen, variables, notes = _by_names(tensors, schemes, shapes, framework, averaged)
     if new_classifier is not None:
@@ -106,15 +127,18 @@ def fit(
 
 
 def count_classes(tensors: Mapping[str, np.ndarray], source: str, network: FrequencyNetwork) -> int:
-    """How many classes the classifier in a file has.
+    """Returns the number of classes of the classifier in a file.
 
     Args:
-      tensors: as for `convert`.
-      source: as for `convert`.
-      network: with any number of classes.
+      tensors: as in `convert`.
+      source: as in `convert`.
+      network: the network, with any number of classes.
+
+    Returns:
+      The number of classes.
 
     Raises:
-      UserError: the source has no such network, or the file no classifier.
+      UserError: the source has no such network, or the file has no classifier.
     """
     framework = FORMATS[source].framework
     suffix = SUFFIXES[framework]["kernel"]
@@ -125,9 +149,8 @@ def count_classes(tensors: Mapping[str, np.ndarray], source: str, network: Frequ
             return inside[name].shape[0 if framework == "torch" else -1]
     name = layers_of(network, source)[-1].theirs + suffix
     raise UserError(
-        f"the file has no classifier {name}, as weights of {source} have, so the number of classes is not known; "
-        "give weights with a classifier and the --format that they have, or --new-classifier with --classes or "
-        "data.path"
+        f"the file has no classifier {name}, as weights of {source} have, so the number of classes is unknown; give "
+        "weights with a classifier and their --format, or --new-classifier with --classes or data.path"
     )
 
 
@@ -139,14 +162,14 @@ def _name_of(layer: Layer, suffix: str, tensors: Mapping[str, np.ndarray]) -> st
 
 
 def _shapes(network: FrequencyNetwork, input_shape: Shape) -> dict[str, Shape]:
-    """Path -> shape."""
+    """Returns path -> shape."""
     images = np.zeros((1, *input_shape), np.float32)
     leaves: Any = flatten_dict(jax.eval_shape(lambda: network.init(jax.random.key(0), images)), sep="/")
     return {path: leaf.shape for path, leaf in leaves.items()}
 
 
 def _kernel(layer: Layer, shapes: Mapping[str, Shape]) -> tuple[str, str]:
-    """The path and the kind of a layer's kernel."""
+    """Returns the path and the kind of a layer's kernel."""
     path = f"params/{layer.ours}/kernel"
     if path not in shapes:
         return f"params/{layer.ours}", "depthwise"
@@ -156,7 +179,7 @@ def _kernel(layer: Layer, shapes: Mapping[str, Shape]) -> tuple[str, str]:
 
 
 def _new_classifier(shapes: Mapping[str, Shape], seed: int) -> dict[str, np.ndarray]:
-    # Small weights: at first all classes are about as likely, and the body's gradients small.
+    # Small weights make all classes about equally likely at first, and the body's gradients small.
     shape = shapes[f"params/{CLASSIFIER}/kernel"]
     kernel = _NEW_CLASSIFIER_STD * jax.random.normal(jax.random.key(seed % 2**32), shape, jnp.float32)
     return {
@@ -175,7 +198,7 @@ def _by_names(
     framework: Framework,
     averaged: bool,
 ) -> tuple[Mapping[str, np.ndarray], list[Variable], list[str]]:
-    """The tensors without a prefix, the variables by the scheme that finds most of them, and notes."""
+    """Returns the tensors without a prefix, the variables by the naming scheme that finds most of them, and notes."""
     best: tuple[int, Mapping[str, np.ndarray], list[Variable], list[str]] | None = None
     for scheme, layers in schemes.items():
         wanted = {variable.name for variable in _variables(tensors, layers, shapes, framework)}
@@ -183,9 +206,9 @@ def _by_names(
         variables = list(_variables(inside, layers, shapes, framework))
         found = sum(variable.name in inside for variable in variables)
         if best is None or (found > best[0] and 2 * found > len(variables)):
-            notes = [f"all names begin with {prefix!r}, which was taken off"] if prefix else []
+            notes = [f"all names begin with {prefix!r}, which was removed"] if prefix else []
             if scheme not in FORMATS:
-                notes.append(f"names are those of {scheme}")
+                notes.append(f"the names are those of {scheme}")
             best = found, inside, variables, notes
     assert best is not None
     return best[1:]
@@ -199,7 +222,7 @@ def _variables(
         path, kind = _kernel(layer, shapes)
         theirs = _name_of(layer, suffixes["kernel"], tensors)
         name = theirs + suffixes["kernel"]
-        if kind == "dense" and name in tensors and tensors[name].ndim == 4:  # a classifier that is a 1x1 convolution
+        if kind == "dense" and name in tensors and tensors[name].ndim == 4:  # The classifier is a 1x1 convolution.
             kind = "pointwise"
         yield Variable(path, shapes[path], name, KERNELS[framework][kind])
         path = f"params/{layer.ours}/bias"

@@ -1,4 +1,4 @@
-"""From a weights file, whatever its layout, to arrays by name."""
+"""Reads a weights file of any layout as arrays by name."""
 
 from __future__ import annotations
 
@@ -17,27 +17,34 @@ _START_BYTES = 16
 
 
 def read_weights(path: str) -> dict[str, np.ndarray]:
-    """The tensors of a weights file, as `open_weights` finds them."""
+    """Reads the tensors of a weights file, as in `open_weights`.
+
+    Args:
+      path: path of the file.
+
+    Returns:
+      Name -> array.
+    """
     return open_weights(path).tensors
 
 
 def open_weights(path: str, averaged: bool = False) -> Weights:
-    """The tensors of a weights file; its content says what it is, not its name.
+    """Reads the tensors of a weights file, whose format is found by its content, not its name.
 
     Args:
-      path: what `torch.save` wrote (.pth, .pt, .bin, .th, ...), a .safetensors file, or Keras weights (.h5, .keras).
-      averaged: take the averaged weights (EMA) of a file that has both.
+      path: a file of `torch.save` (.pth, .pt, .bin, .th, ...), a .safetensors file, or Keras weights (.h5, .keras).
+      averaged: whether to take the averaged weights (EMA) of a file that has both.
 
     Returns:
-      Name -> array as it lies in the file; prefixes that all names share because of a wrapper ("module.") are gone.
-      And what there is to say about how they were found.
+      Name -> array as stored in the file, without prefixes of wrappers that all names share ("module."); and notes on
+      how the weights were found.
 
     Raises:
-      UserError: no such file, or none of these, or damaged, or far larger in memory than on disk.
+      UserError: the file does not exist, is of another kind, is damaged, or is far larger in memory than on disk.
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        what = "is no file" if file.exists() else "is not there"
+        what = "is not a file" if file.exists() else "is not there"
         raise UserError(
             f"no weights file {path!r}: it {what}; give a .pth, .pt, .bin, .safetensors, .h5 or .keras file"
         )
@@ -47,7 +54,7 @@ def open_weights(path: str, averaged: bool = False) -> Weights:
         raise
     except OSError as error:
         raise UserError(f"the weights file {path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # a damaged file raises nearly anything, wherever it is looked into
+    except Exception as error:  # Readers raise almost any exception on a damaged file.
         raise UserError(
             f"the weights file {path} is damaged: {type(error).__name__}: {error}; save or copy it again"
         ) from error
@@ -62,15 +69,15 @@ def _open(file: Path, averaged: bool) -> Weights:
             is_keras = KERAS_ARCHIVE_MEMBER in archive.namelist()
         if not is_keras:
             return read_torch(file, averaged)
-    elif start.startswith(b"\x80") and start[8:9] != b"{":  # a pickle: a legacy file, or refused with the reason
+    elif start.startswith(b"\x80") and start[8:9] != b"{":  # A pickle: a legacy file, or refused with a reason.
         return read_torch(file, averaged)
-    elif not start.startswith(_HDF5_START) and start[8:9] != b"{":  # a safetensors file has its header's length first
+    elif not start.startswith(_HDF5_START) and start[8:9] != b"{":  # A safetensors header begins with its length.
         raise UserError(
             f"{file} is not a weights file: accepted are state dicts of torch.save (.pth, .pt, .bin), .safetensors "
             "files and Keras weights (.h5, .keras)"
         )
     if averaged:
-        raise UserError(f"{file} is not a file of torch.save, and no other holds averaged weights; leave --ema out")
+        raise UserError(f"{file} is not a file of torch.save, and only those hold averaged weights; leave --ema out")
     if not zipped and start[8:9] == b"{":
         return Weights(unwrapped(_read_safetensors(file)), [], averaged=False)
     return Weights(read_keras(file, zipped), [], averaged=False)
@@ -85,5 +92,5 @@ def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
         ) from error
     try:
         return safetensors.load_file(file)
-    except Exception as error:  # the library has an exception of its own, and raises others too
+    except Exception as error:  # The library raises its own exception and others.
         raise UserError(f"{file} cannot be read as a safetensors file: {error}") from error

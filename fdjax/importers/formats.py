@@ -1,4 +1,4 @@
-"""Where weights come from, and the conventions that networks were trained by there."""
+"""The sources of weights, and the conventions by which their networks were trained."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ Framework = Literal["torch", "keras"]
 
 @dataclasses.dataclass(frozen=True)
 class Conventions:
-    """What a network must be given, and computed with, beside its weights.
+    """What a network needs besides its weights.
 
     Attributes:
-      padding: of convolutions: "torch" (one zero on each side) or "same" (TensorFlow's SAME).
-      batch_norm_epsilon: of every batch norm.
-      input_mean: per channel, in raw 0..255 units; subtracted first.
-      input_std: likewise; divided by then.
+      padding: padding of convolutions, "torch" (window // 2 zeros on each side) or "same" (TensorFlow's SAME).
+      batch_norm_epsilon: added to the variance in every batch norm.
+      input_mean: mean per channel, in raw units 0..255, which is subtracted from images.
+      input_std: standard deviation per channel, in the same units, by which images are then divided.
       eval_crop: side of the square cut from the middle of a test image, as a share of its shorter side.
-      interpolation: by which the source resizes test images.
+      interpolation: the interpolation by which the source resizes test images.
     """
 
     padding: Literal["same", "torch"]
@@ -36,8 +36,8 @@ class Format:
 
     Attributes:
       name: the value of --format.
-      framework: whose names and layouts variables have.
-      conventions: of its networks.
+      framework: the framework whose names and layouts the variables have.
+      conventions: the conventions of its networks.
     """
 
     name: str

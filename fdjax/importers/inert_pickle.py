@@ -1,8 +1,8 @@
-"""Pickles as data: their operations are followed, but nothing that they name is ever looked up, made or called.
+"""Reads pickles as data: their operations are followed, but nothing that they name is imported, made or called.
 
-Python's own unpickler executes what a file asks for, and takes the memory that a file asks for: nine bytes are enough
-for 4 GB. Here a class or function is only its name, an object only what was handed to it, and all that is kept lies in
-the file itself.
+Python's own unpickler executes what a file asks for, and allocates the memory that it asks for: nine bytes suffice for
+4 GB. Here, a class or function is only its name, an object is only what it was given, and all data lie in the file
+itself.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 from fdjax.errors import UserError
 
-# A state dict takes about 40 operations a tensor; a list of numbers one each.
+# A state dict takes about 40 operations per tensor; a list of numbers takes one per number.
 _MOST_OPERATIONS = 2_000_000
 _PLAIN_KEYS = (str, bytes, int, float, type(None))
-# Nothing of a file is called, whatever its name; a file with one of these was made to attack, and is refused for that.
+# Nothing that a file names is ever called. A file that names one of these was made to attack, and is refused.
 _ATTACKERS = frozenset((
     "os", "posix", "nt", "subprocess", "sys", "runpy", "importlib", "socket", "shutil", "pty", "code", "codeop",
     "ctypes", "pickle", "marshal", "webbrowser", "pip", "pdb",
@@ -29,13 +29,13 @@ _MARK = object()
 
 
 class Inert:
-    """An object, class or function that a pickle names, with what the pickle hands to it; or a key that is not plain.
+    """An object, class or function that a pickle names, with what the pickle passes to it; or a key that is not plain.
 
     Attributes:
       name: "module.name".
-      arguments: it was called with these; None where it was not called.
-      state: what it was to be filled with, or None.
-      items: what was put into it by key.
+      arguments: the arguments of the call; None if it was not called.
+      state: the state that it was to be given, or None.
+      items: the items that were set on it, by key.
     """
 
     __slots__ = ("arguments", "items", "name", "state")
@@ -49,10 +49,10 @@ class InertPickle:
     """Follows one pickle.
 
     Args:
-      file: what messages call it.
-      called: name and arguments of a call -> what to put in its place, or None to leave it inert.
-      persistent: what a persistent id stands for.
-      named: is told every class and function that the pickle names.
+      file: what messages call the file.
+      called: (name, arguments) of a call -> what to put in its place, or None to leave it inert.
+      persistent: persistent id -> what it stands for.
+      named: called with the name of every class and function in the pickle.
     """
 
     def __init__(
@@ -67,14 +67,18 @@ class InertPickle:
         self._memo: dict[int, Any] = {}
 
     def load(self, stream: Any) -> Any:
-        """The object of the pickle that begins where `stream` stands; the stream then stands behind it.
+        """Reads the pickle at the position of a stream, and leaves the stream after it.
 
         Args:
-          stream: with `read` and `readline`; a read beyond the end takes no memory (`io.BytesIO`, `mmap`).
+          stream: an object with `read` and `readline`, for which reading beyond the end takes no memory (`io.BytesIO`,
+            `mmap`).
+
+        Returns:
+          The object of the pickle.
 
         Raises:
-          UserError: it names what only an attack would, or has too many operations.
-          Exception: it is damaged.
+          UserError: the pickle names what only an attack would name, or has too many operations.
+          Exception: the pickle is damaged.
         """
         for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             if number > _MOST_OPERATIONS:
@@ -115,7 +119,7 @@ class InertPickle:
     def _name(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise ValueError("a name that is not text")
-        module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)  # their names in old pickles
+        module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)  # The names in old pickles.
         full = f"{module}.{name}"
         if module.partition(".")[0] in _ATTACKERS or (module == "builtins" and name not in _BUILTIN_TYPES):
             raise UserError(
@@ -253,7 +257,7 @@ class InertPickle:
 
 
 def _key(key: Any) -> Any:
-    # The hash of a tuple of tuples of tuples ... can take for ever.
+    # The hash of deeply nested tuples can take forever.
     return key if isinstance(key, _PLAIN_KEYS) else Inert("a key")
 
 

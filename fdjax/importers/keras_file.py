@@ -1,4 +1,4 @@
-"""Weights that Keras saved: whole models (`.h5`, `.keras`) and weights alone (`.h5`, `.weights.h5`); all are HDF5."""
+"""Weights saved by Keras: whole models (`.h5`, `.keras`) and weights alone (`.h5`, `.weights.h5`), all in HDF5."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from fdjax.errors import UserError
 from fdjax.importers.archives import check_archive, most_bytes
 
 KERAS_ARCHIVE_MEMBER = "model.weights.h5"
-# A damaged file can keep the HDF5 library busy for ever; a sound one of 100 MB takes a second.
+# A damaged file can keep the HDF5 library busy forever; a sound file of 100 MB takes a second.
 _SECONDS, _BYTES_A_SECOND = 20.0, 5e6
 _WORKER = Path(__file__).with_name("keras_worker.py")
 
 
 def read_keras(file: Path, zipped: bool = False) -> dict[str, np.ndarray]:
-    """The weights of a Keras model, by layer.
+    """Reads the weights of a Keras model, by layer.
 
     Args:
-      file: HDF5, as `model.save` and `model.save_weights` of Keras 2 and 3 write it.
-      zipped: the file is an archive (`.keras`) with that in it.
+      file: an HDF5 file, as `model.save` and `model.save_weights` of Keras 2 and 3 write it.
+      zipped: whether the file is an archive (`.keras`) that holds the HDF5 file.
 
     Returns:
-      "LAYER/kernel", "LAYER/bias", "LAYER/gamma", ... -> array; the kernel of a depthwise layer is "kernel" too.
+      "LAYER/kernel", "LAYER/bias", "LAYER/gamma", ... -> array; the kernel of a depthwise layer is also named "kernel".
 
     Raises:
-      UserError: h5py is not installed, the file is damaged, names no layers, refers to other files, holds far more than
-        its size, or takes longer than any sound file of its size.
+      UserError: h5py is not installed; or the file is damaged, does not name its layers, refers to other files, holds
+        far more than its size, or takes longer than any sound file of its size.
     """
     if importlib.util.find_spec("h5py") is None:
         raise UserError(f"{file} is an HDF5 file: pip install h5py, then give the command again")
@@ -50,11 +50,11 @@ def read_keras(file: Path, zipped: bool = False) -> dict[str, np.ndarray]:
 
 
 def _read_apart(file: Path, source: Path, out: Path) -> dict[str, np.ndarray]:
-    """Has a process of its own read `source`; messages call it `file`."""
+    """Reads `source` in a separate process; messages call it `file`."""
     size = source.stat().st_size
     seconds = _SECONDS + size / _BYTES_A_SECOND
     command = [sys.executable, "-P", str(_WORKER), str(source), str(out), str(most_bytes(size))]
-    # Threads of a BLAS that is not used would count as memory.
+    # The threads of an unused BLAS would count towards the memory limit.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
     try:
         done = subprocess.run(

@@ -1,8 +1,8 @@
-"""The part of `read_keras` that runs as a process of its own: `python keras_worker.py FILE OUT BYTES`.
+"""The part of `read_keras` that runs as a separate process: `python keras_worker.py FILE OUT BYTES`.
 
-The HDF5 library loops for ever on some damaged files, crashes on others, and takes the memory that a file asks for.
-This process may do all of that: it is stopped by a clock, and the system gives it so much memory and no more. It
-imports nothing of fdjax, so that it starts quickly.
+The HDF5 library loops forever on some damaged files, crashes on others, and allocates whatever memory a file asks for.
+This process may do all of that: it has a time limit, and the system limits its memory. It does not import fdjax, so
+that it starts quickly.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-# What Keras 3 numbers: the variables of a batch norm, and of a convolution or dense layer.
+# The variables that Keras 3 numbers: those of a batch norm, and those of a convolution or dense layer.
 _NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 _KERNEL = ("kernel", "bias")
 _SPARE_BYTES = 256 << 20
@@ -26,13 +26,13 @@ class Refused(Exception):
 
 
 class _Reader:
-    """Reads groups, attributes and data sets of one file; nothing may lie elsewhere, or be larger than allowed."""
+    """Reads groups, attributes and data sets of one file, and refuses links to other places and oversized data."""
 
     def __init__(self, h5py: Any, most_bytes: int):
         self._h5py, self._left, self._most = h5py, most_bytes, most_bytes
 
     def member(self, group: Any, path: str) -> Any:
-        """What lies in a group under a path; None where there is nothing."""
+        """Returns what a group holds at a path, or None."""
         h5py = self._h5py
         for name in path.split("/"):
             link = group.get(name, getlink=True) if name else h5py.HardLink()
@@ -44,7 +44,7 @@ class _Reader:
         return group
 
     def strings(self, group: Any, name: str) -> list[str]:
-        """A list attribute; Keras cuts one that is too long for HDF5 into NAME0, NAME1, ..."""
+        """Returns an attribute that is a list; Keras splits one that is too long for HDF5 into NAME0, NAME1, ..."""
         found = [self.attribute(group, name)] if name in group.attrs else []
         while f"{name}{len(found)}" in group.attrs:
             found.append(self.attribute(group, f"{name}{len(found)}"))
@@ -55,7 +55,18 @@ class _Reader:
         return group.attrs[name]
 
     def array(self, dataset: Any, name: str) -> np.ndarray:
-        """The numbers of a data set."""
+        """Returns the numbers of a data set.
+
+        Args:
+          dataset: the data set.
+          name: what messages call it.
+
+        Returns:
+          The array, with the shape and dtype that it has in the file.
+
+        Raises:
+          Refused: it is not a data set of numbers in this file.
+        """
         if not isinstance(dataset, self._h5py.Dataset):
             raise Refused(f"{name!r} is not a data set")
         if dataset.external or dataset.is_virtual:
@@ -77,7 +88,19 @@ def _text(text: Any) -> str:
 
 
 def read(h5py: Any, file: str, most_bytes: int) -> dict[str, np.ndarray]:
-    """As `fdjax.importers.keras_file.read_keras`, of an HDF5 file that may take `most_bytes`."""
+    """Reads an HDF5 file as in `fdjax.importers.keras_file.read_keras`.
+
+    Args:
+      h5py: the module.
+      file: path of the file.
+      most_bytes: the most bytes that its arrays may take.
+
+    Returns:
+      Name -> array.
+
+    Raises:
+      Refused: the file does not hold Keras weights.
+    """
     reader = _Reader(h5py, most_bytes)
     with h5py.File(file, "r") as content:
         root = reader.member(content, "model_weights") or content
@@ -120,7 +143,7 @@ def _numbered(reader: _Reader, layers: Any) -> dict[str, np.ndarray]:
 
 
 def _limit_memory(most_bytes: int) -> None:
-    """From what the process has now; where the system has no such limit, sizes alone are checked."""
+    """Limits the memory beyond what the process has now; where that fails, only the declared sizes are checked."""
     with contextlib.suppress(ImportError, OSError, ValueError, IndexError):
         import resource
 
@@ -130,7 +153,7 @@ def _limit_memory(most_bytes: int) -> None:
 
 
 def main(file: str, out: str, most_bytes: str) -> int:
-    """Writes the arrays to `out` (.npz); says what is wrong on standard output, with status 3."""
+    """Writes the arrays to `out` (.npz). On failure, it prints the reason to standard output and returns 3."""
     import h5py
 
     _limit_memory(int(most_bytes))
@@ -141,7 +164,7 @@ def main(file: str, out: str, most_bytes: str) -> int:
     except Refused as refused:
         print(refused)
         return 3
-    except Exception as error:  # h5py raises nearly anything on a damaged file.
+    except Exception as error:  # h5py raises almost any exception on a damaged file.
         print(f"{type(error).__name__}: {error}")
         return 3
     print("\n".join(name.encode("unicode_escape").decode() for name in weights))

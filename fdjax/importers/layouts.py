@@ -1,4 +1,4 @@
-"""How frameworks store the variables of a network: shapes, layouts and the ends of names."""
+"""How frameworks store the variables of a network: shapes, layouts and suffixes of names."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ CLASSIFIER = "classifier"
 
 
 class Layout(NamedTuple):
-    """How a framework stores a variable: the shape that it has there, and the way from there to ours."""
+    """How a framework stores a variable: its shape there, and the conversion to our layout."""
 
     shape: Callable[[Shape], Shape]
     to_ours: Callable[[np.ndarray], np.ndarray]
 
 
-# By kind of layer. Ours: conv [h, w, C, D], pointwise and dense [C, D], depthwise [h, w, C].
+# By kind of layer. Our layouts: conv [h, w, C, D], pointwise and dense [C, D], depthwise [h, w, C].
 KERNELS: Mapping[Framework, Mapping[str, Layout]] = {
     "torch": {
         "conv": Layout(lambda s: (s[3], s[2], s[0], s[1]), lambda k: k.transpose(2, 3, 1, 0)),
@@ -49,7 +49,7 @@ SUFFIXES: Mapping[Framework, Mapping[str, str]] = {
 
 
 class Variable(NamedTuple):
-    """One of our variables: where it goes, its shape here, and what it is called and looks like in the file."""
+    """One of our variables: its path and shape here, and its name and layout in the file."""
 
     path: str
     shape: Shape

@@ -1,4 +1,4 @@
-"""What is said where weights do not fit a network."""
+"""The messages for weights that do not fit a network."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from fdjax.importers.layouts import CLASSIFIER, SUFFIXES, Variable
 from fdjax.importers.names import layers_of
 from fdjax.zoo import FrequencyNetwork
 
-# Counters that have no part in what a network computes.
+# Counters that do not affect what a network computes.
 _IGNORED = ("num_batches_tracked",)
-# What sources call classifiers, for weights whose classifier nobody wants.
+# Names of classifiers in the sources, for weights whose classifier is replaced.
 CLASSIFIERS = re.compile(
     r"(^|[./])(classifier|fc|_fc|linear|head|last_linear|logits|predictions|conv_preds|output)([./]|$)", re.IGNORECASE
 )
@@ -27,6 +27,18 @@ CLASSIFIERS = re.compile(
 def order_message(
     found: Match, tensors: Mapping[str, np.ndarray], graph: MaskedGraph, width: float, left: Sequence[str]
 ) -> str:
+    """Describes how weights fail to fit a network by order and shape.
+
+    Args:
+      found: the mapping that was found.
+      tensors: name -> array, from the file.
+      graph: the network's graph.
+      width: the config's width multiplier.
+      left: names in the file that match no layer.
+
+    Returns:
+      The message.
+    """
     parts = {"not found": found.problems, "left over": [f"{name} {list(tensors[name].shape)}" for name in left]}
     head = (
         f"the weights do not fit {graph.name} (width {width:g}, {graph.num_classes} classes) by order and shape: "
@@ -41,7 +53,16 @@ def order_message(
 def problems_of(
     tensors: Mapping[str, np.ndarray], variables: list[Variable], ignore_others: bool = False
 ) -> dict[str, list[str]]:
-    """What does not fit, by kind of misfit; empty when all is well."""
+    """Finds what does not fit.
+
+    Args:
+      tensors: name -> array, from the file.
+      variables: our variables.
+      ignore_others: whether to ignore tensors that belong to no variable.
+
+    Returns:
+      Kind of misfit -> descriptions; empty if everything fits.
+    """
     wanted = {variable.name: variable for variable in variables}
     found: dict[str, list[str]] = {"missing": [], "unmapped": [], "misshapen": [], "no finite floats": []}
     found["missing"] = [name for name in wanted if name not in tensors]
@@ -69,6 +90,20 @@ def message_of(
     graph: MaskedGraph,
     width: float,
 ) -> str:
+    """Describes how weights fail to fit a network by names.
+
+    Args:
+      problems: from `problems_of`.
+      tensors: name -> array, from the file.
+      variables: our variables.
+      source: a key of `FORMATS`.
+      network: the network.
+      graph: the network's graph.
+      width: the config's width multiplier.
+
+    Returns:
+      The message, with a hint at the probable cause.
+    """
     counts = ", ".join(f"{len(names)} {kind}" for kind, names in problems.items())
     head = (
         f"the weights do not fit {graph.name} (width {width:g}, {graph.num_classes} classes, "
@@ -87,7 +122,7 @@ def _hint(
     network: FrequencyNetwork,
     width: float,
 ) -> str:
-    """What is probably wrong, if that can be told."""
+    """Returns the probable cause, or ""."""
     names = {kind: {text.partition(" ")[0] for text in found} for kind, found in problems.items()}
     classifier = {variable.name for variable in variables if variable.path.startswith(f"params/{CLASSIFIER}/")}
     if set().union(*names.values()) <= classifier and "no finite floats" not in names:
@@ -112,7 +147,7 @@ def _hint(
 
 
 def _named_alike(tensors: Mapping[str, np.ndarray], network: FrequencyNetwork, source: str) -> int:
-    """How many layers of the network the file has under a source's names."""
+    """Returns how many layers of the network the file has under the names of a source."""
     suffix = SUFFIXES[FORMATS[source].framework]["kernel"]
     try:
         return sum(layer.theirs + suffix in tensors for layer in layers_of(network, source))

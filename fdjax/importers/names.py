@@ -1,4 +1,4 @@
-"""What each source calls the layers of a network."""
+"""The names of the layers of each network in each source."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from fdjax.zoo import RESNETS, FrequencyNetwork, MobileNet, OctaveMobileNet, Res
 
 
 class Layer(NamedTuple):
-    """A layer with the batch norm that follows it.
+    """A layer, with the batch norm that follows it.
 
     Attributes:
-      ours: path of its parameters; its batch norm is that with "_norm" at the end.
+      ours: path of its parameters; its batch norm has this path with "_norm" appended.
       theirs: its name in the file.
-      norm: its batch norm's name in the file; None where it has none.
-      alias: another name by which files may have it.
+      norm: the name of its batch norm in the file; None if it has none.
+      alias: another name that it may have in files.
     """
 
     ours: str
@@ -26,11 +26,14 @@ class Layer(NamedTuple):
 
 
 def layers_of(network: FrequencyNetwork, source: str) -> list[Layer]:
-    """The layers of `network` under the names that a source gives them today; the classifier is the last.
+    """Lists the layers of `network` under the current names of a source, with the classifier last.
 
     Args:
-      network: whose layers they are.
+      network: the network.
       source: a key of `FORMATS`.
+
+    Returns:
+      The layers.
 
     Raises:
       UserError: the source has no such network.
@@ -39,10 +42,10 @@ def layers_of(network: FrequencyNetwork, source: str) -> list[Layer]:
 
 
 def schemes_of(network: FrequencyNetwork, source: str) -> dict[str, list[Layer]]:
-    """As `layers_of`, by every scheme of names that files of the source's conventions are known to have.
+    """Lists the layers as in `layers_of`, under every known naming scheme of files with the source's conventions.
 
     Returns:
-      Whose names -> the layers; the source's own come first.
+      Name of the scheme -> layers; the source's own scheme comes first.
 
     Raises:
       UserError: the source has no such network.
@@ -53,7 +56,7 @@ def schemes_of(network: FrequencyNetwork, source: str) -> dict[str, list[Layer]]
     if source not in names:
         raise UserError(f"--format {source} has no {network.variant}; its formats are {', '.join(names)}")
     schemes = {source: list(names[source](network))}
-    if source == "torchvision":  # whose conventions they have too
+    if source == "torchvision":  # The other schemes share its conventions.
         schemes |= {name: list(make(network)) for name, make in _others(network).items()}
     return schemes
 
@@ -76,7 +79,7 @@ def _sources(network: FrequencyNetwork) -> dict[str, Names]:
 
 
 def _others(network: FrequencyNetwork) -> dict[str, Names]:
-    """Names of well-known repositories and older versions, of networks in PyTorch."""
+    """Returns the naming schemes of well-known repositories and of older versions, for networks in PyTorch."""
     if isinstance(network, ResNet):
         return {"kuangliu/pytorch-cifar": _kuangliu_resnet}
     if network.variant == "efficientnet_lite0":
@@ -101,7 +104,7 @@ def _torchvision_mobilenet(network: MobileNet) -> Iterator[Layer]:
 
 
 def _flat_mobilenet(network: MobileNet) -> Iterator[Layer]:
-    """As torchvision and tonylins had it first: convolution, batch norm and activation in one row in each unit."""
+    """Names layers as torchvision and tonylins first did: convolution, norm and activation in one row per unit."""
     for layer in _torchvision_mobilenet(network):
         unit, _, rest = layer.theirs.partition(".conv.")
         if not rest:
@@ -175,7 +178,7 @@ def _torchvision_resnet(network: ResNet) -> Iterator[Layer]:
                 yield Layer(f"{plan.name}/conv{number}", f"{block}.conv{number}", f"{block}.bn{number}")
             if plan.has_projection:
                 yield Layer(f"{plan.name}/shortcut", f"{block}.downsample.0", f"{block}.downsample.1")
-    # The CIFAR ResNets with parameter-free shortcuts that are in use say "linear".
+    # Common CIFAR ResNets with shortcuts without parameters call it "linear".
     yield Layer("classifier", "fc", alias="linear")
 
 

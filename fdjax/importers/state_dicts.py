@@ -1,4 +1,4 @@
-"""Where the weights lie in what a training program saved: under some key, beside averaged ones, behind wrappers."""
+"""Finds the weights in what a training program saved: under a key, beside averaged weights, behind wrappers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _AVERAGED = (
     "swa_state_dict", "swa_model_state_dict", "shadow", "shadow_params",
 )  # fmt: skip
 _NEVER = re.compile("optim|sched|scaler|momentum|loss|criterion", re.IGNORECASE)
-# What wrappers (DataParallel, torch.compile, Lightning) put before every name.
+# Prefixes that wrappers (DataParallel, torch.compile, Lightning) add to every name.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 # torch.optim.swa_utils.AveragedModel counts its updates beside the weights.
 _AVERAGED_COUNT = "n_averaged"
@@ -32,7 +32,7 @@ class Weights(NamedTuple):
 
     Attributes:
       tensors: name -> array.
-      notes: what a user should know of how they were found, in whole sentences.
+      notes: what a user should know about how they were found, in whole sentences.
       averaged: whether they are averages over training (EMA, SWA).
     """
 
@@ -42,16 +42,19 @@ class Weights(NamedTuple):
 
 
 def choose(content: Any, tensor: type, file: str, averaged: bool) -> Weights:
-    """The state dict in what a file holds.
+    """Finds the state dict in the content of a file.
 
     Args:
-      content: of the file; mappings at any depth, with tensors and anything else.
+      content: mappings at any depth, with tensors and other objects.
       tensor: the type of a tensor.
-      file: what messages call it.
-      averaged: take the averaged weights of a file that has both.
+      file: what messages call the file.
+      averaged: whether to take the averaged weights of a file that has both.
+
+    Returns:
+      The weights.
 
     Raises:
-      UserError: there is none, there are several, or `averaged` and no averaged ones.
+      UserError: there is no state dict, there are several, or there are no averaged weights and `averaged` is set.
     """
     plain = _find(content, tensor, _WEIGHTS)
     ema = _find_averaged(content, tensor)
@@ -68,7 +71,7 @@ def choose(content: Any, tensor: type, file: str, averaged: bool) -> Weights:
     if plain is not None and ema is not None:
         other = "the plain weights are" if averaged else "the averaged weights (EMA) are taken with --ema; they are"
         where = plain[0] if averaged else ema[0]
-        notes.append(f"the file has two sets of weights: taken are those under {key or 'no key'!r}; {other} under "
+        notes.append(f"the file has two sets of weights: those under {key or 'no key'!r} are taken; {other} under "
                      f"{where or 'no key'!r}")  # fmt: skip
     elif plain is None:
         notes.append("the weights are averages over training (EMA)" + (f", under {key!r}" if key else ""))
@@ -77,7 +80,7 @@ def choose(content: Any, tensor: type, file: str, averaged: bool) -> Weights:
 
 
 def unwrapped(tensors: dict[str, Any]) -> dict[str, Any]:
-    """Without the prefixes that wrappers give to every name."""
+    """Removes the prefixes that wrappers add to every name."""
     for prefix in _WRAPPERS:
         if tensors and all(name.startswith(prefix) for name in tensors):
             return unwrapped({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
@@ -129,7 +132,7 @@ def _find_averaged(content: Any, tensor: type) -> Found | None:
 
 
 def _only_one(content: Any, tensor: type, file: str) -> Found | None:
-    """The state dict under a key that nobody knows, where there is one alone."""
+    """Returns the state dict under an unknown key, if there is exactly one."""
     if not isinstance(content, Mapping):
         return None
     found = {}
@@ -150,17 +153,17 @@ _COPIES = re.compile(r"(^|[._])(ema|avg|averaged|swa|teacher|shadow)([._])", re.
 def without_prefix(
     tensors: Mapping[str, np.ndarray], wanted: set[str], averaged: bool = False
 ) -> tuple[dict[str, np.ndarray], str]:
-    """Takes off the prefix behind which most names are wanted ones.
+    """Removes the prefix behind which most of the wanted names are found.
 
-    Names with another prefix that are copies of those ("model_ema.", "teacher.") are left out.
+    Names with another prefix that are copies of these ("model_ema.", "teacher.") are dropped.
 
     Args:
-      tensors: by name.
-      wanted: names.
-      averaged: prefer the prefix of a copy.
+      tensors: name -> array.
+      wanted: the wanted names.
+      averaged: whether to prefer the prefix of a copy.
 
     Returns:
-      The tensors, and the prefix ("" where there is none).
+      The tensors, and the prefix, which is "" if there is none.
     """
     counts: dict[str, int] = {}
     for name in tensors:

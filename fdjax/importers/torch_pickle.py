@@ -1,7 +1,7 @@
-"""Files of `torch.save`, read without torch: a pickle, of which nothing but tensors is rebuilt, and the raw numbers.
+"""Reads files of `torch.save` without torch: the tensors that a pickle describes, and their raw numbers; nothing else.
 
-The two layouts are those of `torch/serialization.py`: a zip archive (torch 1.6 and later), and the legacy one, five
-pickles and the raw storages in one file.
+There are two layouts, as in `torch/serialization.py`: a zip archive (torch 1.6 and later), and the legacy layout, with
+five pickles and the raw storages in one file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fdjax.importers.archives import check_archive
 from fdjax.importers.inert_pickle import Inert, InertPickle
 from fdjax.importers.state_dicts import Weights, choose
 
-# What a legacy file begins with, pickled.
+# The first pickled object of a legacy file.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _STORAGES = {
     "FloatStorage": np.dtype("<f4"),
@@ -41,7 +41,7 @@ _MOST_DIMENSIONS = 32
 
 
 class _Storage(NamedTuple):
-    """Numbers in the file: `size` of them from `start` on, of the storage with this key, which has `whole`."""
+    """A part of a storage: `size` numbers from `start` on, of the storage `key`, which has `whole` numbers."""
 
     key: str
     dtype: np.dtype
@@ -60,7 +60,7 @@ class _Tensor(NamedTuple):
 
 
 class _Unread(NamedTuple):
-    """A storage of a type that is not known; nobody may need it."""
+    """A storage of an unknown type, which no needed tensor may use."""
 
     kind: str
 
@@ -77,7 +77,7 @@ def _persistent(pid: Any) -> _Storage | _Unread:
         return _Unread(name or "a nameless type")
     whole = _whole(size)
     start, count = 0, whole
-    if view and view[0] is not None:  # a part of a storage, as torch wrote it before 0.4
+    if view and view[0] is not None:  # A part of a storage, as torch wrote it before 0.4.
         _, start, count = view[0][0], _whole(view[0][1]), _whole(view[0][2])
         if start + count > whole:
             raise ValueError(f"a part of storage {key} lies beyond its end")
@@ -91,7 +91,7 @@ def _whole(number: Any) -> int:
 
 
 def _called(name: str, arguments: tuple[Any, ...]) -> Any:
-    """The tensor that a call rebuilds; None where it rebuilds none."""
+    """Returns the tensor that a call rebuilds, or None."""
     if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
         return _tensor(*arguments[:4])
     wrapped = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
@@ -129,7 +129,7 @@ def _size(number: Any) -> int:
 
 
 class _Content(NamedTuple):
-    """What the pickle describes, the names in it, and how a storage's bytes are read."""
+    """What the pickle describes, the names in it, and a function that reads a storage's bytes."""
 
     described: Any
     names: set[str]
@@ -137,21 +137,21 @@ class _Content(NamedTuple):
 
 
 def read_torch(file: Path, averaged: bool = False) -> Weights:
-    """The tensors of a state dict that `torch.save` wrote.
+    """Reads the tensors of a state dict that `torch.save` wrote.
 
-    A state dict in a larger object is found (`fdjax.importers.state_dicts`); what else lies beside tensors (an epoch,
-    an optimizer's state, arguments of a program) is passed over, without being made or read.
+    A state dict inside a larger object is found (`fdjax.importers.state_dicts`). Other objects beside the tensors (an
+    epoch, an optimizer's state, arguments of a program) are skipped, and neither made nor read.
 
     Args:
       file: a zip archive or a legacy file.
-      averaged: take the averaged weights (EMA) of a file that has both.
+      averaged: whether to take the averaged weights (EMA) of a file that has both.
 
     Returns:
-      Arrays of the type that they have in the file, read-only where they can be views of it.
+      Arrays with the dtype that they have in the file; read-only where they are views of it.
 
     Raises:
-      UserError: the pickle was made to execute code, the numbers are big-endian, the file is damaged, there is no state
-        dict in it, or a tensor in that is of a kind that is not read.
+      UserError: the pickle was made to execute code, the numbers are big-endian, the file is damaged, it holds no state
+        dict, or a tensor is of a kind that is not supported.
     """
     try:
         content = _read_zip(file) if zipfile.is_zipfile(file) else _read_legacy(file)
@@ -171,7 +171,7 @@ def read_torch(file: Path, averaged: bool = False) -> Weights:
         return Weights(arrays, notes, chosen.averaged)
     except UserError:
         raise
-    except Exception as error:  # A damaged pickle or archive raises nearly anything.
+    except Exception as error:  # A damaged pickle or archive raises almost any exception.
         raise UserError(
             f"{file} cannot be read as a file of torch.save: {type(error).__name__}: {error}; save the weights again "
             "with torch.save(model.state_dict(), FILE)"
@@ -183,7 +183,7 @@ def _passed_over(names: set[str]) -> list[str]:
     if not foreign:
         return []
     more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
-    return [f"objects beside the tensors were passed over unread: {', '.join(foreign[:5])}{more}"]
+    return [f"objects beside the tensors were skipped unread: {', '.join(foreign[:5])}{more}"]
 
 
 def _big_endian(file: Path) -> UserError:
@@ -230,10 +230,10 @@ def _read_legacy(file: Path) -> _Content:
         return InertPickle(str(file), _called, persistent, names.add).load(content)
 
     with file.open("rb") as stream:
-        # A map of the file takes no memory of its own, however much a pickle asks to read.
+        # A memory map takes no memory of its own, however much a pickle asks to read.
         content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     first = load()
-    if first != _LEGACY_MAGIC:  # a pickle by somebody else
+    if first != _LEGACY_MAGIC:  # A pickle that torch did not write.
         return _Content(first, names, lambda storage: b"")
     load()  # the protocol's version
     if not load()["little_endian"]:
