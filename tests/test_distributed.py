@@ -199,7 +199,7 @@ def test_something_else_at_the_address_is_said():
     with socket.create_server(("", 0)) as server:
         threading.Thread(target=serve, args=(server,), daemon=True).start()
         message = Attempt(member(server.getsockname()[1], 2, 1), 1.0).message()
-    assert "gave no answer to process 1" in message
+    assert "did not answer process 1" in message
 
 
 # -- flags and environment
@@ -404,7 +404,7 @@ def test_one_of_two_processes_writes_and_prints(two_and_one):
     trained = [(r["step"], r["phase"]) for r in records(two) if "train_loss" in r]
     assert len(trained) == len(set(trained))
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
-    assert "going on where it stopped: pretrain" in (logs / "0.out").read_text()
+    assert "resuming where it stopped: pretrain" in (logs / "0.out").read_text()
     assert "2 x cpu" in (logs / "0.out").read_text()
     # XLA's collectives on the CPU announce themselves.
     assert all(line.startswith("[Gloo]") for line in (logs / "1.out").read_text().splitlines())

@@ -164,7 +164,7 @@ def test_an_objective_with_class_weights_weighs_the_labels() -> None:
 
 def test_a_network_at_chance_is_warned_of(capsys) -> None:
     warn_of_chance(0.11, 10)
-    assert "11.00% of the test images right, and guessing would have 10.00%" in capsys.readouterr().out
+    assert "a test accuracy of 11.00%, and guessing would give 10.00%" in capsys.readouterr().out
     warn_of_chance(0.3, 10)
     warn_of_chance(None, 10)
     assert not capsys.readouterr().out

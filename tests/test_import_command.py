@@ -183,13 +183,13 @@ def test_classes_are_named_by_a_file_or_not_at_all(weights, tmp_path, named: boo
     check_data(graph, data(names))
     others = (*names[:9], "other")
     if named:
-        with pytest.raises(UserError, match="class 9 is 'kind 9', and 'other' there"):
+        with pytest.raises(UserError, match="class 9 is 'kind 9' in the network and 'other' in the data"):
             check_data(graph, data(others))
     else:
         check_data(graph, data(others))
-    with pytest.raises(UserError, match="classes: 10; the data are classes: 9"):
+    with pytest.raises(UserError, match="classes: 10; the data set has classes: 9"):
         check_data(graph, data(names[:9]))
-    with pytest.raises(UserError, match="28x28x1; the data are images of 30x30x1"):
+    with pytest.raises(UserError, match="28x28x1; the data set has images of 30x30x1"):
         check_data(graph, data(names, 30))
 
 

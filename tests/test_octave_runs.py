@@ -68,7 +68,7 @@ CONFIG = Config(
     pretrain=WeightPhaseConfig(steps=2),
     learn=LearnConfig(block=2, block_by_map=((7, 7),)),
 )
-NO_MASKS = "has no layers that masks could go on"
+NO_MASKS = "has no layers that can have masks"
 
 
 @pytest.mark.parametrize("model", [CONFIG.model, ModelConfig(name="resnet20")])

@@ -248,12 +248,12 @@ def refused(tmp_path, capsys):
         (
             "NET\n    @nn.compact\n    def __call__(self, images, train):\n"
             "        self.variable('cache', 'seen', lambda: 0)\n        return nn.Dense(10)(images.mean((1, 2)))",
-            "has the collection cache; those that are trained and saved are params and batch_stats",
+            "has the collection cache; only params and batch_stats are trained and saved",
         ),
         (
             "NET\n    @nn.compact\n    def __call__(self, images, train):\n"
             "        return nn.Dense(10, name='top')(images.mean((1, 2)))",
-            r"no layers that masks could go on \(top: reads vectors\)",
+            r"no layers that can have masks \(top: reads vectors\)",
         ),
     ],
 )
@@ -271,7 +271,8 @@ def test_a_wrong_name_or_argument_is_refused(refused):
     assert "takes (num_classes, width=1.0)" in unknown and "unexpected keyword argument 'depth'" in unknown
     misspelt = refused("own_nets:small", "--learn.exclude", "sten")
     assert "the rule 'sten' fits no layer that can have masks (learn.exclude); similar names are stem" in misspelt
-    assert "a rate for all but the layer called 'classifier'" in refused("own_nets:small", "--refine.body-rate", "0.1")
+    no_classifier = refused("own_nets:small", "--refine.body-rate", "0.1")
+    assert "a rate for all layers but the one called 'classifier'" in no_classifier
 
 
 def test_a_checkpoint_whose_factory_is_gone_or_has_changed_is_refused(finished, tmp_path):

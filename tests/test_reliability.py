@@ -352,7 +352,7 @@ def test_a_run_that_goes_on_elsewhere_is_told_that_its_last_bits_may_differ(stop
     assert "note: " not in capsys.readouterr().out
     now = {"jax": "2", "devices": "2 x cpu", "processor": "a"}
     said = changes({"jax": "1", "devices": "2 x cpu"}, now)
-    assert said.startswith("note: jax: 1 then, 2 now. Figures may differ") and "devices" not in said
+    assert said.startswith("note: jax: 1 then, 2 now. Results may differ") and "devices" not in said
     assert changes({}, now) == ""
 
 

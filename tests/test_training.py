@@ -318,7 +318,7 @@ def test_fewer_steps_than_are_done_and_another_init_are_refused(finished, tmp_pa
     config = dataclasses.replace(CONFIG, phases=("pretrain",))
     train(config, str(tmp_path / "run"))
     shorter = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, steps=STEPS - 2))
-    with pytest.raises(UserError, match="more than the 4 asked for"):
+    with pytest.raises(UserError, match="more than the 4 that the config asks for"):
         train(shorter, str(tmp_path / "run"))
     with pytest.raises(UserError, match="begun with no --init"):
         train(config, str(tmp_path / "run"), init=str(finished))

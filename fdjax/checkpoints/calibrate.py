@@ -1,4 +1,4 @@
-"""Choosing the blocks of a pretrained network's layers by what its maps look like on training images."""
+"""Chooses the block size of each layer of a pretrained network by the energies of its maps on training images."""
 
 from __future__ import annotations
 
@@ -47,22 +47,22 @@ def side_energies(
     *,
     about_mean: bool = True,
 ) -> Energies:
-    """The energy of each coefficient on every masked side of the unpruned network.
+    """Measures the energy of each coefficient on every masked side of the unpruned network.
 
-    What a mask multiplies is measured: the input of a layer, and its output before batch norm. Outputs are scaled as
-    the batch norm scales them, since their own scale means nothing to what follows.
+    It measures the values that a mask multiplies: the input of a layer, and its output before batch norm. Outputs are
+    scaled as batch norm scales them, because batch norm removes their own scale.
 
     Args:
-      network: any masks it has are not used.
-      graph: channel graph of it, with the masks that will be learned and with preprocessing.
-      variables: its collections.
-      images: uint8 [n, H, W, C], shuffled, so that each batch is like the others.
-      candidates: K; of each side those that fit are measured.
-      about_mean: measure about the channel's mean in the batch: a constant that is missing is made up for by the batch
-        norm after the layer, once weights are refined. False: the mean square as it is, which counts without that.
+      network: the network; its own masks are not used.
+      graph: channel graph of the network, with the masks that will be learned and the scaling of images.
+      variables: the network's collections.
+      images: uint8 [n, H, W, C], shuffled, so that batches have similar energies.
+      candidates: block sizes K to measure; a side skips those that do not fit its map.
+      about_mean: whether to measure about the channel's mean in the batch. In refinement the batch norm after the layer
+        makes up for a constant that is missing. False: measure the mean square, which counts without refinement.
 
     Returns:
-      (layer name, "input" or "output") -> K -> float64 [N, channels].
+      (layer name, "input" or "output") -> K -> mean energies, float64 [N, channels].
     """
     network = dataclasses.replace(network, mode="off")
     wanted = {
@@ -97,7 +97,7 @@ def side_energies(
         return found
 
     total: Any = None
-    # Of one size, or of two that differ by one: each is compiled for.
+    # The batches have at most two sizes, so that at most two programs are compiled.
     for batch in np.array_split(images, -(-len(images) // _BATCH)):
         share = len(batch) / len(images)
         part = jax.tree.map(lambda e, share=share: share * np.asarray(e, np.float64), measure(variables, batch))
@@ -106,12 +106,30 @@ def side_energies(
 
 
 def calibration_sample(train: np.ndarray, seed: int, num_images: int) -> np.ndarray:
-    """Of the indices `train`, `num_images` or as many as there are, shuffled by `seed`."""
+    """Draws a sample of indices.
+
+    Args:
+      train: the indices, int [n].
+      seed: the seed of the sample.
+      num_images: size of the sample; at most n are drawn.
+
+    Returns:
+      The sample in shuffled order, int [num_images or n].
+    """
     return train[seeded_permutation(len(train), seed, _CALIBRATION_STREAM)[:num_images]]
 
 
 def training_sample(config: Config, dataset: Dataset, num_images: int) -> tuple[np.ndarray, np.ndarray]:
-    """`calibration_sample` of what a run of `config` trains on, from the whole set: uint8 [n, H, W, C], labels [n]."""
+    """Draws a sample of the images that a run trains on; the validation share is left out.
+
+    Args:
+      config: the run's config.
+      dataset: the whole data set.
+      num_images: size of the sample; at most as many as there are.
+
+    Returns:
+      Images uint8 [n, H, W, C] and labels int [n].
+    """
     dataset = limit_training(dataset, config.data.train_limit, config.seed)
     train, _ = split_validation(len(dataset.train_labels), dataset.train_labels, config.data.validation, config.seed)
     rows = calibration_sample(train, config.seed, num_images)
@@ -119,10 +137,10 @@ def training_sample(config: Config, dataset: Dataset, num_images: int) -> tuple[
 
 
 def masked_graph(restored: Restored, learn: LearnConfig) -> MaskedGraph:
-    """The channel graph of a restored network, with the blocks, sides and tying of `learn` in place of its own.
+    """Returns the channel graph of a restored network with masks by the blocks, sides and tying of `learn`.
 
     Raises:
-      UserError: settings that do not fit the network, or one without wrapped layers.
+      UserError: if the settings do not fit the network, or no layer can have masks.
     """
     check_maskable(restored.graph)
     check_tying(restored.config.model, learn)
@@ -136,20 +154,21 @@ def masked_graph(restored: Restored, learn: LearnConfig) -> MaskedGraph:
 def choose_blocks_of(
     restored: Restored, learn: LearnConfig, candidates: Sequence[int], num_images: int, data_path: str | None = None
 ) -> dict[str, Any]:
-    """Chooses a block for every layer of a pretrained network.
+    """Chooses a block size for every layer of a pretrained network.
 
     Args:
       restored: the checkpoint.
       learn: mask settings and target; its blocks are not used.
-      candidates: K.
-      num_images: of the run's training images (seeded, the validation share left out), as many as there are.
-      data_path: in place of the run's own `data.path`.
+      candidates: block sizes K to choose from.
+      num_images: number of the run's training images to measure on; at most as many as there are.
+      data_path: directory of the data set; None: the run's own `data.path`.
 
     Returns:
-      The report of `fdjax blocks`, of JSON types.
+      The report of `fdjax blocks`, JSON types.
 
     Raises:
-      UserError: the network has been refined under masks, the settings do not fit it, or the data are not there.
+      UserError: if the weights have been trained under masks, the settings do not fit the network, or the data set is
+        missing.
     """
     if restored.weights_adapted:
         raise UserError(
@@ -205,7 +224,7 @@ def _report(choice: BlockChoice, before: LearnConfig, learn: LearnConfig, num_im
 
 
 def block_flags(graph: MaskedGraph, before: LearnConfig, learn: LearnConfig) -> list[str]:
-    """The flags of `train.py` that turn the mask settings `before` into `learn`, with the blocks of `graph`."""
+    """Returns the flags of `train.py` that change the mask settings `before` to `learn`, with the blocks of `graph`."""
     frequent = Counter(graph.blocks.values())
     common = min(frequent, key=lambda block: (-frequent[block], block))
     by_map = dict(before.block_by_map)
@@ -223,7 +242,7 @@ def block_flags(graph: MaskedGraph, before: LearnConfig, learn: LearnConfig) -> 
         flags += ["--learn.levels", learn.levels]
     if learn.sides != before.sides:
         flags += ["--learn.sides", learn.sides]
-    # A run with a fixed lambda has no target; here it only says where blocks are compared.
+    # A run with a fixed lambda has no target; the target given here only says at which MACs blocks are compared.
     if before.target_macs is not None and learn.target_macs != before.target_macs:
         flags += ["--learn.target-macs", str(learn.target_macs)]
     return flags

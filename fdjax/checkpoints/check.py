@@ -1,4 +1,4 @@
-"""What of a run or of a frozen network is sound: every file is read, nothing is changed."""
+"""Reads every file of a run or of a frozen network and reports which are sound; changes nothing."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from fdjax.training.workdir import (
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What was found of one thing.
+    """The result for one file or checkpoint step.
 
     Attributes:
-      name: of a file or a step.
-      sound: whether it is what was written.
+      name: name of the file or the step.
+      sound: whether it is undamaged.
       words: what it holds, or what is wrong with it.
     """
 
@@ -37,25 +37,22 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Health:
-    """What was found in a folder, and what the next command would make of it."""
+    """The results for a folder, and what the next command would do."""
 
     findings: tuple[Finding, ...]
     next: str
 
     @property
     def sound(self) -> bool:
-        """Whether all of it is."""
+        """Whether all findings are sound."""
         return all(finding.sound for finding in self.findings)
 
 
 def check_run(workdir: Path) -> Health:
-    """Reads all checkpoints of a run, and the files beside them.
-
-    Args:
-      workdir: of the run.
+    """Reads all checkpoints of a run, and its other files.
 
     Raises:
-      UserError: there is no run.
+      UserError: if `workdir` holds no run.
     """
     if not workdir.is_dir() or not ((workdir / CONFIG_FILE).exists() or (workdir / CHECKPOINT_FOLDER).exists()):
         raise UserError(f"--workdir {workdir} holds no run (no {CONFIG_FILE}, no {CHECKPOINT_FOLDER}); give a workdir")
@@ -82,7 +79,7 @@ def _config(workdir: Path) -> Finding:
     found = read_json(workdir / CONFIG_FILE)
     try:
         if found is None:
-            raise ValueError("it is missing, or no JSON object")
+            raise ValueError("it is missing, or is not a JSON object")
         Config.from_dict(found)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         return Finding(CONFIG_FILE, False, f"{error}; the newest checkpoint has a copy, from which it is written again")
@@ -92,12 +89,10 @@ def _config(workdir: Path) -> Finding:
 def _metrics(workdir: Path) -> Finding:
     file = workdir / METRICS_FILE
     if not file.is_file():
-        return Finding(METRICS_FILE, False, "it is missing: curves begin where the run goes on")
+        return Finding(METRICS_FILE, False, "it is missing: curves will begin where the run resumes")
     lines, records = len(file.read_text(errors="replace").splitlines()), len(MetricsLog(file, writes=False).read())
     if records < lines:
-        return Finding(
-            METRICS_FILE, False, f"{lines - records:,} of {lines:,} lines cannot be read and are passed over"
-        )
+        return Finding(METRICS_FILE, False, f"{lines - records:,} of {lines:,} lines cannot be read and are skipped")
     return Finding(METRICS_FILE, True, f"{records:,} records")
 
 
@@ -106,7 +101,7 @@ def _summary(workdir: Path) -> Finding | None:
         return None
     found = read_json(workdir / SUMMARY_FILE)
     if found is None or not isinstance(found.get("top1"), int | float):
-        return Finding(SUMMARY_FILE, False, "it is no summary; the same train.py command writes it again")
+        return Finding(SUMMARY_FILE, False, "it is damaged; the same train.py command writes it again")
     return Finding(SUMMARY_FILE, True, f"{found['top1']:.2%} top-1")
 
 
@@ -129,7 +124,7 @@ def check_frozen(folder: Path) -> Health:
     """Reads a frozen network.
 
     Raises:
-      UserError: there is none.
+      UserError: if `folder` is empty or missing.
     """
     from fdjax.frozen.artifact import MANIFEST, load
 

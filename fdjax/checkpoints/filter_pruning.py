@@ -1,4 +1,4 @@
-"""Removing filters of a trained network: measured on training images, written as a smaller network's checkpoint."""
+"""Removes filters of a trained network by measurements on training images; the result is a smaller network."""
 
 from __future__ import annotations
 
@@ -44,12 +44,22 @@ from fdjax.zoo.normalization import BatchNorm
 Rates = Literal["one", "search"]
 
 _BATCH = 64
-# Sampled outputs of the next layer, for each calibration image (ThiNet takes ten).
+# Outputs of the next layer that are sampled for each calibration image; ten, as in ThiNet.
 _SAMPLES = 10
 
 
 def inner_maps(network: FrequencyNetwork, graph: MaskedGraph, variables: Any, images: np.ndarray) -> dict[str, Any]:
-    """The maps inside of blocks whose filters may go: convolution's name -> float32 [n, H, W, D], after ReLU."""
+    """Computes the maps inside residual blocks whose filters can be removed.
+
+    Args:
+      network: the network.
+      graph: channel graph of the network, with the scaling of images.
+      variables: the network's collections.
+      images: uint8 [n, H, W, C].
+
+    Returns:
+      The name of each convolution -> its output after batch norm and ReLU, float32 [n, H, W, D].
+    """
     wanted = {f"{layer.name}_norm": layer.name for layers in prunable(graph).values() for layer in layers}
 
     @jax.jit
@@ -71,13 +81,16 @@ def inner_maps(network: FrequencyNetwork, graph: MaskedGraph, variables: Any, im
 
 
 def contributions(maps: np.ndarray, kernel: np.ndarray, window: Window, rng: np.random.Generator) -> np.ndarray:
-    """What each input channel contributes to sampled outputs of a convolution: [n * samples, C].
+    """Computes what each input channel contributes to sampled outputs of a convolution (ThiNet).
 
     Args:
-      maps: [n, H, W, C], its input.
+      maps: the convolution's input, [n, H, W, C].
       kernel: [window, window, C, D], or [C, D].
-      window: where it reads.
+      window: the convolution's window, strides and padding.
       rng: draws the places and output channels.
+
+    Returns:
+      float32 [n * samples, C]; the sum over C is the output without bias.
     """
     kernel = kernel if kernel.ndim == 4 else kernel[None, None]
     padded = np.pad(maps, ((0, 0), *window.pads, (0, 0)))
@@ -96,14 +109,17 @@ def contributions(maps: np.ndarray, kernel: np.ndarray, window: Window, rng: np.
 def measure_filters(
     network: FrequencyNetwork, graph: MaskedGraph, variables: Any, images: np.ndarray, seed: int
 ) -> dict[str, Measured]:
-    """What filter pruners look at, for each convolution whose filters may go.
+    """Measures what the methods of filter pruning score, for each convolution whose filters can be removed.
 
     Args:
-      network: of the checkpoint.
-      graph: channel graph of it, with preprocessing.
-      variables: its collections.
-      images: uint8 [n, H, W, C], for calibration.
-      seed: of ThiNet's samples.
+      network: the checkpoint's network.
+      graph: channel graph of the network, with the scaling of images.
+      variables: the network's collections.
+      images: calibration images, uint8 [n, H, W, C].
+      seed: the seed of ThiNet's samples.
+
+    Returns:
+      The measurements by the convolution's name.
     """
     maps, rng = inner_maps(network, graph, variables, images), np.random.default_rng(seed)
     found = {}
@@ -125,7 +141,19 @@ def block_losses(
     images: np.ndarray,
     labels: np.ndarray,
 ) -> dict[str, list[float]]:
-    """Cross entropy on images with one block alone pruned, at each of `rates`, above the unpruned network's."""
+    """Measures how much the cross entropy rises when one block alone is pruned.
+
+    Args:
+      network: the checkpoint's network.
+      graph: channel graph of the network, with the scaling of images.
+      variables: the network's collections.
+      scores: a score of each filter, by the convolution's name, float [D].
+      images: uint8 [n, H, W, C].
+      labels: int [n].
+
+    Returns:
+      The rise for each block, at each of its `rates`.
+    """
 
     @jax.jit
     def entropy(variables: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
@@ -152,31 +180,31 @@ def block_losses(
 
 
 def layer_window(graph: MaskedGraph, layer: Layer) -> Window:
-    """Where a convolution reads, with a window of 1x1 for a pointwise layer."""
+    """Returns the window of a convolution; that of a pointwise layer is 1x1."""
     window = window_of(layer, graph.operations.operations[layer.operation])
     size = (layer.in_size[0], layer.in_size[1])
     return window or Window((1, 1), (1, 1), ((0, 0), (0, 0)), size, size)
 
 
 def _parameters(variables: Any, name: str) -> Any:
-    """The parameters of a module by its path."""
+    """Returns the parameters of a module by its path."""
     return functools.reduce(lambda tree, part: tree[part], name.split("/"), variables["params"])
 
 
 def _with_parameters(tree: Any, path: Sequence[str], values: Any) -> Any:
-    """A copy of a tree with other values at a path."""
+    """Returns a copy of a tree with other values at a path."""
     return values if not path else {**tree, path[0]: _with_parameters(tree[path[0]], path[1:], values)}
 
 
 @dataclasses.dataclass(frozen=True)
 class FilterPruned:
-    """A network that has lost filters.
+    """A network from which filters have been removed.
 
     Attributes:
-      config: with `model.inner_channels` of the smaller network.
-      graph: channel graph of it.
-      variables: its collections, all masks whole.
-      report: of `fdjax prune`, of JSON types.
+      config: the run's config, with `model.inner_channels` of the smaller network.
+      graph: channel graph of the smaller network.
+      variables: the smaller network's collections; all masks are 1.
+      report: the report of `fdjax prune`, JSON types.
     """
 
     config: Config
@@ -199,16 +227,20 @@ def prune_filters(
 
     Args:
       restored: the checkpoint.
-      method: of `fdjax.pruning.filters.METHODS`.
-      target: MACs over the network's, above 0 to 1.
-      per_block: "one" share of filters for all blocks, or a "search" by what blocks lose alone.
-      num_images: training images to measure on (seeded, the validation share left out).
-      eval_limit: test images to evaluate on, None for all.
-      data_path: in place of the run's own `data.path`.
+      method: one of `fdjax.pruning.filters.METHODS`.
+      target: MACs over the unpruned network's, above 0 to 1.
+      per_block: "one": all blocks lose the same share of filters; "search": shares are found from each block's loss
+        when it is pruned alone.
+      num_images: number of training images to measure on.
+      eval_limit: number of test images to evaluate on; None: all.
+      data_path: directory of the data set; None: the run's own `data.path`.
+
+    Returns:
+      The smaller network, and the report.
 
     Raises:
-      UserError: a method that does not exist, a network without such filters, a target that cannot be reached, or data
-        that are not there.
+      UserError: if the method does not exist, the network has no filters that can be removed, the target cannot be
+        reached, or the data set is missing.
     """
     if method not in METHODS:
         raise UserError(
@@ -236,15 +268,14 @@ def prune_filters(
     }
     smaller: dict[str, Any] = keep_filters(graph, jax.device_get(variables), kept)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, inner_channels=tuple(left.values())))
-    new_network, new_spec = build_network(config, graph.input_shape, graph.num_classes)
-    new_spec = dataclasses.replace(
-        new_spec, input_mean=graph.input_mean, input_std=graph.input_std, class_names=graph.class_names
+    new_network, new_graph = build_network(config, graph.input_shape, graph.num_classes)
+    new_graph = dataclasses.replace(
+        new_graph, input_mean=graph.input_mean, input_std=graph.input_std, class_names=graph.class_names
     )
-    smaller[FCMASK] = collection_of(new_spec, new_spec.full_counts())
+    smaller[FCMASK] = collection_of(new_graph, new_graph.full_counts())
     tested = slice(None, eval_limit)
-    evaluate = make_evaluator(dataclasses.replace(new_network, mode="off"), new_spec, Devices())
+    evaluate = make_evaluator(dataclasses.replace(new_network, mode="off"), new_graph, Devices())
     figures = evaluate(jax.tree.map(jnp.asarray, smaller), dataset.test_images[tested], dataset.test_labels[tested])
-    before, after = (network_macs(s, s.full_counts()) for s in (graph, new_spec))
     report = {
         "method": method,
         "per_block": per_block,
@@ -252,15 +283,20 @@ def prune_filters(
         "num_images": len(images),
         "dense_top1": restored.done.dense_top1,
         **figures,
-        "macs": {"before": before.to_dict()["dense"], "after": after.to_dict()["dense"]},
-        "ratio": after.to_dict()["dense"] / before.to_dict()["dense"],
+        **_sizes(graph, new_graph),
         "parameters": {"before": _size(variables["params"]), "after": _size(smaller["params"])},
         "filters": {
             name: {"before": prunable(graph)[name][0].out_channels, "after": count} for name, count in left.items()
         },
         "flags": ["--model.inner-channels", *map(str, left.values())],
     }
-    return FilterPruned(config, new_spec, smaller, report)
+    return FilterPruned(config, new_graph, smaller, report)
+
+
+def _sizes(before: MaskedGraph, after: MaskedGraph) -> dict[str, Any]:
+    """Returns the dense MACs of two networks, and their ratio."""
+    macs = [network_macs(graph, graph.full_counts()).to_dict()["dense"] for graph in (before, after)]
+    return {"macs": {"before": macs[0], "after": macs[1]}, "ratio": macs[1] / macs[0]}
 
 
 def _size(params: Any) -> int:

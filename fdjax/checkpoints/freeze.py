@@ -1,4 +1,4 @@
-"""Freezing a checkpoint: the network as it stands, compiled, measured beside the masked one, and written."""
+"""Freezes a checkpoint: compiles its network, measures it beside the masked one, and writes it."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ from fdjax.training.restore import Restored, check_data
 from fdjax.training.summary import versions
 from fdjax.zoo import FCMASK
 
-# What of a run's data settings a frozen network keeps: where its images come from, and what it is shown of them.
+# The settings of the data that a frozen network stores: where its images come from, and how they are prepared.
 DATA_FIELDS = ("name", "path", "image_size", "grayscale", "loading", "eval_crop", "background")
 
 
 def hard_masks_of(restored: Restored) -> HardMasks:
-    """The masks to freeze.
+    """Returns the masks to freeze.
 
     Raises:
-      UserError: there are none, or they are still being learned.
+      UserError: if there are none, or they are still being learned.
     """
     phase, graph = restored.phase, restored.graph
     if restored.hard is None and (restored.done.imported or not graph.mask_sizes):
-        # Whoever imports a network may want it as it is: all masks are 1. One without wrapped layers has none.
+        # An imported network can be frozen without pruning: all masks are 1. Other networks may have no masks at all.
         counts = graph.full_counts()
         return HardMasks(counts, (), 0.0, network_macs(graph, counts))
     if restored.hard is None:
@@ -77,25 +77,25 @@ def freeze_checkpoint(
     data_path: str | None = None,
     compare_on: tuple[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Compiles a checkpoint's network as it stands, measures it beside the masked one, and writes it.
+    """Compiles a checkpoint's network, measures it beside the masked one, and writes it.
 
-    Made for an engine that reads ONNX files, it is also written as one.
+    If forms are chosen by time on an engine that reads ONNX files, the network is also written as an ONNX file. If the
+    data set is missing, the accuracy is not measured.
 
     Args:
       restored: the checkpoint.
       out: the folder to write.
       stopwatch: chooses forms by measured time.
-      estimate: chooses them by what a compiler expects; with neither of the two, MACs do.
-      release: let go of the masks of layers that take longer pruned than released; needs a stopwatch.
-      data_path: in place of the run's own `data.path`.
-      compare_on: an engine, and images at once, to time the network on beside its dense self; None: it is not timed.
+      estimate: chooses forms by a compiler's estimates. Without `stopwatch` and `estimate`, MACs choose them.
+      release: whether to remove the masks of layers that take longer pruned than released; needs a stopwatch.
+      data_path: directory of the data set; None: the run's own `data.path`.
+      compare_on: an engine and a batch size to time the network on, beside the dense one; None: no timing.
 
     Returns:
-      The manifest.
+      The manifest, JSON types.
 
     Raises:
-      UserError: no hard masks, logits that are not finite, or a folder that holds something else. Data that are not
-        there are no error: the accuracy is then not measured.
+      UserError: if there are no hard masks, logits are not finite, or the folder holds something else.
     """
     hard = hard_masks_of(restored)
     check_target(out)
@@ -137,7 +137,7 @@ def freeze_checkpoint(
 def _time(
     graph: MaskedGraph, frozen: Frozen, counts: Counts, compare_on: tuple[str, int] | None
 ) -> dict[str, Any] | None:
-    """`speed_on` an engine and batch; None where it is not asked for, or nothing is pruned."""
+    """Returns `speed_on` an engine and batch; None if it is not asked for, or nothing is pruned."""
     whole = all((counts[path] == num_coefs).all() for path, (_, num_coefs) in graph.mask_sizes.items())
     if compare_on is None or whole:
         return None
@@ -153,9 +153,17 @@ def _described(name: str, program: Program, stopwatch: Stopwatch | None) -> dict
 def _accuracy(
     restored: Restored, frozen: Frozen, counts: Counts, before: Counts | None, data_path: str | None
 ) -> dict[str, Any] | None:
-    """Figures of the frozen network on the test set, beside the masked one's; None where the data are not there.
+    """Evaluates the frozen network on the test set beside the masked one.
 
-    `before`: the counts that were released, if any: their accuracy is reported, too.
+    Args:
+      restored: the checkpoint.
+      frozen: the frozen network.
+      counts: the kept counts that were frozen.
+      before: the kept counts before layers were released, which are evaluated too; None: no layer was.
+      data_path: directory of the data set.
+
+    Returns:
+      The figures, JSON types; None if the data set is missing.
     """
     try:
         dataset = run_data(restored.graph, dataclasses.asdict(restored.config.data), data_path)
@@ -177,10 +185,10 @@ def _accuracy(
 
 
 def evaluate_frozen(network: FrozenNetwork, data_path: str | None = None) -> dict[str, Any]:
-    """Accuracy of a frozen network on the test set of its run, with its MACs, as `evaluate_restored` has them.
+    """Evaluates a frozen network on the test set of its run; returns accuracy and MACs as `evaluate_restored` does.
 
     Raises:
-      UserError: the data are not there or are others.
+      UserError: if the data set is missing or does not fit the network.
     """
     if "data" not in network.manifest:
         raise UserError(
@@ -200,15 +208,18 @@ def evaluate_frozen(network: FrozenNetwork, data_path: str | None = None) -> dic
 
 
 def run_data(graph: MaskedGraph, data: Mapping[str, Any], data_path: str | None = None) -> Dataset:
-    """The data set that a network was trained on.
+    """Opens the data set that a network was trained on.
 
     Args:
       graph: channel graph of the network.
       data: the fields `DATA_FIELDS` of its run's config.
-      data_path: in place of `path`.
+      data_path: directory of the data set; None: the field `path`.
+
+    Returns:
+      The data set, with its classes in the network's order.
 
     Raises:
-      UserError: the data are not there, or are others.
+      UserError: if the data set is missing or does not fit the network.
     """
     path = data["path"] if data_path is None else data_path
     size = data["image_size"]
@@ -226,7 +237,16 @@ def run_data(graph: MaskedGraph, data: Mapping[str, Any], data_path: str | None 
 
 
 def masked_logits(restored: Restored, counts: Counts, images: Images) -> np.ndarray:
-    """What the masked network says of raw images [n, H, W, C] with masks of these kept counts: logits [n, classes]."""
+    """Computes the logits of the masked network.
+
+    Args:
+      restored: the checkpoint.
+      counts: the kept counts of each FCMask by its path, int [C].
+      images: raw images, uint8 [n, H, W, C].
+
+    Returns:
+      Logits, float32 [n, classes].
+    """
     graph = restored.graph
     network = hard_network(restored.network, graph, counts)
     variables = {**restored.state.variables(), FCMASK: collection_of(graph, counts)}

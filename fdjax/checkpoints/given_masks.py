@@ -1,4 +1,4 @@
-"""A trained network under coefficient masks that are given, not learned: prefixes or any others."""
+"""Evaluates a trained network with given coefficient masks, which may be prefixes or any others."""
 
 from __future__ import annotations
 
@@ -32,21 +32,30 @@ _EVALUATION_STREAM = 7
 
 @dataclasses.dataclass(frozen=True)
 class GivenMasks:
-    """Applies a network with the masks that come with its variables, as the entry `coef_masks`.
+    """Applies a network with the coefficient masks in the entry `coef_masks` of its variables.
 
-    That entry is path of an FCMask -> [N, channels], any values; a path that is missing masks nothing. They are
-    arguments of the compiled program: one serves all masks.
+    The masks are arguments of the compiled program, so that one program serves for all masks.
 
     Attributes:
-      network: its own masks, if it has any, are not used.
-      graph: says which layers read which masks, and their blocks.
+      network: the network; its own masks are not used.
+      graph: channel graph of the network; it says which layers read which masks, and their blocks.
     """
 
     network: FrequencyNetwork
     graph: MaskedGraph
 
     def apply(self, variables: dict[str, Any], x: jax.Array, train: bool = False) -> jax.Array:
-        """As `network.apply`."""
+        """Computes logits.
+
+        Args:
+          variables: the network's collections, and `coef_masks`: the path of an FCMask -> its coefficient mask, float
+            [N, channels]. Paths that are missing are not masked.
+          x: normalised images, [B, H, W, C].
+          train: whether batch norm uses batch statistics.
+
+        Returns:
+          Logits, [B, classes].
+        """
         masks = variables[COEF_MASKS]
         collections = {name: value for name, value in variables.items() if name != COEF_MASKS}
 
@@ -73,11 +82,12 @@ class MeasuredOn:
     """The images on which a network is measured.
 
     Attributes:
-      num_images: of the run's training images (seeded, the validation share left out), as many as there are.
-      eval_limit: evaluate on this many test images (seeded) only.
-      data_path: in place of the run's own `data.path`.
-      calibration: a folder of pictures, at any depth, in place of the run's training images.
-      agreement: likewise in place of its test images; what the unpruned network says of them takes the place of labels.
+      num_images: number of the run's training images to measure coefficients on; at most as many as there are.
+      eval_limit: number of test images to evaluate on; None: all.
+      data_path: directory of the data set; None: the run's own `data.path`.
+      calibration: a folder of pictures, at any depth, that replaces the run's training images.
+      agreement: a folder of pictures, at any depth, that replaces the test images; their labels are the classes that
+        the unpruned network predicts.
     """
 
     num_images: int = 512
@@ -89,17 +99,17 @@ class MeasuredOn:
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A trained network on which masks are tried.
+    """A trained network with which masks are tried.
 
     Attributes:
-      graph: channel graph of the network, with the masks that are tried and with preprocessing.
-      energies: path of every FCMask -> mean squared coefficients, see `fdjax.pruning.profiled.mask_energies`.
-      num_images: images by which they were measured.
-      num_examples: test images that `top1` takes.
-      dataset: the run's, whole; None where pictures take the place of both its parts.
-      agreement: what `top1` and `at_resolution` compare with are not labels but the unpruned network's own classes.
+      graph: channel graph of the network, with the masks that are tried and the scaling of images.
+      energies: path of each FCMask -> mean squared coefficients, float64 [N, C] (`mask_energies`).
+      num_images: number of images that they were measured on.
+      num_examples: number of images that `top1` evaluates on.
+      dataset: the run's whole data set; None if folders of pictures replace both of its parts.
+      agreement: whether the labels are the classes that the unpruned network predicts.
       top1: masks -> accuracy, 0 to 1.
-      at_resolution: a side in pixels -> accuracy of the unpruned network on images resized to that square, 0 to 1, and
+      at_resolution: a side in pixels -> the unpruned network's accuracy, 0 to 1, on images resized to that square, and
         its dense MACs there.
     """
 
@@ -117,18 +127,21 @@ def open_subject(restored: Restored, learn: LearnConfig, on: MeasuredOn) -> Subj
     """Measures a trained network's coefficients and makes it ready for masks.
 
     Args:
-      restored: a checkpoint whose weights no phase has trained under masks.
+      restored: a checkpoint whose weights have not been trained under masks.
       learn: block, sides and tying of the masks that will be tried.
       on: the images.
 
+    Returns:
+      The network, ready to be evaluated with masks.
+
     Raises:
-      UserError: a network of the user's own, other weights, settings that do not fit the network, numbers below 1, or
-        data that are not there.
+      UserError: if the network is not of the zoo, its weights have been trained under masks, the settings do not fit
+        it, a number is below 1, or the data set is missing.
     """
     if restored.weights_adapted:
         raise UserError(
-            f"the checkpoint is in {restored.phase.name}, its weights have been trained under masks; profiling looks "
-            "at an unpruned network: give a checkpoint that has done no more than pretrain and learn"
+            f"the checkpoint is in {restored.phase.name}, its weights have been trained under masks; profiling "
+            "measures an unpruned network: give a checkpoint that has done no more than pretrain and learn"
         )
     for flag, number in (("images", on.num_images), ("eval-limit", on.eval_limit)):
         if number is not None and number < 1:
@@ -179,7 +192,7 @@ def _sample(images: Images, labels: np.ndarray, seed: int, limit: int | None) ->
 
 
 def _said(network: FrequencyNetwork, graph: MaskedGraph, variables: dict[str, Any], images: np.ndarray) -> np.ndarray:
-    """The classes that the unpruned network gives images: int32 [n]."""
+    """Returns the classes that the unpruned network predicts for images, int32 [n]."""
 
     @jax.jit
     def logits(batch: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Weights that no run here has trained, written as the checkpoint of one that has pretrained."""
+"""Writes weights that were trained elsewhere as the checkpoint of a run that has pretrained."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IMPORT_FILE = "import.json"
 
 
 def check_import_target(folder: Path) -> None:
-    """Raises `UserError` unless `folder`, given by --out, is new or empty and can be written; writes nothing."""
+    """Raises `UserError` unless `folder`, the value of --out, is new or empty and can be written; writes nothing."""
     check_folder(folder, "--out")
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"--out {folder} is not empty; give a new or empty directory")
@@ -36,34 +36,34 @@ def check_import_target(folder: Path) -> None:
 def save_imported(
     folder: Path, config: Config, graph: MaskedGraph, variables: dict[str, Any], origin: dict[str, Any]
 ) -> None:
-    """Writes variables as a checkpoint whose pretraining is done, and `import.json` beside it.
+    """Writes imported variables as a checkpoint whose pretraining is done, and `import.json` beside it.
 
     Args:
       folder: new or empty (`check_import_target`).
-      config: with the padding and batch norm epsilon that the weights were trained with.
-      graph: channel graph of the network, with preprocessing and, where they are known, class names.
+      config: the network's config, with the padding and batch norm epsilon that the weights were trained with.
+      graph: channel graph of the network, with the scaling of images, and class names if they are known.
       variables: the collections params and batch_stats, float32.
-      origin: where the weights are from; JSON types, kept in the checkpoint.
+      origin: where the weights come from; JSON types, stored in the checkpoint.
 
     Raises:
-      UserError: a weight or statistic is not finite. Nothing has been written then.
+      UserError: if a weight or statistic is not finite. Nothing has been written then.
     """
     save_trained(folder, config, graph, variables, Past(imported=origin))
     write_json(folder / IMPORT_FILE, origin)
 
 
 def save_trained(folder: Path, config: Config, graph: MaskedGraph, variables: dict[str, Any], done: Past) -> None:
-    """Writes variables as a checkpoint whose pretraining is done, with no step of it here.
+    """Writes variables as a checkpoint whose pretraining is done, in 0 steps.
 
     Args:
       folder: new or empty.
-      config: of the network.
-      graph: likewise.
-      variables: the collections params and batch_stats, float32; all masks will be whole.
-      done: what is known of the weights; its history becomes that of pretraining.
+      config: the network's config.
+      graph: channel graph of the network.
+      variables: the collections params and batch_stats, float32; all masks become 1.
+      done: the past of the weights; its history becomes that of pretraining.
 
     Raises:
-      UserError: a weight or statistic is not finite. Nothing has been written then.
+      UserError: if a weight or statistic is not finite. Nothing has been written then.
     """
     problem = nonfinite_network(variables)
     if problem is not None:

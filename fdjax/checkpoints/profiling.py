@@ -1,4 +1,4 @@
-"""Profiled pruning of a trained network, before refinement: curves, contiguity, sensitivity (the paper, section 4)."""
+"""Profiled pruning of a trained network before refinement: curves, contiguity, sensitivity (the paper, section 4)."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from fdjax.training.restore import Restored
 from fdjax.training.summary import versions
 from fdjax.training.workdir import CONFIG_FILE, SUMMARY_FILE, read_json
 
-# The percentile at which the paper counts contiguous channel masks.
+# The share of pruned pairs at which the paper counts contiguous channel masks.
 CONTIGUITY_SHARE = 0.3
-# Up to so many coefficients sensitivity takes every kept count; above, those that end a diagonal of the zigzag.
+# With up to this many coefficients sensitivity measures every kept count; with more, those that end a diagonal.
 _EVERY_COUNT = 9
 
 
@@ -57,26 +57,26 @@ def profile(
     contiguity: bool = False,
     sensitivity: bool = False,
 ) -> dict[str, Any]:
-    """Measures what profiled pruning leaves of a trained network's accuracy.
+    """Measures the accuracy of a trained network under profiled pruning.
 
     Args:
-      restored: a checkpoint whose weights no phase has trained under masks.
+      restored: a checkpoint whose weights have not been trained under masks.
       learn: block, sides and tying of the masks.
-      methods: of `fdjax.pruning.profiled.METHODS`; may be none.
+      methods: some of `fdjax.pruning.profiled.METHODS`, or none.
       ratios: MAC ratios to prune to, above 0 to 1.
       scope: see `fdjax.pruning.profiled.prune_share`.
       convention: see `fdjax.pruning.profiled.prune_to_target`.
       on: the images that coefficients and accuracy are measured on.
-      runs: see `read_runs`.
-      resolutions: sides in pixels, at most the images' own, to which test images are made smaller.
-      contiguity: whether to measure it; so is `sensitivity`.
-      sensitivity: see `contiguity`.
+      runs: workdirs of finished runs, see `read_runs`.
+      resolutions: sides in pixels, below the images' own, to which test images are resized.
+      contiguity: whether to measure contiguity.
+      sensitivity: whether to measure sensitivity.
 
     Returns:
-      The report of `fdjax profile`, of JSON types.
+      The report of `fdjax profile`, JSON types.
 
     Raises:
-      UserError: something asked for does not exist or does not fit, or no method reaches a ratio. Nothing has been
+      UserError: if something asked for does not exist or does not fit, or no method reaches a ratio. Nothing has been
         evaluated then.
     """
     check_request(methods, ratios)
@@ -85,7 +85,7 @@ def profile(
     graph = subject.graph
     planned, missed = plan_curves(subject, methods, ratios, scope, convention)
     for row in missed:
-        _say(f"{row['method']} does not come down to {row['ratio']:g}x MACs; its lowest is {row['lowest']:.3f}x")
+        _say(f"{row['method']} does not reach {row['ratio']:g}x MACs; its lowest is {row['lowest']:.3f}x")
     macs = mask_macs(graph, whole_masks(graph))
     points, left_out = read_runs(runs, macs.dense)
     for row in left_out:
@@ -128,7 +128,7 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def check_request(methods: Sequence[str], ratios: Sequence[float]) -> None:
-    """Raises `UserError` for methods that do not exist, or ratios that are none."""
+    """Raises `UserError` if a method does not exist, or a ratio is not above 0 and at most 1."""
     check_methods(methods)
     if not ratios:
         raise UserError("--ratios is empty; give MAC ratios above 0 to 1, such as 0.9 0.7 0.5")
@@ -138,10 +138,12 @@ def check_request(methods: Sequence[str], ratios: Sequence[float]) -> None:
 
 
 def check_resolutions(sides: Sequence[int], input_shape: tuple[int, int, int]) -> None:
-    """Raises `UserError` for input sides that are not smaller than the network's own, or a network of oblong images."""
+    """Raises `UserError` if a side is not smaller than the network's own, or the network's images are not square."""
     height, width, _ = input_shape
     if sides and height != width:
-        raise UserError(f"--resolutions are sides of squares, and this network's images are {height}x{width}")
+        raise UserError(
+            f"--resolutions are sides of squares, and this network's images are {height}x{width}: leave it out"
+        )
     for side in sides:
         if not 1 <= side < height:
             raise UserError(f"--resolutions must be from 1 to {height - 1}, below the network's {height}, got {side}")
@@ -150,22 +152,23 @@ def check_resolutions(sides: Sequence[int], input_shape: tuple[int, int, int]) -
 def plan_curves(
     subject: Subject, methods: Sequence[str], ratios: Sequence[float], scope: Scope, convention: Convention
 ) -> tuple[dict[str, dict[float, Pruned]], list[dict[str, Any]]]:
-    """Masks of every method for every ratio that it can reach; each ratio within reach of one method at least.
+    """Makes the masks of each method for each ratio that it can reach.
 
-    Ratios that come to the same masks are taken once.
+    Of ratios that give the same masks, one is kept.
 
     Args:
       subject: the network.
-      methods: of `fdjax.pruning.profiled.METHODS`.
+      methods: some of `fdjax.pruning.profiled.METHODS`.
       ratios: MAC ratios, above 0 to 1.
-      scope: of the share that is pruned, see `prune_share`.
-      convention: of the ratios, see `prune_to_target`.
+      scope: the scope of the pruned share, see `prune_share`.
+      convention: the convention of the ratios, see `prune_to_target`.
 
     Returns:
-      method -> ratio -> masks; and what is out of reach: `method`, `ratio` and the `lowest` that it can.
+      method -> ratio -> masks; and a row for each ratio that a method cannot reach: `method`, `ratio`, and the `lowest`
+      ratio that it can reach.
 
     Raises:
-      UserError: a ratio that no method can reach.
+      UserError: if no method can reach a ratio.
     """
     planned: dict[str, dict[float, Pruned]] = {method: {} for method in methods}
     missed: list[dict[str, Any]] = []
@@ -186,13 +189,13 @@ def plan_curves(
         if lowest and len(lowest) == len(methods):
             raise UserError(
                 f"no method reaches {ratio:g}x MACs: with the strongest piece of every side alone, the lowest is "
-                f"{min(lowest):.3f}x; ask for more, or mask more sides"
+                f"{min(lowest):.3f}x; give a higher ratio, or mask more sides"
             )
     return planned, missed
 
 
 def measure_curves(subject: Subject, planned: dict[str, dict[float, Pruned]]) -> dict[str, Any]:
-    """Accuracy of what `plan_curves` has planned: method -> list of points, of JSON types."""
+    """Evaluates the masks of `plan_curves`; returns method -> list of points, JSON types."""
     curves: dict[str, list[dict[str, Any]]] = {}
     for method, by_ratio in planned.items():
         curves[method] = []
@@ -214,7 +217,11 @@ def measure_curves(subject: Subject, planned: dict[str, dict[float, Pruned]]) ->
 
 
 def measure_resolutions(subject: Subject, sides: Sequence[int], dense_macs: int) -> list[dict[str, Any]]:
-    """What smaller input leaves of the unpruned network: `size`, `top1`, `macs` and `ratio`, descending, JSON types."""
+    """Evaluates the unpruned network at smaller inputs.
+
+    Returns:
+      Rows of `size`, `top1`, `macs` and `ratio` by descending size, JSON types.
+    """
     rows = []
     for side in sorted({*sides}, reverse=True):
         top1, macs = subject.at_resolution(side)
@@ -224,7 +231,7 @@ def measure_resolutions(subject: Subject, sides: Sequence[int], dense_macs: int)
 
 
 def measure_contiguity(subject: Subject) -> dict[str, Any]:
-    """Channel masks that are prefixes already when 30% of each side's channel-coefficient pairs go; JSON types."""
+    """Counts the channel masks that are prefixes when 30% of each side's pairs are pruned; returns JSON types."""
     masks = prune_share(subject.graph, score("channel_coefficient", subject.energies), CONTIGUITY_SHARE)
     return {
         "share": CONTIGUITY_SHARE,
@@ -235,7 +242,7 @@ def measure_contiguity(subject: Subject) -> dict[str, Any]:
 
 
 def sensitivity_counts(num_coefs: int) -> list[int]:
-    """The kept counts below N at which sensitivity is measured, ascending."""
+    """Returns the kept counts below N at which sensitivity is measured, ascending."""
     if num_coefs <= _EVERY_COUNT:
         return list(range(1, num_coefs))
     diagonals = [row + column for row, column in zigzag_order(round(num_coefs**0.5))]
@@ -243,16 +250,16 @@ def sensitivity_counts(num_coefs: int) -> list[int]:
 
 
 def measure_sensitivity(subject: Subject, dense_top1: float) -> list[dict[str, Any]]:
-    """Accuracy when one layer's masked sides keep a prefix in all channels, and nothing else is pruned.
+    """Measures the accuracy when only one layer is pruned: its masked sides keep the same prefix in all channels.
 
-    The two wide layers of a block with tied masks are taken together.
+    The two layers that share a tied mask are pruned together.
 
     Args:
       subject: the network.
-      dense_top1: of the unpruned network, on the same images.
+      dense_top1: accuracy of the unpruned network on the same images, 0 to 1.
 
     Returns:
-      JSON types: for each layer `name`, `num_coefs`, `map` (H, W) and `top1` by kept count, ascending, N the last.
+      JSON types: for each layer `name`, `num_coefs`, `map` (H, W), and `top1` by kept count, ascending to N.
     """
     graph = subject.graph
     whole, rows = whole_masks(graph), []
@@ -271,15 +278,15 @@ def measure_sensitivity(subject: Subject, dense_top1: float) -> list[dict[str, A
 
 
 def read_runs(folders: Sequence[str], dense_macs: int) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Points of finished runs: learned masks, or networks of another width or resolution.
+    """Reads finished runs as points of the plot: learned masks, or networks of another width or resolution.
 
     Args:
       folders: workdirs.
-      dense_macs: of the network that is profiled, to which ratios are put.
+      dense_macs: MACs of the profiled network; ratios are relative to it.
 
     Returns:
-      JSON types: for each run `name`, `kind` in words, `bare_ratio`, `paper_ratio`, `ratio`, `top1` as it ended, and,
-      where it learned masks, `soft_top1` and `rounded_top1` before refinement; and the folders left out, with reasons.
+      JSON types: for each run `name`, `kind` in words, `bare_ratio`, `paper_ratio`, `ratio`, the final `top1`, and, if
+      it learned masks, `soft_top1` and `rounded_top1` before refinement; and the folders left out, with reasons.
     """
     points, left_out = [], []
     for given in folders:

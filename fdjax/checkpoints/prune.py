@@ -1,4 +1,4 @@
-"""Pruning a trained network by profiling into a checkpoint with hard masks, from which refinement goes on."""
+"""Prunes a trained network by profiling, and writes it as a checkpoint with hard masks for refinement."""
 
 from __future__ import annotations
 
@@ -52,23 +52,23 @@ def prune_checkpoint(
 ) -> dict[str, Any]:
     """Prunes a trained network and writes it as a checkpoint at step 0 of a refinement.
 
-    Masks are gated as learned ones are, by MACs.
+    The masks are gated by MACs, as learned masks are.
 
     Args:
-      restored: a checkpoint whose weights no phase has trained under masks.
+      restored: a checkpoint whose weights have not been trained under masks.
       learn: block, sides, tying, and the target with its convention.
-      method: of `fdjax.pruning.profiled.METHODS`, with a dense form.
+      method: one of `fdjax.pruning.profiled.METHODS` whose masks have a dense form.
       out: the folder to write: new or empty.
-      share: of the pieces, 0 to 1, to prune in place of meeting the target.
+      share: share of the pieces to prune, 0 to 1, in place of the target.
       scope: see `fdjax.pruning.profiled.prune_share`.
       on: the images that coefficients and accuracy are measured on.
 
     Returns:
-      The report of `fdjax prune`, of JSON types.
+      The report of `fdjax prune`, JSON types.
 
     Raises:
-      UserError: settings, a target or data that do not fit, masks without a dense form, or a folder that holds
-        something. Nothing has been written then.
+      UserError: if the settings, the target or the data set do not fit, masks have no dense form, or the folder is not
+        empty. Nothing has been written then.
     """
     check_methods([method])
     if method not in DENSE_METHODS:
@@ -77,14 +77,14 @@ def prune_checkpoint(
             f"{', '.join(DENSE_METHODS)} (fdjax profile measures {method})"
         )
     check_empty(out)
-    # What rounding has to do with; here no mask is rounded.
+    # These settings are for the rounding of learned masks; here no mask is rounded.
     learn = dataclasses.replace(learn, levels="all", group_multiple=1, gate="macs")
     if share is not None:
         learn = dataclasses.replace(learn, target_macs=None, lambda_=0.0)
     subject = open_subject(restored, learn, on)
     pruned = _prune(subject, method, learn, share, scope)
     counts = prefix_counts(pruned.masks)
-    assert counts is not None  # Else there is no total, and no gate.
+    assert counts is not None  # The gate accepts prefixes only.
     config = _refining(restored.config, learn, on.data_path)
     done = Past(
         dense_top1=restored.done.dense_top1,
@@ -102,7 +102,7 @@ def prune_checkpoint(
         "target_convention": learn.target_convention,
         "share": pruned.share,
         "num_images": subject.num_images,
-        # That of pretraining is of all test images.
+        # The accuracy of pretraining was measured on all test images, so it is comparable only with all of them.
         "dense_top1": restored.done.dense_top1 if on.eval_limit is None and not subject.agreement else None,
         "top1": None if subject.agreement else top1,
         "agreement": top1 if subject.agreement else None,
@@ -115,7 +115,7 @@ def prune_checkpoint(
 
 
 def mask_flags(learn: LearnConfig) -> list[str]:
-    """The flags of `train.py` that give a config the mask settings of the pruned checkpoint."""
+    """Returns the flags of `train.py` that give a config the mask settings of the pruned checkpoint."""
     flags = ["--learn.block", str(learn.block), "--learn.sides", learn.sides, "--learn.levels", learn.levels]
     flags.append("--learn.tied" if learn.tied else "--learn.no-tied")
     for name, pairs in (("map", learn.block_by_map), ("layer", learn.block_by_layer)):
@@ -130,7 +130,7 @@ def mask_flags(learn: LearnConfig) -> list[str]:
 
 
 def check_empty(out: Path) -> None:
-    """Raises `UserError` if --out holds something or cannot be written."""
+    """Raises `UserError` if --out is not empty or cannot be written."""
     check_folder(out, "--out")
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"--out {out} is not empty; give a new directory")
@@ -152,7 +152,7 @@ def _prune(subject: Subject, method: str, learn: LearnConfig, share: float | Non
 
 
 def _refining(config: Config, learn: LearnConfig, data_path: str | None) -> Config:
-    """The config of a run that has begun to refine the pruned network."""
+    """Returns the config of a run that has begun to refine the pruned network."""
     data = config.data
     if data_path is not None:
         data = dataclasses.replace(data, path=str(Path(data_path).expanduser().resolve()))
@@ -160,7 +160,7 @@ def _refining(config: Config, learn: LearnConfig, data_path: str | None) -> Conf
 
 
 def _write(out: Path, restored: Restored, subject: Subject, config: Config, counts: Counts, done: Past) -> None:
-    steps = 1  # In an epoch of data that are not there; a refinement that starts from here has its own.
+    steps = 1  # Without the data set the steps of an epoch are not known; a refinement from here has its own.
     if subject.dataset is not None:
         dataset = limit_training(subject.dataset, config.data.train_limit, config.seed)
         done.num_train = len(dataset.train_labels)

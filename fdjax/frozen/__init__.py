@@ -1,4 +1,4 @@
-"""The deployable network: from a channel graph and hard masks to a program of dense operations, and its emitters."""
+"""The frozen network: a channel graph and hard masks become a program of dense operations, which emitters execute."""
 
 from fdjax.frozen.artifact import FrozenNetwork, check_target, load, save
 from fdjax.frozen.assemble import Frozen, fewest_macs, freeze

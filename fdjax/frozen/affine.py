@@ -1,6 +1,6 @@
-"""Rules of affine and elementwise operations, whose scales and offsets are carried along with a value.
+"""Rules for affine and elementwise operations, whose scales and offsets are carried along with a value.
 
-Each gives what is held of the result, or None where another way has to be taken.
+A rule returns the `Held` of the operation's result, or None if it does not apply.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from fdjax.graph.primitives import bind
 if TYPE_CHECKING:
     from fdjax.frozen.folding import Folding
 
-# Operations that change nothing in a network that computes in float32.
+# Operations that are the identity in a network that computes in float32.
 _NOTHING = ("convert_element_type", "copy", "copy_p", "stop_gradient", "reduce_precision")
 
 
 def _shifted(folding: Folding, operation: Operation) -> Held | None:
-    """Additions and subtractions."""
+    """Handles additions and subtractions."""
     sign = -1.0 if operation.kind == "sub" else 1.0
     first, second = operation.inputs[:2]
     if folding.is_live(first) and folding.is_live(second):
@@ -44,7 +44,7 @@ def _shifted(folding: Folding, operation: Operation) -> Held | None:
 
 
 def _scaled(folding: Folding, operation: Operation) -> Held | None:
-    """Multiplications and divisions by what does not depend on the image."""
+    """Handles multiplications and divisions by values that do not depend on the image."""
     first, second = operation.inputs
     if folding.is_live(first) and folding.is_live(second):
         return None
@@ -66,12 +66,12 @@ def _negated(folding: Folding, operation: Operation) -> Held | None:
 
 
 def _passed(folding: Folding, operation: Operation) -> Held | None:
-    """What changes nothing."""
+    """Handles operations that are the identity."""
     return dataclasses.replace(folding.held(operation.inputs[0]))
 
 
 def _activation(folding: Folding, operation: Operation) -> Held | None:
-    """max(x, 0), and min(x, 6) after it: activations of the layer before."""
+    """Handles max(x, 0), and min(x, 6) after it, which become the activation of the layer before."""
     lives = [value for value in operation.inputs if folding.is_live(value)]
     if len(lives) > 1 or folding.held(lives[0]).order is None:
         return None
@@ -95,7 +95,7 @@ def _activation(folding: Folding, operation: Operation) -> Held | None:
     return dataclasses.replace(held, offset=offset, activation=after)
 
 
-# (operation, bound) -> the activation that a value has been through before, and after.
+# (operation, bound) -> the activation of the value before the operation, and after it.
 _ACTIVATIONS: Mapping[Any, tuple[Activation, Activation]] = {
     ("max", 0.0): ("none", "relu"),
     ("min", 6.0): ("relu", "relu6"),
@@ -103,12 +103,12 @@ _ACTIVATIONS: Mapping[Any, tuple[Activation, Activation]] = {
 
 
 def _with_batch(array: np.ndarray, rank: int) -> np.ndarray:
-    """An array of the last axes of a value, with axes of length 1 before them."""
+    """Adds leading axes of length 1 to an array, up to `rank` axes."""
     return array.reshape(*(1,) * (rank - array.ndim), *array.shape)
 
 
 def _elementwise_constant(operation: Operation, constants: Sequence[np.ndarray], channels: int) -> np.ndarray:
-    """An elementwise operation on what its inputs are for every image, [C] or [..., C]."""
+    """Applies an elementwise operation to the parts of its inputs that are the same for all images, [C] or [..., C]."""
     shape = np.broadcast_shapes((channels,), *(array.shape for array in constants if array.size > 1))
     filled = []
     for array in constants:
@@ -118,7 +118,7 @@ def _elementwise_constant(operation: Operation, constants: Sequence[np.ndarray],
 
 
 def _nonlinear(folding: Folding, operation: Operation) -> Held | None:
-    """Any elementwise operation: on the kept channels, and on the constants."""
+    """Handles any other elementwise operation: applies it to the kept channels, and to the constant channels."""
     output = operation.outputs[0]
     shape, axis = folding.shape_of(output), folding.axis_of(output)
     lives = [value for value in operation.inputs if folding.is_live(value)]
@@ -148,7 +148,7 @@ def _nonlinear(folding: Folding, operation: Operation) -> Held | None:
     offset = uniform(np.where(present, 0.0, offset))
     if not len(order):
         return Held(None, order, None, offset)
-    made = folding.emit_like(operation, arguments, kept_shape, operation.params)
+    made = folding.builder.emit(operation.kind, arguments, kept_shape, operation.params)
     return Held(made, order, None, offset)
 
 
@@ -166,8 +166,7 @@ _RULES: Mapping[str, Callable[[Folding, Operation], Held | None]] = {
 
 
 def apply_rule(folding: Folding, operation: Operation) -> Held | None:
-    """What is held of the result of an affine or elementwise operation; None where it is no such, or has to be done
-    with all channels."""
+    """Returns the `Held` of an affine or elementwise operation's result; None if no rule applies to the operation."""
     rule = _RULES.get(operation.kind)
     held = rule(folding, operation) if rule is not None else None
     if held is None and operation.kind in UNARY | SEVERAL:

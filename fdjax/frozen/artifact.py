@@ -1,4 +1,4 @@
-"""A frozen network on disk: arrays, a manifest, and checksums of both; and the network read back, ready to predict."""
+"""Writes a frozen network to disk as arrays, a manifest and checksums, and reads it back, ready to predict."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ONNX = "network.onnx"
 
 
 def file_sha256(path: Path) -> str:
-    """The checksum of a file, in hexadecimal."""
+    """Returns the SHA-256 checksum of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -43,19 +43,27 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 class FrozenNetwork:
-    """A frozen network that predicts, and a function for `jit`, `vmap` and `grad`. `load` makes one.
+    """A frozen network, as a function that works under `jit`, `vmap` and `grad`, and with `predict` for images.
+
+    `load` reads one, and `freeze_network` makes one.
 
     Attributes:
-      network: the channel graph it was frozen from, with its masks.
-      frozen: program and arrays.
-      manifest: all that was recorded when it was written; JSON types.
+      network: the channel graph that it was frozen from, with its masks.
+      frozen: its program and arrays.
+      manifest: what was recorded when it was written; JSON types.
     """
 
     def __init__(self, network: MaskedGraph, frozen: Frozen, manifest: Mapping[str, Any], engine: str = "xla"):
-        """`engine`: what executes it, "xla" or "native" (C++ for this processor, compiled when it is made).
+        """Makes a network that runs on an engine.
+
+        Args:
+          network: the channel graph that it was frozen from.
+          frozen: its program and arrays.
+          manifest: what was recorded about it; JSON types.
+          engine: "xla", or "native" (C++ that is compiled now for this processor).
 
         Raises:
-          UserError: another engine, no compiler, or an operation that native code has no kernel for.
+          UserError: if the engine is another, there is no C++ compiler, or native code has no kernel for an operation.
         """
         self.network, self.frozen, self.manifest = network, frozen, manifest
         if engine not in ("xla", "native"):
@@ -70,22 +78,25 @@ class FrozenNetwork:
         self._compiled = jax.jit(self._function, compiler_options=compiler_options())
 
     def _outputs(self, *inputs: ArrayLike) -> tuple[jax.Array, ...]:
-        # Inside of another function that is compiled it is a part of that, which has options of its own.
+        # Inside another compiled function this one is traced, and the outer function's compiler options hold.
         traced = any(isinstance(value, Tracer) for value in inputs)
         function: Any = self._function if traced else self._compiled
         return function(self._arrays, *inputs)
 
     def __call__(self, *inputs: ArrayLike) -> Any:
-        """What the traced function gives: its result, or a tuple of several. Inputs are [B, ...], as it takes them."""
+        """Evaluates the network on the inputs of the traced function, [B, ...]; returns its result, or a tuple."""
         outputs = self._outputs(*inputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes it, whole or not at all; `load` reads it back.
+        """Writes the network into a folder, atomically; `load` reads it back.
+
+        Args:
+          folder: new, empty, or a frozen network to replace.
 
         Raises:
-          UserError: the folder holds something else.
-          ValueError: an operation of the network has no JSON form.
+          UserError: if the folder holds something else.
+          ValueError: if an operation of the network has no JSON form.
         """
         self.manifest = save(Path(folder), self.network, self.frozen, self.manifest)
 
@@ -96,15 +107,21 @@ class FrozenNetwork:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Of the logits, in order."""
+        """The names of the classes, in the order of the logits; empty if they are not known."""
         return self.network.class_names
 
     def predict(self, images: ArrayLike) -> jax.Array:
-        """Logits [B, num_classes] of raw images, uint8 or float [B, H, W, C] in 0..255; compiled once for each B.
+        """Computes the logits of raw images; compiles once for each batch size.
+
+        Args:
+          images: uint8 or float [B, H, W, C], values in 0..255.
+
+        Returns:
+          Logits, float32 [B, num_classes].
 
         Raises:
-          UserError: images of another size or rank than the network was frozen for, or a network that does not give
-            logits of images alone.
+          UserError: if the images have another size or rank than the network was frozen for, or the network does not
+            take one batch of images and return logits.
         """
         program, shape = self.frozen.program, np.shape(images)
         if len(program.inputs) != 1 or len(program.outputs) != 1 or len(program.shapes[program.outputs[0]]) != 1:
@@ -121,7 +138,15 @@ class FrozenNetwork:
         return self._outputs(images)[0]
 
     def classify(self, image: np.ndarray, top: int = 1) -> list[tuple[str, float]]:
-        """The `top` likeliest classes of one raw image [H, W, C], with their probabilities; names, or else numbers."""
+        """Classifies one image.
+
+        Args:
+          image: a raw image, uint8 or float [H, W, C], values in 0..255.
+          top: number of classes to return.
+
+        Returns:
+          The most probable classes, by name (or by number, if they have no names), with their probabilities, 0 to 1.
+        """
         probabilities = np.asarray(jax.nn.softmax(self.predict(image[None])[0]))
         names = self.class_names or tuple(map(str, range(self.network.num_classes)))
         return [(names[i], float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")[:top]]
@@ -135,18 +160,21 @@ def freeze_network(
     *,
     class_names: Sequence[str] = (),
 ) -> FrozenNetwork:
-    """The dense network that hard masks leave of any function.
+    """Compiles any traced function with hard masks into a dense network.
 
     Args:
-      graph: of the function, with its masks.
-      variables: as it was traced with.
-      counts: path of every FCMask -> kept counts (`HardMasks.counts`); empty where there are no masks.
-      choose: picks among the exact schedules of each run; `fdjax.frozen.Stopwatch().choose` by measured time.
-      class_names: of the outputs, in order, for `classify` and `fdjax predict`; none: they go by their numbers.
+      graph: the traced function, with its masks.
+      variables: the variables, a tree of arrays with the structure and shapes that were traced.
+      counts: path of each FCMask -> kept counts (`HardMasks.counts`), int [C], 0..N; empty if there are no masks.
+      choose: chooses among the exact schedules of each run; `fdjax.frozen.Stopwatch().choose` does so by measured time.
+      class_names: names of the outputs, in order, for `classify` and `fdjax predict`; if empty, classes are numbers.
+
+    Returns:
+      The frozen network; it equals the masked function up to rounding.
 
     Raises:
-      ValueError: variables, counts or class names that are not the graph's, or an operation that a frozen network has
-        no form for.
+      ValueError: if variables, counts or class names do not fit the graph, or a frozen network has no form for an
+        operation.
     """
     if class_names:
         if len(class_names) != graph.num_classes:
@@ -158,14 +186,14 @@ def freeze_network(
 
 
 def check_target(folder: Path) -> None:
-    """Raises `UserError` if `folder` holds anything but a frozen network, which `save` would replace."""
+    """Raises `UserError` if `folder` cannot be written, or holds anything but a frozen network."""
     if folder.is_dir() and any(folder.iterdir()) and not _is_artifact(folder):
         raise UserError(f"{folder} is not empty and holds no frozen network; give another directory")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; give a directory")
     parent = next(path for path in folder.absolute().parents if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"{folder} cannot be made: {parent} is no directory that can be written")
+        raise UserError(f"{folder} cannot be made: {parent} is no directory that can be written; give another one")
 
 
 def _is_artifact(folder: Path) -> bool:
@@ -178,24 +206,24 @@ def _is_artifact(folder: Path) -> bool:
 def save(
     folder: Path, network: MaskedGraph, frozen: Frozen, facts: Mapping[str, Any], *, onnx: bool = False
 ) -> dict[str, Any]:
-    """Writes a frozen network, whole or not at all.
+    """Writes a frozen network into a folder, atomically.
 
     Args:
       folder: new, empty, or a frozen network to replace.
-      network: the channel graph it was frozen from, with its masks.
-      frozen: program and arrays.
-      facts: what else the manifest is to hold; JSON types.
-      onnx: write it as ONNX, too, into the same folder.
+      network: the channel graph that it was frozen from, with its masks.
+      frozen: its program and arrays.
+      facts: other entries of the manifest; JSON types.
+      onnx: whether to write an ONNX file into the folder, too.
 
     Returns:
-      The manifest.
+      The manifest, JSON types.
 
     Raises:
-      UserError: the folder holds something else.
+      UserError: if the folder holds something else.
     """
     folder = folder.absolute()
     check_target(folder)
-    # What cannot be written as ONNX is refused before anything is written.
+    # The ONNX model is made first, so that nothing is written if it cannot be.
     written = (
         to_onnx(frozen.program, frozen.arrays, facts=facts_for_onnx(network)).SerializeToString() if onnx else None
     )
@@ -236,10 +264,10 @@ def save(
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a frozen network, after every file has been checked.
+    """Checks every file of a frozen network and returns its manifest.
 
     Raises:
-      UserError: there is none, it is of a newer format, or a file is missing or not what was written.
+      UserError: if there is no frozen network, its format has another version, or a file is missing or damaged.
     """
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} holds no frozen network (no {MANIFEST}); fdjax freeze writes one")
@@ -269,8 +297,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _described(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Name of every array -> its type and shape."""
+    """Returns the name of each array -> its type and shape."""
     return {name: f"{np.dtype(array.dtype)}{list(np.shape(array))}" for name, array in arrays.items()}
+
+
+def _check_described(arrays: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> None:
+    """Raises `ValueError` unless the arrays have the names, types and shapes that the manifest says."""
+    if manifest.get("arrays", _described(arrays)) != _described(arrays):
+        raise ValueError(f"the arrays in {ARRAYS} have other names, types or shapes than {MANIFEST} says")
 
 
 def _damaged(folder: Path, name: str) -> UserError:
@@ -283,10 +317,14 @@ def load(path: str | os.PathLike[str], engine: str = "xla") -> FrozenNetwork:
 
     Args:
       path: the folder that `fdjax freeze` wrote.
-      engine: what is to execute it, "xla" or "native".
+      engine: the engine that executes it, "xla" or "native".
+
+    Returns:
+      The network.
 
     Raises:
-      UserError: there is none, it is damaged, of a newer format, or the engine cannot run it.
+      UserError: if there is no frozen network, it is damaged, its format has another version, or the engine cannot run
+        it.
     """
     folder = Path(path).expanduser()
     manifest = read_manifest(folder)
@@ -296,15 +334,14 @@ def load(path: str | os.PathLike[str], engine: str = "xla") -> FrozenNetwork:
         with np.load(folder / ARRAYS) as stored:
             arrays = {name: stored[name] for name in stored.files}
         _check(program, arrays, network)
-        if manifest.get("arrays", _described(arrays)) != _described(arrays):
-            raise ValueError(f"the arrays in {ARRAYS} have other names, types or shapes than {MANIFEST} says")
+        _check_described(arrays, manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise UserError(f"the frozen network in {folder} cannot be read: {error}") from error
     return FrozenNetwork(network, Frozen(program, arrays), manifest, engine)
 
 
 def _check(program: Program, arrays: Mapping[str, np.ndarray], network: MaskedGraph) -> None:
-    """Raises `ValueError` unless a program and its arrays fit each other and the network, and are finite."""
+    """Raises `ValueError` unless a program and its arrays fit each other and the network, and the arrays are finite."""
     for name, array in arrays.items():
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise ValueError(f"array {name} is not finite")
@@ -319,7 +356,7 @@ def _check(program: Program, arrays: Mapping[str, np.ndarray], network: MaskedGr
     every = dataclasses.replace(program, outputs=program.outputs + made_by_operations)
     try:
         found = jax.eval_shape(functools.partial(apply, every), shapes, *images)
-    except Exception as error:  # whatever a program that is wrong makes JAX raise
+    except Exception as error:  # A wrong program can make JAX raise any exception.
         raise ValueError(f"its program and its arrays do not fit each other: {error}") from error
     made = found[: len(program.outputs)]
     for value, output in zip(made_by_operations, found[len(made) :], strict=True):

@@ -1,4 +1,4 @@
-"""Compiles a network with hard masks: the walk, the runs, and the choice of a schedule for each of them."""
+"""Compiles a network with hard masks: folds it, finds the runs, and chooses a schedule for each of them."""
 
 from __future__ import annotations
 
@@ -20,31 +20,38 @@ Choose = Callable[[Candidates], str]
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """A frozen network: its program, and its float32 arrays by name (`fdjax.frozen.program` says which)."""
+    """A frozen network: its program, and its float32 arrays by name; `fdjax.frozen.program` lists the names."""
 
     program: Program
     arrays: HostArrays
 
 
 def fewest_macs(candidates: Candidates) -> str:
-    """The name of the schedule with the fewest multiply-accumulates; the first of equals."""
+    """Chooses the schedule with the fewest MACs.
+
+    Args:
+      candidates: the schedules of a run, by name.
+
+    Returns:
+      The name of the schedule; the first of several that are equal.
+    """
     return min(candidates, key=lambda name: candidates[name][0].macs())
 
 
 def freeze(network: MaskedGraph, variables: Any, counts: Counts, choose: Choose = fewest_macs) -> Frozen:
-    """Compiles hard masks into a dense network.
+    """Compiles a network with hard masks into a dense network.
 
     Args:
-      network: graph and masks.
-      variables: a tree of arrays, as the graph was traced with.
-      counts: path of every FCMask -> kept counts, as they are after the gate.
-      choose: picks among the exact schedules of each run, by their names.
+      network: the channel graph, with its masks.
+      variables: the variables, a tree of arrays with the structure and shapes that were traced.
+      counts: path of each FCMask -> kept counts after the gate, int [C], 0..N.
+      choose: chooses among the exact schedules of each run; returns the name of one.
 
     Returns:
-      The network, equal to the masked one up to rounding.
+      The frozen network; it equals the masked one up to rounding.
 
     Raises:
-      ValueError: variables or counts that are not the network's, or what a frozen network has no form for.
+      ValueError: if variables or counts do not fit the network, or a frozen network has no form for an operation.
     """
     folding = Folding(network, variables, counts)
     runs = _runs(folding)
@@ -70,7 +77,7 @@ def _stored(array: np.ndarray) -> np.ndarray:
 
 
 def _runs(folding: Folding) -> dict[int, RunParts]:
-    """The runs, by the identity of the layer that each ends in; a layer is in one of them only."""
+    """Finds the runs, by the `id` of the layer in which each ends; a layer is in at most one run."""
     found: dict[int, RunParts] = {}
     taken: set[int] = set()
     for record in folding.builder.records:
@@ -90,7 +97,7 @@ def _inputs(operation: Operation) -> tuple[int, ...]:
 
 
 def _renumbered(program: Program) -> Program:
-    """Without operations that nothing reads, and without values that nothing makes."""
+    """Removes operations whose results nothing reads, and numbers the remaining values anew."""
     needed, kept = set(program.outputs), []
     for operation in reversed(program.operations):
         if needed.intersection(makes(operation)):

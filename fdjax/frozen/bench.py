@@ -1,4 +1,4 @@
-"""Time and memory of a frozen network beside the dense one, both in their best form, in the same run."""
+"""Measures time and memory of a frozen network beside the dense network, in alternation."""
 
 from __future__ import annotations
 
@@ -21,14 +21,22 @@ from fdjax.frozen.engines import find_engine, is_there, random_inputs, runner
 from fdjax.frozen.xla import apply, compiler_options
 from fdjax.graph.masks import MaskedGraph
 
-# Builds another library's network for a batch size, and returns a function that runs it once.
+# Compiles a network with another library for a batch size, and returns a function that executes it once.
 Peer = Callable[[Frozen, int], Callable[[], object]]
 
 
 def seeded_variables(network: MaskedGraph, seed: int = 0) -> list[np.ndarray]:
-    """Random arrays for a graph's variables, in their order, for networks of which only the time matters.
+    """Makes random variables of a graph, for networks of which only the time matters.
 
-    Kernels are scaled for the number of their inputs; vectors are biases, but for those named as scales or variances.
+    Kernels are scaled by the number of their inputs. Vectors are random biases, unless their name is that of a scale, a
+    variance or a mean.
+
+    Args:
+      network: the channel graph.
+      seed: the seed.
+
+    Returns:
+      An array for each variable, in the graph's order, float64.
     """
     rng, made = np.random.default_rng(seed), []
     operations = network.operations
@@ -47,19 +55,19 @@ def seeded_variables(network: MaskedGraph, seed: int = 0) -> list[np.ndarray]:
 
 
 def dense_network(network: MaskedGraph, seed: int = 0) -> Frozen:
-    """The unpruned network in its best form, with random weights."""
+    """Freezes the unpruned network with random weights."""
     return freeze(network, seeded_variables(network, seed), network.full_counts())
 
 
 def dense_of(artifact: FrozenNetwork) -> Frozen:
-    """The dense network that a saved frozen one was made from, with seeded weights.
+    """Freezes the dense network of a saved frozen one, with random weights.
 
     Raises:
-      UserError: the graph that was saved with it is not one that can be frozen.
+      UserError: if the graph that was saved with it cannot be frozen.
     """
     try:
         return dense_network(artifact.network)
-    except Exception as error:  # Of whatever kind a forged graph leads to.
+    except Exception as error:  # A damaged graph can raise any exception.
         raise UserError(
             f"{GRAPH} of the frozen network describes no network that can be made: {first_line(error)}; freeze the "
             "checkpoint again"
@@ -68,12 +76,12 @@ def dense_of(artifact: FrozenNetwork) -> Frozen:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A network compiled for one batch size.
+    """A network that is compiled for one batch size.
 
     Attributes:
-      run: runs it once; returns its result, or a tuple of several.
-      compile_s: seconds it took to compile.
-      memory_mb: arrays, images, logits and temporary buffers, in 10^6 bytes; None where XLA does not tell.
+      run: executes it once and returns its result, or a tuple of several.
+      compile_s: time of the compilation, in seconds.
+      memory_mb: memory of arrays, images, logits and temporary buffers, in 10^6 bytes; None if XLA does not report it.
     """
 
     run: Callable[[], Any]
@@ -82,12 +90,15 @@ class Compiled:
 
 
 def compile_network(frozen: Frozen, batch: int, dtype: str = "float32") -> Compiled:
-    """Compiles a frozen network and gives it random images.
+    """Compiles a frozen network, and gives it random images.
 
     Args:
       frozen: the network.
-      batch: images at once.
-      dtype: of arrays and maps, "float32" or "bfloat16".
+      batch: the batch size, in images.
+      dtype: type of weights and activations, "float32" or "bfloat16".
+
+    Returns:
+      The compiled network.
     """
     arrays = {
         name: jnp.asarray(array, dtype if np.issubdtype(array.dtype, np.floating) else array.dtype)
@@ -121,21 +132,21 @@ def bench(
     rounds: int | None = None,
     peer: Peer | None = None,
 ) -> dict[str, Any]:
-    """Times a frozen network, the dense one, and a peer's dense one, turn by turn.
+    """Times a frozen network, the dense network, and another library's dense network, in alternation.
 
     Args:
       frozen: the pruned network.
       dense: the same network, unpruned.
-      facts: what else a row is to say, such as `network` and `mac_ratio`; JSON types.
-      batch: images at once.
-      dtype: "float32" or "bfloat16".
-      rounds: how often each runs after its warm-up; None: as often as fits into a fraction of a second, 7 to 200.
-      peer: makes another library's dense network.
+      facts: other entries of the row, such as `network` and `mac_ratio`; JSON types.
+      batch: the batch size, in images.
+      dtype: type of weights and activations, "float32" or "bfloat16".
+      rounds: timed executions of each after the warm-up; None: as many as fit into a fraction of a second, 7 to 200.
+      peer: compiles the dense network with another library.
 
     Returns:
-      A row, JSON types: `facts`; `batch`, `dtype`; milliseconds `dense_ms`, `frozen_ms`, `onnxruntime_dense_ms`
-      (medians, of `clock`: "processor" where the process has one core, else "wall") and their quartiles, and medians by
-      the wall clock; `time_ratio`, frozen over dense; seconds to compile and memory in MB.
+      A row, JSON types: `facts`; `batch`, `dtype`; the medians `dense_ms`, `frozen_ms` and `onnxruntime_dense_ms` in
+      milliseconds of `clock` ("processor" if the process has one core, else "wall"), their quartiles, and medians of
+      the wall clock; `time_ratio`, frozen over dense; seconds of compilation, and memory in MB.
     """
     compiled = {"dense": compile_network(dense, batch, dtype), "frozen": compile_network(frozen, batch, dtype)}
     functions: dict[str, Callable[[], object]] = {name: network.run for name, network in compiled.items()}
@@ -152,10 +163,10 @@ def bench(
 
 
 def onnxruntime_peer(threads: int | None = None) -> Peer | None:
-    """ONNX Runtime as a peer of `bench`; None where onnx or onnxruntime is not installed.
+    """Returns ONNX Runtime as a peer of `bench`; None if onnx or onnxruntime is not installed.
 
     Args:
-      threads: of a run; None: as many as this process has cores.
+      threads: number of threads; None: the number of cores of this process.
     """
     if not is_there("onnxruntime"):
         return None
@@ -164,16 +175,16 @@ def onnxruntime_peer(threads: int | None = None) -> Peer | None:
 
 
 def bench_layers(frozen: Frozen, dense: Frozen, *, batch: int = 1) -> list[dict[str, Any]]:
-    """Times each run, and each pointwise layer outside of any, alone: frozen beside dense, turn by turn.
+    """Times each run, and each pointwise layer outside of runs, alone: frozen and dense in alternation.
 
     Returns:
-      For each: name, form, `frozen_ms`, `dense_ms` (medians), `time_ratio`, `macs` and `dense_macs`.
+      For each its name, form, `frozen_ms`, `dense_ms` (medians), `time_ratio`, `macs` and `dense_macs`.
     """
     rows, other = [], layers_of(dense)
     for name, (program, arrays) in layers_of(frozen).items():
         dense_program, dense_arrays = other[name]
         times = time_programs({"frozen": (program, arrays), "dense": (dense_program, dense_arrays)}, batch)
-        if program == dense_program:  # One program; two times of it would differ by chance.
+        if program == dense_program:  # It is one program, so its two times differ by chance only.
             times["frozen"] = times["dense"]
         (operation,) = program.operations
         rows.append(
@@ -191,10 +202,10 @@ def bench_layers(frozen: Frozen, dense: Frozen, *, batch: int = 1) -> list[dict[
 
 
 def describe_masks(network: MaskedGraph, counts: Sequence[Mapping[str, Any]]) -> str:
-    """Which masks a network has, in a word or two: "tied" or "paper", and the kept counts between 0 and N if few.
+    """Describes a network's masks in a word or two: "tied" or "untied", and the levels if they are few.
 
     Args:
-      network: with its masks.
+      network: the channel graph, with its masks.
       counts: the `layers` of its manifest.
     """
     between = set()

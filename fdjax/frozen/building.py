@@ -1,4 +1,4 @@
-"""A program while it is being made: values are numbered, operations are named, arrays lie beside them."""
+"""Builds a program: numbers its values, names its operations, and collects their arrays."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Builder:
     """Collects the operations of a program.
 
     Attributes:
-      records: the operations in order: finished ones, and open layers.
-      arrays: of the finished ones.
-      shapes: of the program's values, without the batch.
+      records: finished operations and open layers, in order.
+      arrays: the arrays of the finished operations.
+      shapes: the shapes of the program's values, without the batch.
     """
 
     def __init__(self) -> None:
@@ -30,19 +30,29 @@ class Builder:
         self._names: Counter[str] = Counter()
 
     def value(self, shape: Sequence[int]) -> int:
-        """A new value."""
+        """Adds a value of a shape (without the batch); returns its number."""
         self.shapes.append(tuple(shape))
         return len(self.shapes) - 1
 
     def name(self, name: str) -> str:
-        """The name with a number behind it, where it is taken."""
+        """Returns the name, with a number appended if it is taken."""
         self._names[name] += 1
         return name if self._names[name] == 1 else f"{name}_{self._names[name]}"
 
     def emit(
         self, kind: str, inputs: Sequence[int | np.ndarray], shape: Sequence[int], params: Mapping[str, Any]
     ) -> int:
-        """Adds an operation on values (numbers) and arrays; returns the value it makes."""
+        """Adds an operation.
+
+        Args:
+          kind: the primitive's name.
+          inputs: numbers of values, and arrays.
+          shape: shape of the result, without the batch.
+          params: the primitive's parameters.
+
+        Returns:
+          The number of the result.
+        """
         name, made, arguments = self.name(kind), self.value(shape), []
         for argument in inputs:
             if isinstance(argument, np.ndarray):
@@ -56,20 +66,29 @@ class Builder:
         return made
 
     def elementwise(self, kind: str, x: int, vector: np.ndarray) -> int:
-        """x (kind) vector, where the vector has a number for each kept channel, or for each pixel and channel."""
+        """Adds an elementwise operation of a value and a constant.
+
+        Args:
+          kind: the primitive's name, such as "add".
+          x: the number of the value.
+          vector: the constant, [C] or [H, W, C], for the kept channels.
+
+        Returns:
+          The number of the result.
+        """
         shape = self.shapes[x]
         array = vector.reshape(1, *(1,) * (len(shape) - vector.ndim), *vector.shape)
         params = {"mul": {"out_dtype": None}}.get(kind, {})
         return self.emit(kind, [x, array], shape, params)
 
     def take(self, x: int, indices: tuple[int, ...]) -> int:
-        """Channels of a value in another order, -1 for zero."""
+        """Adds a selection of channels of a value; the index -1 stands for a channel of zeros."""
         made = self.value((*self.shapes[x][:-1], len(indices)))
         self.records.append(Take(self.name("take"), x, made, indices))
         return made
 
     def move_channels(self, x: int, source: int, target: int) -> int:
-        """Moves an axis (counted with the batch) to another place."""
+        """Adds a transposition that moves the axis `source` to `target`; both count the batch."""
         if source == target:
             return x
         rank = len(self.shapes[x]) + 1
@@ -81,6 +100,6 @@ class Builder:
         )
 
     def zeros(self, shape: Sequence[int]) -> int:
-        """A value of zeros."""
+        """Adds a value of zeros."""
         params = {"shape": (1, *shape), "broadcast_dimensions": (), "sharding": None}
         return self.emit("broadcast_in_dim", [np.zeros(())], shape, params)

@@ -1,4 +1,4 @@
-"""Operations that carry channels along, or move them, applied to the channels that a frozen network keeps."""
+"""Applies operations that carry channels along, or move them, to the channels that a frozen network keeps."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from fdjax.frozen.folding import Folding
 
 Params = Mapping[str, Any]
-# (folding, operation, output) -> the operation's parameters for kept channels, and what follows it: where each channel
-# of the result comes from, as positions in the (concatenated) inputs.
+# The operation's parameters for the kept channels, and for each channel of the result its position in the
+# (concatenated) inputs; None: channels do not move.
 Adapted = tuple[Params, np.ndarray | None]
 
 
 def carry(folding: Folding, operation: Operation) -> dict[int, Held] | None:
-    """What is held of the operation's results; None where it has to be done with all channels.
+    """Applies an operation to the kept channels; returns the `Held` of its results, or None if it needs all channels.
 
     Raises:
-      ValueError: an operation with several results that a frozen network has no form for.
+      ValueError: if a frozen network has no form for the operation.
     """
     lives = [value for value in operation.inputs if folding.is_live(value)]
     if any(folding.held(value).order is None for value in lives):
@@ -53,7 +53,7 @@ def carry(folding: Folding, operation: Operation) -> dict[int, Held] | None:
 def _applied(
     folding: Folding, operation: Operation, adapt: Any, order: np.ndarray, axis: int, shape: tuple[int, ...]
 ) -> int:
-    """Emits the operation on the kept channels of its inputs; returns the result, channels last."""
+    """Emits the operation for the kept channels of its inputs; returns the result, channels last."""
     arguments: list[int | np.ndarray] = []
     lying: list[np.ndarray] = []
     start = 0
@@ -75,14 +75,14 @@ def _applied(
     at_hand = np.concatenate(lying) if over_channels else lying[0]
     sides = list(shape)
     sides[axis] = len(at_hand)
-    made = folding.canonical(folding.emit_like(operation, arguments, sides[1:], params), operation.outputs[0])
+    made = folding.canonical(folding.builder.emit(operation.kind, arguments, sides[1:], params), operation.outputs[0])
     wanted = order if sources is None else sources[order]
     indices = places(wanted, at_hand)
     return made if indices is None else folding.builder.take(made, indices)
 
 
 def _constant_result(folding: Folding, operation: Operation, offsets: Sequence[np.ndarray]) -> np.ndarray:
-    """The operation on what its inputs are for every image: [..., C], in float64."""
+    """Applies the operation to the parts of its inputs that are the same for all images; returns [..., C], float64."""
     output = operation.outputs[0]
     axis, shape = folding.axis_of(output), folding.shape_of(output)
     assert axis is not None
@@ -104,8 +104,10 @@ def _constant_result(folding: Folding, operation: Operation, offsets: Sequence[n
 
 
 def _pooled(folding: Folding, operation: Operation) -> Held | None:
-    """The sum over the map of what a pointwise layer makes: the layer gives the mean itself, without bringing to pixels
-    what is constant in every block."""
+    """Handles the sum over the map of a pointwise layer's output: the layer computes the mean itself.
+
+    It then does not have to bring to pixels what is constant in every block.
+    """
     if operation.kind != "reduce_sum":
         return None
     value = operation.inputs[0]
@@ -114,7 +116,7 @@ def _pooled(folding: Folding, operation: Operation) -> Held | None:
         return None
     held = folding.settled(value)
     layer = held.layer
-    # Only where there is something to gain: the layer is wrapped, and its output is masked.
+    # This gains time only if the layer is wrapped and its output is masked.
     if layer is None or layer.kind != "pointwise" or layer.block == 1 or layer.pooled or held.offset.ndim > 1:
         return None
     pixels = float(np.prod(layer.size))
@@ -123,7 +125,7 @@ def _pooled(folding: Folding, operation: Operation) -> Held | None:
     return Held(layer.y, held.order, np.full(channels, pixels), held.offset * pixels, layer)
 
 
-# How parameters change with the number of kept channels.
+# The functions below change an operation's parameters for `kept` channels.
 
 
 def _same(folding: Folding, operation: Operation, kept: int) -> Adapted:
@@ -173,7 +175,7 @@ _ADAPT: Mapping[str, Callable[[Folding, Operation, int], Adapted]] = {
 
 
 def _split(folding: Folding, operation: Operation) -> dict[int, Held]:
-    """As one slice for each part."""
+    """Handles a split as one slice for each part."""
     axis, start, found = operation.params["axis"], 0, {}
     shape = folding.shape_of(operation.inputs[0])
     for value, size in zip(operation.outputs, operation.params["sizes"], strict=True):

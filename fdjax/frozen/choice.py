@@ -1,4 +1,4 @@
-"""Choosing forms by measured time on the machine at hand: among exact ones, and between pruned and released layers."""
+"""Chooses by measured time on this machine: among exact forms, and between pruned and released layers."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from fdjax.frozen.program import Pointwise, Program, Run
 from fdjax.frozen.runs import Candidates
 from fdjax.graph.masks import SIDES, Counts, MaskedGraph
 
-# Times of a layer alone, a few percent apart, do not say which is faster in the network.
+# A form has to be faster than this share of the usual form's time: smaller differences may not hold in the network.
 _CLEARLY_FASTER = 0.95
-# About how long parts, and whole networks, are timed.
+# About how long parts and whole networks are timed, in seconds.
 _SECONDS_OF_PARTS, _SECONDS_OF_NETWORKS = 0.4, 2.0
-# Transforms take more time than their MACs say: with so many times the MACs of another schedule one is not timed.
+# A schedule with transforms is not timed if it has this many times the MACs of the cheapest: transforms take more time
+# than their MACs suggest.
 _MANY_MORE = 1.2
 
 
 def alone(operation: Run | Pointwise, inputs: int) -> Program:
-    """A program of one operation, which reads a map of `inputs` channels."""
+    """Returns a program of one operation, which reads a map of `inputs` channels."""
     if isinstance(operation, Run):
         read, made = operation.in_size, operation.out_size
     else:
@@ -43,26 +44,26 @@ def alone(operation: Run | Pointwise, inputs: int) -> Program:
 def time_programs(
     candidates: Mapping[str, tuple[Program, HostArrays]], batch: int, engine: str = "xla", *, part: bool = True
 ) -> dict[str, float]:
-    """Median milliseconds of programs, run in turn on random maps or images.
+    """Times programs in alternation on random maps or images.
 
     Args:
-      candidates: by name.
-      batch: images at once.
+      candidates: programs and their arrays, by name.
+      batch: the batch size, in images.
       engine: one of `fdjax.frozen.engines.ENGINES`.
-      part: they are parts of networks, and read maps.
+      part: whether the programs are parts of networks, which read maps instead of images.
 
     Returns:
-      By name; those that the engine refuses are left out.
+      The median of each in milliseconds, by name; programs that the engine refuses are left out.
 
     Raises:
-      UserError: the engine is not there, or refuses all of them.
+      UserError: if the engine is not installed, or refuses all programs.
     """
     found, functions, refusals = find_engine(engine), {}, []
     for name, (program, arrays) in candidates.items():
         try:
             functions[name] = runner(found, program, arrays, batch, cores(), part=part)
             functions[name]()
-        except Exception as error:  # Of whatever kind an engine's binding raises.
+        except Exception as error:  # An engine's binding can raise any exception.
             functions.pop(name, None)
             refusals.append(first_line(error))
     if not functions:
@@ -73,14 +74,14 @@ def time_programs(
 
 @dataclasses.dataclass
 class Stopwatch:
-    """Measures layers for one batch size; what it has measured it remembers.
+    """Times layers for one engine and batch size, and caches the times.
 
     Attributes:
-      batch: images at once.
-      cache: a folder that keeps measurements from one command to the next, or None.
-      engine: that the network is to run on.
-      one_core: measure on one core, whatever this process has; else on its own.
-      times: what has been measured in this process: layer -> form -> milliseconds (median).
+      batch: the batch size, in images.
+      cache: a folder that keeps times from one command to the next; None: times are not kept.
+      engine: the engine that the network will run on.
+      one_core: whether to measure on one core; otherwise on all cores of this process.
+      times: the times that were used in this process: layer -> form -> median in milliseconds.
     """
 
     batch: int = 1
@@ -93,9 +94,15 @@ class Stopwatch:
     def measure(
         self, layer: str, candidates: Mapping[str, tuple[Program, HostArrays]], *, part: bool = True
     ) -> dict[str, float]:
-        """Milliseconds of the schedules of a run, or of the forms of a layer; of whole networks where they are no part.
+        """Returns times from the cache, or measures them.
 
-        What the engine refuses is left out.
+        Args:
+          layer: name of the run or layer, under which the times are recorded.
+          candidates: programs and their arrays, by name: the schedules of a run, or the forms of a layer.
+          part: whether the programs are parts of networks; otherwise they are whole networks.
+
+        Returns:
+          The median of each in milliseconds, by name; programs that the engine refuses are left out.
         """
         key = self._key({name: _nameless(program) for name, (program, _) in candidates.items()})
         found = self._known.get(key) or self._read(key)
@@ -109,20 +116,34 @@ class Stopwatch:
         return found
 
     def now(self, candidates: Mapping[str, tuple[Program, HostArrays]], *, part: bool) -> dict[str, float]:
-        """As `measure`, whatever has been measured before."""
+        """Measures times without the cache.
+
+        Args:
+          candidates: programs and their arrays, by name.
+          part: whether the programs are parts of networks.
+
+        Returns:
+          The median of each in milliseconds, by name; programs that the engine refuses are left out.
+        """
         if self.one_core and self._in_another_process:
             return times_on_one_core(candidates, self.batch, self.engine, part=part)
         return time_programs(candidates, self.batch, self.engine, part=part)
 
     @property
     def _in_another_process(self) -> bool:
-        """An accelerator is this process's own, and nothing else runs on a core that is alone."""
+        """Whether one core is measured in another process; with an accelerator or a single core it is not needed."""
         return cores() > 1 and (self.engine != "xla" or jax.default_backend() == "cpu")
 
     def choose(self, candidates: Candidates) -> str:
-        """The fastest schedule of a run (`fdjax.frozen.freeze` takes it as `choose`).
+        """Chooses the fastest schedule of a run; `fdjax.frozen.freeze` takes this method as `choose`.
 
-        That with the fewest MACs, unless another is faster by more than 5%.
+        The schedule with the fewest MACs is chosen unless another is faster by more than 5%.
+
+        Args:
+          candidates: the schedules of the run, by name.
+
+        Returns:
+          The name of the schedule.
         """
         name, usual, candidates = (
             next(iter(candidates.values()))[0].name,
@@ -147,7 +168,7 @@ class Stopwatch:
 
 
 def _nameless(program: Program) -> dict[str, Any]:
-    """A program as data, without names: layers that are alike are measured once."""
+    """Returns a program as data without names, so that equal layers are measured only once."""
     fields = program.to_dict()
     for operation in fields["operations"]:
         operation |= {name: None for name in ("name", "layers") if name in operation}
@@ -155,7 +176,14 @@ def _nameless(program: Program) -> dict[str, Any]:
 
 
 def worth_timing(candidates: Candidates) -> Candidates:
-    """The schedules of a run but for those that have many more MACs than the least, for transforms."""
+    """Leaves out schedules with transforms that have many more MACs than the cheapest.
+
+    Args:
+      candidates: the schedules of a run, by name.
+
+    Returns:
+      The remaining schedules.
+    """
     least = candidates[fewest_macs(candidates)][0].macs()
     transforms = {
         name: any(product.transforms for chain in run.chains for product in (chain.writer, chain.reader))
@@ -169,25 +197,33 @@ def worth_timing(candidates: Candidates) -> Candidates:
 
 
 def programs(candidates: Candidates) -> dict[str, tuple[Program, HostArrays]]:
-    """The schedules of a run, each alone."""
+    """Makes a program of each schedule of a run.
+
+    Args:
+      candidates: the schedules of the run, by name.
+
+    Returns:
+      The programs and their arrays, by the schedule's name.
+    """
     return {name: (alone(run, run.inputs), arrays) for name, (run, arrays) in candidates.items()}
 
 
 def release_slower(
     network: MaskedGraph, variables: Any, counts: Counts, stopwatch: Stopwatch
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Releases the layers that take longer pruned than released, which changes the function.
+    """Releases the layers that take longer pruned than released; this changes what the network computes.
 
-    Partial counts of a run, or of a layer outside of any, rise to N; removed channels stay removed.
+    When a run, or a layer outside of runs, is released, its kept counts between 0 and N rise to N; removed channels
+    stay removed.
 
     Args:
-      network: with its masks.
-      variables: as `fdjax.frozen.freeze` takes them.
-      counts: path of every FCMask -> kept counts.
-      stopwatch: measures.
+      network: the channel graph, with its masks.
+      variables: the variables, as `fdjax.frozen.freeze` takes them.
+      counts: path of each FCMask -> kept counts, int [C], 0..N.
+      stopwatch: measures the times.
 
     Returns:
-      The counts after release, and the names of the layers that were released.
+      The counts after the release, and the names of the released layers.
     """
     raised = {path: np.where(np.asarray(counts[path]) > 0, n, 0) for path, (_, n) in network.mask_sizes.items()}
     pruned, released = (_forms(network, variables, c) for c in (counts, raised))
@@ -207,7 +243,7 @@ def release_slower(
 def _forms(
     network: MaskedGraph, variables: Any, counts: Counts
 ) -> dict[str, tuple[tuple[str, ...], dict[str, tuple[Program, HostArrays]]]]:
-    """Of every run, and of every wrapped layer outside of any: its layers, and its exact forms by name."""
+    """Returns for each run, and each wrapped layer outside of runs, its layers and its exact forms by name."""
     found: dict[str, tuple[tuple[str, ...], dict[str, tuple[Program, HostArrays]]]] = {}
 
     def keep(candidates: Candidates) -> str:
@@ -224,7 +260,14 @@ def _forms(
 
 
 def layers_of(frozen: Frozen) -> dict[str, tuple[Program, HostArrays]]:
-    """The runs and the pointwise layers of a frozen network, each a program with its own arrays, by name."""
+    """Takes the runs and the pointwise layers out of a frozen network.
+
+    Args:
+      frozen: the network.
+
+    Returns:
+      A program with its arrays for each, by name.
+    """
     found = {}
     for operation in frozen.program.operations:
         if isinstance(operation, (Run, Pointwise)):

@@ -1,4 +1,4 @@
-"""The clock: functions timed turn by turn, by the processor's time where this process has one core."""
+"""Times functions in alternation, by processor time if this process has one core, else by the wall clock."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Times(NamedTuple):
     """Milliseconds of every round, [rounds].
 
     Attributes:
-      wall: from start to end.
-      processor: that this process had, of all its threads.
+      wall: time from start to end.
+      processor: processor time of all threads of this process.
     """
 
     wall: np.ndarray
@@ -26,34 +26,34 @@ class Times(NamedTuple):
 
     @property
     def own(self) -> np.ndarray:
-        """What the function itself took: `processor` where one core does everything, else `wall`."""
+        """The time of the function itself: `processor` if one core does everything, else `wall`."""
         return self.processor if has_one_core() else self.wall
 
 
 def cores() -> int:
-    """How many processor cores this process may use."""
+    """Returns the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def has_one_core() -> bool:
-    """Whether this process computes on one processor core: its time there is then free of what other programs took."""
+    """Whether this process computes on one processor core; its processor time then leaves out other programs' time."""
     return cores() == 1 and jax.default_backend() == "cpu"
 
 
 def clock() -> str:
-    """What `Times.own` is: "processor" or "wall"."""
+    """Returns which clock `Times.own` is of: "processor" or "wall"."""
     return "processor" if has_one_core() else "wall"
 
 
 def interleaved(
     functions: Mapping[str, Callable[[], object]], rounds: int | None = None, seconds: float = _SECONDS
 ) -> dict[str, Times]:
-    """Times functions turn by turn, so that a machine that slows down does so for all of them.
+    """Times functions in alternation, so that a machine that slows down slows all of them.
 
     Args:
-      functions: each returns arrays, which are waited for.
-      rounds: how often each is run after its warm-up; None: as often as fits into `seconds`, 7 to 1000.
-      seconds: about how long all take together.
+      functions: the functions, by name; the arrays that one returns are waited for.
+      rounds: executions of each after the warm-up; None: as many as fit into `seconds`, 7 to 1000.
+      seconds: about how long all of them take together.
 
     Returns:
       The times of every round, by name.
@@ -80,5 +80,12 @@ def interleaved(
 
 
 def quartiles(times: np.ndarray) -> list[float]:
-    """The first and the third quartile."""
+    """Computes the first and the third quartile.
+
+    Args:
+      times: [rounds].
+
+    Returns:
+      The two quartiles.
+    """
     return [float(value) for value in np.percentile(times, [25, 75])]

@@ -1,4 +1,4 @@
-"""What of a network does not depend on the image, evaluated in float64 with numpy."""
+"""Evaluates the part of a network that does not depend on the image, in float64 with numpy."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ Constants = dict[int, np.ndarray]
 
 
 def evaluate_constants(graph: Graph, variables: Any) -> Constants:
-    """Value -> array, of every value that no image reaches: floats in float64, the rest in its own type.
+    """Evaluates every value that does not depend on the image.
 
     Args:
       graph: channel graph of the network.
-      variables: a tree of arrays, as it was traced with.
+      variables: the variables, a tree of arrays with the structure and shapes that were traced.
+
+    Returns:
+      Value -> array; floats are float64, other types stay.
 
     Raises:
-      ValueError: variables of another structure or other shapes.
+      ValueError: if the variables have another structure or other shapes.
     """
     operations = graph.operations
     paths, leaves = list(operations.variables.items()), jax.tree.leaves(variables)

@@ -1,4 +1,4 @@
-"""Networks timed on engines, all of them turn by turn."""
+"""Times networks on engines, all of them in alternation."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from fdjax.frozen.engines import find_engine, runner
 def bench_engines(
     networks: Mapping[str, Frozen], engines: Sequence[str], *, batch: int, threads: int, rounds: int | None = None
 ) -> list[dict[str, Any]]:
-    """Times networks, the first of which is the dense one, on engines, all of them turn by turn.
+    """Times networks on engines, all of them in alternation.
 
     Args:
-      networks: by name.
+      networks: the networks by name; the first is the dense one.
       engines: some of `fdjax.frozen.engines.ENGINES`.
-      batch: images at once.
-      threads: of ONNX Runtime and OpenVINO; XLA has those of the process, native code has one.
-      rounds: how often each runs after its warm-up; None: as `interleaved` has it.
+      batch: the batch size, in images.
+      threads: threads of ONNX Runtime and OpenVINO; XLA uses the process's, native code one.
+      rounds: timed executions of each after the warm-up; None: as `interleaved` chooses.
 
     Returns:
-      A row for each network and engine, JSON types: `form` (its name), `engine`, `batch`, `clock`, `ms` (median),
-      `ms_quartiles`, `wall_ms`; `time_ratio`, over the dense network's on the same engine; `ratio_to_best_dense`, over
-      the dense network's on the engine where that is fastest; `macs`, `mac_ratio`, `gflops` (two for each MAC).
-      An engine that refuses a network has a row with `error` in place of times.
+      A row for each network and engine, JSON types: `form` (the network's name), `engine`, `batch`, `clock`, `ms`
+      (median), `ms_quartiles`, `wall_ms`; `time_ratio`, over the dense network's time on the same engine;
+      `ratio_to_best_dense`, over the dense network's time on the engine where that is fastest; `macs`, `mac_ratio`,
+      `gflops` (two for each MAC). If an engine refuses a network, the row has `error` in place of times.
 
     Raises:
-      UserError: an engine that is not there.
+      UserError: if an engine is not installed.
     """
     runs: dict[str, Callable[[], Any]] = {}
     errors: dict[str, str] = {}
@@ -42,7 +42,7 @@ def bench_engines(
             try:
                 runs[key] = runner(engine, frozen.program, frozen.arrays, batch, threads)
                 runs[key]()
-            except Exception as error:  # Of whatever kind an engine's binding raises.
+            except Exception as error:  # An engine's binding can raise any exception.
                 runs.pop(key, None)
                 errors[key] = first_line(error)
     times = interleaved(runs, rounds)

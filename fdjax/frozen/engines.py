@@ -1,6 +1,6 @@
-"""The engines that a frozen network runs on, by name: what each needs, its emitter, and how it takes its inputs.
+"""The engines that execute a frozen network, by name: what each needs, its emitter, and the form of its inputs.
 
-An engine makes a function of a program (`Engine.compile`); `fdjax.frozen.clock` times such functions.
+An engine compiles a program to a function (`Engine.compile`); `fdjax.frozen.clock` times such functions.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Engine:
     """An engine.
 
     Attributes:
-      name: by which it is asked for.
-      packages: what has to be installed beside fdjax.
+      name: the engine's name.
+      packages: packages that have to be installed beside fdjax.
       compile: (program, arrays, shapes of the inputs [B, ...], threads, whether the program is a part of a network) ->
-        a function of the inputs. A part has its maps in the engine's own layout: [B, C, H, W] in ONNX.
-      place: an input as the function takes it.
-      version: what times depend on beside the processor.
-      writes_onnx: it reads ONNX files.
+        a function of the inputs. The maps of a part have the engine's own layout: [B, C, H, W] in ONNX.
+      place: converts an input to the type that the function takes.
+      version: returns the versions that times depend on, beside the processor.
+      writes_onnx: whether the engine reads ONNX files.
     """
 
     name: str
@@ -130,10 +130,10 @@ ENGINES = tuple(_BY_NAME)
 
 
 def find_engine(name: str) -> Engine:
-    """The engine of a name.
+    """Returns the engine of a name.
 
     Raises:
-      UserError: there is none, or this machine does not have it; the message says what to install.
+      UserError: if there is no such engine, or it is not installed; the message says what to install.
     """
     if name not in _BY_NAME:
         raise UserError(f"there is no engine {name!r}; give some of {', '.join(ENGINES)}")
@@ -147,13 +147,13 @@ def find_engine(name: str) -> Engine:
 
 
 def check_engines(names: Sequence[str]) -> None:
-    """Raises `UserError` for the first engine of some that is unknown or that this machine does not have."""
+    """Raises `UserError` for the first engine that is unknown or not installed."""
     for name in names:
         find_engine(name)
 
 
 def is_there(name: str) -> bool:
-    """Whether this machine has an engine."""
+    """Whether an engine is installed."""
     try:
         find_engine(name)
     except UserError:
@@ -162,7 +162,16 @@ def is_there(name: str) -> bool:
 
 
 def random_inputs(program: Program, batch: int, part: bool = False) -> list[np.ndarray]:
-    """A batch for each input of a program: images, uint8, or maps of a part of a network, float32, 0 to 6."""
+    """Makes random inputs of a program.
+
+    Args:
+      program: the program.
+      batch: the batch size, in images.
+      part: whether the program is a part of a network, which reads maps.
+
+    Returns:
+      A batch for each input: images, uint8 [B, H, W, C], or maps, float32 [B, H, W, C] in 0..6.
+    """
     rng, made = np.random.default_rng(0), []
     for value in program.inputs:
         shape = (batch, *program.shapes[value])
@@ -173,15 +182,18 @@ def random_inputs(program: Program, batch: int, part: bool = False) -> list[np.n
 def runner(
     engine: Engine, program: Program, arrays: Arrays, batch: int, threads: int, *, part: bool = False
 ) -> Callable[[], Any]:
-    """Compiles a program and gives it random inputs: a function that runs it once.
+    """Compiles a program and gives it random inputs.
 
     Args:
-      engine: of `find_engine`.
-      program: of a network, or of a part of one.
-      arrays: by name.
-      batch: images at once.
-      threads: of ONNX Runtime and OpenVINO; XLA has those of the process, native code has one.
-      part: the inputs are maps.
+      engine: the engine.
+      program: the program of a network, or of a part of one.
+      arrays: the program's arrays, by name.
+      batch: the batch size, in images.
+      threads: threads of ONNX Runtime and OpenVINO; XLA uses the process's, native code one.
+      part: whether the program is a part of a network, which reads maps.
+
+    Returns:
+      A function that executes the program once.
     """
     given = random_inputs(program, batch, part)
     if part and engine.writes_onnx:
@@ -193,7 +205,7 @@ def runner(
 
 @functools.cache
 def what_times_depend_on(name: str) -> str:
-    """Of an engine: its version, the processor, and the code that emits for it."""
+    """Returns what times on an engine depend on: its version, the processor, and a hash of the emitters' code."""
     folder, digest = Path(__file__).parent, hashlib.sha256()
     for file in sorted([*folder.glob("*.py"), *folder.glob("native/*.py"), *folder.glob("native/*.h")]):
         digest.update(file.read_bytes())

@@ -1,4 +1,4 @@
-"""A frozen network as a file for other programs: StableHLO for cpu, cuda and tpu, ONNX, or C++."""
+"""Writes a frozen network as a file for other programs: StableHLO for cpu, cuda and tpu, ONNX, or C++."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def to_stablehlo(frozen: Frozen, platforms: tuple[str, ...] = PLATFORMS) -> bytearray:
-    """The network with its arrays, serialised by `jax.export`: float32 images [batch, H, W, C] -> logits.
+    """Serialises a network with its arrays by `jax.export`, for all platforms in one file.
 
-    Further inputs and outputs of the network are those of the function. The batch size is left open, and the
-    platforms are in one file.
+    The function is float32 images [batch, H, W, C] -> logits, or has the network's other inputs and outputs; it takes
+    any batch size.
     """
     arrays = {name: jnp.asarray(array) for name, array in frozen.arrays.items()}
     (batch,) = jax.export.symbolic_shape("batch", constraints=["batch >= 1"])
@@ -40,14 +40,14 @@ def to_stablehlo(frozen: Frozen, platforms: tuple[str, ...] = PLATFORMS) -> byte
 
 
 def read_stablehlo(file: Path) -> Callable[..., Any]:
-    """The function in a file that `export` wrote: images [B, H, W, C] -> logits [B, num_classes].
+    """Reads the function in a file that `export` wrote: images [B, H, W, C] -> logits [B, num_classes].
 
     Raises:
-      UserError: the file is no such file.
+      UserError: if it is not such a file.
     """
     try:
         exported = jax.export.deserialize(bytearray(file.read_bytes()))
-    except Exception as error:  # flatbuffers raises nearly anything on foreign bytes
+    except Exception as error:  # flatbuffers can raise any exception on other bytes.
         raise UserError(f"{file} is no network that fdjax export wrote: {error}") from error
     return lambda *images: exported.call(*(jnp.asarray(image, jnp.float32) for image in images))
 
@@ -68,11 +68,11 @@ def export(frozen: Frozen, file: Path, graph: MaskedGraph | None = None) -> None
 
     Args:
       frozen: the network.
-      file: to write.
-      graph: it was frozen from; an ONNX file then has the names of its classes, and what images it takes.
+      file: the file to write.
+      graph: the graph that it was frozen from; an ONNX file then has the names of the classes and the form of images.
 
     Raises:
-      UserError: another suffix, or a network that the format cannot hold.
+      UserError: if the suffix is another, or the format cannot hold the network.
     """
     if file.suffix not in WRITERS:
         raise UserError(f"{file}: give a file that ends in {' or '.join(WRITERS)}")

@@ -1,15 +1,15 @@
-"""From a graph, variables and hard masks to the program of a frozen network: one walk over the operations.
+"""Makes the program of a frozen network from a graph, its variables and hard masks, in one walk over the operations.
 
-What does not depend on the image is evaluated. Scales and offsets that are affine in a value are carried along with it,
-and go into the kernels and biases of the layers before and after; so batch norm vanishes. Channels that do not vary,
-or that nothing reads (`fdjax.frozen.kept`), are left out: what such a channel is at each pixel is part of the offset.
+Values that do not depend on the image are evaluated. Scales and offsets are carried along with a value, and go into the
+kernels and biases of the layers before and after it, so that batch norm disappears. Channels that do not vary, or that
+nothing reads (`fdjax.frozen.kept`), are left out; the value of such a channel at each pixel is part of the offset.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,12 +35,12 @@ from fdjax.graph.operations import Operation
 
 
 class Folding:
-    """The walk.
+    """The walk over the operations.
 
     Attributes:
-      builder: the program.
-      inputs: the program's values for the images.
-      outputs: its results.
+      builder: the program so far.
+      inputs: the program's values of the images.
+      outputs: the program's values of the results.
     """
 
     def __init__(self, network: MaskedGraph, variables: Any, counts: Counts):
@@ -69,29 +69,24 @@ class Folding:
             raise ValueError("the function returns a value that does not depend on its images")
         return self._whole(value)
 
-    # Affine parts
-
     def _close(self, held: Held, value: int) -> None:
-        """From here on several operations read a value: what can go into the layer that makes it goes now."""
+        """Puts scale and offset into a value's layer if several operations read the value; the layer is closed then."""
         if self._readers[value] > 1 and held.layer is not None:
             if held.scale is not None and held.layer.activation == "none":
                 held.layer.scale(held.scale)
                 held.scale = None
-            # A map of offsets would be added anew for each reader.
+            # A map of offsets is added once here, not by each reader.
             if held.layer.activation == "none" and self._differs(held):
                 held.offset = self.settle(held).offset
             held.layer = None
 
     def settled(self, value: int) -> Held:
-        """A live value of the graph, settled once for whatever reads it: what goes into a layer may not go twice."""
+        """Settles a live value of the graph, once for all its readers: its layer may take up an offset only once."""
         self._held[value] = self.settle(self._held[value])
         return self._held[value]
 
     def settle(self, held: Held) -> Held:
-        """A value whose kept channels are its base alone.
-
-        Scale and offset go into the layer before, or are computed.
-        """
+        """Puts scale and offset into the layer before, or adds operations; the kept channels then equal `base`."""
         if held.base is None or held.order is None:
             return dataclasses.replace(held, layer=None)
         order, layer = held.order, held.layer
@@ -113,7 +108,7 @@ class Folding:
         return Held(base, order, None, uniform(rest), layer, activation)
 
     def base_of(self, value: int) -> int:
-        """The kept channels of a settled value, also where none of them varies."""
+        """Returns the kept channels of a settled value as a value of the program, also if none of them varies."""
         held = self.settled(value)
         assert held.order is not None
         if held.base is not None:
@@ -125,7 +120,7 @@ class Folding:
         return self.builder.elementwise("add", base, here) if here.any() else base
 
     def _whole(self, value: int) -> int:
-        """The value of the program that has all of a value's channels, as the graph has them."""
+        """Returns the value of the program that has all of a value's channels, in the graph's layout."""
         held = self._held[value]
         if held.order is None:
             assert held.base is not None
@@ -142,8 +137,6 @@ class Folding:
         if settled.offset.any():
             base = self.builder.elementwise("add", base, settled.offset)
         return self.builder.move_channels(base, len(shape) - 1, live.axis)
-
-    # Operations
 
     def _step(self, index: int, operation: Operation) -> None:
         if index in self._layer_of and index not in self.network.walk.opaque:
@@ -165,7 +158,7 @@ class Folding:
         self._general(operation)
 
     def _shuffled(self, source: int, order: np.ndarray, value: int) -> Held:
-        """The channels of a value in another order."""
+        """Reorders the channels of a value."""
         held, kept = self.settled(source), self.order_of(value)
         assert held.order is not None
         offset, indices = held.offset[..., order], places(order[kept], held.order)
@@ -182,15 +175,30 @@ class Folding:
         return value in self._live
 
     def held(self, value: int) -> Held:
-        """What is known of a live value."""
+        """Returns the `Held` of a live value."""
         return self._held[value]
 
     def constant(self, value: int) -> np.ndarray:
-        """A value that depends on no image."""
+        """Returns a constant.
+
+        Args:
+          value: a value of the graph that does not depend on an image.
+
+        Returns:
+          Its array.
+        """
         return self._constants[value]
 
     def vector(self, constant: int, like: int) -> np.ndarray | None:
-        """A constant as one number a channel of the value `like`; None where it is none."""
+        """Reduces a constant to one number a channel.
+
+        Args:
+          constant: a value of the graph that does not depend on an image.
+          like: a live value of the same shape.
+
+        Returns:
+          float64 [C], for the channels of `like`; None if the constant differs within a channel.
+        """
         array, live, shape = self._constants[constant], self._live[like], self._graph.shapes[like]
         if live.axis is None:
             return None
@@ -205,13 +213,13 @@ class Folding:
         return rows[0].astype(np.float64) if (rows == rows[0]).all() else None
 
     def combine(self, operation: Operation, sign: float) -> Held | None:
-        """The sum, or the difference, of two values with the same channels."""
+        """Adds or subtracts two values with the same channels."""
         first, second = (self._held[value] for value in operation.inputs)
         if first.order is None or second.order is None or operation.inputs[0] == operation.inputs[1]:
             return None
         same = first.scale is not None and second.scale is not None and np.array_equal(first.scale, second.scale)
         settled = [first, second] if same else [self._unscaled(held) for held in (first, second)]
-        # An offset that differs over the map is added where it arises, so that it does not grow along the way.
+        # An offset that differs over the map is added before the sum, so that offsets do not accumulate.
         first, second = (
             self._flattened(value) if held is self._held[value] else self._flatten(held)
             for value, held in zip(operation.inputs, settled, strict=True)
@@ -227,7 +235,7 @@ class Folding:
         return Held(base, first.order, first.scale, offset)
 
     def _unscaled(self, held: Held) -> Held:
-        """Scales a value now: in the layer that makes it, if that can still be changed."""
+        """Applies a value's scale: in the layer that makes it, if that is still open, else by an operation."""
         if held.base is None or held.scale is None or held.order is None:
             return held
         if held.layer is not None and held.layer.activation == "none" and not held.layer.pooled:
@@ -243,15 +251,13 @@ class Folding:
         return bool(np.ptp(held.offset.reshape(-1, held.offset.shape[-1])[:, held.order], axis=0).any())
 
     def _flatten(self, held: Held) -> Held:
-        """Adds an offset that differs over the map to the kept channels now."""
+        """Adds an offset that differs over the map to the kept channels."""
         return self.settle(held) if self._differs(held) else held
 
     def _flattened(self, value: int) -> Held:
-        """A live value of the graph, flattened once for whatever reads it."""
+        """Flattens a live value of the graph, once for all its readers."""
         self._held[value] = self._flatten(self._held[value])
         return self._held[value]
-
-    # Layers
 
     def _layer(self, layer: Layer, operation: Operation) -> Held:
         image_side, kernel_side = image_and_kernel(operation, self._live)
@@ -267,7 +273,7 @@ class Folding:
         if max(spread_of(operation)) > 1:
             x = self._spread(self.settled(value), layer.in_size, spread_of(operation))
         if window is not None and any(any(pads) for pads in window.pads):
-            # Zeros are added around the map, and so there has to be nothing left to add to the map itself.
+            # The padding is zero, so the offset has to be added to the map before it is padded.
             x = self._settled_but_scaled(x)
         offset = offset_through(kernel, x.offset, window, layer, block, counts)
         order = self.kept.order(live.ids)
@@ -283,7 +289,6 @@ class Folding:
             kernel=kernel if x.scale is None else scaled_inputs(kernel, x.scale, layer),
             size=layer.out_size,
             bias=np.zeros(layer.out_channels),
-            # Whole groups of channels are there for a layer with groups; others leave out what masks remove of them.
             counts=counts,
             window=window,
             groups=layer.groups,
@@ -294,7 +299,7 @@ class Folding:
         return Held(made.y, order, None, offset, made)
 
     def _spread(self, held: Held, size: tuple[int, ...], steps: tuple[int, ...]) -> Held:
-        """A settled map with zeros between its pixels."""
+        """Puts zeros between the pixels of a settled map."""
         sides = [(side - 1) * step + 1 for side, step in zip(size, steps, strict=True)]
         channels = held.offset.shape[-1]
         offset = np.zeros((*sides, channels))
@@ -307,7 +312,7 @@ class Folding:
         return Held(base, held.order, None, uniform(offset))
 
     def _settled_but_scaled(self, held: Held) -> Held:
-        """Adds the offset of the kept channels now, and leaves the scale to what follows."""
+        """Adds the offset of the kept channels, and leaves the scale to later operations."""
         if held.base is None or held.order is None or not held.offset[..., held.order].any():
             return held
         if held.scale is None or held.layer is not None:
@@ -318,15 +323,13 @@ class Folding:
         settled = self.settle(dataclasses.replace(held, scale=None, offset=held.offset / scale))
         return dataclasses.replace(settled, scale=held.scale, offset=settled.offset * scale)
 
-    # All other operations
-
     def _opaque(self, operation: Operation) -> None:
-        """An operation that is not understood: on all channels, which are kept."""
+        """Handles an operation without a rule: it is applied to all channels."""
         inputs = [self._whole(value) if value in self._live else self._constants[value] for value in operation.inputs]
         self._bind(operation, inputs)
 
     def _general(self, operation: Operation) -> None:
-        """An operation that carries channels along, or moves them: on those that are kept."""
+        """Handles an operation that carries channels along, or moves them: it is applied to the kept channels."""
         carried = carry(self, operation)
         if carried is not None:
             for value, held in carried.items():
@@ -335,7 +338,7 @@ class Folding:
         self._opaque(operation)
 
     def _bind(self, operation: Operation, inputs: Sequence[int | np.ndarray]) -> None:
-        """Adds an operation as the graph has it; its results have all of their channels."""
+        """Adds an operation as it is in the graph, on all channels."""
         arguments = [
             np.asarray(argument, self._graph.dtypes[value]) if isinstance(argument, np.ndarray) else argument
             for argument, value in zip(inputs, operation.inputs, strict=True)
@@ -360,34 +363,35 @@ class Folding:
             made = self.builder.take(made, tuple(map(int, order)))
         self._set(value, Held(made, order, None, np.zeros(channels)))
 
-    def emit_like(
-        self, operation: Operation, inputs: Sequence[int | np.ndarray], shape: Sequence[int], params: Mapping[str, Any]
-    ) -> int:
-        """Adds the operation's primitive with other parameters; `shape` is the result's, without the batch."""
-        return self.builder.emit(operation.kind, inputs, shape, params)
-
     def order_of(self, value: int) -> np.ndarray:
-        """The kept channels of a value of the graph."""
+        """Returns the kept channels of a value.
+
+        Args:
+          value: a live value of the graph.
+
+        Returns:
+          Their positions, in order, int [kept].
+        """
         ids = self._live[value].ids
         assert ids is not None
         return self.kept.order(ids)
 
     def shape_of(self, value: int) -> tuple[int, ...]:
-        """Of a value of the graph, with the batch of 1."""
+        """Returns the shape of a value of the graph, with a batch of 1."""
         return self._graph.shapes[value]
 
     def axis_of(self, value: int) -> int | None:
-        """Where a live value of the graph has its channels."""
+        """Returns the axis of a live value's channels."""
         return self._live[value].axis
 
     def graph_layout(self, base: int, value: int) -> int:
-        """A base, whose channels come last, as the graph lays the value out."""
+        """Brings a value of the program, whose channels are last, to the graph's layout of `value`."""
         axis = self._live[value].axis
         assert axis is not None
         return self.builder.move_channels(base, len(self._graph.shapes[value]) - 1, axis)
 
     def canonical(self, base: int, value: int) -> int:
-        """The inverse of `graph_layout`."""
+        """Does the inverse of `graph_layout`."""
         axis = self._live[value].axis
         assert axis is not None
         return self.builder.move_channels(base, axis, len(self._graph.shapes[value]) - 1)

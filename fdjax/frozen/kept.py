@@ -1,7 +1,7 @@
-"""Which channels a frozen network keeps, and in which order they lie.
+"""Decides which channels a frozen network keeps, and their order.
 
-A channel varies if something writes it that depends on the image; it is needed if something reads it. The others are
-left out: what does not vary is a constant, which is folded into what follows, and what is not needed is not computed.
+A channel varies if it depends on the image, and it is needed if something reads it. Other channels are left out: those
+that do not vary are constants, which are folded into later operations, and those that are not needed are not computed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class Kept:
     """The channels that a network with hard masks keeps.
 
     Args:
-      network: with its masks.
-      counts: path of every FCMask -> kept counts.
+      network: the channel graph, with its masks.
+      counts: path of each FCMask -> kept counts, int [C], 0..N.
 
     Raises:
-      ValueError: counts that are not the network's.
+      ValueError: if the counts do not fit the network.
     """
 
     def __init__(self, network: MaskedGraph, counts: Counts):
@@ -43,24 +43,39 @@ class Kept:
         self._sort_spaces()
 
     def counts(self, layer: str, side: Side) -> np.ndarray:
-        """Kept counts [channels] of the side of a layer; where nothing masks it, N of a wrapped layer, else 1."""
+        """Returns the kept counts of one side of a layer.
+
+        Args:
+          layer: the layer's name.
+          side: "input" or "output".
+
+        Returns:
+          int [C]; on a side without masks, N for a wrapped layer, and 1 for any other.
+        """
         found = self._network.layers[layer]
         if not found.mixes:
             return np.ones(found.in_channels, np.int64)
         return self._network.side_counts(self._counts, layer, side)
 
     def order(self, ids: Ids) -> np.ndarray:
-        """Positions of the channels of a value that are kept, in the order of the frozen network."""
+        """Returns which channels of a value are kept.
+
+        Args:
+          ids: the channels of the value, int [C].
+
+        Returns:
+          Positions in `ids`, in the order of the frozen network, int [kept].
+        """
         roots = self._roots[ids]
         places = np.flatnonzero(self._present[roots])
         return places[np.argsort(self._rank[roots[places]], kind="stable")] if self._sorted(ids) else places
 
     def _groups(self, layer: Layer) -> tuple[np.ndarray, np.ndarray]:
-        """[groups, C / groups] and [groups, D / groups]: the channels of each group."""
+        """Returns the channels of each group, [groups, C / groups] and [groups, D / groups]."""
         return layer.reads.reshape(layer.groups, -1), layer.writes.reshape(layer.groups, -1)
 
     def _keeps(self, layer: Layer, side: Side, channels: np.ndarray) -> np.ndarray:
-        """Whether a layer's side keeps anything of each channel, in the shape of its groups."""
+        """Returns for each channel of a layer's side whether its kept count is above 0, in the shape of `channels`."""
         return (self.counts(layer.name, side) > 0).reshape(channels.shape)
 
     def _varying(self) -> np.ndarray:
@@ -95,7 +110,7 @@ class Kept:
         return pinned
 
     def _pinned_by_operations(self) -> np.ndarray:
-        """What an operation that is not understood makes depends on the image."""
+        """Marks the channels that opaque operations make; these count as varying."""
         found = np.zeros(len(self._roots), bool)
         for index in self._walk.opaque:
             for value in self._walk.operations.operations[index].outputs:
@@ -105,7 +120,7 @@ class Kept:
         return found
 
     def _complete_groups(self) -> None:
-        """A grouped convolution keeps whole groups: those of which something is needed and varies."""
+        """Adds channels so that grouped convolutions keep whole groups: those with a channel that is kept."""
         grouped = [layer for layer in self._network.layers.values() if layer.groups > 1 and layer.mixes]
         while True:
             before = int(self._present.sum())
@@ -119,7 +134,7 @@ class Kept:
 
     @functools.cached_property
     def _simple_spaces(self) -> frozenset[bytes]:
-        """The spaces, by their channels, of which every value has all, in one order, and none is pinned."""
+        """The spaces whose values all have the same channels in the same order, none of them pinned."""
         values: dict[int, set[bytes]] = {}
         members: dict[bytes, list[int]] = {}
         for live in self._walk.live.values():
@@ -140,7 +155,7 @@ class Kept:
         return self._roots[ids].tobytes() in self._simple_spaces
 
     def _sort_spaces(self) -> None:
-        """Channels of which the first reader keeps more come first, so that it need not gather them."""
+        """Sorts each space by the kept counts of its first reader, which then does not have to gather channels."""
         done: set[bytes] = set()
         grouped = [layer for layer in self._network.layers.values() if layer.groups > 1 and layer.mixes]
         blocked = {key for layer in grouped for key in (layer.reads.tobytes(), layer.writes.tobytes())}

@@ -1,4 +1,4 @@
-"""A layer's kernel in one layout, and what the layer makes of a constant map."""
+"""Brings a layer's kernel to one layout, and computes what the layer makes of a constant map."""
 
 from __future__ import annotations
 
@@ -15,15 +15,24 @@ from fdjax.ops.dct import dct_basis
 
 
 def image_and_kernel(operation: Operation, live: Container[int]) -> tuple[int, int]:
-    """Which input of a layer's operation depends on the image, and which is its kernel."""
+    """Returns which input of a layer's operation depends on the image, and which is the kernel."""
     return (0, 1) if operation.inputs[0] in live else (1, 0)
 
 
 def plain_kernel(layer: Layer, operation: Operation, kernel_side: int, kernel: np.ndarray) -> np.ndarray:
-    """The kernel as [rows, columns, C / groups, D]; [C, D] of a pointwise or dense layer, whatever its layout was.
+    """Brings a kernel to the layout of frozen networks.
+
+    Args:
+      layer: the layer.
+      operation: the layer's operation.
+      kernel_side: which of the operation's inputs is the kernel.
+      kernel: the kernel in the operation's layout.
+
+    Returns:
+      [rows, columns, C / groups, D], or [C, D] for a pointwise or dense layer.
 
     Raises:
-      ValueError: a window that is not two-dimensional.
+      ValueError: if the window is not two-dimensional.
     """
     if operation.kind == "dot_general":
         contracted = operation.params["dimension_numbers"][0]
@@ -38,7 +47,7 @@ def plain_kernel(layer: Layer, operation: Operation, kernel_side: int, kernel: n
 
 
 def _dilated(kernel: np.ndarray, dilation: tuple[int, ...]) -> np.ndarray:
-    """With zeros between its taps."""
+    """Puts zeros between the taps of a kernel."""
     if all(step == 1 for step in dilation):
         return kernel
     sides = [(side - 1) * step + 1 for side, step in zip(kernel.shape, dilation, strict=False)]
@@ -48,13 +57,15 @@ def _dilated(kernel: np.ndarray, dilation: tuple[int, ...]) -> np.ndarray:
 
 
 def spread_of(operation: Operation) -> tuple[int, ...]:
-    """How far apart a convolution takes its input's pixels: more than 1 where it is a transposed one."""
+    """Returns the dilation of a convolution's input, which is above 1 for a transposed convolution."""
     return tuple(operation.params["lhs_dilation"]) if operation.kind == "conv_general_dilated" else (1, 1)
 
 
 def window_of(layer: Layer, operation: Operation) -> Window | None:
-    """The window of a convolution, on the map with zeros between its pixels if it is a transposed one; None for a
-    pointwise or dense layer."""
+    """Returns the window of a convolution; None for a pointwise or dense layer.
+
+    The window of a transposed convolution is on its map with zeros between the pixels.
+    """
     if operation.kind == "dot_general" or layer.kind == "pointwise":
         return None
     params = operation.params
@@ -71,17 +82,45 @@ def window_of(layer: Layer, operation: Operation) -> Window | None:
 
 
 def masked_kernel(kernel: np.ndarray, groups: int, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-    """With zeros for the channels that masks remove, [C] and [D]."""
+    """Sets a kernel to zero for the channels that masks remove.
+
+    Args:
+      kernel: [..., C / groups, D].
+      groups: number of groups.
+      inputs: kept counts of the input, int [C].
+      outputs: kept counts of the output, int [D].
+
+    Returns:
+      The masked kernel.
+    """
     return scale_inputs(kernel, (inputs > 0).astype(float), groups) * (outputs > 0)
 
 
 def scaled_inputs(kernel: np.ndarray, scale: np.ndarray, layer: Layer) -> np.ndarray:
-    """With its inputs [C] scaled."""
+    """Scales the inputs of a layer's kernel.
+
+    Args:
+      kernel: [..., C / groups, D].
+      scale: [C].
+      layer: the layer.
+
+    Returns:
+      The scaled kernel.
+    """
     return scale_inputs(kernel, scale, layer.groups)
 
 
 def scale_inputs(kernel: np.ndarray, scale: np.ndarray, groups: int) -> np.ndarray:
-    """A kernel [..., C / groups, D] with its inputs [C] scaled."""
+    """Scales the inputs of a kernel.
+
+    Args:
+      kernel: [..., C / groups, D].
+      scale: [C].
+      groups: number of groups.
+
+    Returns:
+      The scaled kernel.
+    """
     if groups == 1:
         return kernel * scale[:, None]
     inputs, outputs = kernel.shape[-2:]
@@ -96,15 +135,18 @@ def offset_through(
     block: int | None,
     counts: tuple[np.ndarray, np.ndarray],
 ) -> np.ndarray:
-    """What a layer makes of a map that is `offset` for every image: [D], or [H', W', D] where it differs.
+    """Computes what a layer makes of an offset, that is of a map that is the same for every image.
 
     Args:
-      kernel: see `plain_kernel`.
+      kernel: the kernel, as `plain_kernel` returns it.
       offset: [C] or [..., C].
-      window: of a convolution.
+      window: the window of a convolution; None for a pointwise or dense layer.
       layer: the layer.
-      block: K, if it is wrapped.
-      counts: kept counts of its input and its output; ones where nothing is masked.
+      block: K of a wrapped layer, else None.
+      counts: kept counts of its input, int [C], and its output, int [D]; 1 on sides without masks.
+
+    Returns:
+      [D], or [H', W', D] if it differs over the map.
     """
     if not offset.any():
         return np.zeros(kernel.shape[-1])
@@ -114,13 +156,23 @@ def offset_through(
         )
     inputs, outputs = counts
     if offset.ndim == 1 or block is None:
-        # A constant has only its mean, which every channel keeps that keeps anything.
+        # Of a constant map only coefficient 0 is not zero, and each channel with a count above 0 keeps that.
         return uniform(((offset * (inputs > 0)) @ kernel) * (outputs > 0))
     return uniform(masked_product(offset, kernel, block, inputs, outputs))
 
 
 def convolve(x: np.ndarray, kernel: np.ndarray, window: Window, groups: int) -> np.ndarray:
-    """A convolution of one map [H, W, C] in float64: [H', W', D]."""
+    """Computes a convolution of one map in float64.
+
+    Args:
+      x: [H, W, C].
+      kernel: [rows, columns, C / groups, D].
+      window: the window.
+      groups: number of groups.
+
+    Returns:
+      [H', W', D].
+    """
     (height, width), (down, right) = window.out_size, window.stride
     padded = np.pad(x, (*window.pads, (0, 0)))
     made = np.zeros((height, width, kernel.shape[-1]))
@@ -139,7 +191,18 @@ def convolve(x: np.ndarray, kernel: np.ndarray, window: Window, groups: int) -> 
 def masked_product(
     x: np.ndarray, kernel: np.ndarray, block: int, input_counts: np.ndarray, output_counts: np.ndarray
 ) -> np.ndarray:
-    """`fdjax.ops.masked_pointwise` with hard masks, on one map [H, W, C], in float64."""
+    """Computes `fdjax.ops.masked_pointwise` with hard masks on one map, in float64.
+
+    Args:
+      x: [H, W, C].
+      kernel: [C, D].
+      block: K.
+      input_counts: kept counts, int [C].
+      output_counts: kept counts, int [D].
+
+    Returns:
+      [H, W, D].
+    """
     height, width = x.shape[:2]
     rows, columns = num_blocks(height, block), num_blocks(width, block)
     padded = np.pad(x, ((0, rows * block - height), (0, columns * block - width), (0, 0)), mode="edge")

@@ -1,6 +1,6 @@
-"""Layers of a frozen network while it is being folded: kernels, biases and activations that are still gathered.
+"""Layers of a frozen network while it is folded: their kernels, biases and activations can still change.
 
-Arrays are float64 and have all channels of the graph; what is left out goes when a layer is finished.
+Arrays are float64 and have all channels of the graph; `finish` leaves out the channels that are not kept.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ HostArrays = dict[str, np.ndarray]
 
 @dataclasses.dataclass
 class OpenLayer:
-    """A layer that may still take a scale, a bias and an activation.
+    """A layer that can still take up a scale, a bias and an activation.
 
     Attributes:
-      name: of its arrays.
+      name: the layer's name, which is the prefix of its arrays.
       kind: "conv" (with a window) or "pointwise".
-      x: the value it reads.
-      y: the value it makes.
-      x_order: the channels that lie in `x`, in order.
-      y_order: those that are to lie in `y`.
+      x: the value that it reads.
+      y: the value that it makes.
+      x_order: the channels of `x`, in order.
+      y_order: the channels of `y`, in order.
       kernel: [rows, columns, C / groups, D] or [C, D].
-      size: of its output, without batch and channels.
+      size: size of its output, without batch and channels.
       bias: [D] or [H', W', D].
-      activation: after the bias.
-      window: of a conv.
-      groups: of a conv.
+      activation: the activation after the bias.
+      window: the window of a conv.
+      groups: the groups of a conv.
       counts: kept counts of its input [C] and output [D].
-      block: K; 1 where the layer is not wrapped.
-      pooled: the mean over the map follows.
-      source: the open layer that makes `x`, if nothing else reads it.
+      block: K; 1 if the layer is not wrapped.
+      pooled: whether the layer computes the mean over its map.
+      source: the open layer that makes `x`, if nothing else reads `x`.
     """
 
     name: str
@@ -66,26 +66,30 @@ class OpenLayer:
 
     @property
     def num_blocks(self) -> int:
-        """How many blocks cover its map."""
+        """The number of blocks that cover its map."""
         return math.prod(num_blocks(length, self.block) for length in self.size)
 
     def scale(self, factors: np.ndarray) -> None:
-        """Multiplies its output channels, [D]; before its activation there is nothing else to do."""
+        """Scales the output before the activation: multiplies kernel and bias.
+
+        Args:
+          factors: [D].
+        """
         self.kernel = self.kernel * factors
         self.bias = self.bias * factors
 
 
 @dataclasses.dataclass
 class Held:
-    """A value of the graph while it is followed: value = base * scale + offset, channel by channel.
+    """A value of the graph during the walk: value = base * scale + offset, channel by channel.
 
     Attributes:
-      base: the value of the program that has its kept channels, on its last axis; None if there are none.
-      order: these channels, in order; None for a value without channels.
+      base: the value of the program that has the kept channels on its last axis; None if no channel is kept.
+      order: the kept channels, in order; None for a value without channels.
       scale: [C], or None for 1.
-      offset: [C], or [..., C] where it differs over the map. What is not in `base` is its offset alone.
-      layer: the open layer that makes `base`, as long as nothing else reads it.
-      activation: that `base` has been through.
+      offset: [C], or [..., C] if it differs over the map. A channel that is not kept equals its offset.
+      layer: the open layer that makes `base`, if nothing else reads it.
+      activation: the activation that `base` has passed.
     """
 
     base: int | None
@@ -97,25 +101,48 @@ class Held:
 
 
 def bias_form(bias: np.ndarray) -> Bias:
-    """What a bias [D] or [H', W', D] is called in a program."""
+    """Returns the form of a bias in a program.
+
+    Args:
+      bias: [D] or [H', W', D].
+
+    Returns:
+      "none" if it is zero, "channel", or "map".
+    """
     if bias.ndim > 1:
         return "map"
     return "channel" if bias.any() else "none"
 
 
 def uniform(offset: np.ndarray) -> np.ndarray:
-    """An offset [..., C] as [C], where it is the same everywhere on the map."""
+    """Reduces an offset to one number a channel, if it is the same everywhere on the map.
+
+    Args:
+      offset: [..., C].
+
+    Returns:
+      [C], or `offset` itself.
+    """
     if offset.ndim == 1:
         return offset
     flat = offset.reshape(-1, offset.shape[-1])
-    # What differs by rounding only is the same.
+    # Differences within rounding do not count.
     if np.ptp(flat, axis=0).max(initial=0) <= 1e-12 * max(1.0, np.abs(flat).max(initial=0)):
         return flat[0].copy()
     return offset
 
 
 def with_bias(name: str, bias: np.ndarray, arrays: HostArrays) -> Bias:
-    """Adds a bias to the arrays, unless it is zero; returns its form."""
+    """Adds a bias to the arrays, unless it is zero.
+
+    Args:
+      name: the layer's name.
+      bias: [D] or [H', W', D].
+      arrays: the arrays; the bias becomes "NAME/bias".
+
+    Returns:
+      The form of the bias.
+    """
     form = bias_form(bias)
     if form != "none":
         arrays[f"{name}/bias"] = bias
@@ -123,7 +150,15 @@ def with_bias(name: str, bias: np.ndarray, arrays: HostArrays) -> Bias:
 
 
 def finish(layer: OpenLayer, arrays: HostArrays) -> Conv | Pointwise:
-    """The operation of a layer; adds its arrays."""
+    """Makes the operation of a layer.
+
+    Args:
+      layer: the layer.
+      arrays: the program's arrays; the layer's are added.
+
+    Returns:
+      The operation.
+    """
     return _finish_conv(layer, arrays) if layer.kind == "conv" else _finish_pointwise(layer, arrays)
 
 
@@ -161,11 +196,19 @@ def _finish_pointwise(layer: OpenLayer, arrays: HostArrays) -> Pointwise:
 
 
 def places(wanted: np.ndarray, made: np.ndarray) -> Indices | None:
-    """For each wanted channel which of the made ones it is, -1 for none; None where they are the same, in order."""
+    """Finds channels among those that are made.
+
+    Args:
+      wanted: the channels that are wanted, int.
+      made: the channels that are made, int.
+
+    Returns:
+      For each wanted channel its position in `made`, or -1; None if they are the same in the same order.
+    """
     where = {int(channel): place for place, channel in enumerate(made)}
     return static_order(np.array([where.get(int(channel), -1) for channel in wanted], np.int64), len(made))
 
 
 def canonical_shape(shape: Sequence[int], axis: int) -> tuple[int, ...]:
-    """A shape with the channels moved to the end."""
+    """Returns a shape with the channels' axis moved to the end."""
     return (*(side for at, side in enumerate(shape) if at != axis), shape[axis])

@@ -1,4 +1,4 @@
-"""The clock of one core: programs timed in a process of their own, which has one thread whatever this one has."""
+"""Times programs on one core: in another process, which has one thread whatever this process has."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fdjax.frozen.layers import HostArrays
 from fdjax.frozen.program import Program
 
 Programs = Mapping[str, tuple[Program, HostArrays]]
-# The number of threads is settled before jax is imported.
+# The number of threads has to be set before jax is imported.
 _CHILD = (
     "from fdjax import runtime; runtime.limit_threads(1); runtime.setup(); "
     "from fdjax.frozen.choice import time_programs; from fdjax.frozen.one_core import serve; serve(time_programs)"
@@ -26,16 +26,19 @@ _CHILD = (
 
 
 def times_on_one_core(programs: Programs, batch: int, engine: str, *, part: bool) -> dict[str, float]:
-    """As `fdjax.frozen.choice.time_programs`, on one core of the processor.
+    """Does as `fdjax.frozen.choice.time_programs`, on one core of the processor.
 
     Args:
-      programs: by name.
-      batch: images at once.
+      programs: programs and their arrays, by name.
+      batch: the batch size, in images.
       engine: one of `fdjax.frozen.engines.ENGINES`.
-      part: they are parts of networks, and read maps.
+      part: whether the programs are parts of networks, which read maps.
+
+    Returns:
+      The median of each in milliseconds, by name; programs that the engine refuses are left out.
 
     Raises:
-      UserError: the engine is not there or refuses all of them, or the other process is gone.
+      UserError: if the engine is not installed or refuses all programs, or the other process has ended.
     """
     child = _child()
     try:
@@ -62,7 +65,7 @@ def _child() -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=environment,
-        # A Ctrl-C is for the run, which then ends this process.
+        # Ctrl-C goes to the run alone, which then ends this process.
         start_new_session=True,
     )
     atexit.register(_end, child)
@@ -77,8 +80,8 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def serve(measure: Callable[..., dict[str, float]]) -> None:
-    """What the other process does: answers by `measure` (`time_programs`), until nobody asks any more."""
-    # What libraries print is no answer.
+    """Serves requests in the other process by `measure` (`time_programs`), until its input ends."""
+    # Output of libraries goes to stderr, so that it does not mix with the answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     while True:
@@ -89,7 +92,7 @@ def serve(measure: Callable[..., dict[str, float]]) -> None:
         answer: tuple[dict[str, Any], str | None]
         try:
             answer = measure(programs, batch, engine, part=part), None
-        except Exception as error:  # Whatever it is, who asked is to know.
+        except Exception as error:  # Any exception is sent back as the answer.
             answer = {}, str(error) if isinstance(error, UserError) else f"{engine}: {first_line(error)}"
         pickle.dump(answer, answers)
         answers.flush()

@@ -1,7 +1,7 @@
-"""Other operations of a frozen network in ONNX: JAX's primitives, each by a function or a line of a table.
+"""Writes the other operations of a frozen network, JAX's primitives, in ONNX.
 
-A map that a layer made is [B, C, H, W]; what works element by element, or along axes that stay, leaves it so. Anything
-else gets it in the program's layout.
+A map that a layer makes is [B, C, H, W]. Elementwise operations, and those along axes that keep their order, leave it
+so; other operations read it in the program's layout.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fdjax.frozen.onnx_graph import TO_ONNX, Graph, Value
 from fdjax.frozen.program import Apply
 from fdjax.graph.primitives import params_from_json
 
-# Where an axis of [B, H, W, C] lies in [B, C, H, W].
+# The place in [B, C, H, W] of each axis of [B, H, W, C].
 _AXIS = (0, 2, 3, 1)
 _ONE_NODE = {
     "abs": "Abs", "add": "Add", "add_any": "Add", "and": "And", "ceil": "Ceil", "cos": "Cos", "div": "Div",
@@ -35,16 +35,16 @@ _SAME = ("stop_gradient", "copy", "copy_p", "reduce_precision", "optimization_ba
 
 
 class _Call(NamedTuple):
-    """An operation with what it is given.
+    """An operation with its inputs.
 
     Attributes:
-      graph: to write into.
-      name: of the operation.
-      kind: of the primitive.
-      inputs: values, and arrays.
-      params: of the primitive.
-      shapes: of its outputs, without the batch.
-      zeros: makes [B, *shape] of zeros.
+      graph: the graph to write into.
+      name: the operation's name.
+      kind: the primitive's name.
+      inputs: values and arrays.
+      params: the primitive's parameters.
+      shapes: shapes of the outputs, without the batch.
+      zeros: makes zeros, [B, *shape].
     """
 
     graph: Graph
@@ -61,7 +61,7 @@ class _Call(NamedTuple):
 
     @property
     def on_maps(self) -> bool:
-        """Whether something that it reads is [B, C, H, W]."""
+        """Whether one of its inputs is [B, C, H, W]."""
         return any(value.is_map for value in self.values)
 
     @property
@@ -69,7 +69,7 @@ class _Call(NamedTuple):
         """Its first input."""
         if isinstance(self.inputs[0], Value):
             return self.inputs[0]
-        raise self.refused("of an array that no image has a part in")
+        raise self.refused("of an array that does not depend on the image")
 
     def refused(self, what: str) -> UserError:
         return UserError(
@@ -77,7 +77,7 @@ class _Call(NamedTuple):
         )
 
     def operand(self, x: Value | np.ndarray, as_map: bool) -> str:
-        """The name of an input in either layout."""
+        """Returns the name of an input in one of the layouts."""
         if isinstance(x, Value):
             return self.graph.channels_first(x) if as_map else self.graph.plain(x)
         return _constant(self.graph, x.transpose(TO_ONNX) if as_map and x.ndim == 4 else x)
@@ -101,9 +101,6 @@ def _dtype_of(x: Value | np.ndarray) -> str:
     return x.dtype if isinstance(x, Value) else _dtype(x.dtype)
 
 
-# Element by element
-
-
 def _elementwise(call: _Call) -> list[Value]:
     as_map = call.on_maps
     names = [call.operand(x, as_map) for x in call.inputs]
@@ -116,7 +113,7 @@ def _nodes(call: _Call, names: list[str]) -> str:
     scalars = [x.item() if isinstance(x, np.ndarray) and x.size == 1 else None for x in call.inputs]
     match kind:
         case "max" | "min" if scalars[0] is not None or scalars[1] is not None:
-            # Engines join these, not Max and Min, to the layer before.
+            # Engines fuse Relu and Clip with the layer before, but not Max and Min.
             x, bound = (names[1], scalars[0]) if scalars[0] is not None else (names[0], scalars[1])
             if kind == "max" and bound == 0:
                 return graph.op("Relu", x)
@@ -159,9 +156,6 @@ def _convert(call: _Call) -> list[Value]:
         return [x]
     to = {"float": TensorProto.FLOAT, "int": TensorProto.INT64, "bool": TensorProto.BOOL}[dtype]
     return call.made(call.graph.op("Cast", call.operand(x, x.is_map), to=to), x.is_map, dtype)
-
-
-# Along axes
 
 
 def _stays_in_order(axes: Sequence[int]) -> bool:
@@ -215,7 +209,7 @@ def _pad(call: _Call) -> list[Value]:
 
 
 def _spread(call: _Call, inside: Sequence[int]) -> list[Value]:
-    """Zeros between the pixels of a map, for a transposed convolution: after each, and none after the last."""
+    """Puts zeros between the pixels of a map, for a transposed convolution."""
     graph, filler = call.graph, call.inputs[1]
     alone = all((low, high) == (0, 0) for low, high, _ in call.params["padding_config"])
     if len(inside) != 4 or inside[0] or inside[3] or not alone or isinstance(filler, Value) or filler.any():
@@ -251,13 +245,10 @@ def _concatenate(call: _Call) -> list[Value]:
     for x in call.inputs:
         name = call.operand(x, as_map)
         if isinstance(x, np.ndarray):
-            # As many of them as there are images.
+            # The array is repeated for each image.
             name = call.graph.op("Add", call.zeros([1] * (x.ndim - 1)), name)
         names.append(name)
     return call.made(call.graph.concat(names, _AXIS[axis] if as_map else axis), as_map, _dtype_of(call.inputs[0]))
-
-
-# Shapes
 
 
 def _reshape(call: _Call) -> list[Value]:
@@ -283,7 +274,7 @@ def _broadcast(call: _Call) -> list[Value]:
 
 
 def _broadcast_array(call: _Call, array: np.ndarray) -> list[Value]:
-    """What is the same for all images, once for each of them."""
+    """Repeats an array for each image."""
     (shape,), dtype = call.shapes, _dtype(array.dtype)
     if dtype != "float":
         raise call.refused("of integers")
@@ -302,9 +293,6 @@ def _transpose(call: _Call) -> list[Value]:
     if order[0] != 0:
         raise call.refused("that moves the batch")
     return call.made(call.graph.op("Transpose", name, perm=list(order)), dtype=x.dtype)
-
-
-# Products
 
 
 def _dot_general(call: _Call) -> list[Value]:
@@ -380,10 +368,20 @@ def apply_primitive(
     shapes: list[tuple[int, ...]],
     zeros: Callable[[Sequence[int]], str],
 ) -> list[Value]:
-    """Writes an operation: the values that it makes, of `shapes`.
+    """Writes an operation.
+
+    Args:
+      graph: the graph to write into.
+      operation: the operation.
+      inputs: its inputs: values and arrays.
+      shapes: shapes of its outputs, without the batch.
+      zeros: makes zeros, [B, *shape].
+
+    Returns:
+      The values that it makes.
 
     Raises:
-      UserError: a primitive, or a use of one, that has no form in ONNX here; the message names the operation.
+      UserError: if the primitive, or this use of it, cannot be written as ONNX; the message names the operation.
     """
     params = params_from_json(json.loads(operation.params))
     call = _Call(graph, operation.name, operation.kind, inputs, params, shapes, zeros)

@@ -1,4 +1,4 @@
-"""An ONNX graph in the making: nodes and constants, each constant once."""
+"""Builds an ONNX graph of nodes and constants; equal constants are stored once."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from fdjax.errors import UserError
 from fdjax.frozen.products import Indices
 from fdjax.frozen.program import Activation
 
-# Where the axes of a map [B, H, W, C] lie in ONNX's [B, C, H, W], and the way back.
+# The permutation of axes from [B, H, W, C] to ONNX's [B, C, H, W], and its inverse.
 TO_ONNX, FROM_ONNX = (0, 3, 1, 2), (0, 2, 3, 1)
-# Of a convolution, what need not be said.
+# Attributes of a convolution that are left out because they are ONNX's defaults.
 _DEFAULTS = {"strides": [1, 1], "dilations": [1, 1], "pads": [0, 0, 0, 0], "group": 1}
-# The names of what goes in and comes out, where it is one.
+# The names of the input and the output of a network that has one of each.
 INPUT, OUTPUT = "images", "logits"
-# Rows and columns of a bias count as equal where they differ by less, beside the largest value.
+# Rows and columns of a bias count as equal if they differ by less than this, relative to the largest value.
 _SAME = 1e-6
 
 
 @dataclasses.dataclass
 class Value:
-    """A value of the program in the graph; of a map either layout is made when it is asked for.
+    """A value of the program in the graph; a layout of a map is made when it is first needed.
 
     Attributes:
-      shape: without the batch.
+      shape: the shape without the batch.
       dtype: "float", "int" or "bool".
-      plain: its name, laid out as in the program.
-      channels_first: its name as [B, C, H, W].
+      plain: its name in the program's layout; None if it has not been made.
+      channels_first: its name as [B, C, H, W]; None if it has not been made.
     """
 
     shape: tuple[int, ...]
@@ -43,12 +43,12 @@ class Value:
 
     @property
     def is_map(self) -> bool:
-        """Whether it is at hand as [B, C, H, W]."""
+        """Whether it has been made as [B, C, H, W]."""
         return self.channels_first is not None
 
 
 class Graph:
-    """Nodes and constants; every method returns the name of a value."""
+    """Nodes and constants; the methods add some and return the name of a value."""
 
     def __init__(self) -> None:
         from onnx import TensorProto, helper, numpy_helper
@@ -60,12 +60,12 @@ class Graph:
         self._names = _short_names()
 
     def constant(self, value: Any, dtype: Any = np.float32) -> str:
-        """A constant, stored once however often it is asked for."""
+        """Adds a constant, unless there is an equal one."""
         array = np.array(value, dtype, order="C")
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._known:
             name = self._known[key] = next(self._names)
-            # Integers are mostly small, and then take a byte each where they are no raw data.
+            # Small integers take a byte each unless they are stored as raw data.
             kind = {"int32": self._types.INT32, "int64": self._types.INT64}.get(array.dtype.name)
             small = kind is not None and self._helper.make_tensor(name, kind, array.shape, array.ravel())
             self.constants.append(small or self._numpy.from_array(array, name))
@@ -75,24 +75,24 @@ class Graph:
         return self.constant(values, np.int64)
 
     def indices(self, values: Iterable[int]) -> str:
-        """Of a gather, which takes short ones."""
+        """Adds int32 indices of a gather."""
         return self.constant(list(values), np.int32)
 
     def op(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        """A node with one output."""
+        """Adds a node with one output."""
         name = output or next(self._names)
         self.nodes.append(self._helper.make_node(kind, list(inputs), [name], **attributes))
         return name
 
     def once(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        """As `op`, of constants: the same node is not made twice."""
+        """Adds a node of constants, unless there is an equal one."""
         key = (kind, inputs, repr(attributes))
         if key not in self._known:
             self._known[key] = self.op(kind, *inputs, **attributes)
         return self._known[key]
 
     def split(self, x: str, sizes: Sequence[int], axis: int) -> list[str]:
-        """Stretches of an axis, all of it."""
+        """Splits an axis into parts of these sizes."""
         if len(sizes) == 1:
             return [x]
         names = [next(self._names) for _ in sizes]
@@ -110,7 +110,7 @@ class Graph:
         return self.op("Slice", x, *bounds, *([self.integers(*steps)] if steps else []))
 
     def take(self, x: str, indices: Indices | None, width: int, axis: int = 1, rank: int = 4) -> str:
-        """Channels of a value that has `width` of them; -1: zero."""
+        """Selects channels of a value that has `width` of them; the index -1 stands for a channel of zeros."""
         if indices is None or indices == tuple(range(width)):
             return x
         if -1 not in indices and indices == tuple(range(indices[0], indices[0] + len(indices))):
@@ -130,11 +130,19 @@ class Graph:
         return self.op("Relu", x) if activation == "relu" else x
 
     def bias(self, x: str, bias: np.ndarray) -> str:
-        """Adds a bias [C], or [H, W, C], to [B, C, H, W]."""
+        """Adds a bias to a map.
+
+        Args:
+          x: name of the map, [B, C, H, W].
+          bias: [C] or [H, W, C].
+
+        Returns:
+          The name of the sum.
+        """
         if bias.ndim == 1:
             return self.op("Add", x, self.constant(bias[None, :, None, None]))
         name, small = bias.transpose(2, 0, 1), bias.transpose(2, 0, 1)
-        # What removed channels leave behind differs near the borders only: equal rows and columns are stored once.
+        # The bias that removed channels leave differs only near the borders, so equal rows and columns are stored once.
         expand = []
         for axis in (1, 2):
             first, inverse = _distinct(small, axis)
@@ -147,7 +155,7 @@ class Graph:
         return self.op("Add", x, name)
 
     def _product(self, array: np.ndarray) -> str:
-        """A constant [C, H, W] as a product of two, where they are smaller: few removed channels make all of it."""
+        """Adds a constant [C, H, W], as a product of two if those are smaller, as for few removed channels."""
         flat = array.reshape(len(array), -1).astype(np.float64)
         left, values, right = np.linalg.svd(flat, full_matrices=False)
         rank = int((values > _SAME * values[0]).sum())
@@ -157,7 +165,17 @@ class Graph:
         return self.once("Reshape", product, self.integers(*array.shape))
 
     def conv(self, x: str, kernel: np.ndarray, bias: np.ndarray | None = None, **attributes: Any) -> str:
-        """Convolution of [B, C, H, W] with a kernel [D, C / groups, rows, columns]."""
+        """Adds a convolution.
+
+        Args:
+          x: name of the map, [B, C, H, W].
+          kernel: [D, C / groups, rows, columns].
+          bias: [D], or None.
+          **attributes: ONNX's attributes, such as `strides`.
+
+        Returns:
+          The name of the result.
+        """
         extra = [] if bias is None else [self.constant(bias)]
         named = {name: value for name, value in attributes.items() if value != _DEFAULTS.get(name)}
         return self.op("Conv", x, self.constant(kernel), *extra, **named)
@@ -165,13 +183,13 @@ class Graph:
     # Layouts
 
     def plain(self, value: Value) -> str:
-        """The value laid out as in the program."""
+        """Returns a value in the program's layout."""
         if value.plain is None:
             value.plain = self._laid_out(value, value.channels_first, FROM_ONNX)
         return value.plain
 
     def channels_first(self, value: Value) -> str:
-        """A map as [B, C, H, W]."""
+        """Returns a map as [B, C, H, W]."""
         if value.channels_first is None:
             value.channels_first = self._laid_out(value, value.plain, TO_ONNX)
         return value.channels_first
@@ -192,7 +210,7 @@ class Graph:
 
 
 def _short_names() -> Iterator[str]:
-    """Identifiers, the shortest first: a small network's file is half names."""
+    """Yields identifiers, the shortest first, because names are half of a small network's file."""
     rest = string.ascii_letters + string.digits
     for length in itertools.count():
         for name in itertools.product(string.ascii_letters, *[rest] * length):
@@ -200,7 +218,7 @@ def _short_names() -> Iterator[str]:
 
 
 def _distinct(array: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first of each kind of rows along an axis, and for every row which kind it is."""
+    """Returns the first of each group of equal rows along an axis, and the group of each row."""
     rows = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
     largest = np.abs(rows).max(initial=0)
     keys = np.round(rows / (largest * _SAME)) if largest else rows

@@ -1,4 +1,4 @@
-"""Layers and runs of a frozen network in ONNX: one function for a kind of operation."""
+"""Writes layers and runs of a frozen network in ONNX, with a function for each kind of operation."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Layer = Conv | Pointwise | Run | Take
 
 
 class Layers:
-    """Writes layers into a graph; `arrays` are the network's, in float32."""
+    """Writes layers into a graph; `arrays` are the network's arrays, float32."""
 
     def __init__(self, graph: Graph, arrays: HostArrays):
         self.graph, self.arrays, self.products = graph, arrays, Products(graph, arrays)
 
     def layer(self, operation: Layer, x: Value, shape: tuple[int, ...]) -> Value:
-        """Writes any operation but an `Apply`: what it makes of `x`, a value of `shape`."""
+        """Writes an operation other than `Apply` on `x`; returns its result, which has `shape`."""
         if isinstance(operation, Take):
             return self._take(operation, x, shape)
         if 0 in shape:
@@ -53,14 +53,14 @@ class Layers:
     def _window_conv(
         self, x: str, kernel: np.ndarray, window: Window, groups: int, bias: np.ndarray | None = None
     ) -> str:
-        """The kernel is [rows, columns, C / groups, D]."""
+        """Adds a convolution with a kernel [rows, columns, C / groups, D]."""
         x, pads = self._trimmed(x, window)
         (top, bottom), (left, right) = pads
         how = {"strides": list(window.stride), "pads": [top, left, bottom, right]}
         return self.graph.conv(x, kernel.transpose(3, 2, 0, 1), bias, group=groups, **how)
 
     def _trimmed(self, x: str, window: Window) -> tuple[str, Pads]:
-        """Padding below zero as a slice: engines refuse it."""
+        """Replaces negative padding, which engines refuse, by a slice."""
         starts, stops = [max(0, -before) for before, _ in window.pads], []
         for (_, after), length in zip(window.pads, window.in_size, strict=True):
             stops.append(length + min(0, after))
@@ -98,7 +98,7 @@ class Layers:
         return self._finished(pieces, layer, product.outputs, size)
 
     def _finished(self, pieces: Sequence[str], operation: Pointwise | Run, made: int, size: Size) -> str:
-        """Placement, bias and activation."""
+        """Applies placement, bias and activation."""
         if made:
             y = self.graph.take(self.graph.concat(pieces, 1), operation.placement, made)
         else:
@@ -107,7 +107,7 @@ class Layers:
         return self.graph.activate(y if bias is None else self.graph.bias(y, bias), operation.activation)
 
     def _pooled(self, layer: Pointwise, x: Value) -> str:
-        """The mean over the map, [B, D]; what is constant in every block stays at block resolution."""
+        """Computes the mean over the map, [B, D]; what is constant in every block stays at block resolution."""
         graph, product, bias = self.graph, layer.product, self._bias_of(layer)
         if layer.placement is not None or (bias is not None and bias.ndim > 1):
             return self._mean(self._pointwise(layer, x))
@@ -120,7 +120,7 @@ class Layers:
                 (y,) = self.products.compose([part], [segment], product.output_counts, layer.block, size)
             y = graph.activate(y if bias is None else graph.bias(y, bias[start:stop]), layer.activation)
             if count == 1 and start >= product.whole[1] and any(length % layer.block for length in size):
-                # Blocks count by the part of them that lies on the map.
+                # Each block is weighted by its part that lies on the map.
                 shares = graph.constant(np.outer(*block_shares(size, layer.block)).reshape(1, 1, 1, -1))
                 pieces.append(graph.op("ReduceSum", graph.op("Mul", y, shares), graph.integers(2, 3), keepdims=0))
             else:
@@ -131,7 +131,7 @@ class Layers:
         return self.graph.op("Flatten", self.graph.op("GlobalAveragePool", y))
 
     def _on_vectors(self, layer: Pointwise, x: Value) -> str:
-        """[B, C] -> [B, D], or [B, tokens, C] -> [B, tokens, D]."""
+        """Computes a layer on vectors, [B, C] -> [B, D], or on tokens, [B, tokens, C] -> [B, tokens, D]."""
         graph, product, axis = self.graph, layer.product, len(layer.size) + 1
         bias = self._bias_of(layer)
         if product.inputs and product.outputs:
@@ -164,8 +164,10 @@ class Layers:
         return self._finished(pieces, run, len(run.output_counts), run.out_size)
 
     def _run_of_pixels_and_means(self, run: Run, x: str, width: int) -> str:
-        """Nothing is transformed but by means, which stay maps [B, C, R, S]: engines fuse what follows, and move
-        nothing."""
+        """Computes a run whose only transforms are means; these stay maps [B, C, R, S].
+
+        Engines then fuse the following operations, and do not have to transpose.
+        """
         made = []
         for chain in run.chains:
             name = f"{run.name}/{chain.name}"
@@ -193,7 +195,7 @@ class Layers:
         return self.products.multiply(y, chain.channels, coefs, f"{name}/reader", chain.reader)
 
     def _means_part(self, part: Part, run: Run, chain: Chain) -> Part:
-        """A chain that keeps the means, of a run that has other coefficients."""
+        """Computes a chain of means in a run that has other coefficients, too."""
         graph, name = self.graph, f"{run.name}/{chain.name}"
         y = self.products.segment_coefs([part], (0, chain.channels, 1))
         y = self._means(graph.reshape(y, [-1, chain.channels, *cover(run.in_size, run.blocks[0])]), run, chain)
@@ -203,7 +205,7 @@ class Layers:
         return self.products.multiply(y, chain.channels, coefs, f"{name}/reader", chain.reader)
 
     def _means(self, y: str, run: Run, chain: Chain) -> str:
-        """From means of blocks that are written to those that are read: [B, E, R, S] -> [B, E, R', S']."""
+        """Computes the steps of a chain of means: [B, E, R, S] -> [B, E, R', S']."""
         name, spread = f"{run.name}/{chain.name}", False
         for index, step in enumerate(run.steps):
             array = self.arrays[f"{name}/step{index}"]
@@ -219,7 +221,7 @@ class Layers:
 
 @functools.cache
 def _phase_sums(window: Window, block: int) -> np.ndarray:
-    """Which taps of the kernel each tap of a phase is the sum of: [T, rows * columns]."""
+    """Returns which taps of the kernel are summed to each tap of the phases, [T, rows * columns]."""
     rows, columns = window.window
     sums = []
     for phase in mean_phases(window, block):
@@ -231,6 +233,9 @@ def _phase_sums(window: Window, block: int) -> np.ndarray:
 
 
 def _kernel_of_phases(taps: np.ndarray, window: Window, block: int) -> np.ndarray:
-    """A kernel [rows, columns, E] with the taps [T, E] of all phases: on block-constant maps it is the layer's own."""
+    """Returns a kernel [rows, columns, E] with the given taps [T, E] of all phases.
+
+    On block-constant maps it gives the same result as the layer's own kernel.
+    """
     kernel = np.linalg.lstsq(_phase_sums(window, block), taps.astype(np.float64), rcond=None)[0]
     return kernel.reshape(*window.window, -1).astype(np.float32)

@@ -1,6 +1,6 @@
-"""A frozen network as an ONNX model, from its program and arrays alone.
+"""Writes a frozen network as an ONNX model, from its program and arrays.
 
-The packages onnx and onnxruntime are optional, and imported when they are needed.
+The packages onnx and onnxruntime are optional, and are imported when they are needed.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _OPSET, _IR_VERSION = 17, 9
 
 
 def _names(name: str, count: int) -> list[str]:
-    """The first by its plain name: images, images1, images2."""
+    """Returns `count` names, such as images, images1, images2."""
     return [f"{name}{index or ''}" for index in range(count)]
 
 
 def _write(program: Program, arrays: HostArrays, channels_first: bool) -> Graph:
-    """The graph of all operations."""
+    """Writes the graph of all operations."""
     graph = Graph()
     layers = Layers(graph, arrays)
     values = {
@@ -61,7 +61,7 @@ def _given(shape: tuple[int, ...], name: str, channels_first: bool) -> Value:
 
 
 def facts_for_onnx(network: MaskedGraph) -> dict[str, str]:
-    """What an ONNX file says of a network beside its graph: JSON texts by name."""
+    """Returns the metadata of an ONNX file, as JSON texts by name: class names and the form of images."""
     given = {"layout": "NHWC", "range": [0, 255], "shape": list(network.input_shape)}
     inside = {"mean": list(network.input_mean), "std": list(network.input_std)}
     facts = {"class_names": list(network.class_names), "input": given, "normalised_inside": inside}
@@ -75,14 +75,21 @@ def to_onnx(
     channels_first: bool = False,
     facts: Mapping[str, str] | None = None,
 ) -> Any:
-    """The ONNX model: float32 images [batch, ...] in 0..255 -> logits [batch, ...], any batch size.
+    """Makes an ONNX model: float32 images [batch, ...] in 0..255 -> logits [batch, ...], for any batch size.
 
-    Further inputs and outputs are named images1, logits1 and so on. With `channels_first` maps come and go as
-    [batch, C, H, W]: so are they within a network, of which the program is a part. `facts` are its metadata
-    (`facts_for_onnx`).
+    Other inputs and outputs are named images1, logits1 and so on.
+
+    Args:
+      program: the program.
+      arrays: its arrays, by name.
+      channels_first: whether maps are taken and returned as [batch, C, H, W], as inside a network; for parts of one.
+      facts: metadata of the model (`facts_for_onnx`).
+
+    Returns:
+      The model, an `onnx.ModelProto`.
 
     Raises:
-      UserError: the package onnx is missing, or the network has an operation that cannot be written.
+      UserError: if the package onnx is not installed, or an operation cannot be written.
     """
     if importlib.util.find_spec("onnx") is None:
         raise UserError("writing ONNX needs the package onnx: pip install onnx")
@@ -112,16 +119,26 @@ def to_onnx(
 
 
 def write_onnx(program: Program, arrays: HostArrays, file: Path, facts: Mapping[str, str] | None = None) -> None:
-    """Writes `to_onnx` into a file."""
+    """Writes an ONNX model into a file.
+
+    Args:
+      program: the program.
+      arrays: its arrays, by name.
+      file: the file to write.
+      facts: metadata of the model (`facts_for_onnx`).
+    """
     file.write_bytes(to_onnx(program, arrays, facts=facts).SerializeToString())
 
 
 def onnxruntime_session(model: Any, threads: int | None = None) -> Callable[..., Any]:
-    """Runs an ONNX model on the CPU: images float32 [B, ...] -> logits; of several outputs a list.
+    """Opens an ONNX model in ONNX Runtime on the CPU.
 
     Args:
-      model: of `to_onnx`.
-      threads: of a run; None: ONNX Runtime's own choice.
+      model: the model that `to_onnx` returned.
+      threads: number of threads; None: ONNX Runtime's choice.
+
+    Returns:
+      images float32 [B, ...] -> logits, or a list of several outputs.
     """
     import onnxruntime
 

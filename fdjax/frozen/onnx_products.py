@@ -1,8 +1,7 @@
-"""Products of a pointwise layer by bands, in ONNX: analyse the input, multiply, compose the output.
+"""Products of a pointwise layer by bands in ONNX: `analyse` the input, `multiply`, `compose` the output.
 
-It mirrors `fdjax.frozen.xla_products` with channels before rows. Coefficients are [B, C, n, R*S], so that a product of
-a run of bands is a 1x1 convolution. A transform takes each channel for an image of its own, so that one small basis
-serves all.
+It mirrors `fdjax.frozen.xla_products` with channels before rows. Coefficients are [B, C, n, R*S], so that the product
+of a run of bands is a 1x1 convolution. A transform treats each channel as an image, so that one small basis serves all.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ HostArrays = Mapping[str, np.ndarray]
 
 
 class Low(NamedTuple):
-    """Output coefficients of one run: bands first..stop-1, from channel `offset` on, cut at the product's segments."""
+    """Output coefficients of one run, bands first..stop-1, by the product's output segments."""
 
     first: int
     stop: int
@@ -31,7 +30,7 @@ class Low(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What one product contributes: `whole` channels on pixels, and runs of low bands."""
+    """The results of one product: the first `whole` channels on pixels, and runs of low bands."""
 
     pixels: str | None
     whole: int
@@ -39,13 +38,13 @@ class Part(NamedTuple):
 
 
 def cover(size: Size, block: int) -> Size:
-    """(R, S): blocks that cover a map."""
+    """Returns (R, S), the numbers of blocks that cover a map."""
     return num_blocks(size[0], block), num_blocks(size[1], block)
 
 
 @dataclasses.dataclass(frozen=True)
 class Products:
-    """Writes products into a graph; `arrays` are the network's."""
+    """Writes products into a graph; `arrays` are the network's arrays."""
 
     graph: Graph
     arrays: HostArrays
@@ -53,7 +52,7 @@ class Products:
     # Transforms
 
     def _basis(self, block: int, count: int, scale: int) -> str:
-        """The scaled basis [n, 1, K, K] times scale**2: engines multiply it when they load a model."""
+        """Adds the scaled basis [n, 1, K, K] times scale**2, as a product that engines evaluate when they load it."""
         graph, order = self.graph, zigzag_order(block)
         basis = scaled_basis(block, block**2)
         matrix = np.array([basis[order.index((frequency, 0))][:, 0] for frequency in range(block)]) * block * scale
@@ -66,14 +65,14 @@ class Products:
         return graph.once("Slice", every, *(graph.integers(value) for value in (0, count, 0)))
 
     def _whole_blocks(self, x: str, block: int, size: Size) -> tuple[str, Size]:
-        """[B, C, H, W] with its edge repeated as far as blocks reach, and its size."""
+        """Repeats the edge of a map [B, C, H, W] up to whole blocks; returns it and its size."""
         pads = [-length % block for length in size]
         if any(pads):
             x = self.graph.op("Pad", x, self.graph.integers(0, 0, 0, 0, 0, 0, *pads), mode="edge")
         return x, (size[0] + pads[0], size[1] + pads[1])
 
     def coefs(self, x: str, channels: int, block: int, count: int, size: Size) -> str:
-        """[B, C, H, W] -> [B, C, n, R*S]."""
+        """Computes coefficients: [B, C, H, W] -> [B, C, n, R*S]."""
         graph, (rows, columns) = self.graph, cover(size, block)
         x, padded = self._whole_blocks(x, block, size)
         if count == 1:
@@ -84,7 +83,7 @@ class Products:
         return graph.reshape(x, [-1, channels, count, rows * columns])
 
     def pixels(self, y: str, channels: int, block: int, count: int, size: Size) -> str:
-        """The inverse of `coefs`."""
+        """Computes the inverse of `coefs`."""
         graph, (rows, columns) = self.graph, cover(size, block)
         if count == 1:
             y = self.spread(graph.reshape(y, [-1, channels, rows, columns]), block)
@@ -96,13 +95,13 @@ class Products:
         return graph.slice(y, [0] * len(cut), [size[a] for a in cut], [a + 2 for a in cut]) if cut else y
 
     def block_means(self, x: str, block: int) -> str:
-        """[B, C, H, W] -> [B, C, R, S] of a map of whole blocks."""
+        """Computes the means of a map's blocks: [B, C, H, W] -> [B, C, R, S]; the map has whole blocks."""
         return self.graph.op("AveragePool", x, kernel_shape=[block, block], strides=[block, block])
 
     def spread(self, y: str, block: int) -> str:
-        """A value of each block to its pixels: [B, C, R, S] -> [B, C, R*K, S*K]."""
+        """Broadcasts the value of each block to its pixels: [B, C, R, S] -> [B, C, R*K, S*K]."""
         how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-        # No region of interest.
+        # The empty name stands for no region of interest.
         return self.graph.op("Resize", y, "", self.graph.constant([1, 1, block, block]), **how)
 
     def _masked(self, y: str, counts: Indices, count: int) -> str:
@@ -118,10 +117,10 @@ class Products:
     def analyse(
         self, x: str, width: int, block: int, size: Size, plans: Sequence[ProductPlan]
     ) -> list[dict[tuple[int, int], str]]:
-        """Transforms what the products need of their common input, a map of `width` channels.
+        """Transforms the common input of several products, a map of `width` channels.
 
         Returns:
-          Of each product, the coefficients of its input segments.
+          For each product, the coefficients of its input segments.
         """
         depths: dict[tuple[Indices | None, int, int], int] = {}
         for plan in plans:
@@ -143,7 +142,7 @@ class Products:
         return [{segment[:2]: of(plan, *segment) for segment in plan.input_segments} for plan in plans]
 
     def multiply(self, x: str, width: int, coefs: Mapping[tuple[int, int], str], name: str, plan: ProductPlan) -> Part:
-        """The products of a layer whose input's coefficients are at hand."""
+        """Computes the products of a layer from its input, and the coefficients of its input segments."""
         graph, (inner, outer) = self.graph, plan.whole
         pixels = None
         if inner and outer:
@@ -184,11 +183,20 @@ class Products:
         return Low(first, stop, dict(zip(segments, pieces, strict=True)))
 
     def matrix_product(self, x: str, matrix: np.ndarray, bias: np.ndarray | None = None) -> str:
-        """[B, C, ...] by a matrix [C, D]."""
+        """Adds a matrix product on channels.
+
+        Args:
+          x: name of a value, [B, C, ...].
+          matrix: [C, D].
+          bias: [D], or None.
+
+        Returns:
+          The name of the result, [B, D, ...].
+        """
         return self.graph.conv(x, matrix.T[:, :, None, None], bias)
 
     def _prefix_product(self, x: str, name: str, plan: ProductPlan, inputs: int, outputs: int) -> str:
-        """A run's product. Its matrix is a corner of the first run's, which alone is stored."""
+        """Adds the product of a run; its matrix is a corner of the first run's, and only that is stored."""
         graph, matrix = self.graph, self.arrays[f"{name}{plan.runs[0][0]}"]
         if matrix.shape == (inputs, outputs):
             return self.matrix_product(x, matrix)
@@ -197,7 +205,7 @@ class Products:
         return graph.op("Conv", x, graph.once("Slice", whole, *bounds))
 
     def segment_coefs(self, parts: Sequence[Part], segment: Segment) -> str:
-        """The sum of the parts' coefficients for output channels start..stop-1: [B, stop - start, n, R*S]."""
+        """Sums the parts' coefficients for output channels start..stop-1: [B, stop - start, n, R*S]."""
         graph, (start, stop, count) = self.graph, segment
         found = []
         for part in parts:
@@ -223,7 +231,7 @@ class Products:
     def compose(
         self, parts: Sequence[Part], segments: Sequence[Segment], counts: Indices, block: int, size: Size
     ) -> list[str]:
-        """Back to pixels: [B, stop - start, H, W] of each segment."""
+        """Transforms back to pixels; returns [B, stop - start, H, W] for each segment."""
         graph, pieces = self.graph, []
         for start, stop, count in segments:
             values = []
@@ -238,14 +246,14 @@ class Products:
         return pieces
 
     def zeros(self, shape: Sequence[int]) -> str:
-        """[B, *shape]."""
+        """Adds zeros, [B, *shape]."""
         graph = self.graph
         nothing = graph.reshape(self.nothing, [-1, *[1] * len(shape)])
         return graph.op("Expand", nothing, graph.integers(1, *shape))
 
     @functools.cached_property
     def nothing(self) -> str:
-        """A zero for each image: [B, 1]."""
+        """The name of a zero for each image, [B, 1]."""
         sizes = self.graph.op("Slice", self.graph.op("Shape", INPUT), *(self.graph.integers(v) for v in (0, 1)))
         shape = self.graph.op("Concat", sizes, self.graph.integers(1), axis=0)
         return self.graph.op("ConstantOfShape", shape)

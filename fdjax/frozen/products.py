@@ -1,9 +1,9 @@
-"""Products of a pointwise layer by bands, planned before any array is touched, and the geometry of blocks and windows.
+"""Plans the products of a pointwise layer by bands, without its arrays, and the geometry of blocks and windows.
 
-Everything here is static, hashable and JSON. On either side of a layer the channel that keeps more coefficients comes
-first.
+Everything here is static, hashable and can be written as JSON. On either side of a layer, channels are sorted by kept
+count, the largest first.
 
-Shape letters: `fdjax.ops.blocks`. A coefficient's scale here makes the first one the block's mean.
+Shape letters: `fdjax.ops.blocks`. Coefficients are scaled so that the first one is the block's mean.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ BandRun = tuple[int, int, int, int]
 Indices = tuple[int, ...]
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
-# More products cost more than the zeros that fewer of them multiply: in time, and in the operations of a file.
+# The most products of a layer. Fewer products multiply more zeros, but more products take longer and make larger files.
 _MAX_RUNS = 4
 _LEAST_SAVED = 300_000  # MACs of one image that one product more has to save.
 
 
 @dataclasses.dataclass(frozen=True)
 class ProductPlan:
-    """One pointwise layer.
+    """The products of one pointwise layer.
 
-    With input and output channels sorted by kept count, band n is a product of a prefix of either side. Where the
-    channels that keep all N coefficients exist on both sides, their product is done on pixels, and only the low bands
-    in which other channels take part are transformed: the bands above are that product's own.
+    With input and output channels sorted by kept count, band n is the product of a prefix of the input channels and a
+    prefix of the output channels. If both sides have channels that keep all N coefficients, their product is computed
+    on pixels. Then only the low bands, in which other channels take part, are transformed.
 
     Attributes:
-      inputs: channels read.
-      outputs: channels made.
+      inputs: number of channels read.
+      outputs: number of channels made.
       whole: (inputs, outputs) of the product on pixels; (0, 0) for none.
-      runs: (first, stop, inputs, outputs): bands first..stop-1 as one product, as wide as its first band; what `whole`
-        covers is left out of it.
-      input_segments: (start, stop, coefficients) to transform, of the input channels.
-      output_segments: (start, stop, coefficients) to transform back, of the output channels; all of them in turn.
-      input_counts: kept counts; coefficients that a segment has beyond a channel's count are to be zero.
-      output_counts: likewise.
-      input_order: which channels of the map at hand are read, in order; None: all, as they are.
+      runs: (first, stop, inputs, outputs): bands first..stop-1 as one product, as wide as its first band, without the
+        part that `whole` covers.
+      input_segments: (start, stop, coefficients): input channels start..stop-1 to transform.
+      output_segments: (start, stop, coefficients): output channels start..stop-1 to transform back; they cover all.
+      input_counts: kept counts; coefficients of a segment beyond a channel's count have to be zero.
+      output_counts: kept counts of the outputs.
+      input_order: the channels of the map that are read, in order; None: all, in the map's order.
     """
 
     inputs: int
@@ -63,11 +63,11 @@ class ProductPlan:
 
     @property
     def transforms(self) -> bool:
-        """Whether anything is transformed."""
+        """Whether the layer needs a transform."""
         return bool(self.runs)
 
     def macs(self, size: Size, block: int) -> int:
-        """Multiply-accumulates of the products and the transforms of the input, on a map of `size`."""
+        """Returns the MACs of the products and of the input's transforms, on a map of `size`."""
         blocks = num_blocks(size[0], block) * num_blocks(size[1], block)
         products = sum(
             (stop - first) * (inputs * outputs - self.whole[0] * self.whole[1])
@@ -78,9 +78,17 @@ class ProductPlan:
 
 
 def pack(name: str, kernel: np.ndarray, plan: ProductPlan) -> dict[str, np.ndarray]:
-    """Lays out a layer's kernel [inputs, outputs] as the matrices that the emitters multiply with.
+    """Cuts a layer's kernel into the matrices that the emitters multiply with.
 
-    Slicing them at run time would copy them on every call.
+    Slicing the kernel at run time would copy it on every call.
+
+    Args:
+      name: the layer's name.
+      kernel: [inputs, outputs], in the plan's order.
+      plan: the layer's products.
+
+    Returns:
+      The matrices by name: "NAME/whole", and "NAME/restI" and "NAME/edgeI" for the run that begins with band I.
     """
     (inner, outer), packed = plan.whole, {}
     if inner and outer:
@@ -94,13 +102,13 @@ def pack(name: str, kernel: np.ndarray, plan: ProductPlan) -> dict[str, np.ndarr
 
 
 def segment_macs(segments: Sequence[Segment], size: Size, block: int) -> int:
-    """MACs of the transforms, in either direction, of channel segments (start, stop, coefficients)."""
+    """Returns the MACs of the transforms, in either direction, of channel segments (start, stop, coefficients)."""
     blocks = num_blocks(size[0], block) * num_blocks(size[1], block)
     return blocks * sum((stop - start) * block_transform_macs(block, count) for start, stop, count in segments)
 
 
 def _runs_of(values: Sequence[Any]) -> list[tuple[int, int]]:
-    """(start, stop) of the runs of equal values."""
+    """Returns (start, stop) of each stretch of equal values."""
     edges = [0, *(i for i in range(1, len(values)) if values[i] != values[i - 1]), len(values)]
     return list(itertools.pairwise(edges)) if len(values) else []
 
@@ -112,17 +120,20 @@ def plan_product(
     input_order: Indices | None = None,
     blocks: int | None = None,
 ) -> ProductPlan:
-    """Plans a pointwise layer.
+    """Plans the products of a pointwise layer.
 
     Args:
-      input_counts: kept counts [C], 1..N, descending.
-      output_counts: kept counts [D], 1..N, descending.
+      input_counts: kept counts, int [C], 1..N, descending.
+      output_counts: kept counts, int [D], 1..N, descending.
       block: K.
       input_order: see `ProductPlan`.
-      blocks: how many of them the map has; a small map gets fewer products. None: as many as a large one.
+      blocks: number of blocks of the map; a small map gets fewer products. None: as many as for a large one.
+
+    Returns:
+      The plan.
 
     Raises:
-      ValueError: counts that are not sorted or out of range.
+      ValueError: if the counts are not sorted, or out of range.
     """
     num_coefs = block * block
     for counts in (input_counts, output_counts):
@@ -140,7 +151,7 @@ def plan_product(
     runs = tuple((first, stop, *widths[first]) for first, stop in itertools.pairwise(cuts))
 
     def segments(counts: np.ndarray, side: int) -> tuple[Segment, ...]:
-        """Coefficients of the channels that take part in the runs; those of `whole` as far as others need them."""
+        """Returns the coefficients that the runs need of each channel; of `whole`, those that other channels need."""
         whole_needs = max([stop for _, stop, *run in runs if run[1 - side] > whole[1 - side]], default=0)
         needed = []
         for channel, count in enumerate(counts):
@@ -162,19 +173,46 @@ def plan_product(
 
 
 def by_count(channels: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """`channels`, those that keep more first; `counts` are those of all channels."""
+    """Sorts channels by kept count, the largest first.
+
+    Args:
+      channels: int [c].
+      counts: the kept counts of all channels, int [C].
+
+    Returns:
+      The sorted channels, int [c].
+    """
     return channels[np.argsort(-counts[channels], kind="stable")]
 
 
 def static_order(indices: np.ndarray, width: int) -> Indices | None:
-    """Static indices into a map of `width` channels; None where they are all of them, as they lie."""
+    """Makes static indices into a map of `width` channels.
+
+    Args:
+      indices: int [c].
+      width: number of channels of the map.
+
+    Returns:
+      A tuple; None if it is all channels in order.
+    """
     return None if np.array_equal(indices, np.arange(width)) else tuple(int(i) for i in indices)
 
 
 def plan_reading(
     stream: np.ndarray, counts: np.ndarray, output_counts: np.ndarray, block: int, blocks: int | None = None
 ) -> tuple[ProductPlan, np.ndarray]:
-    """A product that reads the map whose channels are `stream`: its plan, and the channels it reads, in order."""
+    """Plans the products of a pointwise layer that reads a given map.
+
+    Args:
+      stream: the channels of the map, in order, int [c].
+      counts: kept counts of all input channels, int [C].
+      output_counts: kept counts of the outputs, int [D], descending.
+      block: K.
+      blocks: as in `plan_product`.
+
+    Returns:
+      The plan, and the channels that it reads, in order.
+    """
     kept = np.array([counts[channel] for channel in stream], np.int64)
     places = by_count(np.flatnonzero(kept > 0), kept)
     plan = plan_product(kept[places], output_counts, block, static_order(places, len(stream)), blocks)
@@ -182,10 +220,10 @@ def plan_reading(
 
 
 def _merge_bands(widths: Sequence[tuple[int, int]], block: int, runs: int, least: int) -> list[int]:
-    """Where to cut the bands of `widths` (inputs, outputs) into at most `runs` runs for the fewest MACs: 0..all.
+    """Cuts the bands into at most `runs` runs with the fewest MACs; returns the cuts, from 0 to the number of bands.
 
-    A run is as wide as its first band, and a channel that ends within it is transformed as far as the run goes. Every
-    cut has to save `least` MACs of a block.
+    A run is as wide as its first band, and a channel whose count ends within the run is transformed to the run's end.
+    Every cut has to save `least` MACs of a block. `widths` has (inputs, outputs) of each band.
     """
     depth = len(widths)
     steps = [0, *(n for n in range(1, depth) if widths[n] != widths[n - 1]), depth]
@@ -197,7 +235,7 @@ def _merge_bands(widths: Sequence[tuple[int, int]], block: int, runs: int, least
 
     if len(steps) <= runs + 1 and not least:
         return sorted(set(steps))
-    # The cheapest way to cover the bands before each step, for each number of runs.
+    # Dynamic programming: the cheapest cuts of the bands before each step, for each number of runs.
     best: list[tuple[int, list[int]]] = [(cost(0, step) if step else 0, [0, step]) for step in steps]
     for _ in range(runs - 1):
         best = [
@@ -216,10 +254,10 @@ class Window:
 
     Attributes:
       window: (rows, columns).
-      stride: along both axes.
+      stride: strides along rows and columns.
       pads: zeros before and after each axis, ((top, bottom), (left, right)).
-      in_size: (H, W) of the map it reads.
-      out_size: (H', W') of the map it makes.
+      in_size: (H, W) of the map that it reads.
+      out_size: (H', W') of the map that it makes.
     """
 
     window: Size
@@ -230,7 +268,14 @@ class Window:
 
 
 def taps_on_the_map(window: Window) -> tuple[np.ndarray, np.ndarray]:
-    """Which of a window's rows lie on the map, for every row of the output, [H', rows], and likewise of columns."""
+    """Finds which taps of a window lie on the map and not on the padding.
+
+    Args:
+      window: the window.
+
+    Returns:
+      1 for taps on the map, else 0: for each row of the output [H', rows], and for each column [W', columns].
+    """
 
     def along(axis: int) -> np.ndarray:
         first = np.arange(window.out_size[axis]) * window.stride[axis] - window.pads[axis][0]
@@ -242,12 +287,12 @@ def taps_on_the_map(window: Window) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class MeanPhase:
-    """Output pixels of a depthwise step on a block-constant map that see the same combination of taps.
+    """Output pixels of a depthwise step on a block-constant map for which the taps fall into the same blocks.
 
     Attributes:
-      weight: how many of a block's pixels these are, as a share.
-      taps: (row offset, column offset, rows, columns): the block they fall into, relative to stride times the output
-        block, and the kernel's rows and columns that do.
+      weight: share of the block's pixels, above 0 to 1.
+      taps: (row offset, column offset, rows, columns): a block that is read, relative to stride times the output block,
+        and the kernel's rows and columns that fall into it.
     """
 
     weight: float
@@ -255,7 +300,7 @@ class MeanPhase:
 
 
 def mean_phases(window: Window, block: int) -> tuple[MeanPhase, ...]:
-    """The phases of a depthwise step on a map that is constant in every block, K dividing both of its maps."""
+    """Returns the phases of a depthwise step on a map that is constant in every block; K divides both of its maps."""
 
     def along(axis: int) -> dict[tuple[tuple[int, Indices], ...], int]:
         found: dict[tuple[tuple[int, Indices], ...], int] = {}
@@ -277,17 +322,33 @@ def mean_phases(window: Window, block: int) -> tuple[MeanPhase, ...]:
 
 
 def runs_at_block_resolution(in_size: Size, out_size: Size, blocks: tuple[int, int]) -> bool:
-    """Whether a chain that keeps only means is block-constant throughout: one block size, which divides both maps."""
+    """Whether a chain of means stays block-constant: both layers have one block size, which divides both maps."""
     return blocks[0] == blocks[1] and all(length % blocks[0] == 0 for length in (*in_size, *out_size))
 
 
 def scaled_basis(block: int, count: int) -> np.ndarray:
-    """The basis [n, K, K], float64, whose inner product with a block is a coefficient; the first row takes the mean."""
+    """Returns the DCT basis in the scale of frozen networks, in which the first coefficient is the block's mean.
+
+    Args:
+      block: K.
+      count: number of coefficients n.
+
+    Returns:
+      float64 [n, K, K]; its inner products with a block are the coefficients.
+    """
     return dct_basis(block, np.float64)[:count] / block
 
 
 def block_shares(size: Size, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """The share of each row and each column of blocks in a map's pixels: what padding adds does not count."""
+    """Computes the share of each row and each column of blocks in the pixels of a map, without padding.
+
+    Args:
+      size: (H, W).
+      block: K.
+
+    Returns:
+      Shares of the rows, [R], and of the columns, [S]; each sums to 1.
+    """
     shares = []
     for length in size:
         edges = np.minimum(np.arange(num_blocks(length, block) + 1) * block, length)

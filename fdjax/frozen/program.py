@@ -1,9 +1,10 @@
-"""A frozen network as data: what it computes, operation by operation, static and hashable; JSON in both directions.
+"""A frozen network as data: a static, hashable list of operations, which can be written as JSON and read back.
 
-A program is a list of operations over numbered values, with arrays by name beside it. Its emitters (`fdjax.frozen.xla`,
-`fdjax.frozen.onnx_model`, `fdjax.frozen.native`) walk the list; each has one function for a kind of operation.
+A program is a list of operations on numbered values; its arrays are kept beside it, by name. The emitters
+(`fdjax.frozen.xla`, `fdjax.frozen.onnx_model`, `fdjax.frozen.native`) walk the list, with one function for each kind of
+operation.
 
-Maps are NHWC. Channels lie in the order of the frozen network. Shape letters: `fdjax.ops.blocks`.
+Maps are NHWC. Channels are in the order of the frozen network. Shape letters: `fdjax.ops.blocks`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fdjax.ops.macs import conv_macs, depthwise_macs
 
 _EVERY_ITEM = typeguard.CollectionCheckStrategy.ALL_ITEMS
 Activation = Literal["none", "relu", "relu6"]
-# What is added after a layer: nothing, one number a channel [D], or a map [H', W', D].
+# The bias of a layer: none, one number a channel [D], or a map [H', W', D].
 Bias = Literal["none", "channel", "map"]
 
 FORMS = ("dense", "channels", "groups", "bands")
@@ -31,7 +32,7 @@ class Conv:
     """A convolution with its bias and activation: [B, H, W, C] -> [B, H', W', D].
 
     Arrays: "NAME/kernel" [rows, columns, C / groups, D], "NAME/bias" [D] or [H', W', D].
-    It is depthwise where groups = C = D.
+    It is depthwise if groups = C = D.
     """
 
     name: str
@@ -58,15 +59,15 @@ class Conv:
 class Pointwise:
     """A pointwise layer with its bias and activation: [B, H, W, C] -> [B, H, W, D], or with `pooled` -> [B, D].
 
-    Arrays: "NAME/..." as `fdjax.frozen.products.pack` lays out the product, "NAME/bias" [D] or [H, W, D].
+    Arrays: "NAME/..." as `fdjax.frozen.products.pack` names them, "NAME/bias" [D] or [H, W, D].
 
     Attributes:
-      product: what is multiplied, on pixels and by bands.
+      product: the products on pixels and by bands.
       size: (H, W); () for a layer on vectors [B, C], (tokens,) for one on [B, tokens, C]: these have no bands.
       block: K.
-      placement: for each channel of the output which output of the product it is, -1 for zero; None: as they are. The
-        bias has the channels of the output.
-      pooled: the mean over the map follows.
+      placement: for each channel of the output its place among the product's outputs, -1 for zero; None: the same
+        order. The bias has the channels of the output.
+      pooled: whether the layer computes the mean over its map.
     """
 
     name: str
@@ -83,11 +84,11 @@ class Pointwise:
 
     @property
     def outputs(self) -> int:
-        """Channels of what it makes."""
+        """The number of output channels."""
         return self.product.outputs if self.placement is None else len(self.placement)
 
     def macs(self) -> int:
-        """Multiply-accumulates, transforms included; pooled channels that keep the mean stay at block resolution."""
+        """Returns the MACs with transforms; pooled channels that keep only the mean stay at block resolution."""
         pixels = (1, 1, *self.size)[-2:] if len(self.size) < 2 else self.size
         size = (pixels[0], pixels[1])
         segments = self.product.output_segments
@@ -101,9 +102,9 @@ class Step:
     """A channelwise operation between the writer and the reader of a run.
 
     Attributes:
-      kind: "shift": a bias [E] and an activation; "depthwise": a window, kernel [rows, columns, E].
-      activation: of a shift.
-      window: of a depthwise step.
+      kind: "shift", a bias [E] and an activation; or "depthwise", a window and a kernel [rows, columns, E].
+      activation: the activation of a shift.
+      window: the window of a depthwise step.
     """
 
     kind: Literal["shift", "depthwise"]
@@ -113,14 +114,14 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """Channels of a run's space that go through it together, from the writer to the reader.
+    """Channels of a run's space that are computed together, from the writer to the reader.
 
     Attributes:
-      name: of its arrays: "whole", "means", "bands" or "coefsN".
-      channels: E, how many.
-      means: they keep only the mean, and everything runs at block resolution.
-      writer: the product that makes them.
-      reader: the product that reads them.
+      name: prefix of its arrays: "whole", "means", "bands" or "coefsN".
+      channels: E, the number of channels.
+      means: whether the channels keep only the mean, and are computed at block resolution.
+      writer: the products that make the channels.
+      reader: the products that read them.
     """
 
     name: str
@@ -134,10 +135,10 @@ class Chain:
 class Run:
     """A run: pointwise writer, channelwise steps, pointwise reader; [B, H, W, C] -> [B, H', W', D].
 
-    The space between them (the wide side, as a rule) exists only inside, chain by chain; the chains'
-    results are summed. Arrays, under "NAME/CHAIN": "writer/..." and "reader/..." as `pack` lays them out, "stepI" for
-    the I-th step: a bias [E], or a kernel [rows, columns, E] (for a chain of means [T, E]: the summed taps of each
-    phase of `products.mean_phases`, in turn). "NAME/bias" [D] or [H', W', D].
+    The space between them (usually the wide side) exists only inside the run, chain by chain; the results of the chains
+    are summed. Arrays under "NAME/CHAIN": "writer/..." and "reader/..." as `pack` names them, and "stepI" for the I-th
+    step: a bias [E], or a kernel [rows, columns, E]; for a chain of means [T, E], the summed taps of the phases of
+    `products.mean_phases`, in order. "NAME/bias" is [D] or [H', W', D].
 
     Attributes:
       form: one of `FORMS`.
@@ -145,15 +146,15 @@ class Run:
       in_size: (H, W).
       out_size: (H', W').
       blocks: K of the writer and of the reader.
-      steps: in order; at most one is a depthwise step.
-      chains: at least one, unless nothing of the space is left.
-      segments: (start, stop, coefficients) of what the readers make, to transform back.
-      output_counts: kept counts of what they make.
-      outputs: channels of the run's output.
-      placement: for each of those which output of the readers it is, -1 for zero; None: as they are.
-      bias: after the placement.
-      activation: last.
-      layers: the names of the writer and of the reader.
+      steps: the steps in order; at most one is a depthwise step.
+      chains: the chains; none if the space has no channel left.
+      segments: (start, stop, coefficients) of the readers' outputs to transform back.
+      output_counts: kept counts of the readers' outputs.
+      outputs: number of channels of the run's output.
+      placement: for each channel of the output its place among the readers' outputs, -1 for zero; None: the same order.
+      bias: the form of the bias, which is added after the placement.
+      activation: the activation after the bias.
+      layers: names of the writer and of the reader.
     """
 
     name: str
@@ -180,7 +181,7 @@ class Run:
         return next((step.window for step in self.steps if step.window is not None), None)
 
     def macs(self) -> int:
-        """Multiply-accumulates, transforms included; a mean or a broadcast costs 1 an element."""
+        """Returns the MACs with transforms; a mean or a broadcast counts 1 for each element."""
         total = segment_macs(self.segments, self.out_size, self.blocks[1])
         shared: dict[tuple[int, int], int] = {}
         window = self.depthwise
@@ -213,11 +214,11 @@ class Apply:
     """Any other operation: a JAX primitive, on values and arrays.
 
     Attributes:
-      name: of its arrays.
+      name: prefix of its arrays.
       kind: the primitive's name.
-      inputs: values; a negative number -1 - i is the array "NAME/argI".
+      inputs: values; a negative number -1 - i stands for the array "NAME/argI".
       outputs: values.
-      params: the primitive's parameters, in the JSON form of `fdjax.graph.primitives`, as a string. Shapes in them have
+      params: the primitive's parameters, in the JSON form of `fdjax.graph.primitives`, as a string. Their shapes have
         the batch size 1.
     """
 
@@ -230,7 +231,7 @@ class Apply:
 
 @dataclasses.dataclass(frozen=True)
 class Take:
-    """Channels of a value (its last axis), in another order: -1 for zero."""
+    """A selection of channels of a value (its last axis); the index -1 stands for a channel of zeros."""
 
     name: str
     x: int
@@ -242,7 +243,7 @@ Operation = Conv | Pointwise | Run | Apply | Take
 
 
 def makes(operation: Operation) -> tuple[int, ...]:
-    """The values that an operation makes."""
+    """Returns the values that an operation makes."""
     return operation.outputs if isinstance(operation, Apply) else (operation.y,)
 
 
@@ -254,10 +255,10 @@ class Program:
     """A frozen network.
 
     Attributes:
-      shapes: of every value, without the batch (their first axis).
-      inputs: the values that images go into, raw.
-      outputs: the values that come out.
-      operations: in order of evaluation.
+      shapes: the shape of each value, without the batch (its first axis).
+      inputs: the values of the raw images.
+      outputs: the values of the results.
+      operations: the operations, in order of evaluation.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -266,11 +267,11 @@ class Program:
     operations: tuple[Operation, ...]
 
     def macs(self) -> int:
-        """Multiply-accumulates of its layers."""
+        """Returns the MACs of its layers."""
         return sum(operation.macs() for operation in self.operations if not isinstance(operation, (Apply, Take)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; `from_dict` reads it back."""
+        """Returns the program as JSON types; `from_dict` reads them back."""
         fields = dataclasses.asdict(self)
         names = {kind: name for name, kind in _KINDS.items()}
         for operation, written in zip(self.operations, fields["operations"], strict=True):
@@ -279,10 +280,10 @@ class Program:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Program:
-        """The program that `to_dict` wrote, also after a trip through JSON.
+        """Reads what `to_dict` returned, also after it was written as JSON.
 
         Raises:
-          ValueError: fields that are no program's.
+          ValueError: if the fields are not those of a program.
         """
         try:
             plain = _tuples(fields)
@@ -295,7 +296,7 @@ class Program:
 
 
 def _check_types(value: Any) -> None:
-    """Raises `TypeCheckError` unless every field of a dataclass, and of those in it, has its type."""
+    """Raises `TypeCheckError` unless every field of a dataclass, and of the dataclasses in it, has its type."""
     if isinstance(value, tuple):
         for item in value:
             if dataclasses.is_dataclass(item):
@@ -328,7 +329,7 @@ def _operation(fields: Mapping[str, Any]) -> Operation:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON's lists as tuples, all the way down."""
+    """Converts JSON's lists to tuples, recursively."""
     if isinstance(value, Mapping):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value

@@ -1,4 +1,4 @@
-"""Runs: a pointwise layer, a depthwise one, the pointwise layer that reads it; and the exact ways to compute them."""
+"""Runs (a pointwise layer, a depthwise one, and the pointwise layer that reads it), and the exact schedules of one."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from fdjax.frozen.products import (
 )
 from fdjax.frozen.program import Chain, Run, Step
 
-# Beyond so many, groups are too narrow to be worth a chain each.
+# With more groups than this, they are too narrow for a chain each to save time.
 _MAX_GROUPS = 4
-# Channels of which vector units take whole numbers at once.
+# A number of channels that is a multiple of this fills vector units.
 _EVEN = 16
 
 # Schedules by name: the operation, and its arrays.
@@ -34,14 +34,14 @@ class RunParts:
     """A run before a schedule is chosen. Channels are the graph's, arrays float64.
 
     Attributes:
-      name: of the run.
-      writer: the layer that makes its space.
+      name: the run's name.
+      writer: the layer that makes the space.
       depthwise: the layer that works on it.
       reader: the layer that reads it.
-      alive: [E], the channels of the space that are kept.
+      alive: whether each channel of the space is kept, bool [E].
       kernels: writer [C, E], depthwise [rows, columns, E], reader [E, D].
       biases: writer [E], depthwise [E], reader [D] or [H', W', D].
-      counts: kept by the writer's input [C] and output [E], and by the reader's input [E] and output [D].
+      counts: kept counts of the writer's input [C] and output [E], and of the reader's input [E] and output [D].
     """
 
     name: str
@@ -60,7 +60,7 @@ class RunParts:
 
 
 def find_run(reader: OpenLayer) -> RunParts | None:
-    """The run that ends in a layer, or None."""
+    """Returns the run that ends in a layer, or None."""
     depthwise = reader.source
     if reader.kind != "pointwise" or reader.pooled or depthwise is None or not depthwise.depthwise:
         return None
@@ -93,20 +93,26 @@ def _common_name(writer: str, reader: str) -> str:
 
 
 def schedules(run: RunParts) -> Candidates:
-    """The exact schedules of a run by name.
+    """Makes the exact schedules of a run.
 
-    "bands" takes all channels of the space as one chain, layer by layer (dense, or with fewer channels, where the masks
-    need no transform). "filled" does so without leaving out removed narrow channels: it multiplies them by zero, and
-    gathers nothing. "even" is like it, and has some removed channels of the space, as zeros, to make their number one
-    that vector units like. "means" takes the channels that keep only the mean out of the chain, if they can run at
-    block resolution. "groups" does so with every kept count, where writer and reader keep alike. Those that would come
-    to the same are left out.
+    "bands" computes all channels of the space as one chain, layer by layer; if the masks need no transform, it is
+    dense, or has fewer channels. "filled" is like it, but does not leave out removed narrow channels: it multiplies
+    them by zero and does not have to gather. "even" is like "filled", and keeps some removed channels of the space as
+    zeros, so that their number fills vector units. "means" computes the channels that keep only the mean in another
+    chain, at block resolution. "groups" has a chain for every kept count, if writer and reader keep the same. Schedules
+    that would be equal are left out.
+
+    Args:
+      run: the run.
+
+    Returns:
+      The operation and its arrays, by the schedule's name.
     """
     _, made, read, _ = run.counts
     window, num_coefs = run.depthwise.window, run.reader.block**2
     assert window is not None
     is_mean = run.alive & (made == 1) & (read == 1)
-    # With 1x1 blocks the mean is the pixel.
+    # With 1x1 blocks the mean is the pixel, so there is nothing to gain.
     is_mean &= run.blocks[0] > 1 and runs_at_block_resolution(window.in_size, window.out_size, run.blocks)
     candidates = {"bands": build(run, {"bands": run.alive})}
     plan = candidates["bands"][0]
@@ -148,9 +154,10 @@ def _filled(run: RunParts) -> RunParts:
 
 
 def _evened(run: RunParts) -> RunParts | None:
-    """The run with as many removed channels, all zero, as make the number of channels a multiple.
+    """Adds removed channels, as zeros, so that the number of channels is a multiple of `_EVEN`.
 
-    None where it is one, or nothing is left to make it one.
+    Returns:
+      The run; None if the number is a multiple already, or no removed channels are left.
     """
     zeros = np.flatnonzero(~run.alive)[: -int(run.alive.sum()) % _EVEN]
     if not len(zeros) or not run.alive.any():
@@ -170,7 +177,15 @@ def _evened(run: RunParts) -> RunParts | None:
 
 
 def build(run: RunParts, groups: Mapping[str, np.ndarray]) -> tuple[Run, HostArrays]:
-    """A run as one chain for each group of channels [E] (bool); "means" runs at block resolution."""
+    """Makes a run with one chain for each group of channels.
+
+    Args:
+      run: the run.
+      groups: the channels of each chain, bool [E], by its name; "means" is computed at block resolution.
+
+    Returns:
+      The operation and its arrays.
+    """
     arrays: HostArrays = {}
     chains = [_chain(run, name, np.flatnonzero(members), arrays) for name, members in groups.items() if members.any()]
     out_counts, out_order, window = run.counts[3], run.reader.y_order, run.depthwise.window
@@ -216,8 +231,8 @@ def _chain(run: RunParts, name: str, channels: np.ndarray, arrays: HostArrays) -
     """Plans one chain and adds its arrays."""
     means = name == "means"
     narrow_counts, made, read, out_counts = run.counts
-    # Sorted by what the writer makes; among those that make most, those that the reader reads most of lie last, next to
-    # their like among the others, so that what it reads whole is one stretch.
+    # Channels are sorted by the writer's counts. Among those with the highest, the ones that the reader reads most of
+    # come last, beside such channels among the others, so that the channels that it reads whole are contiguous.
     most = made[channels].max(initial=0)
     wide = channels[np.lexsort((np.where(made[channels] == most, read[channels], -read[channels]), -made[channels]))]
     writer_kernel, depthwise_kernel, reader_kernel = run.kernels
@@ -244,7 +259,7 @@ def _chain(run: RunParts, name: str, channels: np.ndarray, arrays: HostArrays) -
 
 
 def _output_segments(chains: list[Chain], outputs: int) -> tuple[tuple[int, int, int], ...]:
-    """What the chains' readers make together: (start, stop, coefficients) of the output channels."""
+    """Returns (start, stop, coefficients) of the outputs that the readers of all chains make together."""
     counts, edges = np.zeros(outputs, np.int64), {0, outputs}
     for chain in chains:
         for start, stop, count in chain.reader.output_segments:

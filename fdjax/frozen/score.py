@@ -1,4 +1,4 @@
-"""Accuracy of any function from images to logits."""
+"""Measures the accuracy of any function from images to logits."""
 
 from __future__ import annotations
 
@@ -14,9 +14,15 @@ BATCH = 250
 
 
 def all_logits(predict: Callable[[np.ndarray], jax.Array], images: Any, batch: int = BATCH) -> np.ndarray:
-    """`predict` on images [n, H, W, C], one batch of one size at a time: logits [n, num_classes].
+    """Computes the logits of images, batch by batch.
 
-    `images`: an array, or anything that gives arrays for slices.
+    Args:
+      predict: images [B, H, W, C] -> logits [B, classes].
+      images: uint8 [n, H, W, C]; an array, or an object whose slices are arrays.
+      batch: the batch size; the last batch is padded to it.
+
+    Returns:
+      Logits, [n, classes].
     """
     batch, found = max(1, min(batch, len(images))), []
     for start in range(0, len(images), batch):
@@ -27,10 +33,17 @@ def all_logits(predict: Callable[[np.ndarray], jax.Array], images: Any, batch: i
 
 
 def figures(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """top1, top5 (beyond 10 classes), loss (cross-entropy, nats) and num_examples of logits [n, c]; labels [n].
+    """Computes accuracy and loss.
 
-    Of equal logits the one with the lower index goes first, as `argmax` has it. An image with a logit that is not
-    finite is answered wrongly, and the loss is then not a number.
+    Ties go to the class with the lower index, as in `argmax`. An image with logits that are not finite counts as wrong,
+    and the loss is then NaN.
+
+    Args:
+      logits: [n, classes].
+      labels: int [n].
+
+    Returns:
+      `top1`, a share, 0 to 1; `top5` for more than 10 classes; `loss`, the mean cross entropy in nats; `num_examples`.
     """
     finite = np.all(np.isfinite(logits), axis=1, keepdims=True)
     own = np.take_along_axis(logits, labels[:, None], axis=1)
@@ -47,7 +60,15 @@ def figures(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def check_finite(logits: np.ndarray, what: str) -> None:
-    """Raises `UserError` unless all logits [n, c] are finite; `what` is the network that gave them."""
+    """Checks that all logits are finite.
+
+    Args:
+      logits: [n, classes].
+      what: the network that computed them, for the message.
+
+    Raises:
+      UserError: if a logit is not finite.
+    """
     wrong = int((~np.isfinite(logits).all(axis=1)).sum())
     if wrong:
         raise UserError(
@@ -57,11 +78,15 @@ def check_finite(logits: np.ndarray, what: str) -> None:
 
 
 def agreement(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:
-    """How near logits [n, c] are to others.
+    """Compares logits with others.
+
+    Args:
+      found: [n, classes].
+      expected: [n, classes].
 
     Returns:
-      same_top1: the share of images for which the highest logit is the same; relative_error: the largest difference
-      beside the largest logit, infinite where a logit is not finite.
+      `same_top1`, the share of images with the same highest logit; `relative_error`, the largest difference over the
+      largest logit, infinite if a logit is not finite.
     """
     finite = np.isfinite(found).all(axis=1) & np.isfinite(expected).all(axis=1)
     same = (found.argmax(axis=1) == expected.argmax(axis=1)) & finite

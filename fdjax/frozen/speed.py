@@ -1,4 +1,4 @@
-"""Whether a frozen network is faster than its dense self on an engine, and what to say where it is not."""
+"""Measures whether a frozen network is faster than its dense network on an engine, and words what is found."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from fdjax.frozen.engines import check_engines
 from fdjax.frozen.products import ProductPlan
 from fdjax.frozen.program import Pointwise, Program, Run
 
-# A difference between times that may be chance.
+# Ratios of times up to this may be chance.
 NEARLY = 1.02
-# Kept counts between 0 and N, summed over the sides of products, above which XLA compiles for more than some 15 s.
+# With more kept counts between 0 and N, summed over the sides of products, XLA compiles for more than about 15 s.
 _MOST_PARTIAL_COUNTS = 150
 _ENGINES_OF_FILES = {".stablehlo": ("xla",), ".onnx": ("onnxruntime", "openvino"), ".cc": ("native",)}
 
 
 def speed_on(engine: str, frozen: Frozen, dense: Frozen, batch: int, *, patient: bool = False) -> dict[str, Any]:
-    """Times a pruned network and its dense self on an engine, in turn, with all cores of this process.
+    """Times a pruned and the dense network on an engine, in alternation, with all cores of this process.
 
     Args:
       engine: one of `fdjax.frozen.engines.ENGINES`.
       frozen: the pruned network.
-      dense: its dense self.
-      batch: images at once.
-      patient: also where XLA takes minutes to compile the pruned network.
+      dense: the dense network.
+      batch: the batch size, in images.
+      patient: whether to time the pruned network even if XLA takes minutes to compile it.
 
     Returns:
-      JSON types: `engine`, `device`, `threads` (None where the device is no CPU), `batch`, `clock` ("processor" or
-      "wall"), milliseconds `dense_ms` and `pruned_ms` (medians), `ratio` (pruned over dense), `problem`: None, or why
-      there are no times: "compilation", where XLA would take minutes, or what the engine says.
+      JSON types: `engine`, `device`, `threads` (None unless the device is a CPU), `batch`, `clock` ("processor" or
+      "wall"), the medians `dense_ms` and `pruned_ms` in milliseconds, `ratio` (pruned over dense), and `problem`: None,
+      or why there are no times ("compilation" if XLA would take minutes, or the engine's message).
 
     Raises:
-      UserError: the engine is not there.
+      UserError: if the engine is not installed.
     """
     check_engines([engine])
     on_cpu = engine != "xla" or jax.default_backend() == "cpu"
@@ -61,7 +61,7 @@ def speed_on(engine: str, frozen: Frozen, dense: Frozen, batch: int, *, patient:
 
 
 def partial_counts(program: Program) -> int:
-    """Different kept counts between 0 and N, summed over the inputs and outputs of every product."""
+    """Returns the number of different kept counts between 0 and N, summed over the sides of every product."""
     total = 0
     for operation in program.operations:
         pairs: list[tuple[ProductPlan, int]] = []
@@ -76,17 +76,17 @@ def partial_counts(program: Program) -> int:
 
 
 def is_slower(speed: Mapping[str, Any]) -> bool:
-    """Whether what `speed_on` found is slower than the dense network, by more than chance."""
+    """Whether `speed_on` found the pruned network slower than the dense one, by more than chance."""
     return speed["ratio"] is not None and speed["ratio"] > NEARLY
 
 
 def images_words(batch: int) -> str:
-    """ "1 image", "8 images"."""
+    """Words a number of images, such as "1 image" or "8 images"."""
     return "1 image" if batch == 1 else f"{batch:,} images"
 
 
 def slower_words(speed: Mapping[str, Any]) -> str | None:
-    """A line where a network is slower than its dense self; else None."""
+    """Returns a line to print if `speed_on` found the pruned network slower than the dense one, else None."""
     if not is_slower(speed):
         return None
     flags = f"--engine {speed['engine']} --engine-batch {speed['batch']}"
@@ -101,19 +101,19 @@ def slower_words(speed: Mapping[str, Any]) -> str | None:
 def check_made_for(
     manifest: Mapping[str, Any], engines: Sequence[str], batches: Sequence[int] | None = None, *, anyway: bool = False
 ) -> list[str]:
-    """Sees that an artifact's schedules, where an engine's clock chose them, are now for that engine and batch.
+    """Checks that an artifact whose schedules were chosen by time is used on the same engine and batch size.
 
     Args:
-      manifest: of the artifact.
-      engines: that it is now for; its own has to be one of them.
-      batches: images at once, likewise; None: not known.
-      anyway: another engine or batch is a remark, no error.
+      manifest: the artifact's manifest.
+      engines: the engines that it will run on; the one it was timed on has to be among them.
+      batches: the batch sizes that it will run with, in images; None: not known.
+      anyway: whether another engine or batch size is a remark instead of an error.
 
     Returns:
-      Lines to print: one where they are for another, else none.
+      The remark, or nothing.
 
     Raises:
-      UserError: they are for another.
+      UserError: if the engine or the batch size is another.
     """
     choice = manifest.get("choice") or {}
     made_for, made_at = choice.get("engine"), int(choice.get("batch") or 1)
@@ -130,12 +130,12 @@ def check_made_for(
 
 
 def _numbers_words(batches: Sequence[int]) -> str:
-    """ "1 image", "1 and 8 images"."""
+    """Words numbers of images, such as "1 and 8 images"."""
     if len(batches) == 1:
         return images_words(batches[0])
     return f"{', '.join(f'{batch:,}' for batch in batches[:-1])} and {images_words(batches[-1])}"
 
 
 def engines_of_file(file: Path) -> tuple[str, ...]:
-    """The engines that an exported file is for, by its suffix."""
+    """Returns the engines that an exported file is for, by its suffix."""
     return _ENGINES_OF_FILES.get(file.suffix, ())

@@ -1,6 +1,6 @@
-"""Compiling ahead of time for accelerators that this machine does not have, and what their compilers expect.
+"""Compiles ahead of time for accelerators that this machine does not have, and reads their compilers' estimates.
 
-A TPU's compiler (libtpu) says how many cycles it expects of each of its fusions; one for GPUs says nothing of the kind.
+The compiler for TPUs (libtpu) estimates the cycles of each of its fusions; the one for GPUs gives no estimate.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 1 }
 device_description_str: "NVIDIA H100"
 """
-# What libtpu would otherwise ask of a machine that has TPUs.
+# Without these variables libtpu would look for the metadata of a machine with TPUs.
 _TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -52,7 +52,7 @@ _TPU_ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class _Target:
-    """How a target is described to jax and compiled for, and what has to be installed: one of `packages`."""
+    """How jax describes and compiles for a target; one of `packages` has to be installed."""
 
     platform: str
     topology: str
@@ -65,7 +65,7 @@ class _Target:
 _TARGETS: Mapping[str, _Target] = {
     "tpu:v5e": _Target("tpu", "v5e:2x2", ("libtpu",), "jax[tpu]"),
     "tpu:v6e": _Target("tpu", "v6e:2x2", ("libtpu",), "jax[tpu]"),
-    # Triton's products are tuned on the GPU itself, which is not there.
+    # Triton's matrix products would be tuned on the GPU, which is not there.
     "cuda:h100": _Target(
         "cuda",
         "h100",
@@ -80,14 +80,14 @@ TARGETS = tuple(_TARGETS)
 
 @dataclasses.dataclass(frozen=True)
 class AheadOfTime:
-    """What a compiler made and expects.
+    """The result of a compilation.
 
     Attributes:
-      seconds: that it took.
-      memory_mb: that the program takes on the device: arguments, results and temporaries.
-      cycles: that the compiler expects, or None where it expects nothing.
-      cycles_by_run: of these, the ones of the operations of a frozen network, by name; a fusion counts to the operation
-        that its last instruction is of.
+      seconds: time of tracing and compilation.
+      memory_mb: memory of the program on the device in 10^6 bytes: arguments, results and temporaries.
+      cycles: the compiler's estimate of cycles; None if it gives none.
+      cycles_by_run: estimated cycles of each operation of a frozen network, by name; a fusion counts for the operation
+        of its last instruction.
     """
 
     seconds: float
@@ -97,21 +97,21 @@ class AheadOfTime:
 
 
 def compute_on_the_cpu() -> None:
-    """Has jax use the CPU alone, so that compilers for other devices do not look for them; before it computes."""
+    """Makes jax use the CPU alone, so that it does not look for other devices; call it before jax computes."""
     jax.config.update("jax_platforms", "cpu")
 
 
 def find_target(name: str) -> jax.sharding.Sharding:
-    """Where programs for a target are placed.
+    """Returns the sharding of programs for a target.
 
     Args:
       name: one of `TARGETS`.
 
     Returns:
-      The first device of such a machine.
+      The sharding on the first device of such a machine.
 
     Raises:
-      UserError: there is no such target, or what compiles for it is not installed or does not work.
+      UserError: if there is no such target, or its compiler is not installed or does not work.
     """
     if name not in _TARGETS:
         raise UserError(f"there is no target {name!r}; give one of {', '.join(TARGETS)}")
@@ -132,14 +132,14 @@ def _placement(name: str) -> jax.sharding.Sharding:
     options = {} if target.config is None else {"target_config": target.config, "topology": "1x1x1"}
     try:
         described = topologies.get_topology_desc(target.topology, target.platform, **options)
-    except Exception as error:  # Of whatever kind a plugin raises.
+    except Exception as error:  # A plugin can raise any exception.
         raise UserError(f"nothing here compiles for {name}: {first_line(error)}") from error
     return jax.sharding.SingleDeviceSharding(described.devices[0])
 
 
 @contextlib.contextmanager
 def _without_cache() -> Iterator[None]:
-    """The persistent cache cannot hold programs for devices that are not there."""
+    """Switches off the persistent cache, which cannot hold programs for devices that are not there."""
     from jax.experimental.compilation_cache import compilation_cache
 
     before = getattr(jax.config, "jax_enable_compilation_cache")  # noqa: B009 (its type is not declared)
@@ -154,12 +154,12 @@ def _without_cache() -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Lowered:
-    """A function as a target's compiler takes it.
+    """A function that is lowered for a target.
 
     Attributes:
       target: one of `TARGETS`.
-      lowered: by jax.
-      seconds: that tracing and lowering took.
+      lowered: jax's lowered function.
+      seconds: time of tracing and lowering.
     """
 
     target: str
@@ -168,20 +168,20 @@ class Lowered:
 
     @property
     def digest(self) -> str:
-        """The same for functions that are the same to the compiler."""
+        """A hash of the lowered function; functions with the same hash compile to the same program."""
         return hashlib.sha256(self.lowered.as_text().encode()).hexdigest()
 
     def compile(self) -> AheadOfTime:
-        """What the compiler makes of it.
+        """Compiles the function.
 
         Raises:
-          UserError: the compiler refuses it.
+          UserError: if the compiler refuses it.
         """
         start = time.perf_counter()
         with _without_cache():
             try:
                 compiled = self.lowered.compile(compiler_options=_TARGETS[self.target].options)
-            except Exception as error:  # Of whatever kind a compiler raises.
+            except Exception as error:  # A compiler can raise any exception.
                 raise UserError(f"the compiler for {self.target} refuses it: {first_line(error)}") from error
         seconds, usage = self.seconds + time.perf_counter() - start, compiled.memory_analysis()
         sizes = (usage.argument_size_in_bytes, usage.output_size_in_bytes, usage.temp_size_in_bytes) if usage else ()
@@ -190,18 +190,18 @@ class Lowered:
 
 
 def lower_ahead(target: str, function: Callable[..., Any], *arguments: Any) -> Lowered:
-    """Traces a function for a target.
+    """Traces and lowers a function for a target.
 
     Args:
       target: one of `TARGETS`.
-      function: of JAX.
-      arguments: pytrees of arrays, or of what has their shape and dtype.
+      function: a JAX function.
+      *arguments: pytrees of arrays, or of objects with a shape and a dtype.
 
     Returns:
-      What can be compiled.
+      The lowered function.
 
     Raises:
-      UserError: as `find_target`, or the function has no form for the target.
+      UserError: as in `find_target`, or if the function cannot be lowered for the target.
     """
     where = find_target(target)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), arguments)
@@ -209,18 +209,18 @@ def lower_ahead(target: str, function: Callable[..., Any], *arguments: Any) -> L
     with tracing_for(_TARGETS[target].platform):
         try:
             lowered = jax.jit(function).lower(*shapes)
-        except Exception as error:  # Of whatever kind a lowering rule raises.
+        except Exception as error:  # A lowering rule can raise any exception.
             raise UserError(f"the compiler for {target} refuses it: {first_line(error)}") from error
     return Lowered(target, lowered, time.perf_counter() - start)
 
 
 def compile_ahead(target: str, function: Callable[..., Any], *arguments: Any) -> AheadOfTime:
-    """Compiles a function for a target: `lower_ahead`, then `Lowered.compile`."""
+    """Lowers a function for a target by `lower_ahead`, and compiles it."""
     return lower_ahead(target, function, *arguments).compile()
 
 
 def _expected_cycles(text: str) -> tuple[int | None, dict[str, int]]:
-    """The cycles that a compiled program's text expects, in all and by operation of a frozen network."""
+    """Reads the estimated cycles from a compiled program's text: their sum, and by operation of a frozen network."""
     total, by_run = None, dict[str, int]()
     for line in text.splitlines():
         found = re.search(r'"estimated_cycles":\s*"?(\d+)', line)
@@ -236,21 +236,21 @@ def _expected_cycles(text: str) -> tuple[int | None, dict[str, int]]:
 def lower_frozen(
     target: str, program: Program, arrays: Mapping[str, Any], batch: int, dtype: str = "bfloat16", *, part: bool = False
 ) -> Lowered:
-    """Traces a frozen network, or a part of one, for a target.
+    """Traces and lowers a frozen network, or a part of one, for a target.
 
     Args:
       target: one of `TARGETS`.
-      program: the network.
-      arrays: by name.
-      batch: images at once.
-      dtype: of weights and maps, "bfloat16" or "float32".
-      part: the inputs are maps, not images.
+      program: the program.
+      arrays: its arrays, by name.
+      batch: the batch size, in images.
+      dtype: type of weights and activations, "bfloat16" or "float32".
+      part: whether the inputs are maps instead of images.
 
     Returns:
-      What can be compiled.
+      The lowered function.
 
     Raises:
-      UserError: as `lower_ahead`.
+      UserError: as in `lower_ahead`.
     """
     given = {name: jax.ShapeDtypeStruct(array.shape, jnp.dtype(dtype)) for name, array in arrays.items()}
     kind = jnp.dtype(dtype) if part else jnp.dtype("uint8")
@@ -261,7 +261,7 @@ def lower_frozen(
 def compile_frozen(
     target: str, program: Program, arrays: Mapping[str, Any], batch: int, dtype: str = "bfloat16", *, part: bool = False
 ) -> AheadOfTime:
-    """Compiles a frozen network, or a part of one: `lower_frozen`, then `Lowered.compile`, cycles by operation."""
+    """Lowers a frozen network, or a part of one, by `lower_frozen`, and compiles it; cycles are by operation name."""
     made = lower_frozen(target, program, arrays, batch, dtype, part=part).compile()
     names = {
         scope_of(operation): operation.name for operation in program.operations if not isinstance(operation, Apply)
@@ -272,13 +272,13 @@ def compile_frozen(
 
 @dataclasses.dataclass
 class Estimate:
-    """Chooses schedules by the cycles that a target's compiler expects of each alone.
+    """Chooses schedules by the cycles that a target's compiler estimates for each of them alone.
 
     Attributes:
       target: one of `TARGETS`.
-      batch: images at once.
-      dtype: of weights and maps.
-      cycles: what has been estimated: run -> schedule -> cycles.
+      batch: the batch size, in images.
+      dtype: type of weights and activations.
+      cycles: the estimates so far: run -> schedule -> cycles.
     """
 
     target: str
@@ -287,16 +287,25 @@ class Estimate:
     cycles: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
 
     def choose(self, candidates: Candidates) -> str:
-        """The schedule that is expected to be fastest (`fdjax.frozen.freeze` takes it as `choose`).
+        """Chooses the schedule with the fewest estimated cycles; `fdjax.frozen.freeze` takes this method as `choose`.
+
+        Args:
+          candidates: the schedules of a run, by name.
+
+        Returns:
+          The name of the schedule.
 
         Raises:
-          UserError: the target's compiler expects nothing.
+          UserError: if the target's compiler gives no estimates.
         """
         name, found = next(iter(candidates.values()))[0].name, {}
         for form, (program, arrays) in programs(candidates).items():
             made = compile_frozen(self.target, program, arrays, self.batch, self.dtype, part=True)
             if made.cycles is None:
-                raise UserError(f"the compiler for {self.target} expects no times: --choose macs, or time where it is")
+                raise UserError(
+                    f"the compiler for {self.target} gives no estimates: give --choose macs, or --choose time on a "
+                    "machine that has it"
+                )
             found[form] = made.cycles
         self.cycles[name] = found
         usual = fewest_macs(candidates)
@@ -306,15 +315,15 @@ class Estimate:
 def compare_ahead(
     target: str, networks: Mapping[str, Frozen], batch: int, dtype: str = "bfloat16"
 ) -> list[dict[str, Any]]:
-    """Compiles networks, the first of which is the dense one, for a target.
+    """Compiles networks for a target; the first is the dense one.
 
     Returns:
-      A row each, JSON types: `form` (its name), `target`, `batch`, `dtype`, `compile_seconds`, `memory_mb`, `macs`,
-      `mac_ratio`, `cycles` and `cycle_ratio` over the dense network's, `cycles_by_run`; cycles are None where the
-      compiler expects nothing.
+      A row for each, JSON types: `form` (its name), `target`, `batch`, `dtype`, `compile_seconds`, `memory_mb`, `macs`,
+      `mac_ratio`, `cycles`, `cycle_ratio` (over the dense network's) and `cycles_by_run`; cycles are None if the
+      compiler gives no estimate.
 
     Raises:
-      UserError: as `compile_ahead`.
+      UserError: as in `compile_ahead`.
     """
     rows: list[dict[str, Any]] = []
     for name, frozen in networks.items():

@@ -1,4 +1,4 @@
-"""Leaves out of a program what only moves a map about and brings it back: see `fdjax.graph.views`."""
+"""Removes reshapes and transpositions of a program that undo each other; see `fdjax.graph.views`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from fdjax.graph.views import Views
 
 
 def without_views(program: Program) -> Program:
-    """The same program, in which views that are equal are one value, and an order of axes is made in one step.
+    """Returns the program with equal views as one value, and successive transpositions as one.
 
-    What nothing reads any more is still in it.
+    Operations whose results nothing reads any more are still in it.
     """
     shapes = [(1, *shape) for shape in program.shapes]  # as an operation's parameters have the batch
     views, same, kept = Views(shapes), dict[int, int](), list[Operation]()

@@ -1,4 +1,4 @@
-"""A frozen network in XLA: one pure function of its arrays and the images; one function for a kind of operation."""
+"""Executes a frozen network in XLA: a pure function of arrays and images, with a function for each operation kind."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from fdjax.frozen.xla_stages import Stage, stages
 
 Maps = tuple[jax.Array, ...]
 
-# In the names of an operation's instructions this comes before the operation's own, which has dots for slashes there.
+# Prefix of an operation's name in the names of its instructions, where slashes are dots.
 RUN_SCOPE = "run="
 
 
 def compiler_options() -> dict[str, int]:
-    """What XLA is told for a frozen network: the widest vectors the CPU has, 10% faster than 256 bits on AVX-512."""
+    """Returns XLA's options for a frozen network: on the CPU the widest vectors; on AVX-512 they are 10% faster."""
     return {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else {}
 
 
 def apply(program: Program, arrays: Arrays, *images: jax.Array, in_chunks: bool = False) -> tuple[jax.Array, ...]:
-    """What a frozen network says of raw images.
+    """Evaluates a frozen network on raw images.
 
     Args:
-      program: static.
-      arrays: by name (`fdjax.frozen.program`); their floating-point type is that of all maps.
-      images: of each input of the program, uint8 or float [B, ...].
-      in_chunks: take few images at a time through the operations on large maps, for the CPU's caches.
+      program: the program; static.
+      arrays: its arrays by name; their floating-point type is that of all activations.
+      *images: each input of the program, uint8 or float [B, ...].
+      in_chunks: whether operations on large maps process a few images at a time, for the CPU's caches.
 
     Returns:
       Each output of the program, [B, ...].
@@ -66,7 +66,7 @@ def _evaluate(stage: Stage, program: Program, arrays: Arrays, dtype: Any, given:
         if isinstance(operation, Apply):
             made = apply_primitive(operation, values, arrays, batch, dtype)
             if cheap.issuperset(value for value in operation.inputs if value >= 0):
-                # What is made of images without a layer is cheap to compute again.
+                # Values that depend on the images without a layer between are cheap to compute again.
                 cheap.update(operation.outputs)
         else:
             with jax.named_scope(scope_of(operation)):
@@ -76,7 +76,7 @@ def _evaluate(stage: Stage, program: Program, arrays: Arrays, dtype: Any, given:
 
 
 def scope_of(operation: Conv | Pointwise | Run | Take) -> str:
-    """What an operation is called in the names of its instructions."""
+    """Returns the name of an operation in the names of its instructions."""
     return RUN_SCOPE + operation.name.replace("/", ".")
 
 

@@ -1,4 +1,4 @@
-"""Other operations of a frozen network in XLA: JAX's own primitives."""
+"""Executes the other operations of a frozen network in XLA, as JAX's own primitives."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from fdjax.frozen.program import Apply
 from fdjax.graph.primitives import bind, params_from_json
 
-# Primitives whose operands must have one shape: a constant among them is brought to the batch.
+# Primitives whose operands must have one shape, so that constants are broadcast to the batch.
 _OF_ONE_SHAPE = ("concatenate", "select_n", "clamp", "dot_general")
-# The parameter in which the shape of the result stands, or a part of the operand's.
+# The parameter that holds the shape of the result, or a part of the operand's shape.
 _SHAPES = {"reshape": "new_sizes", "broadcast_in_dim": "shape", "slice": "limit_indices"}
 
 
 def _with_batch(kind: str, params: dict[str, Any], batch: Any) -> dict[str, Any]:
-    """Parameters of one image as those of a batch."""
+    """Changes parameters for one image to those for a batch."""
     if kind in _SHAPES and params[_SHAPES[kind]][:1] == (1,):
         params[_SHAPES[kind]] = (batch, *params[_SHAPES[kind]][1:])
     if kind in ("dynamic_slice", "gather"):
@@ -35,18 +35,21 @@ def _with_batch(kind: str, params: dict[str, Any], batch: Any) -> dict[str, Any]
 def apply_primitive(
     operation: Apply, environment: Mapping[int, Any], arrays: Mapping[str, jax.Array], batch: Any, dtype: Any
 ) -> list[Any]:
-    """What the operation makes.
+    """Evaluates an operation.
 
     Args:
-      operation: static.
-      environment: value -> array, of those that it reads.
-      arrays: by name.
-      batch: images in a value.
-      dtype: floating point, of the network's weights and maps.
+      operation: the operation; static.
+      environment: value -> array [B, ...], for the values that it reads.
+      arrays: the network's arrays, by name.
+      batch: the batch size B.
+      dtype: floating-point type of weights and activations.
+
+    Returns:
+      Its results, [B, ...].
     """
     params = _with_batch(operation.kind, params_from_json(json.loads(operation.params)), batch)
     if operation.kind == "convert_element_type" and jnp.issubdtype(params["new_dtype"], jnp.floating):
-        # A network runs in the type of its arrays.
+        # The network computes in the type of its arrays.
         params["new_dtype"] = jnp.dtype(dtype)
     inputs = []
     rank = max((environment[value].ndim for value in operation.inputs if value >= 0), default=0)

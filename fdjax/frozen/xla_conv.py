@@ -1,4 +1,4 @@
-"""Convolutions of a frozen network in XLA, each in the form that is fastest on the CPU; elsewhere the library's."""
+"""Convolutions of a frozen network in XLA: on the CPU in the fastest form, elsewhere the library's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fdjax.ops.conv import conv_with_pads
 from fdjax.ops.depthwise import correlate
 from fdjax.ops.materialize import materialize
 
-# A convolution of images is written out as shifted multiply-adds: what follows then joins the loop.
+# A convolution of images is written as shifted multiply-adds, so that XLA fuses the following operations with it.
 _MAX_SHIFTED_CHANNELS = 4
 _MAX_SHIFTED_WINDOW = 3
 
@@ -30,13 +30,17 @@ def _library(x: jax.Array, kernel: jax.Array, window: Window, groups: int) -> ja
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, window: Window, *, from_memory: bool = False) -> jax.Array:
-    """The depthwise convolution: [B, H, W, C] -> [B, H', W', C], with a kernel [rows, columns, C].
+    """Computes a depthwise convolution.
 
     Args:
-      x: the map.
-      kernel: the taps.
-      window: static.
-      from_memory: the map is dear to compute; XLA's CPU would do so again for the tap in the middle.
+      x: [B, H, W, C].
+      kernel: [rows, columns, C].
+      window: the window; static.
+      from_memory: whether to store `x` first, if it is expensive to compute; XLA on the CPU would compute it again for
+        the middle tap.
+
+    Returns:
+      [B, H', W', C].
     """
 
     def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -62,14 +66,17 @@ def _shifted(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 
 
 def convolve(x: jax.Array, kernel: jax.Array, window: Window, groups: int, *, of_images: bool) -> jax.Array:
-    """Any convolution: [B, H, W, C] -> [B, H', W', D], with a kernel [rows, columns, C / groups, D].
+    """Computes a convolution.
 
     Args:
-      x: the map.
-      kernel: the taps.
-      window: static.
-      groups: divides C and D.
-      of_images: the map is cheap to compute again, as images less their mean are.
+      x: [B, H, W, C].
+      kernel: [rows, columns, C / groups, D].
+      window: the window; static.
+      groups: number of groups; divides C and D.
+      of_images: whether `x` is cheap to compute again, such as images minus their mean.
+
+    Returns:
+      [B, H', W', D].
     """
     channels, outputs = x.shape[-1], kernel.shape[-1]
     if groups > 1 and groups == channels == outputs:

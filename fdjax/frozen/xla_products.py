@@ -1,7 +1,7 @@
-"""Products of a pointwise layer by bands, in XLA: analyse the input, multiply, compose the output.
+"""Products of a pointwise layer by bands in XLA: `analyse` the input, `multiply`, `compose` the output.
 
-Shape letters: `fdjax.ops.blocks`. Coefficients come first, [n, B, R, S, C], and are scaled so that the first one is the
-block's mean.
+Shape letters: `fdjax.ops.blocks`. Coefficients are the first axis, [n, B, R, S, C], and are scaled so that the first
+one is the block's mean.
 """
 
 from __future__ import annotations
@@ -22,21 +22,31 @@ from fdjax.ops.materialize import materialize
 
 Arrays = Mapping[str, jax.Array]
 
-# Above so many slices a gather is cheaper to compile than their concatenation.
+# With more slices than this, a gather compiles faster than their concatenation.
 _MAX_SLICES = 16
-# Transforms with at most so many products are written out, one loop for each coefficient or pixel; others are one
-# matrix product, which takes two to three times as long (benchmarks/transforms.py) but compiles sooner.
+# Transforms with at most this many multiplications are written out, with one loop for each coefficient or pixel. Others
+# are one matrix product, which takes two to three times as long (benchmarks/transforms.py) but compiles faster.
 _MAX_WRITTEN_OUT = 128
 
 
 def _slices(indices: Indices) -> list[tuple[int, int]]:
-    """`indices` as (start, stop) of stretches of neighbours."""
+    """Returns `indices` as stretches (start, stop) of consecutive numbers."""
     edges = [0, *(i for i in range(1, len(indices)) if indices[i] != indices[i - 1] + 1), len(indices)]
     return [(indices[a], indices[b - 1] + 1) for a, b in itertools.pairwise(edges) if a < b]
 
 
 def take(x: jax.Array, indices: Indices | None, start: int = 0, stop: int | None = None) -> jax.Array:
-    """Channels `indices[start:stop]` of [..., C]; without indices, channels start..stop-1."""
+    """Selects channels.
+
+    Args:
+      x: [..., C].
+      indices: the channels; None: all, in order.
+      start: first of the indices to take.
+      stop: end of the indices to take; None: all.
+
+    Returns:
+      Channels `indices[start:stop]`, [..., c].
+    """
     if indices is None:
         return x[..., start:stop]
     indices = indices[start:stop]
@@ -53,7 +63,16 @@ def _combination(terms: Sequence[tuple[float, jax.Array]]) -> jax.Array:
 
 
 def block_coefs(x: jax.Array, block: int, count: int) -> jax.Array:
-    """The first `count` coefficients of every block: [B, H, W, C] -> [n, B, R, S, C]."""
+    """Computes the first coefficients of every block.
+
+    Args:
+      x: [B, H, W, C].
+      block: K.
+      count: number of coefficients n.
+
+    Returns:
+      [n, B, R, S, C].
+    """
     blocks = split_blocks(x, block)
     if count * block * block <= _MAX_WRITTEN_OUT:
         basis = scaled_basis(block, count)
@@ -66,7 +85,16 @@ def block_coefs(x: jax.Array, block: int, count: int) -> jax.Array:
 
 
 def blocks_from_coefs(y: jax.Array, block: int, size: Size) -> jax.Array:
-    """The inverse of `block_coefs`, coefficients left away being zero: [n, B, R, S, C] -> [B, H, W, C]."""
+    """Computes the inverse of `block_coefs`; coefficients that are left out count as zero.
+
+    Args:
+      y: [n, B, R, S, C].
+      block: K.
+      size: (H, W).
+
+    Returns:
+      [B, H, W, C].
+    """
     count, (batch, rows, columns, channels) = y.shape[0], y.shape[1:]
     if count == 1:
         blocks = jnp.broadcast_to(y[0][:, :, None, :, None], (batch, rows, block, columns, block, channels))
@@ -86,7 +114,7 @@ def blocks_from_coefs(y: jax.Array, block: int, size: Size) -> jax.Array:
 
 
 class Low(NamedTuple):
-    """Output coefficients of one run: bands first.., channels offset.. of the layer's outputs."""
+    """Output coefficients of one run, from band `first` and from output channel `offset` on."""
 
     first: int
     offset: int
@@ -94,21 +122,21 @@ class Low(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What one product contributes: channels 0.. on pixels, and runs of low bands."""
+    """The results of one product: the first channels on pixels, and runs of low bands."""
 
     whole: jax.Array | None
     low: tuple[Low, ...]
 
 
 class Input(NamedTuple):
-    """A product's input: the map, and the low coefficients of its segments."""
+    """The input of a product: the map, and the low coefficients of its segments."""
 
     pixels: jax.Array
     coefs: Mapping[tuple[int, int], jax.Array]
 
 
 def _masked(coefs: jax.Array, counts: Indices) -> jax.Array:
-    """Coefficients [n, B, R, S, C] with zeros beyond the channels' kept counts."""
+    """Sets coefficients [n, B, R, S, C] beyond the channels' kept counts to zero."""
     if min(counts, default=coefs.shape[0]) >= coefs.shape[0]:
         return coefs
     keeps = np.arange(coefs.shape[0])[:, None] < np.asarray(counts)
@@ -116,9 +144,18 @@ def _masked(coefs: jax.Array, counts: Indices) -> jax.Array:
 
 
 def analyse(x: jax.Array, block: int, plans: Sequence[ProductPlan]) -> list[Input]:
-    """Transforms what the products need of their common input; they share what they have in common."""
+    """Transforms the common input of several products; transforms that they share are computed once.
+
+    Args:
+      x: [B, H, W, C].
+      block: K.
+      plans: the products.
+
+    Returns:
+      The input of each product.
+    """
     if any(plan.transforms for plan in plans):
-        # XLA's CPU would compute the map once more in each loop that reads it.
+        # XLA on the CPU would compute the map again in each loop that reads it.
         x = materialize(x)
     depths: dict[tuple[Indices | None, int, int], int] = {}
     for plan in plans:
@@ -137,6 +174,17 @@ def analyse(x: jax.Array, block: int, plans: Sequence[ProductPlan]) -> list[Inpu
 
 
 def multiply(given: Input, arrays: Arrays, name: str, plan: ProductPlan) -> Part:
+    """Computes the products of a layer.
+
+    Args:
+      given: the layer's input, as `analyse` returns it.
+      arrays: the network's arrays, by name.
+      name: prefix of the layer's arrays.
+      plan: the products.
+
+    Returns:
+      Their results.
+    """
     inner, outer = plan.whole
     whole = None
     if inner and outer:
@@ -166,7 +214,15 @@ def multiply(given: Input, arrays: Arrays, name: str, plan: ProductPlan) -> Part
 
 
 def segment_coefs(parts: Sequence[Part], segment: Segment) -> jax.Array:
-    """The sum of the parts' coefficients for output channels start..stop-1: [n, B, R, S, stop - start]."""
+    """Sums the coefficients of several products for a segment of output channels.
+
+    Args:
+      parts: the products' results.
+      segment: (start, stop, coefficients).
+
+    Returns:
+      [n, B, R, S, stop - start].
+    """
     start, stop, count = segment
     total = None
     for part in parts:
@@ -186,7 +242,7 @@ def segment_coefs(parts: Sequence[Part], segment: Segment) -> jax.Array:
 
 
 def _segment_pixels(parts: Sequence[Part], start: int, stop: int) -> jax.Array | None:
-    """The sum of the parts' pixels for output channels start..stop-1; None where there are none."""
+    """Sums the parts' pixels for output channels start..stop-1; returns None if there are none."""
     pixels = [part.whole[..., start:stop] for part in parts if part.whole is not None and start < part.whole.shape[-1]]
     return functools.reduce(jnp.add, pixels) if pixels else None
 
@@ -199,7 +255,19 @@ def compose(
     like: jax.Array,
     size: tuple[int, ...],
 ) -> jax.Array:
-    """Back to pixels: [B, *size, D]; `counts` [D] are kept, `like` has the batch and the type."""
+    """Transforms the sum of several products' results back to pixels.
+
+    Args:
+      parts: the products' results.
+      segments: (start, stop, coefficients) of the output channels; they cover all.
+      counts: kept counts of the output channels, [D].
+      block: K.
+      like: an array with the batch size and the type of the result.
+      size: (H, W) of the result, or the size of tokens or vectors.
+
+    Returns:
+      [B, *size, D].
+    """
     pieces = []
     for segment in segments:
         start, stop, count = segment
@@ -215,5 +283,5 @@ def compose(
     if not pieces:
         return jnp.zeros((like.shape[0], *size, 0), like.dtype)
     y = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=-1)
-    # A broadcast mean is cheap to compute again.
+    # Broadcast means are cheap to compute again, other results are stored.
     return materialize(y) if any(count > 1 for _, _, count in segments) else y

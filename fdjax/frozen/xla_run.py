@@ -13,20 +13,36 @@ from fdjax.frozen.program import Activation, Chain, Pointwise, Run
 from fdjax.frozen.xla_conv import depthwise
 from fdjax.frozen.xla_products import Arrays, Input, Part, analyse, compose, multiply, segment_coefs, take
 
-# A product of few input channels on pixels is written out: what follows then joins the loop, and the wide map is
-# written only once.
+# A product of few input channels on pixels is written as a sum, so that XLA fuses the following operations with it and
+# writes the wide map only once.
 _MAX_PRODUCT_CHANNELS = 16
 
 
 def activate(x: jax.Array, activation: Activation) -> jax.Array:
-    """The activation of an operation."""
+    """Applies an activation.
+
+    Args:
+      x: [...].
+      activation: its name.
+
+    Returns:
+      [...].
+    """
     if activation == "none":
         return x
     return jnp.clip(x, 0, 6) if activation == "relu6" else jax.nn.relu(x)
 
 
 def placed(y: jax.Array, placement: Indices | None) -> jax.Array:
-    """The channels of [..., C] where they belong; -1: zero."""
+    """Brings channels to their places.
+
+    Args:
+      y: [..., C].
+      placement: for each channel of the result its place in `y`, -1 for zero; None: the same order.
+
+    Returns:
+      [..., D].
+    """
     if placement is None:
         return y
     made = y.shape[-1]
@@ -36,7 +52,16 @@ def placed(y: jax.Array, placement: Indices | None) -> jax.Array:
 
 
 def finished(y: jax.Array, arrays: Arrays, operation: Pointwise | Run) -> jax.Array:
-    """Placement, bias and activation."""
+    """Applies placement, bias and activation of an operation.
+
+    Args:
+      y: what its products make, [..., C].
+      arrays: the network's arrays, by name.
+      operation: the operation.
+
+    Returns:
+      [..., D].
+    """
     y = placed(y, operation.placement)
     if operation.bias != "none":
         y = y + arrays[f"{operation.name}/bias"]
@@ -44,7 +69,16 @@ def finished(y: jax.Array, arrays: Arrays, operation: Pointwise | Run) -> jax.Ar
 
 
 def pointwise(x: jax.Array, arrays: Arrays, layer: Pointwise) -> jax.Array:
-    """A pointwise layer: [B, *size, C] -> [B, *size, D], or its mean over the map, [B, D]."""
+    """Computes a pointwise layer.
+
+    Args:
+      x: [B, *size, C].
+      arrays: the network's arrays, by name.
+      layer: the layer.
+
+    Returns:
+      [B, *size, D], or the mean over the map, [B, D], if the layer is pooled.
+    """
     product = layer.product
     part = multiply(analyse(x, layer.block, [product])[0], arrays, layer.name, product)
     if layer.pooled and layer.placement is None and layer.bias != "map":
@@ -55,13 +89,13 @@ def pointwise(x: jax.Array, arrays: Arrays, layer: Pointwise) -> jax.Array:
 
 
 def _pooled(x: jax.Array, part: Part, arrays: Arrays, layer: Pointwise) -> jax.Array:
-    """The mean over the map, segment by segment; what is constant in every block stays at block resolution."""
+    """Computes the mean over the map, segment by segment; what is constant in every block stays at block resolution."""
     product, pieces = layer.product, []
     for segment in product.output_segments:
         start, stop, count = segment
         bias = 0 if layer.bias == "none" else arrays[f"{layer.name}/bias"][start:stop]
         if count == 1 and start >= product.whole[1]:
-            # Blocks count by the part of them that lies on the map.
+            # Each block is weighted by its part that lies on the map.
             y = activate(segment_coefs([part], segment)[0] + bias, layer.activation)
             shares = [share.astype(y.dtype) for share in block_shares((layer.size[0], layer.size[1]), layer.block)]
             pieces.append(jnp.einsum("brsc,r,s->bc", y, *shares))
@@ -74,7 +108,16 @@ def _pooled(x: jax.Array, part: Part, arrays: Arrays, layer: Pointwise) -> jax.A
 
 
 def run_chains(x: jax.Array, arrays: Arrays, run: Run) -> jax.Array:
-    """A run: [B, H, W, C] -> [B, H', W', D]."""
+    """Computes a run.
+
+    Args:
+      x: [B, H, W, C].
+      arrays: the network's arrays, by name.
+      run: the run.
+
+    Returns:
+      [B, H', W', D].
+    """
     inputs = analyse(x, run.blocks[0], [chain.writer for chain in run.chains])
     parts = []
     for given, chain in zip(inputs, run.chains, strict=True):
@@ -106,7 +149,7 @@ def _writes_out(writer: ProductPlan) -> bool:
 
 
 def _written_out(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [..., C] @ kernel [C, D], on the CPU as a sum of C products that what follows is fused with."""
+    """Computes x [..., C] @ kernel [C, D]; on the CPU as a sum of C products, with which XLA fuses what follows."""
 
     def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return functools.reduce(jnp.add, [x[..., c : c + 1] * kernel[c] for c in range(x.shape[-1])])
@@ -115,9 +158,12 @@ def _written_out(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _chain_of_means(x: jax.Array, given: Input, arrays: Arrays, run: Run, chain: Chain) -> Part:
-    """A bias and an activation keep a block-constant map block-constant; of the depthwise step the means are asked."""
+    """Computes a chain of means at block resolution.
+
+    Bias and activation keep a block-constant map block-constant; of the depthwise step only the means are needed.
+    """
     name = f"{run.name}/{chain.name}"
-    # Of every phase of the depthwise step, once it is past: its share of the pixels, and the map.
+    # (share of the pixels, map) of each phase of the depthwise step; before that step there is one.
     maps = [(1.0, multiply(given, arrays, f"{name}/writer", chain.writer).low[0].coefs[0])]
     for index, step in enumerate(run.steps):
         array = arrays[f"{name}/step{index}"]
@@ -132,7 +178,7 @@ def _chain_of_means(x: jax.Array, given: Input, arrays: Arrays, run: Run, chain:
 
 
 def _phases(y: jax.Array, taps: jax.Array, window: Window, block: int) -> list[tuple[float, jax.Array]]:
-    """A depthwise step at block resolution: (share of the pixels, map [B, R', S', E]) of every phase."""
+    """Computes a depthwise step at block resolution; returns (share of pixels, map [B, R', S', E]) of each phase."""
     phases, stride = mean_phases(window, block), window.stride
     pads, last = [], []
     for axis in (0, 1):

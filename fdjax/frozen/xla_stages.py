@@ -1,4 +1,4 @@
-"""On the CPU large maps leave the cache: a program in stages, each of which takes a few images at once."""
+"""Divides a program into stages that process a few images at a time, so that large maps stay in the CPU's cache."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from fdjax.frozen.program import Apply, Conv, Operation, Pointwise, Program, Run, makes
 
-# Maps beyond this leave the cache.
+# Larger maps do not fit into the cache.
 _CHUNK_BYTES = 4_000_000
 
 
 class Stage(NamedTuple):
-    """Operations in turn, so many images at once, from values to values."""
+    """Successive operations, the number of images that they process at a time, and their input and output values."""
 
     images: int
     operations: tuple[Operation, ...]
@@ -22,7 +22,7 @@ class Stage(NamedTuple):
 
 
 def widest_map(operation: Operation, program: Program) -> int:
-    """Elements of the widest map that the operation reads or makes for one image."""
+    """Returns the elements of the largest map that an operation reads or makes for one image."""
     if isinstance(operation, Run):
         pixels = operation.in_size[0] * operation.in_size[1]
         return pixels * max([operation.outputs, *(c.channels for c in operation.chains if not c.means)])
@@ -30,14 +30,14 @@ def widest_map(operation: Operation, program: Program) -> int:
         sizes = (operation.window.in_size, operation.inputs), (operation.window.out_size, operation.outputs)
         return max(size[0] * size[1] * channels for size, channels in sizes)
     if isinstance(operation, Pointwise):
-        # Once the mean over the map is taken, nothing is large; before it nothing is written.
+        # A pooled layer stores only its mean, which is small.
         channels = max(operation.product.inputs, operation.outputs)
         return 0 if operation.pooled else math.prod(operation.size) * channels
     return max(math.prod(program.shapes[value]) for value in makes(operation))
 
 
 def images_at_once(elements: int, batch: int) -> int:
-    """How many images with maps of so many elements are taken at once on the CPU: a divisor of `batch`."""
+    """Returns how many images, with maps of `elements`, are processed at a time on the CPU: a divisor of `batch`."""
     images = max(1, min(batch, _CHUNK_BYTES // max(1, 4 * elements)))
     while batch % images:
         images -= 1
@@ -45,12 +45,12 @@ def images_at_once(elements: int, batch: int) -> int:
 
 
 def reads(operation: Operation) -> tuple[int, ...]:
-    """The values that an operation reads."""
+    """Returns the values that an operation reads."""
     return tuple(v for v in operation.inputs if v >= 0) if isinstance(operation, Apply) else (operation.x,)
 
 
 def stages(program: Program, batch: int) -> list[Stage]:
-    """The program cut where exactly one value crosses; maps shrink, and so the number of images grows."""
+    """Divides a program at points where exactly one value is live; later stages have smaller maps, and more images."""
     parts: list[list[Operation]] = [[]]
     crossing: list[tuple[int, ...]] = [program.inputs]
     for index, operation in enumerate(program.operations):
@@ -74,7 +74,7 @@ def stages(program: Program, batch: int) -> list[Stage]:
 
 
 def _live(program: Program, index: int) -> tuple[int, ...]:
-    """The values made before operation `index` that something reads from there on."""
+    """Returns the values that are made before operation `index` and read from there on."""
     made = {*program.inputs, *(value for o in program.operations[:index] for value in makes(o))}
     needed: Sequence[int] = [*(value for o in program.operations[index:] for value in reads(o)), *program.outputs]
     return tuple(sorted(made.intersection(needed)))

@@ -1,4 +1,4 @@
-"""What a run says that it will do, before it does it."""
+"""The lines that a run prints before it starts: what it will do, and what it goes on from."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from fdjax.training.restore import Restored
 def announcement(
     config: Config, graph: MaskedGraph, phases: Sequence[Phase], sizes: tuple[int, int, int], skipped: str = ""
 ) -> str:
-    """The network, its MACs and the phases, in a few lines.
+    """Describes the network, its MACs and the phases in a few lines.
 
     Args:
-      config: of the run.
+      config: the run's config.
       graph: channel graph of the network.
-      phases: that are to be run.
+      phases: the phases that will be run.
       sizes: numbers of training, validation and test images.
-      skipped: what of the data was passed over, in words.
+      skipped: which files of the data set were skipped, in words; empty if none were.
+
+    Returns:
+      The lines, as one text.
     """
     dense = network_macs(graph, graph.full_counts()).to_dict()
     training, validation, test = sizes
@@ -30,9 +33,9 @@ def announcement(
         f"of {'x'.join(map(str, graph.input_shape))}, {graph.num_classes} classes"
     ]
     if skipped:
-        lines.append(f"passed over in the folder: {skipped}")
+        lines.append(f"skipped in the folder: {skipped}")
     transforms = (dense["full_transforms"] - dense["dense"]) / dense["dense"]
-    # Whole channels are never transformed.
+    # With whole channels there are no transforms.
     costs = "" if config.learn.counts_below_whole == (0,) else f"; full transforms would add {transforms:.0%}"
     lines.append(f"{dense['dense'] / 1e6:,.2f} M MACs dense{costs}")
     for phase in phases:
@@ -48,18 +51,21 @@ def announcement(
 def beginning(
     config: Config, init: Restored | None, resumed: Restored | None, skipped: int, inherited: list[str]
 ) -> str:
-    """What a run goes on from, in a line; empty where it begins with nothing.
+    """Says in a line what a run starts from.
 
     Args:
-      config: of the run.
-      init: what --init means.
+      config: the run's config.
+      init: the checkpoint that --init names.
       resumed: the run's own checkpoint.
-      skipped: how many of its first phases are left out.
-      inherited: the phases that the run given by --init has done.
+      skipped: number of the run's first phases that are skipped.
+      inherited: phases that the run of --init has done.
+
+    Returns:
+      The line; empty if the run starts from initial weights.
     """
     if resumed is not None:
         done, steps = resumed.phase_step, resumed.phase.steps
-        return f"going on where it stopped: {resumed.phase.name}, step {done:,} of {steps:,}"
+        return f"resuming where it stopped: {resumed.phase.name}, step {done:,} of {steps:,}"
     if init is None:
         return ""
     if init.as_imported:
@@ -69,13 +75,16 @@ def beginning(
 
 
 def changes(then: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """What has changed since a checkpoint was written, of what the last bits depend on, in a line; empty: nothing.
+    """Says in a line which versions or devices have changed since a checkpoint was written.
 
     Args:
-      then: of the checkpoint, as `Run.made_on` has it; names that it lacks are passed over.
-      now: of the run.
+      then: `Run.made_on` of the checkpoint; names that it lacks are ignored.
+      now: `Run.made_on` of the run.
+
+    Returns:
+      The line; empty if nothing has changed.
     """
     parts = [f"{name}: {then[name]} then, {now[name]} now" for name in now if then.get(name, now[name]) != now[name]]
     if not parts:
         return ""
-    return f"note: {'; '.join(parts)}. Figures may differ from an uninterrupted run's, in their last bits at first"
+    return f"note: {'; '.join(parts)}. Results may differ from those of an uninterrupted run, at first in the last bits"

@@ -1,4 +1,4 @@
-"""Training images as a run sees them, to be looked at."""
+"""Training images after augmentation, as a run sees them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,16 @@ from fdjax.training.datasets import open_data
 
 
 def augmented_rows(config: Config, count: int, times: int) -> list[tuple[str, list[np.ndarray]]]:
-    """Some training images, evenly chosen, each as it is and then as `times` steps would see it.
+    """Augments some training images as the steps of a run would.
+
+    Args:
+      config: the run's config; it names the data set and the augmentation.
+      count: number of images; they are spread evenly over the training set.
+      times: number of augmented versions of each image.
 
     Returns:
-      Class name and images uint8 [H, W, C] for each; mixup mixes an image with the one in the row above.
+      For each image its class name, and the image and its versions, uint8 [H, W, C]. Mixup mixes an image with that of
+      the row above.
     """
     data = config.data
     dataset = open_data(data, config.seed)

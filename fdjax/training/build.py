@@ -1,4 +1,4 @@
-"""From a config to the network it asks for, its channel graph, and its hard masks."""
+"""Makes the network that a config describes, its channel graph, and its hard masks."""
 
 from __future__ import annotations
 
@@ -31,13 +31,16 @@ def build_network(config: Config, input_shape: tuple[int, int, int], num_classes
     """Makes the network and its channel graph.
 
     Args:
-      config: model and mask settings are read.
+      config: its settings of the model and the masks are read.
       input_shape: (H, W, C) of an image.
-      num_classes: outputs.
+      num_classes: number of outputs.
+
+    Returns:
+      The network, with soft masks, and its channel graph.
 
     Raises:
-      UserError: a block larger than its map, a setting for a layer or a map that does not exist, or a factory that does
-        not make a network for such images.
+      UserError: if a block is larger than its map, a setting names a layer or a map that does not exist, or the factory
+        does not make a network for such images.
     """
     own = None if config.model.factory is None else make_own_network(config, input_shape, num_classes)
     network = own or make_network(config.model, config.learn, num_classes)
@@ -48,63 +51,86 @@ def build_network(config: Config, input_shape: tuple[int, int, int], num_classes
     return (network if own is None else dataclasses.replace(own, masks=graph)), graph
 
 
-# What of a network is not in its config: it depends on the data.
+# Fields of a graph that depend on the data, and so are not in the config.
 _FACTS = ("input_mean", "input_std", "class_names")
 
 
 def facts_of(graph: MaskedGraph) -> dict[str, Any]:
-    """What a checkpoint keeps of a network beside its config; JSON types."""
+    """Returns what a checkpoint stores about a network in addition to the config, as JSON types."""
     shown = {"name": graph.name, "input_shape": list(graph.input_shape), "num_classes": graph.num_classes}
     return {**shown, **{name: list(getattr(graph, name)) for name in _FACTS}}
 
 
 def network_of(config: Config, facts: Mapping[str, Any]) -> tuple[Network, MaskedGraph]:
-    """The network of a checkpoint, from its config and what `facts_of` wrote.
+    """Makes the network of a checkpoint from its config and from what `facts_of` returned.
 
     Raises:
-      UserError: a config that makes no network.
-      ValueError: facts that are no network's.
+      UserError: if the config does not make a network.
+      ValueError: if the facts do not describe a network.
     """
     try:
         height, width, channels = map(int, facts["input_shape"])
         known = {name: tuple(facts[name]) for name in _FACTS}
         network, graph = build_network(config, (height, width, channels), int(facts["num_classes"]))
     except (KeyError, TypeError) as error:
-        raise ValueError(f"no facts of a network: {error!r}") from error
+        raise ValueError(f"it does not describe a network: {error!r}") from error
     return network, dataclasses.replace(graph, **known)
 
 
 def check_maskable(graph: MaskedGraph) -> None:
-    """Raises `UserError` if a network has no layer that is wrapped, and so none that could have masks."""
+    """Raises `UserError` if no layer of a network can have masks."""
     if not graph.blocks and not graph.masks:
         raise UserError(
-            f"{graph.name} has no layers that masks could go on ({_why_none(graph)}), so there are no masks to learn, "
-            "set or choose blocks for: train it with --phases pretrain, or take another network"
+            f"{graph.name} has no layers that can have masks ({_why_none(graph)}), so there are no masks to learn, "
+            "to set or to choose blocks for: train it with --phases pretrain, or use another network"
         )
 
 
 def _why_none(graph: MaskedGraph) -> str:
-    """What layers there are, and why each has no masks, in one line."""
+    """Says in one line which layers there are, and why each cannot have masks."""
     reasons: dict[str, list[str]] = {}
     for name, layer in graph.layers.items():
-        reasons.setdefault(mask_problem(layer) or "is no frequency layer", []).append(name)
+        reasons.setdefault(mask_problem(layer) or "is not a frequency layer", []).append(name)
     found = [f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}: {why}" for why, names in reasons.items()]
     return "; ".join(found) or "it has no layers at all"
 
 
 def flat_masks(fcmask) -> dict[str, np.ndarray]:
-    """The `fcmask` collection as path -> array on the host."""
+    """Flattens an `fcmask` collection.
+
+    Args:
+      fcmask: the collection, values in [0, 1].
+
+    Returns:
+      The path of each FCMask -> its values on the host, float [C].
+    """
     return {path: np.asarray(mask) for path, mask in flatten_dict(fcmask, sep="/").items()}
 
 
 def collection_of(graph: MaskedGraph, counts: Counts) -> dict:
-    """Hard masks as an `fcmask` collection: kept counts / N."""
+    """Makes an `fcmask` collection of kept counts.
+
+    Args:
+      graph: channel graph of the network.
+      counts: the kept counts of each FCMask by its path, int [C], 0..N.
+
+    Returns:
+      The collection, with the values count / N.
+    """
     sizes = graph.mask_sizes
     return unflatten_dict({path: counts_to_fcmask(count, sizes[path][1]) for path, count in counts.items()}, sep="/")
 
 
 def counts_of(graph: MaskedGraph, fcmask: Any) -> dict[str, np.ndarray]:
-    """Kept counts of a collection as it stands, without levels or gate."""
+    """Rounds an `fcmask` collection to kept counts, without levels and gate.
+
+    Args:
+      graph: channel graph of the network.
+      fcmask: the collection, values in [0, 1].
+
+    Returns:
+      The kept counts of each FCMask by its path, int [C], 0..N.
+    """
     sizes = graph.mask_sizes
     return {path: np.asarray(kept_counts(jnp.asarray(m), sizes[path][1])) for path, m in flat_masks(fcmask).items()}
 
@@ -124,9 +150,12 @@ def hard_masks(
       learn: levels, gate, convention and target.
       graph: channel graph of the network.
       fcmask: the collection.
-      to_target: shift the rounding so that the target is met; else the masks are rounded as they stand.
+      to_target: whether to shift the rounding so that the target is met; otherwise each mask is rounded by itself.
       released: layers to release whatever they cost.
-      table: of times, where the target is one of time: the gate and the target then speak of it.
+      table: measured times, if the target is a time; the gate and the target then compare times.
+
+    Returns:
+      The hard masks.
     """
     masks = flat_masks(fcmask)
     rounding: Any = {
@@ -144,11 +173,12 @@ def hard_masks(
 
 
 def hard_masks_by_time(learn: LearnConfig, graph: MaskedGraph, fcmask, stopwatch: Stopwatch) -> HardMasks:
-    """As `hard_masks` to the target, but also without what takes longer pruned than released, frozen, on this machine.
+    """Does as `hard_masks` with the target, and also releases layers that are slower pruned than released.
 
-    Each look releases what it finds slower, and the rest is rounded anew, so that the target is still met.
+    Layers are timed frozen, on this machine. When layers are released, the other masks are rounded again, so that the
+    target is still met; this repeats until no more layers are slower.
     """
-    # Which weights they are makes no difference to the time.
+    # The time does not depend on the values of the weights.
     weights, released = seeded_variables(graph), set[str]()
     while True:
         hard = hard_masks(learn, graph, fcmask, to_target=True, released=released)
@@ -159,7 +189,16 @@ def hard_masks_by_time(learn: LearnConfig, graph: MaskedGraph, fcmask, stopwatch
 
 
 def layers_at_levels(graph: MaskedGraph, counts: Counts, levels: tuple[int, ...]) -> frozenset[str]:
-    """The wrapped layers whose kept counts are all among `levels` and N."""
+    """Finds the wrapped layers that can be computed without transforms.
+
+    Args:
+      graph: channel graph of the network.
+      counts: the kept counts of each FCMask by its path, int [C].
+      levels: kept counts that are accepted in addition to N.
+
+    Returns:
+      The names of the layers whose kept counts are all among `levels` and N.
+    """
     found = set()
     for name, block in graph.blocks.items():
         sides = (graph.side_counts(counts, name, side) for side in SIDES)
@@ -168,14 +207,20 @@ def layers_at_levels(graph: MaskedGraph, counts: Counts, levels: tuple[int, ...]
     return frozenset(found)
 
 
-# Pixels of a map below which groups of their own gain less time in steps than they cost in compilation.
+# On maps of fewer pixels, computing by groups saves less time in steps than it costs in compilation.
 _SMALLEST_MAP = 64
 
 
 def wide_groups(graph: MaskedGraph, counts: Counts) -> tuple[tuple[str, WideGroups], ...]:
-    """(module, groups of its wide channels) of the runs that are worth running group by group.
+    """Finds the runs that are faster when they are computed group by group.
 
-    A run without a dead channel or anything to gain from tied masks is left out, as is one of dead channels only.
+    Args:
+      graph: channel graph of the network.
+      counts: the kept counts of each FCMask by its path, int [C].
+
+    Returns:
+      Pairs of a run's module and the groups of its wide channels. Runs that would gain nothing are left out: those
+      whose channels are all dead, and those without dead channels and without tied masks.
     """
     found = []
     for space in graph.spaces.values():
@@ -207,7 +252,16 @@ def _unmasked_outside(graph: MaskedGraph, space: Space) -> bool:
 
 
 def hard_network(network: Network, graph: MaskedGraph, counts: Counts) -> Network:
-    """The network with rounded masks: without transforms where `counts` need none, and without dead wide channels."""
+    """Rounds a network's masks; transforms that `counts` do not need and dead wide channels are left out.
+
+    Args:
+      network: with soft masks.
+      graph: channel graph of the network.
+      counts: the kept counts of each FCMask by its path, int [C].
+
+    Returns:
+      The network with hard masks.
+    """
     if isinstance(network, OwnNetwork):
         return network.hardened(counts)
     if hasattr(network, "wide_groups"):

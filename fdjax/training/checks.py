@@ -1,4 +1,4 @@
-"""Whether a run may begin, or go on: its config beside what it goes on from. Nothing has been written by then."""
+"""Checks whether a run can begin or resume: its config against the checkpoint it starts from. Nothing is written."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from fdjax.training.restore import Restored
 from fdjax.training.state import init_variables
 from fdjax.training.time_table import check_timed
 
-# Below so many times what guessing has, a network is taken to know nothing.
+# A network whose accuracy is below this many times that of guessing counts as untrained.
 _CHANCE = 1.5
 
 
 def check_target_macs(learn: LearnConfig, graph: MaskedGraph, phases: Sequence[Phase]) -> None:
-    """Raises `UserError` if there is nothing to mask, or even removing every masked channel misses the target."""
+    """Raises `UserError` if no layer can have masks, or the target is missed even with every masked channel removed."""
     if not any(phase.learns_masks for phase in phases):
         return
     check_maskable(graph)
@@ -40,12 +40,12 @@ def check_target_macs(learn: LearnConfig, graph: MaskedGraph, phases: Sequence[P
     if learn.target_macs <= floor:
         raise UserError(
             f"learn.target_macs is {learn.target_macs:g}, but with every masked channel removed {floor:.3f}x of "
-            "the MACs remain; ask for more, or mask more (learn.sides both)"
+            "the MACs remain; give a higher target, or mask more (learn.sides both)"
         )
 
 
 def check_gate(learn: LearnConfig) -> None:
-    """Raises `UserError` if the engine is not there, or the gate is to measure times in several processes."""
+    """Raises `UserError` if the engine is not installed, or if several processes would measure times."""
     check_engines([learn.engine])
     by_time = learn.gate == "time" or learn.target_time is not None
     if by_time and jax.process_count() > 1:
@@ -57,13 +57,13 @@ def check_gate(learn: LearnConfig) -> None:
 
 
 def check_same_data(workdir: Path, graph: MaskedGraph, num_train: int, resumed: Restored) -> None:
-    """Raises `UserError` if the run in `workdir` was begun on other data than there are now (`graph`, `num_train`)."""
+    """Raises `UserError` if the run in `workdir` was begun on data that differ from today's (`graph`, `num_train`)."""
     before, trained_on = resumed.graph, resumed.done.num_train
     if (graph.input_shape, graph.class_names, num_train) != (before.input_shape, before.class_names, trained_on):
         raise UserError(
             f"the run in {workdir} was begun on {trained_on:,} training images of {before.input_shape} and "
-            f"{before.num_classes} classes; the data now hold {num_train:,} of {graph.input_shape} and "
-            f"{graph.num_classes} classes, or classes of other names"
+            f"{before.num_classes} classes; the data set now has {num_train:,} of {graph.input_shape} and "
+            f"{graph.num_classes} classes, or classes with other names; bring back the data, or give another --workdir"
         )
 
 
@@ -73,12 +73,12 @@ def check_steps_done(workdir: Path, phases: Sequence[Phase], resumed: Restored) 
     if asked.steps < resumed.phase_step:
         raise UserError(
             f"the run in {workdir} has done {resumed.phase_step:,} steps of {asked.name}, more than the "
-            f"{asked.steps:,} asked for; give it as many or more"
+            f"{asked.steps:,} that the config asks for; give the phase at least as many"
         )
 
 
 def check_beginning(config: Config) -> None:
-    """Raises `UserError` if a run without --init asks for what needs trained weights."""
+    """Raises `UserError` if a run without --init begins with something that needs trained weights."""
     if config.data.unlabelled is not None:
         raise UserError("data.unlabelled has no labels to pretrain with: give --init DIR, a trained network")
     if config.phases[0] != "pretrain":
@@ -89,7 +89,7 @@ def check_beginning(config: Config) -> None:
 
 
 def check_init(model: ModelConfig, network: Network, graph: MaskedGraph, init: Restored) -> None:
-    """Raises `UserError` if --init holds another network than `network`, made by `model`, or other masks."""
+    """Raises `UserError` if the network or the masks of --init do not fit `network`, which `model` describes."""
     shapes = [[(layer.name, layer.kind, layer.in_channels, layer.out_channels, layer.window, layer.stride)
                for layer in of.layers.values()] for of in (graph, init.graph)]  # fmt: skip
     if shapes[0] != shapes[1]:
@@ -116,7 +116,7 @@ def check_init(model: ModelConfig, network: Network, graph: MaskedGraph, init: R
 
 
 def _check_same_weights(network: Network, graph: MaskedGraph, init: Restored) -> None:
-    """Raises `UserError` if the weights of --init lie at other paths than the network's, or have other shapes."""
+    """Raises `UserError` if the weights of --init have other paths or shapes than the network's."""
     wanted = jax.eval_shape(lambda: init_variables(network, graph.input_shape, 0))
     for collection in ("params", "batch_stats"):
         own, theirs = (
@@ -132,10 +132,10 @@ def _check_same_weights(network: Network, graph: MaskedGraph, init: Restored) ->
 
 
 def inherited_phases(config: Config, init: Restored) -> list[str]:
-    """The phases that a run takes as done by --init: imported weights have done pretrain, unless the run has it too.
+    """Returns the phases that --init has done; imported weights count as pretrained, unless the run pretrains them.
 
     Raises:
-      UserError: nothing has trained the classifier of --init, and the run does not begin with that.
+      UserError: if --init has a new classifier, which is untrained, and the run does not begin with pretrain.
     """
     if init.as_imported and config.phases[0] == "pretrain":
         return []
@@ -148,10 +148,10 @@ def inherited_phases(config: Config, init: Restored) -> list[str]:
 
 
 def phases_done(config: Config, finished: Sequence[str]) -> int:
-    """How many of the config's first phases are those that --init has done.
+    """Returns how many of the config's first phases --init has already done.
 
     Raises:
-      UserError: all of them.
+      UserError: if it has done all of them.
     """
     same = [mine == theirs for mine, theirs in zip(config.phases, finished, strict=False)]
     done = same.index(False) if False in same else len(same)
@@ -175,11 +175,11 @@ def check_teacher(config: Config, first: Phase, init: Restored) -> None:
 
 
 def warn_of_chance(dense_top1: float | None, num_classes: int) -> None:
-    """Says so where masks are about to be learned on a network that hardly knows its classes from one another."""
+    """Prints a warning if masks are about to be learned on a network that is hardly better than guessing."""
     if dense_top1 is not None and dense_top1 < _CHANCE / num_classes:
         print(
-            f"warning: the network whose masks are to be learned has {100 * dense_top1:.2f}% of the test images right, "
-            f"and guessing would have {100 / num_classes:.2f}%: its masks will mean little. Train it first (more "
-            "epochs of pretrain, another learning rate), or see whether its weights are those of these classes",
+            f"warning: the network whose masks are to be learned has a test accuracy of {100 * dense_top1:.2f}%, and "
+            f"guessing would give {100 / num_classes:.2f}%: its masks will mean little. Train it first (more epochs of "
+            "pretrain, another learning rate), or check that its weights belong to these classes",
             flush=True,
         )

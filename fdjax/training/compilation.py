@@ -1,4 +1,4 @@
-"""What is done about compilations: the persistent cache switched off, the heap put in order after each."""
+"""Switches off the persistent compilation cache, and returns freed memory to the system after long compilations."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import jax
 from fdjax.runtime import close_heap_gaps
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
-# Seconds from which on a compilation leaves gaps worth closing.
+# Compilations that take fewer seconds than this leave little freed memory behind.
 _LONG_COMPILATION = 1.0
 
 
 def disable_compilation_cache() -> None:
-    """Switches the persistent compilation cache off for this process."""
+    """Switches off JAX's persistent compilation cache in this process."""
     jax.config.update("jax_enable_compilation_cache", False)
 
 
 @functools.cache
 def tidy_after_compilations() -> None:
-    """Calls `close_heap_gaps` after every long compilation from now on."""
+    """Has `close_heap_gaps` called after every long compilation in this process."""
 
     def after(event: str, duration_secs: float, **_) -> None:
         if event == _COMPILED and duration_secs > _LONG_COMPILATION:

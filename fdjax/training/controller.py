@@ -1,10 +1,11 @@
-"""The controller on lambda: it brings the masks to the target by `learn.ramp` of the phase, and holds them there.
+"""The controller of lambda. It brings the masks to the target when `learn.ramp` of the phase is done, and holds them.
 
-What it measures is the offset from the target: (target - MAC ratio) / (1 - target), -1 for the dense network and 0 at
-the target. On the way down the ratio is that of expected MACs, which moves with every mask; the count of rounded masks
-stays where it is while masks come down from 1 to where they are rounded down. From the ramp on it is that count, after
-the gate: what is to meet the target. The controller asks the offset to follow a parabola that comes to rest there (what
-is left last is missed most), and scales lambda by how the measured speed compares with the speed asked for.
+It measures the offset from the target, (target - MAC ratio) / (1 - target): -1 for the dense network, 0 at the target.
+Until the ramp ends, the MAC ratio is that of expected MACs, which responds to every mask; the MACs of rounded masks do
+not change until masks fall below the value where they are rounded down. After the ramp, the ratio is that of rounded
+masks after the gate, which has to meet the target. The offset should follow a parabola that reaches 0 with zero slope,
+because the channels that are pruned last cost the most accuracy. The controller compares the speed of the offset with
+the speed that the parabola asks for, and scales lambda accordingly.
 """
 
 from __future__ import annotations
@@ -16,21 +17,22 @@ import numpy as np
 from fdjax.config import LearnConfig
 from fdjax.graph.masks import MaskedGraph
 
-# The share of the speed by which lambda's logarithm answers an error, and the most it moves at once.
+# The change of log(lambda) for an error of 1 in the (relative) speed, and the largest change in one interval.
 _GAIN = 0.5
 _LARGEST_MOVE = math.log(1.5)
-# Where the way to go is shorter, speeds are compared with that of this one.
+# Errors of the speed are relative to the mean speed over the whole way; a way counts as at least this long.
 _LEAST_WAY = 0.2
-# An error of the offset is to be made good within this many intervals.
+# An error of the offset should be corrected within this many intervals.
 _CATCH_UP = 4
-# Lambda begins low: masks that it moves too early it moves all at once.
+# Lambda starts low: if it starts too high, all masks fall at once, before the controller can respond.
 _FIRST = 0.2
 
 
 def first_lambda(learn: LearnConfig, graph: MaskedGraph, mask_steps: int) -> float:
-    """A fifth of the lambda whose push alone would bring a middling channel's mask down by 0.5 in time.
+    """Returns the lambda that a mask phase starts with: `learn.lambda_`, or an estimate.
 
-    With sgd the speed of a mask is lr / (1 - momentum) * lambda * d penalty / d mask.
+    The estimate is a fifth of the lambda that, by the penalty alone, would lower the mask of a median channel by 0.5
+    within the ramp. With sgd a mask moves by lr / (1 - momentum) * lambda * d penalty / d mask in a step.
     """
     if learn.lambda_ is not None:
         return learn.lambda_
@@ -52,13 +54,16 @@ def next_lambda(
     """Scales lambda after one interval of mask learning.
 
     Args:
-      lambda_: in force.
-      offset: measured now.
-      previous: measured one interval ago.
-      start: measured when the phase began: about -1, or near 0 where masks have been learned before.
+      lambda_: the present lambda.
+      offset: the offset now.
+      previous: the offset one interval ago.
+      start: the offset at the beginning of the phase: about -1, or near 0 if masks have been learned before.
       progress: share of the phase's mask steps that are done, 0 to 1.
-      interval: share of them since `previous`.
-      ramp: share of them by which the offset should be 0.
+      interval: share of the mask steps since `previous` was measured.
+      ramp: share of the mask steps after which the offset should be 0.
+
+    Returns:
+      The lambda of the next interval.
     """
     left = max(0.0, 1 - progress / ramp)
     line, speed = start * left**2, -2 * start * left / ramp

@@ -1,4 +1,4 @@
-"""The data set that a config asks for."""
+"""Opens the data set that a config names."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from fdjax.data import Dataset, check_source, limit_training, open_dataset, with
 
 
 def open_data(data: DataConfig, seed: int) -> Dataset:
-    """Opens it, in memory or on disk; with `data.unlabelled` and `data.train_limit`.
+    """Opens a data set, in memory or streamed from disk, and applies `data.unlabelled` and `data.train_limit`.
 
     Raises:
-      UserError: it is not there, or not as it should be.
+      UserError: if the data set is missing or not as it should be.
     """
     check_source(data.name, data.path)
     dataset = open_dataset(

@@ -1,7 +1,7 @@
-"""Data parallelism: one mesh over all devices of all processes, batches split over it, everything else on every device.
+"""Data parallelism: one mesh over all devices of all processes, batches sharded over it, everything else replicated.
 
-The steps are written for the whole batch; XLA divides the work and adds what is summed over the batch: gradients, the
-loss, and batch norm's statistics.
+The steps are written for the whole batch. XLA divides the work, and sums gradients, the loss and the statistics of
+batch norm over the devices.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from fdjax.errors import UserError
 
 _DATA = "data"
-# CUDA devices before this compute capability have no bfloat16 units.
+# CUDA devices below this compute capability have no bfloat16 units.
 _FIRST_BFLOAT16_GPU = 8.0
 
 
 class Devices:
-    """The devices that a run works on.
+    """The devices that a run uses.
 
     Args:
-      local: how many of each process's devices to use; None for all.
+      local: number of each process's devices to use; None: all.
 
     Raises:
-      UserError: there are not so many.
+      UserError: if a process has fewer devices.
     """
 
     def __init__(self, local: int | None = None):
@@ -50,13 +50,13 @@ class Devices:
         return len(self._devices)
 
     def describe(self) -> str:
-        """For the run's announcement."""
+        """Names the devices and processes, for the run's announcement."""
         kind = f"{self.platform} ({self._devices[0].device_kind})"
         text = kind if len(self) == 1 else f"{len(self)} x {kind}, each batch split among them"
         return text if self.processes == 1 else f"{text}, in {self.processes} processes"
 
     def check_batch(self, batch_size: int) -> None:
-        """Raises `UserError` if a batch cannot be split evenly."""
+        """Raises `UserError` if a batch cannot be sharded evenly."""
         if batch_size % len(self):
             below = batch_size // len(self) * len(self)
             near = f"{below} or {below + len(self)}" if below else f"{len(self)}"
@@ -79,11 +79,11 @@ class Devices:
             )
 
     def agree(self, asked: bool) -> bool:
-        """Whether any process says yes; all of them call it at the same step."""
+        """Whether any process passes True; all processes have to call it at the same step."""
         return bool(np.max(multihost_utils.process_allgather(np.asarray(asked))))
 
     def replicate(self, tree: Any) -> Any:
-        """The arrays of a pytree, on every device; every process gives the same values."""
+        """Replicates the arrays of a pytree on every device; every process has to pass the same values."""
 
         def place(leaf: Any) -> jax.Array:
             if isinstance(leaf, jax.Array) and leaf.sharding == self.everywhere:
@@ -93,7 +93,15 @@ class Devices:
         return jax.tree.map(place, tree)
 
     def split(self, array: np.ndarray, axis: int = 0) -> jax.Array:
-        """An array that every process holds, divided along `axis` (0 or 1): a process moves its own part only."""
+        """Shards an array that every process holds whole; each process transfers only its own part.
+
+        Args:
+          array: the array; the axis has to be a multiple of the number of devices.
+          axis: the axis to shard, 0 or 1.
+
+        Returns:
+          The sharded array.
+        """
         return self._place(array, self.split_second if axis else self.split_first)
 
     @staticmethod
@@ -101,16 +109,31 @@ class Devices:
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     def local_part(self, batch_size: int) -> slice:
-        """Which rows of a batch this process holds."""
+        """Returns the rows of a batch that this process holds."""
         each = batch_size // self.processes
         return slice(jax.process_index() * each, (jax.process_index() + 1) * each)
 
     def split_local(self, array: np.ndarray) -> jax.Array:
-        """The whole of an array of which each process has its `local_part`, divided along its first axis."""
+        """Assembles a sharded array from the parts of all processes.
+
+        Args:
+          array: the `local_part` of this process, [B / processes, ...].
+
+        Returns:
+          The whole array, [B, ...], sharded along its first axis.
+        """
         return jax.make_array_from_process_local_data(self.split_first, array)
 
     def split_rows(self, source: Any, rows: np.ndarray) -> jax.Array:
-        """`source[rows]` divided along its first axis; a process reads its own rows only."""
+        """Reads rows of a source into an array that is sharded along its first axis.
+
+        Args:
+          source: an array, or images that are read when they are indexed, [n, ...].
+          rows: indices of the rows, int [B]; each process reads only its own part of them.
+
+        Returns:
+          `source[rows]`, [B, ...], sharded.
+        """
         shape = (len(rows), *source.shape[1:])
 
         def read(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -119,11 +142,11 @@ class Devices:
         return jax.make_array_from_callback(shape, self.split_first, read)
 
     def wait_for_all(self, where: str) -> None:
-        """Waits until every process has come here."""
+        """Waits until every process has reached this call; `where` names it."""
         if self.processes > 1:
             multihost_utils.sync_global_devices(f"fdjax {where}")
 
 
 def to_host(tree: Any) -> Any:
-    """Arrays that are on every device, as NumPy arrays."""
+    """Copies the arrays of a pytree, which are replicated on every device, to NumPy arrays."""
     return jax.tree.map(np.asarray, tree)

@@ -1,7 +1,8 @@
-"""Joining several processes into one run, through `jax.distributed`.
+"""Joins several processes into one run, through `jax.distributed`.
 
-jax aborts the process, with a stack trace, when one of the others is missing or too many come. A roll call before it,
-at the same address, gives each process a sentence instead: process 0 waits for all, and tells them whether they are.
+`jax.distributed` aborts a process with a stack trace when another process is missing or when there are too many. A roll
+call at the same address comes first, so that each process can print one clear message instead: process 0 waits for the
+others, and tells them whether all are there.
 """
 
 from __future__ import annotations
@@ -22,24 +23,24 @@ from fdjax.errors import STOPPED_STATUS, UserError, first_line
 
 ADDRESS, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _AUTO = "auto"
-# Seconds after which the others end when one has died without a word, or after an error.
+# Seconds after which the other processes end when one has died silently, or has ended with an error.
 _HEARTBEAT_TIMEOUT, _SHUTDOWN_TIMEOUT = 60, 20
 _LONGEST_MESSAGE = 1 << 16
-# How a collective operation says that one end of it has died.
+# What the error message of a collective operation says when another process has died.
 _GONE = re.compile(r"closed by peer|reset by peer|Broken pipe", re.I)
-# What a process says of itself, and the seconds in which it must, once it is connected.
+# The fields of a process's first message, and the seconds within which it has to send it once it is connected.
 _HELLO = {"process": int, "processes": int, "fingerprint": str}
 _HELLO_TIMEOUT = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Membership:
-    """This process among the others.
+    """The place of this process in a run of several.
 
     Attributes:
       address: (host, port) at which process 0 listens.
-      processes: how many there are.
-      process: which one this is, from 0.
+      processes: number of processes.
+      process: number of this process, from 0.
     """
 
     address: tuple[str, int]
@@ -55,10 +56,13 @@ class Membership:
 def membership(
     coordinator: str | None, processes: int | None, process: int | None, environment: Mapping[str, str]
 ) -> Membership | None:
-    """Puts flags and environment together; None for a run in one process.
+    """Combines the flags with the environment's variables.
+
+    Returns:
+      The membership; None for a run in one process.
 
     Raises:
-      UserError: something is missing or impossible.
+      UserError: if a value is missing or not possible.
     """
     coordinator = coordinator or environment.get(ADDRESS)
     counts = {}
@@ -88,14 +92,14 @@ def join(coordinator: str | None, processes: int | None, process: int | None, ti
     """Joins the run that the flags or the environment name; does nothing for a run in one process.
 
     Args:
-      coordinator: HOST:PORT of process 0, or "auto" where jax knows the cluster (Slurm, TPU pods, MPI, Kubernetes).
-      processes: how many there are.
-      process: which one this is.
+      coordinator: HOST:PORT of process 0, or "auto" on a cluster that jax knows (Slurm, TPU pods, MPI, Kubernetes).
+      processes: number of processes.
+      process: number of this process, from 0.
       timeout: seconds to wait for the others.
-      fingerprint: of what the run is to do; the same in all processes.
+      fingerprint: a hash of what the run will do; all processes have to pass the same.
 
     Raises:
-      UserError: one does not come, is one too many, or was given another run.
+      UserError: if a process is missing, is one too many, or was started for another run.
     """
     if coordinator == _AUTO:
         try:
@@ -110,7 +114,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None, ti
         call_roll(member, timeout, fingerprint)
     else:
         answer_roll(member, timeout, fingerprint)
-    # jax would catch SIGTERM to announce a preemption; here it ends the process, which can resume.
+    # This service would catch SIGTERM to announce a preemption; here SIGTERM ends the process, which can resume.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         member.place,
@@ -124,9 +128,9 @@ def join(coordinator: str | None, processes: int | None, process: int | None, ti
 
 @contextlib.contextmanager
 def ends_with_its_peers() -> Iterator[None]:
-    """Says in one line, and ends the process with status 1, when another process of the run is gone.
+    """Prints one line and ends the process with status 1 when another process of the run has died.
 
-    An exception would not do: when the process ends, jax would wait for the others, and abort with a stack trace.
+    It does not raise an exception: on a normal exit jax would wait for the others and abort with a stack trace.
     """
     try:
         yield
@@ -136,8 +140,8 @@ def ends_with_its_peers() -> Iterator[None]:
         others = sorted({*range(jax.process_count())} - {jax.process_index()})
         which = f"process {others[0]}" if len(others) == 1 else f"one of processes {', '.join(map(str, others))}"
         print(
-            f"error: {which} of the run is gone ({first_line(error)}); give all processes the same command again: the "
-            "run goes on from its last checkpoint",
+            f"error: {which} of the run is gone ({first_line(error)}); start all processes again with the same "
+            "command: the run resumes from its last checkpoint",
             file=sys.stderr,
             flush=True,
         )
@@ -146,10 +150,10 @@ def ends_with_its_peers() -> Iterator[None]:
 
 
 def call_roll(member: Membership, timeout: float, fingerprint: str) -> None:
-    """Process 0: waits for the others, and lets them all go on at once.
+    """Does the roll call in process 0: waits for the other processes, and then releases all of them at once.
 
     Raises:
-      UserError: the address cannot be used, or one does not come in time.
+      UserError: if process 0 cannot listen at the address, or a process does not come in time.
     """
     deadline = time.monotonic() + timeout
     present: dict[int, socket.socket] = {}
@@ -175,7 +179,7 @@ def call_roll(member: Membership, timeout: float, fingerprint: str) -> None:
             _say(connection, "")
     finally:
         server.close()
-        # The others hang up first: the port is then free at once for jax.
+        # If the others close their connections first, the port is free for jax at once.
         for connection in present.values():
             connection.settimeout(1.0)
             with contextlib.suppress(OSError):
@@ -196,7 +200,7 @@ def _missing(member: Membership, present: Mapping[int, socket.socket], timeout: 
 
 
 def _admit(connection: socket.socket, member: Membership, present: dict[int, socket.socket], fingerprint: str) -> None:
-    """Notes who has come, or turns him away."""
+    """Adds a process to those that are present, or tells it why it is rejected."""
     hello = _hear(connection, _HELLO_TIMEOUT)
     problem = None
     if hello is None or any(type(hello.get(name)) is not kind for name, kind in _HELLO.items()):
@@ -221,10 +225,10 @@ def _admit(connection: socket.socket, member: Membership, present: dict[int, soc
 
 
 def answer_roll(member: Membership, timeout: float, fingerprint: str) -> None:
-    """The other processes: report to process 0, and wait for its word.
+    """Does the roll call in the other processes: reports to process 0 and waits for its answer.
 
     Raises:
-      UserError: process 0 cannot be reached in time, or sends this process away.
+      UserError: if process 0 cannot be reached in time, or rejects this process.
     """
     deadline = time.monotonic() + timeout
     connection = None
@@ -240,26 +244,26 @@ def answer_roll(member: Membership, timeout: float, fingerprint: str) -> None:
             time.sleep(0.1)
     with connection:
         hello = {"process": member.process, "processes": member.processes, "fingerprint": fingerprint}
-        with contextlib.suppress(OSError):  # There is no answer then either.
+        with contextlib.suppress(OSError):  # If this fails, no answer comes either.
             connection.sendall(json.dumps(hello).encode() + b"\n")
-        # Process 0 gives up by its own clock, which began earlier or later than ours.
+        # Process 0 has its own timeout, which may have begun later than ours.
         answer = _hear(connection, 2 * timeout + 10)
     if answer is None or "problem" not in answer:
         raise UserError(
-            f"process 0 at {member.place} gave no answer to process {member.process}: it has ended, or its run has "
-            "begun without this one"
+            f"process 0 at {member.place} did not answer process {member.process}: it has ended, or its run has begun "
+            "without this one; start all processes again"
         )
     if answer["problem"]:
         raise UserError(answer["problem"])
 
 
 def _say(connection: socket.socket, problem: str) -> None:
-    with contextlib.suppress(OSError):  # It has gone; jax will notice if it was needed.
+    with contextlib.suppress(OSError):  # The other process has ended; jax notices if it was needed.
         connection.sendall(json.dumps({"problem": problem}).encode() + b"\n")
 
 
 def _hear(connection: socket.socket, timeout: float) -> dict | None:
-    """One line of JSON; None if none comes in time."""
+    """Receives one line of JSON; returns None if none comes in time."""
     connection.settimeout(timeout)
     heard = b""
     try:

@@ -1,4 +1,4 @@
-"""What happens between two phases."""
+"""Makes the state that a phase begins with."""
 
 from __future__ import annotations
 
@@ -27,16 +27,21 @@ def enter_phase(
     *,
     soft_before: bool,
 ) -> TrainState:
-    """The state that a phase begins with: a function of the state before, so that a resumed run repeats it.
+    """Makes the state that a phase begins with.
+
+    It depends only on the state before and the config, so that a resumed run gets the same state.
 
     Args:
-      config: of the run.
+      config: the run's config.
       network: with soft masks.
       graph: channel graph of the network.
-      done: the past of the run; what the gate releases is recorded in it.
-      state: at the end of the phase before, or fresh.
-      phase: the one to enter.
-      soft_before: whether masks have not been rounded yet.
+      done: the past of the run; the layers that the gate releases are recorded in it.
+      state: at the end of the phase before, or a new one.
+      phase: the phase that begins.
+      soft_before: whether the masks have not been rounded yet.
+
+    Returns:
+      The state, with new optimizer states and a new controller.
     """
     if phase.hard and soft_before:
         hard = gated_masks(config.learn, graph, state.fcmask, done.table, learned=done.masks_learned)
@@ -49,7 +54,7 @@ def enter_phase(
         state = state.replace(params=fresh["params"], batch_stats=fresh["batch_stats"])
     weight_opt, mask_opt = optimizers_for(config, phase)
     mask_steps = phase.steps - phase.weight_steps(config)
-    # From one mask phase to the next lambda goes on as it is.
+    # Lambda carries over from one mask phase to the next.
     lambda_ = float(state.lambda_) if phase.learns_masks else 0.0
     if phase.learns_masks and not lambda_:
         lambda_ = first_lambda(config.learn, graph, mask_steps)

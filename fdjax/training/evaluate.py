@@ -1,4 +1,4 @@
-"""Accuracy of a network on a whole split."""
+"""Evaluates a network on a whole split."""
 
 from __future__ import annotations
 
@@ -17,14 +17,25 @@ from fdjax.training.devices import Devices
 
 EVAL_BATCH = 250
 Evaluator = Callable[[dict[str, Any], Images, np.ndarray], dict[str, Any]]
-# Beyond so many classes a confusion matrix is too large to be looked at, and to be kept in a summary.
+# With more classes a confusion matrix is too large to read and to store in a summary.
 CONFUSION_CLASSES = 50
 
 
 class Applied(Protocol):
-    """What is evaluated: a network, or something in its place."""
+    """What can be evaluated: a network, or an object with the same `apply`."""
 
-    def apply(self, variables: Any, x: jax.Array, /, *, train: bool) -> Any: ...
+    def apply(self, variables: Any, x: jax.Array, /, *, train: bool) -> Any:
+        """Computes logits.
+
+        Args:
+          variables: the collections.
+          x: normalised images, [B, H, W, C].
+          train: False in evaluation.
+
+        Returns:
+          Logits, float [B, classes].
+        """
+        ...
 
 
 def make_evaluator(
@@ -34,13 +45,23 @@ def make_evaluator(
     batch_size: int = EVAL_BATCH,
     between_batches: Callable[[], None] = lambda: None,
 ) -> Evaluator:
-    """Returns (variables, images uint8 [n, H, W, C], labels [n]) -> top1, loss, num_examples (top5 beyond 10 classes).
+    """Makes the function that evaluates a network.
 
-    Also `confusion`, up to 50 classes: for each class, how many of its images were taken for each class. Accuracies are
-    shares, 0 to 1; the network computes in float32 whatever it was trained in. A logit that is not finite is a wrong
-    answer, no class's in `confusion`, and the loss is then not finite either. Images are taken one batch at a time,
-    split over the devices; the last one is filled up and the filling left out of the sums.
-    `between_batches` is called before each, and may end the evaluation by an exception.
+    The network computes in float32, whatever it was trained in. Batches are sharded over the devices; the last one is
+    padded, and the padding is left out of the sums.
+
+    Args:
+      network: the network.
+      graph: channel graph of the network, with the mean and the standard deviation of its inputs.
+      devices: the devices to use.
+      batch_size: images in a batch; rounded up to a multiple of the number of devices.
+      between_batches: is called before each batch; an exception that it raises ends the evaluation.
+
+    Returns:
+      (variables, images uint8 [n, H, W, C], labels int [n]) -> `top1` (a share, 0 to 1), `loss`, `num_examples`; for
+      more than 10 classes `top5`; for up to 50 classes `confusion`: for each class, the number of its images that were
+      classified as each class. An image with logits that are not finite counts as wrong and is left out of `confusion`;
+      the loss is then not finite.
     """
     batch_size = -(-batch_size // len(devices)) * len(devices)
 
@@ -52,10 +73,10 @@ def make_evaluator(
         assert isinstance(logits, jax.Array)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         own = jnp.take_along_axis(logits, labels[:, None], axis=1)
-        # Rank of the right class, ties to the lower index as argmax has them.
+        # The rank of the right class; ties go to the lower index, as in argmax.
         classes = jnp.arange(logits.shape[1])
         before = (logits > own) | ((logits == own) & (classes < labels[:, None]))
-        # Nothing compares with NaN: without this it would be the first.
+        # Comparisons with NaN are false, so without this the right class would have rank 0.
         finite = jnp.isfinite(logits).all(axis=1)
         rank = jnp.where(finite, before.sum(axis=1), logits.shape[1])
         losses = jnp.where(finite, losses, jnp.nan)

@@ -1,4 +1,4 @@
-"""How examples reach the steps: a small data set lies on the devices, a large one comes batch by batch."""
+"""Brings examples to the steps: a small data set stays on the devices, the batches of a large one are prefetched."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from fdjax.training.devices import Devices
 from fdjax.training.state import TrainState
 from fdjax.training.steps import Metrics, Step
 
-# Data sets up to this many bytes lie on the devices, if the choice is left to us.
+# By default, data sets up to this many bytes are kept on the devices.
 _RESIDENT_BYTES = 2 << 30
-# Batches that are made ready while the devices work.
+# The number of batches that are prefetched while the devices work.
 _AHEAD = 2
 
 Dispatch = Callable[..., tuple[TrainState, Metrics]]
@@ -31,13 +31,13 @@ class Feed:
     """Training examples, and the compiled programs that consume them.
 
     Args:
-      devices: of the run.
+      devices: the run's devices.
       images: uint8 [n, H, W, C], on the host.
       labels: int [n].
-      resident: keep the examples on the devices; None: if they are few.
-      steps_per_dispatch: steps that one call may do, if the examples are on the devices; None: one on the CPU, where a
-        step takes long, 20 elsewhere.
-      stream: makes the batches in place of `images` and `labels`, which are then not looked at.
+      resident: whether to keep the examples on the devices; None: if they have at most 2 GiB.
+      steps_per_dispatch: the most steps in one dispatch, if the examples are on the devices; None: 1 on the CPU, where
+        a step takes long, 20 elsewhere.
+      stream: makes the batches; `images` and `labels` are then not read.
     """
 
     def __init__(
@@ -60,7 +60,15 @@ class Feed:
         self._on_devices = devices.replicate((self._images, self._labels)) if self.resident else None
 
     def compile(self, step: Step) -> Dispatch:
-        """Makes the program that does one or more steps: (state, *batches) -> state and the sums of the metrics."""
+        """Makes the program that does one or more steps; it compiles when it is first called.
+
+        Args:
+          step: (state, images [B, H, W, C], labels [B]) -> state, metrics.
+
+        Returns:
+          (state, *arguments from `batches`) -> the new state, and the sums of the metrics over the steps. The state is
+          donated.
+        """
         everywhere, split = self._devices.everywhere, self._devices.split_first
 
         def take(images: jax.Array, labels: jax.Array, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -90,14 +98,15 @@ class Feed:
     def batches(
         self, plan: Iterable[tuple[Item, np.ndarray]], span: tuple[int, int] = (0, 0)
     ) -> Iterator[tuple[Item, tuple[Any, ...]]]:
-        """Places what the programs of `compile` need.
+        """Transfers the arguments of the programs that `compile` makes.
 
         Args:
-          plan: pairs of anything and the examples of some steps, int [steps, B]; steps up to `longest`.
-          span: the plan's first step in the run, and the step after its last; for a stream.
+          plan: pairs of any item and the indices of the examples of some steps, int [steps, B]; at most `longest`
+            steps.
+          span: the plan's first step in the run, and the step after its last; only a stream reads it.
 
         Yields:
-          The first of each pair, and the arguments that follow the state.
+          The item of each pair, and the arguments that follow the state.
         """
         if self._stream is not None:
             made = self._stream.batches(*span)
@@ -131,13 +140,13 @@ class Feed:
 
 
 class Waiting:
-    """Measures how long a loop waits for its batches: at most what the devices wait for them."""
+    """Measures how long a loop waits for its batches; the devices wait for them at most as long."""
 
     def __init__(self) -> None:
         self.restart()
 
     def over(self, batches: Iterator[Item]) -> Iterator[Item]:
-        """The same items."""
+        """Yields the same items, and measures the time that each takes to come."""
         while True:
             begin = time.monotonic()
             try:
@@ -148,11 +157,11 @@ class Waiting:
             yield item
 
     def restart(self) -> None:
-        """Leaves out what came since the last call."""
+        """Starts measuring anew; what was measured since the last call is dropped."""
         self._waited, self._since = 0.0, time.monotonic()
 
     def share(self) -> float:
-        """Waiting as a share of the time since the last call, or since the beginning."""
+        """Returns the share of the time since the last call (or the beginning) that was spent waiting, 0 to 1."""
         share = self._waited / max(time.monotonic() - self._since, 1e-9)
         self.restart()
         return share

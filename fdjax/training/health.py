@@ -1,4 +1,4 @@
-"""Whether a run's numbers are still numbers: a network that is not finite is never saved and never started from."""
+"""Checks that a run's numbers are finite: a network with NaN or infinity is never saved and never restored."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _WORDS = {
 
 
 class Diverged(RunStopped):
-    """A run whose numbers are no longer finite."""
+    """A run whose numbers are not finite."""
 
 
 def first_nonfinite(tree: Any) -> str | None:
-    """Names the first array of a pytree that holds NaN or infinity: its path, by slashes; None where all are finite."""
+    """Returns the path, with slashes, of the first array of a pytree that is not finite; None if all are finite."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.asarray(leaf)
         if jax.numpy.issubdtype(array.dtype, jax.numpy.inexact) and not np.isfinite(array).all():
@@ -36,14 +36,13 @@ def first_nonfinite(tree: Any) -> str | None:
 
 
 def nonfinite_network(collections: Mapping[str, Any]) -> str | None:
-    """Names the first number of a network that no network can have; None where there is none.
+    """Finds a number in a network that is not possible: one that is not finite, or a running variance below 0.
 
     Args:
-      collections: `params`, `batch_stats`, `fcmask` and others that a state has, as far as there are any.
+      collections: `params`, `batch_stats`, `fcmask` and other fields of a state, as far as they are present.
 
     Returns:
-      Such as "the weight stem/conv/kernel is not finite"; a running variance below 0 is named likewise, because its
-      root is not finite.
+      A sentence such as "the weight stem/conv/kernel is not finite"; None if there is no such number.
     """
     for name, word in _WORDS.items():
         found = first_nonfinite(collections.get(name, {}))
@@ -57,13 +56,13 @@ def nonfinite_network(collections: Mapping[str, Any]) -> str | None:
 
 
 def diverged(what: str, phase: str, step: int, learning_rate: float) -> Diverged:
-    """The end of a run whose numbers are no longer finite.
+    """Makes the exception that ends a run whose numbers are not finite.
 
     Args:
-      what: is not finite, as a sentence without its full stop.
-      phase: its name.
-      step: of the run.
-      learning_rate: of the phase.
+      what: a sentence, without its full stop, that says what is not finite.
+      phase: the name of the phase.
+      step: the step of the run.
+      learning_rate: the learning rate of the phase.
     """
     return Diverged(
         f"{what} at step {step} of the run, in {phase}: the run has diverged; lower {phase}.learning_rate "

@@ -1,4 +1,4 @@
-"""One process at a time works in a workdir: a lock that ends with the process that holds it, however it ends."""
+"""A lock that keeps a workdir for one process at a time. It is released when the process ends, even if it is killed."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ LOCK_FILE = "run.lock"
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds a workdir, which exists, against other runs. What a killed process has left behind is taken over.
+    """Locks a workdir, which has to exist, against other runs; the lock file of a killed process is no obstacle.
 
     Raises:
-      UserError: another process holds it; the message says which.
+      UserError: if another process holds the lock; the message says which.
     """
     descriptor = _acquire(folder / LOCK_FILE)
     try:
         yield
     finally:
         if descriptor is not None:
-            # Removed while it is held: whoever opened it meanwhile sees that it is no longer the file of this name.
+            # The file is removed while the lock is held, so that a process that has opened it meanwhile can see that it
+            # is no longer the file of this name.
             (folder / LOCK_FILE).unlink(missing_ok=True)
             os.close(descriptor)
 
@@ -62,7 +63,7 @@ def _acquire(file: Path) -> int | None:
 
 
 def holder(folder: Path) -> str | None:
-    """Who holds a workdir now, such as "process 12 on HOST"; None: nobody, or nobody knows. Nothing is changed."""
+    """Returns which process holds a workdir's lock, such as "process 12 on HOST"; None if none is known to."""
     if fcntl is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""The loop of a run: phases over one state, from where it goes on to its summary."""
+"""The loop of a run: its phases, on one state, from where the run starts or resumes to its summary."""
 
 from __future__ import annotations
 
@@ -11,30 +11,14 @@ import jax
 
 from fdjax.checkpoint import CHECKPOINT_FOLDER, Checkpoints
 from fdjax.config import Config
-from fdjax.data import (
-    Dataset,
-    TrainingOrder,
-    split_validation,
-    training_statistics,
-)
+from fdjax.data import Dataset, TrainingOrder, split_validation, training_statistics
 from fdjax.errors import RunInterrupted
 from fdjax.provenance import cpu_model
 from fdjax.pruning.timed import TimeTable
+from fdjax.training import checks
 from fdjax.training.announce import announcement, beginning, changes
 from fdjax.training.build import build_network, facts_of
 from fdjax.training.cadence import Cadence
-from fdjax.training.checks import (
-    check_beginning,
-    check_gate,
-    check_init,
-    check_same_data,
-    check_steps_done,
-    check_target_macs,
-    check_teacher,
-    inherited_phases,
-    phases_done,
-    warn_of_chance,
-)
 from fdjax.training.devices import Devices
 from fdjax.training.entering import enter_phase
 from fdjax.training.feed import Feed, Waiting
@@ -60,7 +44,7 @@ _PROFILE_FOLDER = "profile"
 
 
 class Run:
-    """One run in one workdir. `train` is the only user; methods are in the order in which they are called."""
+    """One run in one workdir. Only `train` uses it; the methods are in the order in which they are called."""
 
     def __init__(
         self,
@@ -107,32 +91,29 @@ class Run:
         self.saves = BackgroundSaves(self.checkpoints, workdir, self.stopping)
         self.table: TimeTable | None = None
         self.done = Past(num_train=len(dataset.train_labels))
-        # Once, at the beginning: the checkout may change while the run goes on.
+        # Read once, at the beginning, because the checkout may change during the run.
         self.versions = versions()
         self._clock = time.monotonic()
 
-    # -- beginning
-
     def check(self) -> None:
-        """Compares the run with what it goes on from, and leaves out the phases that the run given by --init has done.
+        """Checks that the run fits what it starts from, and skips the phases that the run of --init has done.
 
         Raises:
-          UserError: they do not fit, there is nothing to mask, or the target cannot be met.
+          UserError: if they do not fit, nothing can have masks, or the target cannot be met.
         """
-        check_target_macs(self.config.learn, self.graph, self.phases)
-        check_gate(self.config.learn)
+        checks.check_target_macs(self.config.learn, self.graph, self.phases)
+        checks.check_gate(self.config.learn)
         if self.resumed is not None:
-            check_same_data(self.workdir, self.graph, self.done.num_train, self.resumed)
+            checks.check_same_data(self.workdir, self.graph, self.done.num_train, self.resumed)
             self._skip(self.resumed.done.skipped)
-            check_steps_done(self.workdir, self.phases, self.resumed)
+            checks.check_steps_done(self.workdir, self.phases, self.resumed)
         elif self.init is None:
-            check_beginning(self.config)
+            checks.check_beginning(self.config)
         else:
-            check_init(self.config.model, self.network, self.graph, self.init)
-            self.done.inherited = inherited_phases(self.config, self.init)
-            self._skip(phases_done(self.config, self.done.inherited))
-            check_teacher(self.config, self.phases[0], self.init)
-
+            checks.check_init(self.config.model, self.network, self.graph, self.init)
+            self.done.inherited = checks.inherited_phases(self.config, self.init)
+            self._skip(checks.phases_done(self.config, self.done.inherited))
+            checks.check_teacher(self.config, self.phases[0], self.init)
         self.table = table_of(self.config.learn, self.graph, self.resumed.done.table if self.resumed else None)
         self.control = MaskControl(self.config.learn, self.graph, self.devices, self.table)
 
@@ -142,7 +123,7 @@ class Run:
         self.done.skipped = count
 
     def summary_if_finished(self) -> dict[str, Any] | None:
-        """The summary that the workdir holds, if the run has nothing left to do."""
+        """Returns the summary in the workdir if the run is finished, else None."""
         last, resumed = self.phases[-1], self.resumed
         if resumed is None or resumed.phase.name != last.name or resumed.phase_step < last.steps:
             return None
@@ -152,11 +133,11 @@ class Run:
                 return None
             describe(summary)
         except (KeyError, TypeError, ValueError, AttributeError):
-            return None  # Damaged: it is written anew.
+            return None  # A damaged summary is written again.
         return summary
 
     def announce(self) -> None:
-        """Says what the run will do."""
+        """Prints what the run will do."""
         if not self.devices.is_writer:
             return
         sizes = len(self.train_indices), len(self.measure.validation[1]), len(self.measure.test[1])
@@ -168,12 +149,16 @@ class Run:
             print(line, flush=True)
 
     def made_on(self) -> dict[str, str]:
-        """What the last bits of a run depend on beside its config: two runs that agree in it give the same bits."""
+        """Returns what results depend on beside the config: runs that agree in it give the same bits."""
         jax_version = str(self.versions.get("jax"))
         return {"jax": jax_version, "devices": self.devices.describe(), "processor": cpu_model()}
 
     def start(self) -> tuple[TrainState, int, int]:
-        """The state to go on from, its phase and the steps of it that are done."""
+        """Makes or restores the state that the run goes on from.
+
+        Returns:
+          The state, the index of its phase, and the number of the phase's steps that are done.
+        """
         if self.resumed is not None:
             saved = self.resumed
             step = saved.phase.start + saved.phase_step
@@ -184,7 +169,7 @@ class Run:
             index = [phase.name for phase in self.phases].index(saved.phase.name)
             state = saved.state
             if not self.done.masks_learned and not saved.phase.learns_masks:
-                # Nothing has moved the masks; mask settings may have changed since.
+                # No step has changed the masks yet, and the settings of masks may differ from the checkpoint's.
                 fresh = init_variables(self.network, self.graph.input_shape, self.config.seed)
                 state = state.replace(fcmask=fresh[FCMASK])
             return state, index, saved.phase_step
@@ -204,7 +189,7 @@ class Run:
                 soft = not self.init.phase.hard
         state = create_state(variables, self.config.seed, *optimizers_for(self.config, phase))
         if self.init is not None and self.init.as_imported and phase.name != "pretrain":
-            # Nobody has measured it on these data yet.
+            # The imported network has not been evaluated on this data set.
             dense, _ = self.measure.evaluate(self.init.phase, state, self.done, finished=True, split=self.measure.test)
             self.done.dense_top1 = dense["top1"]
         if self.init is not None and has_teacher(self.config, phase):
@@ -213,11 +198,18 @@ class Run:
 
     def _enter(self, state: TrainState, phase: Phase, *, soft_before: bool) -> TrainState:
         if phase.learns_masks and not self.done.masks_learned and self.devices.is_writer:
-            warn_of_chance(self.done.dense_top1, self.graph.num_classes)
+            checks.warn_of_chance(self.done.dense_top1, self.graph.num_classes)
         return enter_phase(self.config, self.network, self.graph, self.done, state, phase, soft_before=soft_before)
 
     def run_phases(self, state: TrainState, index: int, phase_step: int) -> TrainState:
-        """Runs from there to the end."""
+        """Runs the phases from what `start` returned to the end.
+
+        Args:
+          state, index, phase_step: what `start` returned.
+
+        Returns:
+          The state at the end of the last phase.
+        """
         resident = {"auto": None, "yes": True, "no": False}[self.config.compute.data_on_device]
         feed = Feed(
             self.devices,
@@ -233,12 +225,12 @@ class Run:
                 state = self._enter(state, phase, soft_before=not previous.hard)
             elif phase_step >= phase.steps:
                 if phase.name not in [entry["name"] for entry in self.done.history]:
-                    # It was stopped before it was measured.
+                    # The run was stopped before the end of the phase was evaluated.
                     state = self._measure_and_save(state, phase)
                 phase_step = 0
                 continue
             else:
-                # A phase that was finished and is now longer goes on; it is not in the past yet.
+                # A finished phase that the config has made longer goes on, so it is removed from the history.
                 self.done.history = [p for p in self.done.history if p["name"] != phase.name]
             state = self._run_phase(state, phase, phase_step, feed)
             phase_step = 0
@@ -276,7 +268,7 @@ class Run:
                 state, sums = programs[chunk.key](state, *batch)
                 pending.append((chunk.steps, sums))
                 if len(pending) > 1:
-                    # No more than two dispatches are under way, so that a run which is asked to stop soon can.
+                    # At most two dispatches are in flight, so that the run can stop soon when it is asked to.
                     jax.block_until_ready(pending[-2][1])
                 phase_step = chunk.first + chunk.steps
                 traced = trace.advance(chunk.steps, state)
@@ -310,7 +302,7 @@ class Run:
         return state
 
     def _asked_to_stop(self, *, at_record: bool) -> bool:
-        """Whether the run is to save and stop here; several processes agree on it, where they record."""
+        """Whether the run should save and stop here; several processes agree on it at the steps that are recorded."""
         if self.devices.processes == 1:
             return self.stopping.asked
         return at_record and self.devices.agree(self.stopping.asked)
@@ -318,14 +310,14 @@ class Run:
     def _look(
         self, phase: Phase, phase_step: int, state: TrainState, progress: Progress, *, saves: bool, evaluates: bool
     ) -> float | None:
-        """Measures the network where it is due; returns a score to choose the best by, if there is one."""
+        """Evaluates the network if that is due; returns a score by which the best checkpoint is chosen, or None."""
         if phase_step == phase.steps:
             return self._finish_phase(phase, state, progress)
         score, step = None, phase.start + phase_step
         if evaluates:
             score, text = self.measure.evaluate_midway(phase, step, state, self.done)
             progress.say(text)
-        elif saves and phase.name != "learn":  # Where the weights are those of the save before.
+        elif saves and phase.name != "learn":  # In learn the weights do not change.
             self.measure.check_answers(phase, step, state, self.done)
         return score
 
@@ -345,12 +337,10 @@ class Run:
             "versions": self.versions,
             "made_on": self.made_on(),
         }
-        # Networks of different phases do not compare: the best is the best of the latest phase.
+        # Scores of different phases cannot be compared, so the best is the best of the latest phase.
         if self.devices.is_writer:
             ranked = None if score is None else phase.index + score
             self.saves.begin(phase.start + phase_step, state, meta, ranked)
-
-    # -- end
 
     def _finish_phase(self, phase: Phase, state: TrainState, progress: Progress) -> float | None:
         top1, soft_top1, macs, score = self.measure.finish_phase(phase, state, self.done)
@@ -371,7 +361,14 @@ class Run:
         return score
 
     def finish(self, state: TrainState) -> dict[str, Any]:
-        """Evaluates the network as it stands, writes plots and the summary, and adds the time of the frozen network."""
+        """Evaluates the network, writes plots and the summary, and adds the time of the frozen network.
+
+        Args:
+          state: the state that `run_phases` returned.
+
+        Returns:
+          The summary; JSON types.
+        """
         self.saves.wait()
         test, macs = self.measure.evaluate(self.phases[-1], state, self.done, finished=True, split=self.measure.test)
         learn = self.config.learn
@@ -393,7 +390,7 @@ class Run:
         if self.devices.is_writer:
             self.measure.plot(self.phases, state, self.done, summary["layers"])
             write_json(self.workdir / SUMMARY_FILE, summary)
-            # After the summary is safe: freezing compiles the network anew, and an interruption there costs no result.
+            # Timing comes after the summary is written, so that an interruption of it loses no result.
             summary["time"] = self.measure.time(self.phases[-1], state, self.done)
             write_json(self.workdir / SUMMARY_FILE, summary)
         return summary

@@ -1,4 +1,4 @@
-"""A look at the masks while they are learned: what they cost, and how lambda goes on."""
+"""Measures what the masks cost while they are learned, and updates lambda."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from fdjax.training.controller import next_lambda
 from fdjax.training.devices import Devices
 from fdjax.training.state import TrainState
 
-# Offsets from targets above are told as from this one.
+# The offset is divided by 1 - target; the target counts as at most this, so that the divisor does not vanish.
 _HIGHEST_TARGET = 0.95
 
 
 class MaskControl:
-    """Measures the masks of a state and moves its lambda."""
+    """Measures the masks of a state and updates its lambda."""
 
     def __init__(self, learn: LearnConfig, graph: MaskedGraph, devices: Devices, table: TimeTable | None = None):
-        """`table`: of times, where the target is one of time."""
+        """Makes a control for the masks of `graph`; `table` has the measured times if the target is a time."""
         self._learn, self._spec, self._devices, self._table = learn, graph, devices, table
         if table is None:
             levels = learn.counts_below_whole
@@ -35,18 +35,18 @@ class MaskControl:
     def look(
         self, state: TrainState, mask_step: int, mask_steps: int, interval: int
     ) -> tuple[TrainState, dict[str, float]]:
-        """Measures the masks, and moves lambda if there is a target.
+        """Measures the masks, and updates lambda if there is a target.
 
-        Turns of weight learning do not count: neither masks nor the line that they are to follow move in them.
+        Only mask steps count: in turns that learn weights, neither the masks nor the target offset change.
 
         Args:
-          state: of the run.
-          mask_step: mask steps of the phase that are done.
-          mask_steps: that it has.
-          interval: mask steps from one look to the next.
+          state: the run's state.
+          mask_step: number of the phase's mask steps that are done.
+          mask_steps: number of mask steps in the phase.
+          interval: number of mask steps between two measurements.
 
         Returns:
-          The state to go on with, and what was measured.
+          The state with the new lambda, and the measured figures.
         """
         learn = self._learn
         hard, target = hard_masks(learn, self._spec, state.fcmask, to_target=False, table=self._table), learn.target

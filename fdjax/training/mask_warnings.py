@@ -1,4 +1,4 @@
-"""What is to be said of masks that have been learned: a target that was missed, layers that are cut off."""
+"""Warnings about learned masks: a target that was missed, layers without any channel left."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from fdjax.config import LearnConfig
 from fdjax.graph.counting import NetworkMacs
 from fdjax.pruning import mac_ratio
 
-# How far from the target, relatively, a network may land without a warning.
+# The relative distance from the target beyond which there is a warning.
 _TOLERANCE = 0.02
 
 
 def mask_warnings(learn: LearnConfig, macs: NetworkMacs) -> list[str]:
-    """Warnings at the end of a mask phase, of a network with rounded masks; none where all is as asked."""
+    """Returns the warnings about a network's rounded masks at the end of a mask phase; none if all is as asked."""
     by_time = learn.target_time is not None
     found, target, reached = [], None if by_time else learn.target_macs, mac_ratio(macs, learn.target_convention)
     if target is not None and abs(reached / target - 1) > _TOLERANCE:
@@ -25,5 +25,5 @@ def mask_warnings(learn: LearnConfig, macs: NetworkMacs) -> list[str]:
         more = f" and {len(gone) - 3} more" if len(gone) > 3 else ""
         advice = "a smaller learn.lambda_" if learn.target is None else "a higher learn.target_macs"
         advice = "a higher learn.target_time" if by_time else advice
-        found.append(f"no channel is left of {', '.join(gone[:3])}{more}; if that was not meant, ask for {advice}")
+        found.append(f"no channel is left of {', '.join(gone[:3])}{more}; if that was not intended, give {advice}")
     return found

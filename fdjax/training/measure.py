@@ -1,4 +1,4 @@
-"""Measuring a run: records, evaluations and plots of the network as it stands."""
+"""Measures a run: records metrics, evaluates the network and draws plots."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from fdjax.training.workdir import METRICS_FILE, MetricsLog
 from fdjax.zoo import FCMASK
 
 SOFT_MASKS_FILE = "soft_masks.npz"
-# A loss this many times that of guessing has exploded, though it is a number.
+# A finite loss that is this many times the loss of guessing gives a warning.
 _EXPLODED = 100.0
 LabelledImages = tuple[Images, np.ndarray]
 
 
 class PhaseEnd(NamedTuple):
-    """What the end of a phase gave.
+    """What is measured at the end of a phase.
 
     Attributes:
-      top1: on the test set, with rounded masks.
-      soft_top1: likewise with masks as learned, just before rounding; None where the phase has learned none.
-      macs: of the network with rounded masks.
-      score: on the validation share, if there is one.
+      top1: accuracy on the test set with rounded masks, 0 to 1.
+      soft_top1: accuracy on the test set with soft masks, before rounding; None if the phase has learned no masks.
+      macs: MACs of the network with rounded masks.
+      score: accuracy on the validation share; None if there is none.
     """
 
     top1: float
@@ -55,17 +55,17 @@ class PhaseEnd(NamedTuple):
 
 
 class Measurements:
-    """Everything that looks at a run's network without changing it.
+    """Measures a run's network; nothing here changes it.
 
     Args:
-      config: of the run.
+      config: the run's config.
       network: with soft masks.
       graph: channel graph of the network.
-      workdir: where records and plots go.
-      test: images uint8 [n, H, W, C] and labels [n].
-      validation: likewise; may be empty.
-      devices: to evaluate on; one process writes.
-      between_batches: called while evaluating; what it raises ends the evaluation.
+      workdir: directory for records and plots.
+      test: images uint8 [n, H, W, C] and labels int [n].
+      validation: images and labels of the validation share; may be empty.
+      devices: the run's devices; only one process writes.
+      between_batches: is called between batches of an evaluation; an exception that it raises ends the evaluation.
     """
 
     def __init__(
@@ -96,12 +96,21 @@ class Measurements:
         figures: dict,
         waiting: Waiting,
     ) -> dict[str, float]:
-        """Writes the means of the steps since the last record; returns them.
+        """Records the means of the metrics over the steps since the last record.
 
-        `pending`: numbers of steps, and the sums of their metrics. `waiting`: for batches, since the last record.
+        Args:
+          phase: the present phase.
+          step: number of the run's steps that are done.
+          state: the state after them.
+          pending: numbers of steps, with the sums of their metrics.
+          figures: other figures to record.
+          waiting: the time spent waiting for batches.
+
+        Returns:
+          The means, by names that begin with `train_`.
 
         Raises:
-          RunStopped: the loss is no longer a number.
+          RunStopped: if the loss is not finite.
         """
         steps, sums = sum(steps for steps, _ in pending), jax.device_get([sums for _, sums in pending])
         totals = {name: sum(float(s[name]) for s in sums) for name in sums[0]}
@@ -120,7 +129,7 @@ class Measurements:
                 f"the loss of {phase.name} is {means['train_loss']:.3g} at step {step}, far above that of guessing; "
                 f"{phase.name}.learning_rate may be too high",
             )
-        # Here the devices are done with these steps, so that the time since the last record is theirs.
+        # The devices have finished these steps by now, so the time since the last record is the time that they took.
         record = {"step": step, "phase": phase.name, **figures, **means, "data_wait": round(waiting.share(), 4)}
         if skipped:
             record["skipped"] = skipped
@@ -136,35 +145,65 @@ class Measurements:
             print(f"warning: {text}", flush=True)
 
     def diverged(self, what: str, phase: Phase, step: int) -> RunStopped:
-        """The end of a run that has diverged: `what` is not finite."""
+        """Makes the exception that ends a run that has diverged; the sentence `what` says what is not finite."""
         return diverged(what, phase.name, step, getattr(self.config, phase.name).learning_rate)
 
     def check_finite(self, phase: Phase, step: int, collections: Mapping[str, Any]) -> None:
-        """Raises `RunStopped` where a collection of the state at `step` of the run is not finite."""
+        """Raises `RunStopped` if a collection of the state at `step` of the run is not finite."""
         problem = nonfinite_network(collections)
         if problem is not None:
             raise self.diverged(problem, phase, step)
 
     def check_answers(self, phase: Phase, step: int, state: TrainState, done: Past) -> None:
-        """Raises `RunStopped` where the network, finite itself, gives logits that are not, on one batch of images.
+        """Checks that the network gives finite logits for one batch of images.
 
-        A learning rate that is far too high leaves such weights; the loss shows them one step later.
+        A learning rate that is far too high can leave finite weights that give infinite logits; the training loss would
+        show them only one step later.
+
+        Args:
+          phase: the present phase.
+          step: number of the run's steps that are done.
+          state: the state after them.
+          done: the past of the run.
+
+        Raises:
+          RunStopped: if the loss is not finite.
         """
         images, labels = self.test
         self.evaluate(phase, state, done, finished=step == phase.end, split=(images[:EVAL_BATCH], labels[:EVAL_BATCH]))
 
     def macs(self, phase: Phase, state: TrainState, done: Past, *, finished: bool) -> NetworkMacs:
-        """Of the network as it stands; `finished`: the phase is over, so that its masks meet the target."""
+        """Counts the MACs of the network with its present masks, rounded.
+
+        Args:
+          phase: the present phase.
+          state: the state, whose masks are counted.
+          done: the past of the run.
+          finished: whether the phase is over; its masks are then rounded to the target.
+
+        Returns:
+          The MACs.
+        """
         hard = masks_as_they_stand(self.config, self.graph, phase, finished, state.fcmask, done)
         return hard.macs if hard else network_macs(self.graph, self.graph.full_counts())
 
     def evaluate(
         self, phase: Phase, state: TrainState, done: Past, *, finished: bool, split: LabelledImages
     ) -> tuple[dict[str, float], NetworkMacs]:
-        """Accuracy and MACs of the network as it stands, with the program that `eval.py` would run once finished.
+        """Evaluates the network with its present masks, rounded; at the end of a phase by the program of `eval.py`.
+
+        Args:
+          phase: the present phase.
+          state: the state to evaluate.
+          done: the past of the run.
+          finished: whether the phase is over; its masks are then rounded to the target.
+          split: images uint8 [n, H, W, C] and labels int [n].
+
+        Returns:
+          The figures of `make_evaluator`, and the MACs.
 
         Raises:
-          RunStopped: the loss is not finite.
+          RunStopped: if the loss is not finite.
         """
         hard = masks_as_they_stand(self.config, self.graph, phase, finished, state.fcmask, done)
         variables = state.variables()
@@ -177,7 +216,7 @@ class Measurements:
             if phase.hard or finished:
                 network = hard_network(self.network, self.graph, hard.counts)
                 key = network.hard_form
-            else:  # One program serves however the masks move.
+            else:  # While masks change, one program serves for all of their values.
                 key, network = "moving", dataclasses.replace(self.network, mode="hard")
         if key not in self._evaluators:
             self._evaluators[key] = make_evaluator(
@@ -191,7 +230,17 @@ class Measurements:
         return figures, macs
 
     def evaluate_midway(self, phase: Phase, step: int, state: TrainState, done: Past) -> tuple[float | None, str]:
-        """Measures and records in the midst of a phase; returns a score to choose the best by, and a line to print."""
+        """Evaluates the network in the course of a phase and records the results.
+
+        Args:
+          phase: the present phase.
+          step: number of the run's steps that are done.
+          state: the state after them.
+          done: the past of the run.
+
+        Returns:
+          A score by which the best checkpoint is chosen, if there is one, and a line to print.
+        """
         held_out = len(self.validation[1]) > 0
         name, split = ("validation", self.validation) if held_out else ("test", self.test)
         figures, macs = self.evaluate(phase, state, done, finished=False, split=split)
@@ -200,11 +249,20 @@ class Measurements:
             f"{phase.name}: step {step - phase.start} of {phase.steps}, {name} accuracy {100 * figures['top1']:.2f}% "
             f"at {macs.ratio:.3f}x MACs"
         )
-        # While masks come down, the least pruned network would be the best.
+        # While masks are learned there is no score: the network that is pruned least would have the best.
         return figures["top1"] if held_out and not phase.learns_masks else None, text
 
     def finish_phase(self, phase: Phase, state: TrainState, done: Past) -> PhaseEnd:
-        """Measures and records at the end of a phase."""
+        """Evaluates the network at the end of a phase and records the results.
+
+        Args:
+          phase: the phase that ends.
+          state: the state at its end.
+          done: the past of the run.
+
+        Returns:
+          What was measured.
+        """
         test, macs = self.evaluate(phase, state, done, finished=True, split=self.test)
         figures, score, soft_top1 = {"test_top1": test["top1"], "test_loss": test["loss"]}, None, None
         if len(self.validation[1]):
@@ -234,15 +292,30 @@ class Measurements:
         self.log.write({"step": step, "phase": phase.name, **figures, **ratios, "kept_counts": histograms})
 
     def time(self, phase: Phase, state: TrainState, done: Past) -> dict[str, Any] | None:
-        """The time of the network at the end of the run, frozen, as `frozen_speed` has it; None where it is no other
-        than the dense network's, or is not asked for."""
+        """Times the network at the end of the run, frozen, beside the dense network.
+
+        Args:
+          phase: the last phase.
+          state: the state at its end.
+          done: the past of the run.
+
+        Returns:
+          What `frozen_speed` returns; None if nothing is pruned, or the config does not ask for the time.
+        """
         hard = masks_as_they_stand(self.config, self.graph, phase, True, state.fcmask, done)
         if hard is None or not self.config.checkpoint.time:
             return None
         return frozen_speed(self.config.learn, self.graph, state, hard.counts)
 
     def plot(self, phases: Sequence[Phase], state: TrainState, done: Past, layers: list[dict[str, Any]]) -> None:
-        """Draws the run at its end."""
+        """Draws the plots of a finished run into the workdir.
+
+        Args:
+          phases: the run's phases.
+          state: the state at the end.
+          done: the past of the run.
+          layers: the layers of the summary.
+        """
         learn = self.config.learn
         hard = masks_as_they_stand(self.config, self.graph, phases[-1], True, state.fcmask, done)
         fcmasks = []
@@ -256,12 +329,12 @@ class Measurements:
         plot_run(layers, self.log.read(), spans, fcmasks, self.workdir, target=learn.target_macs if drawn else None)
 
     def _soft_masks(self) -> dict[str, np.ndarray]:
-        """The masks as learned, before rounding, of the latest mask phase."""
+        """Reads the soft masks of the latest mask phase, before rounding."""
         try:
             with np.load(self.workdir / SOFT_MASKS_FILE) as arrays:
                 soft = {path: arrays[path] for path in arrays.files}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-            return {}  # Missing or damaged: plots show the rounded masks in their place.
+            return {}  # If the file is missing or damaged, plots show the rounded masks instead.
         sizes = {path: channels for path, (channels, _) in self.graph.mask_sizes.items()}
         return {
             path: mask

@@ -1,4 +1,4 @@
-"""From a network of the zoo to its channel graph, with the masks that a config asks for."""
+"""Traces a network to its channel graph, and places the masks that a config asks for."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from fdjax.graph.rules import check_rules, chosen
 from fdjax.training.own_network import Network, OwnNetwork
 from fdjax.zoo import FCMASK, FrequencyNetwork
 
-# The variables of a traced network: the collections of its module, and how images are scaled.
+# A traced network has one more collection than its module: the mean and the standard deviation of its images.
 INPUT = "input"
 
 
 def wrapped_layers(network: Network, input_shape: tuple[int, int, int]) -> frozenset[str]:
-    """Names of the layers that are wrapped in a DCT and its inverse: those that can have masks of their own.
+    """Returns the names of the layers that are wrapped in a DCT and its inverse, and so can have masks of their own.
 
     Args:
-      network: of the zoo, or the user's own.
+      network: a network of the zoo, or the user's own.
       input_shape: (H, W, C) of an image.
     """
     plain = network.without_masks()
@@ -36,7 +36,7 @@ def wrapped_layers(network: Network, input_shape: tuple[int, int, int]) -> froze
 
 
 def _trace_plain(plain: Network, input_shape: tuple[int, int, int]) -> tuple[Graph, frozenset[str]]:
-    """The channel graph of a network without masks, and the names of the layers that could have some."""
+    """Traces a network without masks; returns its channel graph and the names of the layers that could have masks."""
     every = plain
     if isinstance(plain, FrequencyNetwork):
         untied = {"tied": False} if hasattr(plain, "tied") else {}
@@ -69,19 +69,22 @@ def trace_network(
     count_classifier: bool = False,
     **facts: Any,
 ) -> MaskedGraph:
-    """The channel graph of a network without masks, and where its masks sit.
+    """Traces a network without its masks, and places the masks on the channel graph.
 
-    The graph takes raw images 0..255; its variables are `graph_variables`.
+    The graph takes raw images, 0..255; `graph_variables` makes its variables.
 
     Args:
-      network: of the zoo, or the user's own.
+      network: a network of the zoo, or the user's own.
       input_shape: (H, W, C) of an image.
-      learn: layers, blocks, sides, tying.
-      count_classifier: whether layers on vectors are in the totals.
-      facts: more fields of `MaskedGraph`, such as `class_names`.
+      learn: layers, blocks, sides and tying of the masks.
+      count_classifier: whether the classifier is counted in the totals.
+      **facts: other fields of `MaskedGraph`, such as `class_names`.
+
+    Returns:
+      The graph with its masks.
 
     Raises:
-      ValueError: a block larger than its map, or a setting for a map or layer that does not exist.
+      ValueError: if a block is larger than its map, or a setting names a map or layer that does not exist.
     """
     own = isinstance(network, OwnNetwork)
     graph, wrappable = (_trace_plain if own else _traced)(network.without_masks(), input_shape)
@@ -94,7 +97,7 @@ def trace_network(
         blocks=blocks,
         num_classes=network.num_classes,
         levels=learn.counts_below_whole,
-        # A space of which nothing is left would cut the network.
+        # Without any channel of a space, the network would be cut in two.
         floors={path: 1 for path, mask in masks.items() if mask.members is not None},
         uncounted=frozenset(uncounted),
         **facts,
@@ -102,16 +105,16 @@ def trace_network(
 
 
 def _on_layers(graph: Graph, wrappable: Collection[str], learn: LearnConfig) -> tuple[dict[str, Mask], dict[str, int]]:
-    """Masks and blocks on the sides of the wrapped layers, or tied as the zoo's modules tie them."""
+    """Returns masks on the sides of the wrapped layers, or tied as the zoo's modules tie them, and the blocks."""
     wrapped = _chosen(wrappable, learn)
     blocks = layer_blocks(graph, wrapped, learn.block, dict(learn.block_by_map), dict(learn.block_by_layer))
-    # Tokens have no map to transform.
+    # A sequence of tokens is no map, so its blocks are 1.
     blocks = {name: block if len(graph.layers[name].in_size) == 2 else 1 for name, block in blocks.items()}
     return place_masks(graph, blocks, learn.sides, learn.tied), blocks
 
 
 def _on_spaces(graph: Graph, learn: LearnConfig) -> tuple[dict[str, Mask], dict[str, int]]:
-    """Masks on all spaces that can be pruned, as `with_masks` places them, and the blocks of the layers under them."""
+    """Returns masks on all spaces that can be pruned, as `with_masks` places them, and the blocks of their layers."""
     by_map, by_layer = dict(learn.block_by_map), dict(learn.block_by_layer)
     check_rules(by_layer, graph.layers, "layer (learn.block_by_layer)")
 
@@ -124,7 +127,7 @@ def _on_spaces(graph: Graph, learn: LearnConfig) -> tuple[dict[str, Mask], dict[
 
 
 def _classifiers(graph: Graph) -> list[str]:
-    """The layers on vectors that nothing reads: what they give is the result."""
+    """Returns the names of the dense layers whose output is the network's result."""
     read = {layer.source for layer in graph.layers.values()}
     return [
         layer.name
@@ -134,13 +137,13 @@ def _classifiers(graph: Graph) -> list[str]:
 
 
 def _chosen(wrappable: Collection[str], learn: LearnConfig) -> frozenset[str]:
-    """The layers that `learn.include` and `learn.exclude` leave to be pruned.
+    """Returns the layers that `learn.include` and `learn.exclude` allow to be pruned.
 
     Raises:
-      ValueError: a rule that fits none, or rules that leave none.
+      ValueError: if a rule fits no layer, or the rules leave none.
     """
     if not wrappable:
-        # Settings of masks are for other networks then: a config says them once for several.
+        # One config may serve several networks, so rules are no mistake where a network has nothing to prune.
         return frozenset()
     names = list(wrappable)
     for field in ("include", "exclude"):
@@ -152,10 +155,10 @@ def _chosen(wrappable: Collection[str], learn: LearnConfig) -> frozenset[str]:
 
 
 def remasked(network: MaskedGraph, learn: LearnConfig) -> MaskedGraph:
-    """The same graph with the blocks, sides and tying of `learn` in place of its own.
+    """Returns the same graph with masks by the blocks, sides and tying of `learn`.
 
     Raises:
-      ValueError: a block larger than its map, or a block setting for a map or layer that does not exist.
+      ValueError: if a block is larger than its map, or a setting names a map or layer that does not exist.
     """
     blocks = layer_blocks(
         network.graph, network.blocks, learn.block, dict(learn.block_by_map), dict(learn.block_by_layer)
@@ -165,7 +168,16 @@ def remasked(network: MaskedGraph, learn: LearnConfig) -> MaskedGraph:
 
 
 def graph_variables(network: MaskedGraph, params: Any, batch_stats: Any) -> dict[str, Any]:
-    """The variables that the graph of `trace_network` takes: the module's collections, and the scaling of images."""
+    """Makes the variables that the graph of `trace_network` takes.
+
+    Args:
+      network: the graph, with the mean and the standard deviation of its images.
+      params: the module's parameters.
+      batch_stats: the module's running averages.
+
+    Returns:
+      The module's collections, and the scaling of images.
+    """
     channels = network.input_shape[-1]
     mean, std = network.input_mean or (0.0,) * channels, network.input_std or (1.0,) * channels
     collections = {"params": params, "batch_stats": batch_stats}

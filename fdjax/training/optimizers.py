@@ -1,4 +1,4 @@
-"""The two optimizers: one for weights, one for masks. Neither ever sees the other's collection."""
+"""The two optimizers, one for weights and one for masks; neither updates the other's collection."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fdjax.training.phases import Phase, phase_settings
 
 
 def learning_rate_schedule(phase: WeightPhaseConfig, steps: int, steps_per_epoch: int) -> optax.Schedule:
-    """The learning rate of weights over the `steps` updates that they get in a phase."""
+    """Returns the learning rate of the weights by their update in the phase, from 0 to `steps`."""
     warmup = min(round(phase.warmup_epochs * steps_per_epoch), steps)
     after = max(1, steps - warmup)
     if phase.schedule == "cosine":
@@ -33,12 +33,15 @@ def _kernels(params: Any) -> Any:
 
 
 def _body(params: Any) -> Any:
-    """All but the classifier."""
+    """Returns a tree that is True for all parameters but the classifier's."""
     return {name: jax.tree.map(lambda _, name=name: name != "classifier", layer) for name, layer in params.items()}
 
 
 def weight_optimizer(phase: WeightPhaseConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """For weights; weight decay acts on kernels only, and the body may have a lower rate than the classifier."""
+    """Makes the optimizer of the weights.
+
+    Weight decay acts on kernels only, and the body may have a lower learning rate than the classifier.
+    """
     if phase.optimizer == "adamw":
         optimizer = optax.adamw(schedule, weight_decay=phase.weight_decay, mask=_kernels)
     else:
@@ -52,14 +55,14 @@ def weight_optimizer(phase: WeightPhaseConfig, schedule: optax.Schedule) -> opta
 
 
 def mask_optimizer(learn: LearnConfig) -> optax.GradientTransformation:
-    """For masks; updates are projected to [0, 1] afterwards, by the step."""
+    """Makes the optimizer of the masks; the step projects the masks to [0, 1] after each update."""
     if learn.optimizer == "adam":
         return optax.adam(learn.learning_rate)
     return optax.sgd(learn.learning_rate, momentum=learn.momentum)
 
 
 def optimizers_for(config: Config, phase: Phase) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    """(weights, masks) optimizers of a phase; the one that has nothing to do in it has no state."""
+    """Makes the optimizers of a phase, for weights and for masks; one that is not used in the phase has no state."""
     weights = masks = optax.identity()
     settings = phase_settings(config, phase.name)
     if isinstance(settings, WeightPhaseConfig):

@@ -1,7 +1,7 @@
-"""A network that a user's function makes, with the interface of the zoo's: its masks are laid over it from outside.
+"""A network that a user's function makes, with the interface of the zoo's networks.
 
-A network of the zoo owns its FCMasks and evaluates them in layers of its own. A module from elsewhere knows nothing of
-masks: `fdjax.masked` takes it through its channel graph. Nothing but this file knows of the difference.
+A network of the zoo owns its FCMasks and applies them in its own layers. A user's module knows nothing of masks;
+`fdjax.masked` applies them by its channel graph. The rest of the code does not see the difference.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class OwnNetwork:
     """A Linen module without masks of its own.
 
     Attributes:
-      module: has `__call__(images, train)`.
-      title: what the network is called in tables: its factory.
-      num_classes: outputs.
+      module: the module; it has `__call__(images, train)`.
+      title: the network's name in tables, which is the factory's.
+      num_classes: number of outputs.
       masks: the channel graph with its masks; None before it has been traced.
-      mode: of all masks, as those of `FrequencyNetwork`.
-      counts: with mode="hard", the kept counts that are built into the program; None: those of the variables.
+      mode: the mode of all masks, as in `FrequencyNetwork`.
+      counts: with mode="hard", the kept counts that are constants of the program; None: those of the variables.
     """
 
     module: nn.Module
@@ -52,19 +52,34 @@ class OwnNetwork:
 
     @property
     def hard_form(self) -> Hashable:
-        """What of the network depends on its hard masks: networks alike in it are one program."""
+        """The part of the network that depends on its hard masks; networks that are equal in it share a program."""
         return tuple((path, np.asarray(count).tobytes()) for path, count in (self.counts or {}).items())
 
     def without_masks(self) -> Self:
-        """The module alone."""
+        """Returns the network without its masks."""
         return dataclasses.replace(self, masks=None, mode="off", counts=None)
 
     def hardened(self, counts: Counts) -> Self:
-        """The network with rounded masks."""
+        """Returns the network with hard masks.
+
+        Args:
+          counts: the kept counts of each FCMask by its path, int [C].
+
+        Returns:
+          The network in mode "hard".
+        """
         return dataclasses.replace(self, mode="hard", counts=counts)
 
     def init(self, key: jax.Array, images: jax.Array) -> dict[str, Any]:
-        """Fresh collections: params, batch_stats, fcmask (all ones)."""
+        """Initialises the collections.
+
+        Args:
+          key: a PRNG key.
+          images: [B, H, W, C]; only the shape matters.
+
+        Returns:
+          The collections params, batch_stats, and fcmask (all ones).
+        """
         made = dict(nn.meta.unbox(self.module.init({"params": key, "dropout": key}, images, train=False)))
         sizes = self.masks.mask_sizes if self.masks is not None else {}
         ones = {path: jnp.ones(channels) for path, (channels, _) in sizes.items()}
@@ -73,7 +88,18 @@ class OwnNetwork:
     def apply(
         self, variables: Any, images: jax.Array, train: bool = False, mutable: Any = False, rngs: Any = None
     ) -> Any:
-        """As `FrequencyNetwork.apply`: logits in float32 or wider, and with `mutable` the updated collections."""
+        """Computes logits, as `FrequencyNetwork.apply` does.
+
+        Args:
+          variables: the collections params, batch_stats and fcmask.
+          images: normalised images, [B, H, W, C].
+          train: whether the module is in training.
+          mutable: collections to update, such as ["batch_stats"].
+          rngs: PRNG keys for the module.
+
+        Returns:
+          Logits [B, classes], in float32 or wider; with `mutable` also the updated collections.
+        """
         collections = {name: variables[name] for name in _COLLECTIONS}
 
         def plain(collections: Any, images: jax.Array, rngs: Any) -> Any:
@@ -101,14 +127,14 @@ Network = FrequencyNetwork | OwnNetwork
 
 
 def zoo_network(network: Network, what: str) -> FrequencyNetwork:
-    """The network, if it is of the zoo.
+    """Returns the network if it is one of the zoo.
 
     Args:
-      network: any.
-      what: is to be done with it, for the message.
+      network: the network.
+      what: the command that needs a network of the zoo, for the message.
 
     Raises:
-      UserError: it is the user's own.
+      UserError: if it is the user's own.
     """
     if isinstance(network, OwnNetwork):
         raise UserError(
@@ -119,16 +145,16 @@ def zoo_network(network: Network, what: str) -> FrequencyNetwork:
 
 
 def make_own_network(config: Config, input_shape: tuple[int, int, int], num_classes: int) -> OwnNetwork:
-    """Imports and calls the factory of a config, and tries the module that it returns on shapes.
+    """Imports and calls the factory of a config, and checks the module that it returns by its shapes.
 
     Args:
-      config: its model names the factory and the factory's arguments.
+      config: the run's config; its model names the factory and the factory's arguments.
       input_shape: (H, W, C) of an image.
-      num_classes: outputs.
+      num_classes: number of outputs.
 
     Raises:
-      UserError: the factory cannot be imported or called, returns something else than a module that takes such images
-        and gives a logit for each class, or a module with collections that nothing here trains.
+      UserError: if the factory cannot be imported or called, or does not return a Linen module that takes such images,
+        gives a logit for each class, and has no other collections than params and batch_stats.
     """
     model = config.model
     assert model.factory is not None
@@ -173,10 +199,10 @@ def _call(factory: str, function: Callable[..., Any], arguments: dict[str, Any],
 
 
 def _try_on_shapes(network: OwnNetwork, input_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """The shapes of the module's collections.
+    """Returns the shapes of the module's collections.
 
     Raises:
-      UserError: it does not take such images, at inference or in training, or does not give logits.
+      UserError: if the module does not take such images, in inference or in training, or does not give logits.
     """
     factory = f"{FLAG} {network.title}"
     images = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)
@@ -195,8 +221,8 @@ def _try_on_shapes(network: OwnNetwork, input_shape: tuple[int, int, int]) -> di
     others = sorted({*variables} - {*_COLLECTIONS, FCMASK})
     if others:
         raise UserError(
-            f"{factory}: its module has the collection {', '.join(others)}; those that are trained and saved are "
-            f"{' and '.join(_COLLECTIONS)}"
+            f"{factory}: its module has the collection {', '.join(others)}; only {' and '.join(_COLLECTIONS)} are "
+            "trained and saved: leave it out"
         )
     collections = {name: variables[name] for name in _COLLECTIONS}
     logits = tried("with train=False", lambda v, x: network.module.apply(v, x, train=False), collections, images)
@@ -205,8 +231,8 @@ def _try_on_shapes(network: OwnNetwork, input_shape: tuple[int, int, int]) -> di
         got = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(logits))
         raise UserError(
             f"{factory}: its module must give a logit for each of the {network.num_classes} classes of the data, "
-            f"floats of shape {list(wanted)} for {wanted[0]} images, got {got}; a factory that takes num_classes is "
-            "given it"
+            f"floats of shape {list(wanted)} for {wanted[0]} images, got {got}; if the factory takes num_classes, "
+            "fdjax gives it the number of classes"
         )
     training = {"train": True, "mutable": ["batch_stats"], "rngs": key}
     tried("with train=True", lambda v, x: network.apply(v, x, **training), collections, images)
@@ -214,11 +240,11 @@ def _try_on_shapes(network: OwnNetwork, input_shape: tuple[int, int, int]) -> di
 
 
 def _check_body_rates(config: Config, network: OwnNetwork, params: Any) -> None:
-    """Raises `UserError` if a phase has a rate of its own for all but the classifier, and none is called that."""
+    """Raises `UserError` if a phase has a `body_rate`, and the network has no layer called classifier."""
     for phase in config.phases:
         rate = getattr(getattr(config, phase), "body_rate", 1)
         if rate != 1 and "classifier" not in params:
             raise UserError(
-                f"{phase}.body_rate is {rate:g}, a rate for all but the layer called 'classifier', and "
-                f"{network.title} has no such layer but {', '.join(params)}"
+                f"{phase}.body_rate is {rate:g}, a rate for all layers but the one called 'classifier'; "
+                f"{network.title} has no such layer, only {', '.join(params)}: give 1"
             )

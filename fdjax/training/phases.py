@@ -1,4 +1,4 @@
-"""Phases as stretches of steps."""
+"""The phases of a run as ranges of steps."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Phase:
 
     Attributes:
       name: one of `fdjax.config.PHASES`.
-      index: its place in the run.
-      start: steps of the run before it.
-      steps: its own.
-      steps_per_epoch: of the training data.
+      index: place in the run, from 0.
+      start: number of the run's steps before the phase.
+      steps: number of the phase's steps.
+      steps_per_epoch: steps in an epoch of the training data.
     """
 
     name: str
@@ -31,26 +31,26 @@ class Phase:
 
     @property
     def end(self) -> int:
-        """Steps of the run after it."""
+        """The number of the run's steps that are done when the phase ends."""
         return self.start + self.steps
 
     @property
     def learns_masks(self) -> bool:
-        """Whether masks move in it."""
+        """Whether the phase trains masks."""
         return self.name in MASK_PHASES
 
     @property
     def hard(self) -> bool:
-        """Whether masks are rounded in it."""
+        """Whether masks are rounded in the phase."""
         return self.name in HARD_PHASES
 
     @property
     def adapts_weights(self) -> bool:
-        """Whether it trains weights under masks: afterwards they are no longer the unpruned network's."""
+        """Whether the phase trains weights under masks; the weights are then no longer the unpruned network's."""
         return self.name not in ("pretrain", "learn")
 
     def kind(self, config: Config, phase_step: int) -> StepKind:
-        """What step `phase_step` (from 0) of the phase trains."""
+        """Returns what step `phase_step` of the phase, counted from 0, trains."""
         if self.name == "learn":
             return "masks"
         if self.name != "alternate":
@@ -61,33 +61,33 @@ class Phase:
         return "masks" if turn < alternate.mask_turn else "weights"
 
     def trains_batch_norm(self, config: Config, phase_step: int) -> bool:
-        """Whether a weight step uses and updates batch statistics."""
+        """Whether the weight step `phase_step` of the phase uses and updates batch statistics."""
         if self.name != "alternate":
             return True
         return phase_step >= round((1 - config.alternate.free_batchnorm_fraction) * self.steps)
 
     def weight_steps(self, config: Config) -> int:
-        """How many of its steps train weights."""
+        """Returns how many of the phase's steps train weights."""
         if self.name != "alternate":
             return 0 if self.name == "learn" else self.steps
         return sum(self.kind(config, step) == "weights" for step in range(self.steps))
 
 
 def phase_settings(config: Config, name: str) -> WeightPhaseConfig | LearnConfig | AlternateConfig:
-    """The sub-config of a phase."""
+    """Returns the settings of a phase."""
     return getattr(config, name)
 
 
 def has_teacher(config: Config, phase: Phase) -> bool:
-    """Whether the unpruned network takes part in a phase."""
+    """Whether a phase distils from the unpruned network."""
     return config.distill.weight > 0 and phase.name != "pretrain"
 
 
 def plan_phases(config: Config, steps_per_epoch: int) -> tuple[Phase, ...]:
-    """Lays out the phases of a config, one after the other.
+    """Plans the phases of a config, one after the other.
 
     Raises:
-      UserError: they have more steps than can be counted.
+      UserError: if they have more steps than int32 can count.
     """
     phases, start = [], 0
     for index, name in enumerate(config.phases):

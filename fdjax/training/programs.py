@@ -1,4 +1,4 @@
-"""The compiled programs of a phase, and which of them does which steps."""
+"""The compiled programs of a phase, and the chunks of steps that they do."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fdjax.training.steps import (
 
 
 class Chunk(NamedTuple):
-    """Steps that one dispatch does: from step `first` of the phase on, all by the program `key`."""
+    """Steps of one dispatch, by the program `key`; `first` is the first of them in the phase."""
 
     first: int
     steps: int
@@ -45,15 +45,18 @@ def chunks_of(
     longest: int,
     rows: Callable[[int], np.ndarray],
 ) -> Iterator[tuple[Chunk, np.ndarray]]:
-    """The rest of a phase as chunks, with their examples; no chunk goes on after a step at which it `stops`.
+    """Divides the rest of a phase into chunks.
 
     Args:
-      config: of the run.
-      phase: which.
-      phase_step: how many of its steps are done.
-      stops: whether a dispatch ends with so many steps of the phase.
-      longest: how many steps a dispatch may do.
-      rows: step of the run, from 0 -> the indices of its examples [batch].
+      config: the run's config.
+      phase: the phase.
+      phase_step: number of the phase's steps that are done.
+      stops: whether a dispatch has to end after this many steps of the phase.
+      longest: the most steps in a dispatch.
+      rows: step of the run, from 0 -> the indices of its examples, int [B].
+
+    Yields:
+      Each chunk, and the indices of its examples, int [steps, B].
     """
     while phase_step < phase.steps:
         first, key, taken = phase_step, _key_of(config, phase, phase_step), []
@@ -80,17 +83,20 @@ def make_programs(
     labels: np.ndarray,
     table: TimeTable | None = None,
 ) -> dict[Hashable, Dispatch]:
-    """The programs of a phase by the keys of its chunks; each is compiled when it is first called.
+    """Makes the programs of a phase; each is compiled when it is first called.
 
     Args:
-      config: of the run.
+      config: the run's config.
       network: with soft masks.
       graph: channel graph of the network.
-      phase: which.
-      state: at the beginning of the phase; its masks are built into the programs of hard phases.
-      feed: of the run's examples.
-      labels: of the examples that are trained on.
-      table: of times, where the masks' target is one of time.
+      phase: the phase.
+      state: the state at the beginning of the phase; in hard phases its masks are constants of the programs.
+      feed: the feed of the run's examples.
+      labels: labels of the training examples, int [n].
+      table: measured times, if the target is a time.
+
+    Returns:
+      The programs by the keys of the phase's chunks.
     """
     trained = _network_for(network, graph, phase, state)
     data, settings = config.data, phase_settings(config, phase.name)

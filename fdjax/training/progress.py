@@ -1,4 +1,4 @@
-"""What a run tells while it works: a bar on a terminal, plain lines elsewhere."""
+"""Shows a run's progress: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from tqdm import tqdm
 
 from fdjax.training.phases import Phase
 
-# Seconds between plain lines when the output is no terminal.
+# Seconds between plain lines when the output is not a terminal.
 _LINE_EVERY = 15.0
 
 
 def duration(seconds: float) -> str:
-    """12 s, 3 min 20 s, 1 h 05 min."""
+    """Formats seconds, such as 12 s, 3 min 20 s or 1 h 05 min."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"
@@ -23,13 +23,13 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Progress through one phase.
+    """Shows the progress of one phase.
 
     Args:
       phase: the phase.
-      done: steps of it that are done already.
-      later: steps of the phases after it.
-      quiet: say nothing.
+      done: number of its steps that are done already.
+      later: number of steps in the phases after it.
+      quiet: whether to show nothing.
     """
 
     def __init__(self, phase: Phase, done: int = 0, later: int = 0, quiet: bool = False):
@@ -45,10 +45,10 @@ class Progress:
         )
 
     def advance(self, steps: int, figures: dict[str, float]) -> None:
-        """Tells that `steps` more are done, with the newest figures (rates are shares of 1)."""
+        """Shows that `steps` more are done, with the newest figures (accuracies are shares, 0 to 1)."""
         self._done += steps
         now = time.monotonic()
-        if self._timed is None:  # The first steps hold the compilation.
+        if self._timed is None:  # The time of the first steps includes the compilation.
             self._timed = now, self._done
         elif not self._told:
             self._told = True
@@ -56,7 +56,7 @@ class Progress:
             left = (self._phase.steps - self._done) * rate
             whole = f", {duration(left + self._later * rate)} for the run at this rate" if self._later else ""
             self.say(
-                f"{self._phase.name}: {rate * 1e3:.0f} ms a step, about {duration(left)} to go in this phase{whole}"
+                f"{self._phase.name}: {rate * 1e3:.0f} ms a step, about {duration(left)} left in this phase{whole}"
             )
         text = _text(figures)
         if self._bar is not None:
@@ -77,7 +77,7 @@ class Progress:
             print(message, flush=True)
 
     def close(self) -> None:
-        """Ends the bar."""
+        """Closes the bar."""
         if self._bar is not None:
             self._bar.close()
 

@@ -1,4 +1,4 @@
-"""Reading a run back: a checkpoint's directory is all it takes."""
+"""Restores a run from the directory of a checkpoint; nothing else is needed."""
 
 from __future__ import annotations
 
@@ -31,20 +31,21 @@ from fdjax.zoo import FCMASK
 
 @dataclasses.dataclass
 class Past:
-    """What a run knows of its past; JSON types, kept in every checkpoint.
+    """What a run has done so far; JSON types, stored in every checkpoint.
 
     Attributes:
       history: finished phases, as `summary.json` lists them.
-      seconds: of work so far.
-      dense_top1: at the end of pretraining.
-      released: the layers that the gate has released, in force while masks are hard.
-      inherited: phases that the run given by --init had finished.
-      skipped: how many of this run's own phases are left out because of that.
-      num_train: examples of the training set, the validation share included.
-      masks_learned: whether masks have been learned, here or in that run, or set by `fdjax prune`.
-      weights_adapted: whether a phase has trained the weights under masks since pretraining, here or in that run.
-      imported: of a checkpoint made by `fdjax import`, where its weights are from; else empty.
-      times: the `TimeTable` that the run steers by; None where its target is not one of time.
+      seconds: time that the run has taken so far.
+      dense_top1: test accuracy at the end of pretraining, 0 to 1.
+      released: layers that the gate has released; they stay released while masks are hard.
+      inherited: phases that the run of --init had finished.
+      skipped: number of this run's own phases that are skipped because of that.
+      num_train: number of training examples, with the validation share.
+      masks_learned: whether masks have been learned, in this run or that of --init, or set by `fdjax prune`.
+      weights_adapted: whether the weights have been trained under masks since pretraining, in this run or that of
+        --init.
+      imported: the origin of weights that `fdjax import` has imported; otherwise empty.
+      times: the `TimeTable` of a run whose target is a time; otherwise None.
     """
 
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -61,24 +62,24 @@ class Past:
 
     @property
     def table(self) -> TimeTable | None:
-        """`times`, as an object."""
+        """`times` as a `TimeTable`."""
         return None if self.times is None else TimeTable.from_dict(self.times)
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A checkpoint read back.
+    """A restored checkpoint.
 
     Attributes:
-      config: of its run.
+      config: the run's config.
       network: with soft masks.
-      graph: channel graph of the network, with preprocessing and class names.
-      phase: the one it is in.
-      phase_step: steps of it that are done.
-      state: arrays.
+      graph: channel graph of the network, with the scaling of images and the class names.
+      phase: the phase in which the checkpoint was saved.
+      phase_step: number of the phase's steps that were done.
+      state: the run's state.
       done: the past of the run.
-      hard: the hard masks of the network as it stands; None while nothing has touched the masks.
-      made_on: what its last bits depend on (`Run.made_on`); empty in checkpoints of before.
+      hard: the network's masks, rounded; None in pretraining, where all masks are 1.
+      made_on: `Run.made_on` of the run; empty in older checkpoints.
     """
 
     config: Config
@@ -93,42 +94,42 @@ class Restored:
 
     @property
     def weights_adapted(self) -> bool:
-        """Whether the weights have been trained under masks: they are no longer the unpruned network's."""
+        """Whether the weights have been trained under masks, so that they are no longer the unpruned network's."""
         return self.done.weights_adapted or (self.phase.adapts_weights and self.phase_step > 0)
 
     @property
     def as_imported(self) -> bool:
-        """Whether nothing here has trained the weights since they were imported."""
+        """Whether the weights are still as they were imported."""
         return bool(self.done.imported) and self.phase.name == "pretrain" and not self.phase.steps
 
     def finished_phases(self) -> list[str]:
-        """Phases that are done, inherited ones first."""
+        """Returns the names of the finished phases, those of --init first."""
         return self.done.inherited + [phase["name"] for phase in self.done.history]
 
     def evaluation(self) -> tuple[Network, dict[str, Any]]:
-        """The network as it stands and its collections: hard masks once there are any."""
+        """Returns the network that is evaluated and its collections; its masks are hard, once there are any."""
         if self.hard is None:
             return dataclasses.replace(self.network, mode="off"), self.state.variables()
         variables = {**self.state.variables(), FCMASK: collection_of(self.graph, self.hard.counts)}
         return hard_network(self.network, self.graph, self.hard.counts), variables
 
     def macs(self) -> NetworkMacs:
-        """Of the network as it stands."""
+        """Returns the MACs of the network that is evaluated."""
         return self.hard.macs if self.hard else network_macs(self.graph, self.graph.full_counts())
 
 
 def restore(checkpoints: Checkpoints, step: int) -> Restored:
-    """Reads a checkpoint; the directory is all it takes.
+    """Restores a checkpoint step.
 
     Raises:
-      UserError: it is damaged, no checkpoint of a run, or of a network whose code is not there or has changed.
+      UserError: if it is damaged, is not a run's, or is of a network whose code is missing or has changed.
     """
     meta = checkpoints.meta(step)
     try:
         config = Config.from_dict(meta["config"])
         # Checkpoints of version 0.1 call it a graph.
         network, graph = network_of(config, meta["network"] if "network" in meta else meta["spec"])
-        # level_losses: of an option that has been removed; no config that is accepted used it.
+        # Older checkpoints have level_losses, of an option that has been removed.
         past = {name: value for name, value in meta["done"].items() if name != "level_losses"}
         phase, phase_step, done = Phase(**meta["phase"]), int(meta["phase_step"]), Past(**past)
     except UserError as error:
@@ -156,23 +157,23 @@ def restore(checkpoints: Checkpoints, step: int) -> Restored:
 
 
 def _texts(value: Any) -> dict[str, str]:
-    """A JSON object of texts; empty where it is something else."""
+    """Returns the texts of a JSON object; empty if it is something else."""
     found = value if isinstance(value, dict) else {}
     return {name: text for name, text in found.items() if isinstance(text, str)}
 
 
 def restore_latest(checkpoints: Checkpoints, below: int | None = None) -> tuple[int, Restored] | None:
-    """The newest step that is sound and can be restored; says on stderr which ones it passes over.
+    """Restores the newest checkpoint step that is sound; a warning names each step that is skipped.
 
     Args:
-      checkpoints: of a run.
-      below: only steps before this one.
+      checkpoints: the run's checkpoints.
+      below: only steps before this one are tried.
 
     Returns:
-      The step and what it holds; None where no step was ever finished.
+      The step, and what was restored; None if no step was ever saved.
 
     Raises:
-      UserError: there are steps, and none of them can be used.
+      UserError: if there are steps, but none of them can be used.
     """
     problem = None
     for step in checkpoints.sound_steps(below):
@@ -190,9 +191,9 @@ def restore_latest(checkpoints: Checkpoints, below: int | None = None) -> tuple[
 
 
 def open_checkpoint(path: str, which: str = "latest") -> tuple[Checkpoints, int, Restored]:
-    """Finds and reads the checkpoint that `path` means, as `find_checkpoint` has it.
+    """Finds and restores the checkpoint that `path` and `which` name, as `find_checkpoint` does.
 
-    The latest is the newest that can be restored; any other is the one that was asked for, or an error.
+    If the latest is damaged, the newest sound one takes its place; any other that is damaged is an error.
     """
     checkpoints, step = find_checkpoint(path, which)
     try:
@@ -221,7 +222,19 @@ def _abstract_state(config: Config, network: Network, graph: MaskedGraph, phase:
 def masks_as_they_stand(
     config: Config, graph: MaskedGraph, phase: Phase, finished: bool, fcmask: Any, done: Past
 ) -> HardMasks | None:
-    """Masks as the network is evaluated with; None in pretraining, where they are all 1."""
+    """Rounds the present masks as the network is evaluated with them.
+
+    Args:
+      config: the run's config.
+      graph: channel graph of the network.
+      phase: the present phase.
+      finished: whether the phase is over; learned masks are then rounded to the target.
+      fcmask: the collection, values in [0, 1].
+      done: the past of the run.
+
+    Returns:
+      The hard masks; None in pretraining, where all masks are 1.
+    """
     if phase.learns_masks:
         return hard_masks(config.learn, graph, fcmask, to_target=finished, table=done.table)
     if phase.hard:
@@ -231,10 +244,10 @@ def masks_as_they_stand(
 
 
 def load_restored_data(restored: Restored, data_path: str | None = None) -> Dataset:
-    """The data set of a checkpoint's run; `data_path` in place of the run's own `data.path`.
+    """Opens the data set of a checkpoint's run, at `data_path` if that is given, else at the run's own `data.path`.
 
     Raises:
-      UserError: the data are not there or are others.
+      UserError: if the data set is missing, or does not fit the network.
     """
     data, graph = restored.config.data, restored.graph
     path = data_path if data_path is not None else data.path
@@ -252,34 +265,38 @@ def load_restored_data(restored: Restored, data_path: str | None = None) -> Data
 
 
 def check_data(graph: MaskedGraph, dataset: Dataset) -> None:
-    """Raises `UserError` unless a network is for such images and for these classes.
+    """Raises `UserError` unless the data set has the images and classes that the network is for.
 
-    One whose classes have no names takes any data with as many classes, in the order that the data have them.
+    If the network's classes have no names, only their number has to agree.
     """
     for what, own, theirs in (
         ("images of", "x".join(map(str, graph.input_shape)), "x".join(map(str, dataset.image_shape))),
         ("classes:", str(graph.num_classes), str(dataset.num_classes)),
     ):
         if own != theirs:
-            raise UserError(f"the network is for {what} {own}; the data are {what} {theirs}")
+            raise UserError(f"the network is for {what} {own}; the data set has {what} {theirs}: give its own data set")
     if graph.class_names and graph.class_names != dataset.class_names:
         pairs = zip(graph.class_names, dataset.class_names, strict=True)
         number, (own, theirs) = next((at, pair) for at, pair in enumerate(pairs) if pair[0] != pair[1])
         raise UserError(
-            f"the network's classes have other names than the data's: class {number} is {own!r}, and {theirs!r} there"
+            f"the network's classes have other names than the data set's: class {number} is {own!r} in the network and "
+            f"{theirs!r} in the data set; give the data set that the network was trained on"
         )
 
 
 def evaluate_restored(restored: Restored, split: str = "test", data_path: str | None = None) -> dict[str, Any]:
-    """Accuracy and MACs of a checkpoint's network as it stands.
+    """Evaluates a checkpoint's network.
 
     Args:
       restored: the checkpoint.
       split: "test" or "validation" (the share that its run held out).
-      data_path: in place of the run's own `data.path`.
+      data_path: directory of the data set; None: the run's own `data.path`.
+
+    Returns:
+      The accuracy and MACs as `summary.json` has them, with `split`, `step`, `phase` and `dense_top1`; JSON types.
 
     Raises:
-      UserError: the data are not there or are others, or there is no validation share.
+      UserError: if the data set is missing or does not fit the network, or there is no validation share.
     """
     data, graph, dataset = restored.config.data, restored.graph, load_restored_data(restored, data_path)
     images, labels = dataset.test_images, dataset.test_labels

@@ -1,4 +1,4 @@
-"""Rounding the masks of a run when they have been learned, by its gate, or until the clock says what was asked for."""
+"""Rounds a run's learned masks: by MACs, by the gate's times, or until the measured time meets its target."""
 
 from __future__ import annotations
 
@@ -18,28 +18,31 @@ from fdjax.pruning.timed import TimeTable
 from fdjax.training.build import hard_masks, hard_masks_by_time
 from fdjax.training.time_table import measured_ratio, stopwatch_of, where
 
-# How often masks are rounded anew, at most, and how near to the target is near enough: times vary by as much.
+# The most roundings, and the relative distance from the target that is near enough, because times vary as much.
 _TURNS, _NEAR = 6, 0.01
 
 
 def gated_masks(
     learn: LearnConfig, graph: MaskedGraph, fcmask: Any, table: TimeTable | None = None, *, learned: bool
 ) -> HardMasks:
-    """The masks that a hard phase begins with; prints what was released for its time, or the time that was measured.
+    """Rounds the masks that a hard phase begins with; prints which layers are released for their time, or the time.
 
     Args:
       learn: levels, gate and target.
       graph: channel graph of the network.
-      fcmask: the collection.
-      table: of times, where there is a target of time.
-      learned: False: the masks are all 1 still, with no target to meet and nothing to time.
+      fcmask: the collection, values in [0, 1].
+      table: measured times, if the target is a time.
+      learned: whether masks have been learned; if not, they are all 1, so there is no target and nothing to time.
+
+    Returns:
+      The hard masks.
     """
     if table is not None and learned:
         return _to_measured_time(learn, graph, fcmask, table)
     by_macs = hard_masks(learn, graph, fcmask, to_target=learned)
     if learn.gate != "time" or not learned:
         return by_macs
-    # Times are kept on disk: a run that is resumed from before this point comes to the same.
+    # Times are cached on disk, so that a run that resumes from before this point gets the same masks.
     stopwatch = Stopwatch(learn.engine_batch, runtime.times_cache_dir(), learn.engine)
     hard = _no_slower(learn, graph, fcmask, hard_masks_by_time(learn, graph, fcmask, stopwatch), stopwatch)
     slower = ", ".join(name for name in hard.released if name not in by_macs.released) or "nothing"
@@ -50,9 +53,9 @@ def gated_masks(
 
 
 def _no_slower(learn: LearnConfig, graph: MaskedGraph, fcmask: Any, hard: HardMasks, stopwatch: Stopwatch) -> HardMasks:
-    """The masks; where the whole network is slower than its dense self, whole channels; where these are too, no masks.
+    """Returns the masks; if the network is slower than the dense one, whole channels; if these are too, no masks.
 
-    Layers that are faster one by one need not be so together.
+    Layers that are faster one by one need not be faster together.
     """
     weights, dense = seeded_variables(graph), dense_network(graph)
 
@@ -81,13 +84,13 @@ def _nothing_pruned(learn: LearnConfig) -> str:
 
 
 def _without_masks(graph: MaskedGraph) -> HardMasks:
-    """Every layer released, every channel whole: the dense network."""
+    """Returns masks that prune nothing: every layer is released, every channel is kept."""
     counts, released = graph.full_counts(), (*graph.wrapped_layers,)
     return HardMasks(counts, released, 0.0, network_macs(graph, counts, released))
 
 
 def _to_measured_time(learn: LearnConfig, graph: MaskedGraph, fcmask: Any, table: TimeTable) -> HardMasks:
-    """Rounds by the table, measures the whole network, and asks the table for more or less until the clock agrees."""
+    """Rounds by the table, measures the whole network, and corrects the table's target until the measurement agrees."""
     target, weights, stopwatch = learn.target_time, seeded_variables(graph), stopwatch_of(learn)
     assert target is not None
     asked, tried = target, list[tuple[float, float, HardMasks]]()
@@ -111,16 +114,16 @@ def _to_measured_time(learn: LearnConfig, graph: MaskedGraph, fcmask: Any, table
 
 
 def _next_target(target: float, tried: list[tuple[float, float]]) -> float:
-    """What to ask the table for next: between what came out too slow and too fast, else by how far the nearest was off.
+    """Returns the table's next target: between one that came out too slow and one too fast, or in proportion.
 
     Args:
-      target: to be measured.
-      tried: what the table was asked for, and what was measured.
+      target: the ratio that should be measured.
+      tried: pairs of the table's target and the measured ratio.
     """
     low = max((pair for pair in tried if pair[1] <= target), default=None)
     high = min((pair for pair in tried if pair[1] > target and (low is None or pair[0] > low[0])), default=None)
     if low and high:
-        # Not too near to either: what was measured there is not exact.
+        # Keeps a distance from both, because the measurements are not exact.
         share = (target - low[1]) / (high[1] - low[1])
         asked = low[0] + min(max(share, 0.15), 0.85) * (high[0] - low[0])
     else:

@@ -1,4 +1,4 @@
-"""A run: from a config and a workdir to a summary; interrupted anywhere, it resumes."""
+"""A run, from a config and a workdir to a summary. If it is interrupted, it can resume."""
 
 from __future__ import annotations
 
@@ -40,23 +40,24 @@ def train(
     profile: int = 0,
     stopping: Stopping | None = None,
 ) -> dict[str, Any]:
-    """Runs `config` in `workdir`, from where it stopped if it has been run before.
+    """Trains as `config` describes in `workdir`; a run that is there already is resumed.
 
     Args:
-      config: what to do.
-      workdir: a new or empty directory, or one that holds this run.
+      config: the run's config.
+      workdir: a new or empty directory, or that of the run to resume.
       init: a checkpoint of another run to start from.
-      local_devices: how many of each process's devices to use; None for all.
-      profile: how many steps of each phase to trace.
+      local_devices: number of each process's devices to use; None: all.
+      profile: number of steps of each phase to trace.
       stopping: asks the run to save and stop.
 
     Returns:
-      The summary.
+      The summary, as `summary.json` has it.
 
     Raises:
-      UserError: something asked for does not exist, does not fit or holds another run. Nothing has been written then.
-      RunStopped: the run has diverged, or something cannot be written.
-      RunInterrupted: as `stopping` asked.
+      UserError: if what was asked for does not exist, does not fit, or the directory holds another run. Nothing has
+        been written then.
+      RunStopped: if the run has diverged, or a file cannot be written.
+      RunInterrupted: if `stopping` asked for it.
     """
     tidy_after_compilations()
     devices = Devices(local_devices)
@@ -74,9 +75,9 @@ def train(
             if devices.is_writer:
                 print(f"the run in {folder} is finished; nothing to do. Its result:\n{describe(summary)}")
             return summary
-        # Before the lock is given back, however the run ends.
+        # However the run ends, its saves are finished before the lock is released.
         held.callback(run.saves.join)
-        # What one process writes below, another may still be reading above.
+        # Another process may still be reading the files that process 0 writes from here on.
         devices.wait_for_all("before the run")
         try:
             if devices.is_writer:
@@ -97,7 +98,7 @@ def train(
 
 
 def _with_absolute_paths(config: Config) -> Config:
-    """So that the checkpoint can be evaluated from anywhere."""
+    """Makes the paths of the data absolute, so that the checkpoint can be evaluated from any directory."""
     absolute = {
         field: str(Path(path).expanduser().resolve())
         for field in ("path", "unlabelled")
@@ -109,7 +110,11 @@ def _with_absolute_paths(config: Config) -> Config:
 def _prepare(
     config: Config, folder: Path, init: str | None, devices: Devices, profile: int, stopping: Stopping | None
 ) -> tuple[Run, str | None]:
-    """The run, checked against its workdir and what it starts from, and the latter's path; nothing is written."""
+    """Makes the run and checks it against its workdir and the checkpoint it starts from; writes nothing.
+
+    Returns:
+      The run, and the path of the checkpoint that --init names.
+    """
     checkpoints = Checkpoints(folder / CHECKPOINT_FOLDER)
     found = restore_latest(checkpoints) if (folder / CONFIG_FILE).exists() else None
     resumed = None if found is None else found[1]
@@ -138,7 +143,7 @@ def _write_beginning(folder: Path, config: Config, source: str | None) -> None:
 
 
 def _stopped(error: RunStopped | OSError, folder: Path) -> RunStopped:
-    """One line: what happened, the last good checkpoint, what to do."""
+    """Makes the one-line message: what happened, which checkpoint is the last good one, what to do."""
     if isinstance(error, OSError):
         what = f"{error.strerror or first_line(error)}{f': {error.filename}' if error.filename else ''}"
     else:
@@ -147,12 +152,12 @@ def _stopped(error: RunStopped | OSError, folder: Path) -> RunStopped:
     last = f"the last good checkpoint is step {step:,}" if step is not None else "no checkpoint was saved"
     if isinstance(error, Diverged):
         return RunStopped(f"{what}; {last}, in {folder}")
-    again = "goes on from it" if step is not None else "begins anew"
-    return RunStopped(f"the run stops: {what}; {last}, in {folder}; mend that, and the same command {again}")
+    again = "resumes from it" if step is not None else "begins anew"
+    return RunStopped(f"the run stops: {what}; {last}, in {folder}; after that is fixed, the same command {again}")
 
 
 def _init_source(folder: Path, init: str | None, *, begun: bool, resumed: Restored | None) -> str | None:
-    """The checkpoint that --init means, absolute: the one that the run in `folder` was begun with, if there is one."""
+    """Returns the absolute path of --init; for a run that has begun, that with which it was begun."""
     asked = None if init is None else str(Path(init).expanduser().resolve())
     if not begun:
         return asked
@@ -162,7 +167,7 @@ def _init_source(folder: Path, init: str | None, *, begun: bool, resumed: Restor
     if lost or not isinstance(recorded, str | None):
         if resumed is None:
             raise UserError(f"{file} is damaged, and nothing has been saved yet; give another --workdir to begin anew")
-        # The checkpoint has all that was taken from there.
+        # The run's own checkpoint has all that was taken from --init.
         print(f"warning: {file} is damaged or missing; going on without it", file=sys.stderr)
         return asked
     if asked is not None and asked != recorded:

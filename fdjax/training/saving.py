@@ -1,4 +1,4 @@
-"""Checkpoints that are written while the run goes on."""
+"""Writes checkpoints in the background, while the run goes on."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fdjax.training.workdir import SAVED_FILE, write_json
 
 
 class BackgroundSaves:
-    """Writes one checkpoint at a time in a thread of its own.
+    """Writes checkpoints, one at a time, in another thread.
 
     Args:
-      checkpoints: of the run.
-      workdir: of the run.
-      stopping: does not cut a save short.
+      checkpoints: the run's checkpoints.
+      workdir: the run's workdir.
+      stopping: waits for a save before it ends the process.
     """
 
     def __init__(self, checkpoints: Checkpoints, workdir: Path, stopping: Stopping):
@@ -29,19 +29,19 @@ class BackgroundSaves:
         self._error: BaseException | None = None
 
     def begin(self, step: int, state: Any, meta: dict[str, Any], score: float | None) -> None:
-        """Copies a state to the host and begins to write it, once the save before is on disk.
+        """Waits for the previous save, copies a state to the host, and begins to write it.
 
         Args:
-          step: of the run.
-          state: a pytree of arrays, all of them whole in this process; its buffers may be donated afterwards.
-          meta: JSON types that nobody changes afterwards.
+          step: the step of the run.
+          state: a pytree of arrays, replicated in this process; it may be donated afterwards.
+          meta: JSON types; nothing may change them afterwards.
           score: as in `Checkpoints.save`.
 
         Raises:
-          RunStopped: the save before failed.
+          RunStopped: if the previous save failed.
         """
         self.wait()
-        # A copy even where the host could look at the device's own memory, which the next step overwrites.
+        # On the CPU, np.asarray would share the device's memory, which the next step overwrites.
         copied = jax.tree.map(lambda leaf: np.array(leaf, copy=True), state)
         self._thread = threading.Thread(target=self._write, args=(step, copied, meta, score), name="saving")
         self._thread.start()
@@ -51,22 +51,22 @@ class BackgroundSaves:
             with self._stopping.saving():
                 self._checkpoints.save(step, state, meta, score)
                 write_json(self._workdir / SAVED_FILE, {"step": step})
-        except BaseException as error:  # It is raised again where the run can end by it.
+        except BaseException as error:  # The run's own thread raises it again.
             self._error = error
 
     def check(self) -> None:
-        """Raises what the save before failed with, `RunStopped` as a rule; a save that is under way goes on."""
+        """Raises the error of a save that has failed, usually `RunStopped`; does not wait for a save in progress."""
         if self._error is not None:
             error, self._error = self._error, None
             raise error
 
     def join(self) -> None:
-        """Returns once nothing is being written."""
+        """Waits until nothing is being written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def wait(self) -> None:
-        """Returns once the checkpoint is on disk; raises as `check` does."""
+        """Waits until the checkpoint is on disk; raises as `check` does."""
         self.join()
         self.check()

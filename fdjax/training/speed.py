@@ -1,4 +1,4 @@
-"""The time of a run's pruned network on this machine, frozen, beside the dense one: what MACs have become."""
+"""Times a run's pruned network, frozen, beside the dense one on this machine."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from fdjax.training.time_table import measured_ratio, stopwatch_of
 
 
 def frozen_speed(learn: LearnConfig, graph: MaskedGraph, state: TrainState, counts: Counts) -> dict[str, Any] | None:
-    """Freezes the network as it stands and the dense one, and times them in turn.
+    """Freezes the pruned and the dense network, and times them in alternation.
 
-    Forms are chosen as the masks were gated: by time with `gate="time"`, else by MACs.
+    Forms are chosen by the criterion of the gate: by time with `gate="time"`, otherwise by MACs.
 
     Args:
-      learn: the gate, the engine, and how many images at once.
+      learn: the gate, the engine and its batch size.
       graph: channel graph of the network.
-      state: the weights.
-      counts: kept counts of every FCMask.
+      state: the state, with the weights.
+      counts: the kept counts of each FCMask by its path, int [C].
 
     Returns:
-      What `fdjax.frozen.speed.speed_on` gives, and `advice`, which is None unless the pruned network is slower or masks
-      have so many different counts that XLA would take minutes to compile it. None where nothing is pruned.
+      What `fdjax.frozen.speed.speed_on` returns, with `advice`: what to do if the pruned network is slower, or has so
+      many different kept counts that XLA would take minutes to compile it; otherwise None. None if nothing is pruned.
     """
     if all((counts[path] == num_coefs).all() for path, (_, num_coefs) in graph.mask_sizes.items()):
         return None
@@ -46,7 +46,7 @@ def frozen_speed(learn: LearnConfig, graph: MaskedGraph, state: TrainState, coun
 
 
 def _beside_target(learn: LearnConfig, graph: MaskedGraph, variables: Any, counts: Counts) -> dict[str, Any]:
-    """As the target has it: on one thread."""
+    """Measures the time under the conditions of the target, on one thread."""
     ratio, times = measured_ratio(graph, variables, counts, stopwatch_of(learn))
     on_device = learn.engine == "xla" and jax.default_backend() != "cpu"
     return {
@@ -65,15 +65,15 @@ def _beside_target(learn: LearnConfig, graph: MaskedGraph, variables: Any, count
 
 
 def _advice(learn: LearnConfig) -> str:
-    """What else a run whose pruned network is slower than the dense one could ask for."""
+    """Returns the settings to try if the pruned network is slower than the dense one."""
     ways = []
     if learn.gate != "time":
-        ways.append(f"--learn.gate time {_engine(learn)} (releases what is slower pruned)")
+        ways.append(f"--learn.gate time {_engine(learn)} (releases layers that are slower pruned)")
     if learn.counts_below_whole != (0,):
         ways.append("--learn.levels 0,N (whole channels)")
     if learn.tied and learn.group_multiple == 1:
-        ways.append("--learn.group-multiple 8 (widths that vector units like)")
-    return " or ".join(ways) or "a wider network, more images at once, or the dense network"
+        ways.append("--learn.group-multiple 8 (widths that fill vector units)")
+    return " or ".join(ways) or "a wider network, a larger batch, or the dense network"
 
 
 def _engine(learn: LearnConfig) -> str:
@@ -81,11 +81,11 @@ def _engine(learn: LearnConfig) -> str:
 
 
 def speed_words(speed: dict[str, Any]) -> str:
-    """What `frozen_speed` found, in one line."""
+    """Says in one line what `frozen_speed` found."""
     if speed["problem"] == "compilation":
         return (
-            "not measured: so many kept counts take minutes to compile (fdjax freeze and fdjax bench do it); "
-            f"on a CPU such networks have been slower than dense ones; try {speed['advice']}"
+            "not measured: a network with so many different kept counts takes minutes to compile (fdjax freeze and "
+            f"fdjax bench do it), and on a CPU such networks have been slower than dense ones; try {speed['advice']}"
         )
     if speed["problem"] is not None:
         return f"not measured: {speed['engine']} refuses the network: {speed['problem']}"

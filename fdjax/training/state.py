@@ -1,4 +1,4 @@
-"""The state of a run: one struct with both collections that are trained, and an optimizer state for each."""
+"""The state of a run: one pytree with both trained collections and an optimizer state for each."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from fdjax.zoo import FCMASK
 
 
 class TrainState(struct.PyTreeNode):
-    """Everything a step reads and writes.
+    """Everything that a step reads and writes.
 
     Attributes:
-      step: int32, steps of all phases so far.
-      key: uint32 key data; a step folds `step` into it.
-      params: weights.
+      step: int32, the number of steps done in all phases.
+      key: uint32 key data; each step folds `step` into it.
+      params: the weights.
       batch_stats: running averages of batch norm.
-      fcmask: the masks.
+      fcmask: the FCMasks, values in [0, 1].
       weight_opt: optax state of the weights.
       mask_opt: optax state of the masks.
-      teacher: params and batch_stats of the unpruned network, where it teaches the pruned one; else empty.
+      teacher: params and batch_stats of the unpruned network for distillation; otherwise empty.
       lambda_: float32, the weight of the penalty.
-      controller: float32 scalars of the lambda controller.
+      controller: float32 scalars, the memory of the controller of lambda.
     """
 
     step: jax.Array
@@ -42,18 +42,24 @@ class TrainState(struct.PyTreeNode):
     controller: Any
 
     def variables(self) -> dict[str, Any]:
-        """The collections as Flax takes them."""
+        """Returns the collections in the form that Flax takes."""
         return {"params": self.params, "batch_stats": self.batch_stats, FCMASK: self.fcmask}
 
     def collections(self) -> dict[str, Any]:
-        """All that has to be finite, by the names of the fields; the controller's memory begins as NaN."""
+        """Returns the fields that have to be finite; `controller` is left out because it begins as NaN."""
         return {
             field: getattr(self, field)
             for field in ("params", "batch_stats", "fcmask", "weight_opt", "mask_opt", "teacher", "lambda_")
         }
 
     def with_teacher(self) -> TrainState:
-        """With a copy of its weights as the teacher, unless there is one (buffers of a state are given away whole)."""
+        """Adds the weights as the teacher, unless there is one.
+
+        The teacher is a copy, because the state is donated: two fields cannot share a donated buffer.
+
+        Returns:
+          The state with a teacher.
+        """
         if self.teacher:
             return self
         weights = {"params": self.params, "batch_stats": self.batch_stats}
@@ -61,14 +67,18 @@ class TrainState(struct.PyTreeNode):
 
 
 def init_variables(network: Network, input_shape: tuple[int, int, int], seed: int) -> dict[str, Any]:
-    """Fresh collections: params, batch_stats, fcmask (all ones)."""
+    """Initialises the collections params, batch_stats and fcmask (all ones) of a network for (H, W, C) images."""
     init = jax.jit(lambda key: network.init(key, jnp.zeros((1, *input_shape))))
     # A network without wrapped layers has no masks.
     return {FCMASK: {}, **init(jax.random.key(seed))}
 
 
 def new_controller() -> dict[str, jax.Array]:
-    """The controller's memory before it has measured anything."""
+    """Makes the memory of the controller before its first measurement.
+
+    Returns:
+      Scalars that are NaN, float32.
+    """
     return {name: jnp.asarray(np.nan, jnp.float32) for name in ("offset", "start")}
 
 
@@ -78,7 +88,17 @@ def create_state(
     weight_optimizer: optax.GradientTransformation,
     mask_optimizer: optax.GradientTransformation,
 ) -> TrainState:
-    """The state at step 0."""
+    """Makes the state at step 0.
+
+    Args:
+      variables: the collections params, batch_stats and fcmask.
+      seed: the run's seed, from which the steps' random numbers come.
+      weight_optimizer: the optimizer of the weights.
+      mask_optimizer: the optimizer of the masks.
+
+    Returns:
+      The state.
+    """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         key=jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1)),

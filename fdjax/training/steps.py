@@ -1,4 +1,4 @@
-"""The steps: pure functions of (state, images, labels), each differentiating one collection only."""
+"""The training steps: pure functions of (state, images, labels), each of which differentiates one collection."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from fdjax.zoo import FCMASK
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]
 Prepare = Callable[[jax.Array, jax.Array], jax.Array]
-# (state, batch) -> (logits, labels, label smoothing) -> what a step minimises, but for the masks' penalty.
+# (state, batch) -> (logits, labels, label smoothing) -> the loss of a step, without the penalty on masks.
 Objective = Callable[[TrainState, jax.Array], Callable[..., jax.Array]]
 
-# Of the random numbers of a module, for dropout; augmentation and mixup have other streams of a step's key.
+# Folded into a step's key for the module's dropout; augmentation and mixup fold in other numbers.
 _MODULE_STREAM = 9
 
 
@@ -45,8 +45,8 @@ def make_prepare(
 ) -> Prepare:
     """Returns (key, raw images [B, H, W, C]) -> augmented, normalised batch [B, H, W, C].
 
-    The network computes in the batch's type, `precision`; weights, statistics and losses stay in float32. The settings
-    are those of `fdjax.data.augment`; what is cut out or erased becomes 0.
+    The batch has the type `precision`, in which the network then computes; weights, statistics and losses stay float32.
+    The other settings are those of `fdjax.data.augment`. Pixels that are cut out or erased become 0 in the batch.
     """
 
     def prepare(key: jax.Array, images: jax.Array) -> jax.Array:
@@ -67,7 +67,7 @@ def make_prepare(
 
 
 def _mixed(key: jax.Array, x: jax.Array, labels: jax.Array, classes: int, alpha: float) -> tuple[jax.Array, jax.Array]:
-    """Batch and targets after mixup; as they are where `alpha` is 0."""
+    """Returns the batch and the targets after mixup, or unchanged if `alpha` is 0."""
     if not alpha:
         return x, labels
     return mixup(jax.random.fold_in(key, 2), x, labels, classes, alpha)
@@ -76,13 +76,16 @@ def _mixed(key: jax.Array, x: jax.Array, labels: jax.Array, classes: int, alpha:
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, smoothing: float = 0.0, class_weights: np.ndarray | None = None
 ) -> jax.Array:
-    """Mean cross entropy.
+    """Computes the mean cross entropy.
 
     Args:
       logits: [B, classes].
       labels: int [B], or shares of the classes, float [B, classes].
-      smoothing: of the labels, 0 to below 1.
-      class_weights: float [classes], by which an example counts; None: all alike.
+      smoothing: label smoothing, 0 to below 1.
+      class_weights: the weight of each class's examples, float [classes]; None: all 1.
+
+    Returns:
+      The loss, a scalar.
     """
     if labels.ndim == 1 and not smoothing:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -97,11 +100,14 @@ def cross_entropy(
 
 
 def balancing_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Weights by which all classes count alike in the loss: float32 [classes], 1 on the average over examples.
+    """Computes weights by which all classes count alike in the loss.
 
     Args:
       labels: int [n], not empty.
-      num_classes: a class without examples gets 0.
+      num_classes: number of classes.
+
+    Returns:
+      float32 [classes]; the mean over examples is 1, and a class without examples has 0.
     """
     counts = np.bincount(labels, minlength=num_classes)
     weights = np.where(counts > 0, len(labels) / np.maximum(counts, 1), 0)
@@ -109,7 +115,15 @@ def balancing_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def with_class_weights(objective: Objective, class_weights: np.ndarray) -> Objective:
-    """An objective whose labels count by their classes."""
+    """Makes an objective that weights examples by their classes.
+
+    Args:
+      objective: the objective.
+      class_weights: float [classes].
+
+    Returns:
+      The weighted objective.
+    """
 
     def weighted(state: TrainState, x: jax.Array) -> Callable[..., jax.Array]:
         return functools.partial(objective(state, x), class_weights=class_weights)
@@ -118,23 +132,31 @@ def with_class_weights(objective: Objective, class_weights: np.ndarray) -> Objec
 
 
 def _accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    # `argmax` takes NaN for the highest.
+    # argmax returns the index of NaN, which would count as an answer.
     return jnp.mean((jnp.argmax(logits, axis=-1) == labels) & jnp.isfinite(logits).all(axis=-1))
 
 
 def labels_alone(state: TrainState, x: jax.Array) -> Callable[..., jax.Array]:
-    """The plain objective: cross entropy."""
+    """The objective without a teacher.
+
+    Args:
+      state: not used.
+      x: not used.
+
+    Returns:
+      `cross_entropy`.
+    """
     del state, x
     return cross_entropy
 
 
 def make_distillation(teacher: Network, distill: DistillConfig) -> Objective:
-    """The objective with a teacher.
+    """Makes the objective with a teacher (Hinton et al. 2015).
 
     Args:
       teacher: the unpruned network, whose weights are in the state.
-      distill: weight w and temperature T of (1 - w) * cross entropy + w * T^2 * KL(teacher || student), both softened
-        by T (Hinton et al. 2015).
+      distill: weight w and temperature T of (1 - w) * cross entropy + w * T^2 * KL(teacher || student), where the
+        logits of both networks are divided by T.
 
     Returns:
       (state, batch) -> (logits, labels, label smoothing) -> loss.
@@ -171,7 +193,7 @@ def make_weight_step(
     label_smoothing: float = 0.0,
     mixup_alpha: float = 0.0,
 ) -> Step:
-    """A step on the weights; the masks stay as they are. Accuracy is by the labels before mixup."""
+    """Makes a step that updates the weights and not the masks. Its accuracy is by the labels before mixup."""
 
     def step(state: TrainState, images: jax.Array, labels: jax.Array):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -199,9 +221,9 @@ def make_weight_step(
 
 
 def skip_nonfinite(step: Step) -> Step:
-    """A step that changes nothing but the step's number where its loss or anything of its new state is not finite.
+    """Guards a step: if its loss or its new state is not finite, only the step number changes.
 
-    Its metrics are then 0, and `skipped` is 1.
+    The metrics are then 0, and the metric `skipped` is 1.
     """
 
     def guarded(state: TrainState, images: jax.Array, labels: jax.Array):
@@ -216,14 +238,25 @@ def skip_nonfinite(step: Step) -> Step:
 
 
 def mask_penalty(graph: MaskedGraph, fcmask: Any, learn: LearnConfig, table: TimeTable | None = None) -> jax.Array:
-    """The term that lambda weighs: the paper's, or expected MACs, or with a table time, over the dense network's."""
+    """Computes the penalty that lambda weighs.
+
+    Args:
+      graph: channel graph of the network.
+      fcmask: the collection, values in [0, 1].
+      learn: the kind of penalty, levels and convention.
+      table: measured times, if the target is a time.
+
+    Returns:
+      A scalar: the paper's penalty (section 3.3), or expected MACs over dense MACs, or with `table` the expected time
+      over the dense network's.
+    """
     if learn.penalty == "fcmask":
         return fcmask_penalty(jax.tree.leaves(fcmask))
     masks: dict[str, Any] = flatten_dict(fcmask, sep="/")
     if table is not None:
         return expected_time(graph, masks, table)
     expected = expected_macs(graph, masks, learn.counts_below_whole, learn.target_convention)
-    # As a float: the count of a large network is no int32.
+    # The count of a large network does not fit into int32.
     return expected / float(sum(layer.dense_macs for layer in graph.counted_layers.values()))
 
 
@@ -238,7 +271,10 @@ def make_mask_step(
     mixup_alpha: float = 0.0,
     table: TimeTable | None = None,
 ) -> Step:
-    """A step on the masks (section 3.3's loss), projected to [0, 1]; weights and batch norm stay as they are."""
+    """Makes a step that updates the masks by the loss of section 3.3 and projects them to [0, 1].
+
+    Weights and batch norm do not change.
+    """
 
     def step(state: TrainState, images: jax.Array, labels: jax.Array):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -253,7 +289,7 @@ def make_mask_step(
 
         (_, (loss, logits)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.fcmask)
         updates, mask_opt = optimizer.update(grads, state.mask_opt, state.fcmask)
-        # Outside [0, 1] the gradient of a mask is zero for ever.
+        # Outside [0, 1] the gradient of a mask is zero, so that it could not come back.
         fcmask = jax.tree.map(lambda m: jnp.clip(m, 0, 1), optax.apply_updates(state.fcmask, updates))
         state = state.replace(step=state.step + 1, fcmask=fcmask, mask_opt=mask_opt)
         return state, {"loss": loss, "top1": _accuracy(logits, labels)}

@@ -1,7 +1,7 @@
-"""Being asked to stop: by a signal or a time limit. The run saves and stops within seconds, or without saving at once.
+"""Stops a run on a signal or at a time limit. The run saves and stops within seconds, or it is ended without saving.
 
-Python runs its signal handlers between two of its own instructions, which a long compilation or evaluation delays; so a
-thread of its own is told of a signal by the interpreter, and ends the process where the run does not come round to it.
+Python runs signal handlers between two bytecode instructions, which a long compilation or evaluation delays. Therefore
+a separate thread listens for signals, and ends the process if the run does not stop by itself in time.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from types import TracebackType
 
 from fdjax.errors import RunInterrupted
 
-# Seconds from the request until the process ends in any case, unless it is saving.
+# Seconds from the request to stop until the process is ended in any case, unless it is saving.
 PATIENCE = 4.5
-# As `timeout` has it.
+# The exit status of the command `timeout`.
 TIME_LIMIT_STATUS = 124
 _HINT = "the same command goes on from there"
 
 
 class Stopping:
-    """Listens for SIGTERM, SIGINT and a time limit while it is entered, in the main thread; elsewhere for the limit.
+    """A context manager that listens for SIGTERM, SIGINT and a time limit; outside the main thread, for the limit only.
 
     Args:
-      deadline: the moment, by `time.monotonic`, at which the time is over; None for none.
+      deadline: the time, by `time.monotonic`, of the limit; None: no limit.
     """
 
     def __init__(self, deadline: float | None = None):
@@ -46,7 +46,7 @@ class Stopping:
         if threading.current_thread() is threading.main_thread():
             self._old_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
             for number in (signal.SIGTERM, signal.SIGINT):
-                # What is ignored, as interruptions are in a shell's background, stays so.
+                # A signal that is ignored, as SIGINT is for a shell's background jobs, stays ignored.
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, lambda *_: None)
         self._thread = threading.Thread(target=self._listen, name="stopping", daemon=True)
@@ -66,22 +66,22 @@ class Stopping:
 
     @property
     def asked(self) -> bool:
-        """Whether the run is to save and stop."""
+        """Whether the run should save and stop."""
         return self._asked is not None
 
     def check(self) -> None:
-        """Raises `RunInterrupted` if the run is to save and stop."""
+        """Raises `RunInterrupted` if the run should save and stop."""
         if self._asked is not None:
             raise self.interruption()
 
     def interruption(self) -> RunInterrupted:
-        """What ends the run once it has saved; in a run of several processes another one may have been asked."""
+        """Makes the exception that ends the run once it has saved."""
         reason, status = self._asked or ("another process of the run was told to end", 128 + signal.SIGTERM)
         return RunInterrupted(f"{reason}; {_HINT}", status)
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
-        """What is done inside is not cut short, but by a second signal."""
+        """A context in which the process is not ended, except by a second signal."""
         with self._saving:
             yield
 

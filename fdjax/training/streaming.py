@@ -1,4 +1,4 @@
-"""The stream of a run's training examples, where they do not lie in memory."""
+"""Makes the stream of a run's training examples if they are not in memory."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from fdjax.training.devices import Devices
 def training_stream(
     config: Config, images: Images, labels: np.ndarray, order: TrainingOrder, devices: Devices
 ) -> TrainingStream | None:
-    """Batches of stored images in the run's order; None where the images are in memory.
+    """Makes the stream of batches of stored images.
 
     Args:
-      config: of the run.
-      images: of the training set.
+      config: the run's config.
+      images: images of the training set, uint8 [n, H, W, C].
       labels: int [n].
-      order: of the examples.
-      devices: among which a batch is split.
+      order: the order of the examples.
+      devices: the devices over which a batch is sharded.
+
+    Returns:
+      The stream of this process's part of each batch; None if the images are in memory.
     """
     data = config.data
     if not isinstance(images, StoredImages):

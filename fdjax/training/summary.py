@@ -1,4 +1,4 @@
-"""What a run or an evaluation has to say at its end."""
+"""The results of a run or an evaluation, as JSON and as text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fdjax.training.speed import speed_words
 
 
 def versions() -> dict[str, str | None]:
-    """What a result depends on beside its config; `commit` is None where fdjax runs from no git checkout."""
+    """Returns versions and devices, on which results depend; `commit` is None outside of a git checkout."""
     return {
         "fdjax": __version__,
         "commit": commit(),
@@ -27,12 +27,12 @@ def versions() -> dict[str, str | None]:
 
 
 def evaluation_summary(figures: dict[str, float], macs: NetworkMacs) -> dict[str, Any]:
-    """What `eval.py --json` and `summary.json` have in common."""
+    """Returns the part that `eval.py --json` and `summary.json` have in common."""
     return {**figures, "macs": macs.to_dict(), "layers": [layer.to_dict() for layer in macs.layers]}
 
 
 def describe(summary: dict[str, Any]) -> str:
-    """A summary in a few lines."""
+    """Describes a summary in a few lines."""
     macs, lines = summary["macs"], []
     if summary.get("dense_top1") is not None:
         lines.append(f"dense:  {100 * summary['dense_top1']:.2f}% top-1 at {macs['dense'] / 1e6:,.2f} M MACs")
@@ -40,9 +40,7 @@ def describe(summary: dict[str, Any]) -> str:
     costs = f"{macs['total'] / 1e6:,.2f} M MACs, transforms included: {macs['ratio']:.3f}x"
     if summary.get("agreement") is not None:
         agreement, pictures = 100 * summary["agreement"], summary["num_examples"]
-        lines.append(
-            f"{name}: the class that the unpruned network gives, for {agreement:.2f}% of {pictures:,} pictures"
-        )
+        lines.append(f"{name}: the same class as the unpruned network for {agreement:.2f}% of {pictures:,} pictures")
         lines.append(f"MACs:   {costs}")
     else:
         images = f"{summary['num_examples']:,} {summary['split']} images"

@@ -1,4 +1,4 @@
-"""The times that a run steers by: its network's runs and the whole of it, timed on an engine, on one thread."""
+"""Measures the times for a target of time: the network's runs and the whole network, on an engine and one thread."""
 
 from __future__ import annotations
 
@@ -22,42 +22,42 @@ from fdjax.pruning.timed import Point, RunTimes, TimeTable, corners, counts_at, 
 
 
 def stopwatch_of(learn: LearnConfig) -> Stopwatch:
-    """Of the engine and the batch: on one thread where there is a target of time."""
+    """Makes a stopwatch for the engine and its batch size; with a target of time it uses one thread."""
     one_core = learn.target_time is not None
     return Stopwatch(learn.engine_batch, runtime.times_cache_dir(), learn.engine, one_core)
 
 
 def where(learn: LearnConfig) -> str:
-    """What a time was measured on, in words."""
+    """Says where a time was measured, in words."""
     return f"{learn.engine}, {images_words(learn.engine_batch)} at once, one thread"
 
 
 def check_timed(learn: LearnConfig, graph: MaskedGraph) -> None:
-    """Raises `UserError` where masks are such that their time cannot be told beforehand."""
+    """Raises `UserError` if the time of such masks cannot be predicted from a table."""
     if not timed_runs(graph, learn.counts_below_whole) and learn.counts_below_whole != (0,):
         raise UserError(
-            "learn.target_time needs masks whose time can be told beforehand: give --learn.tied, with --learn.levels "
-            "0,N or 0,1,N"
+            "learn.target_time needs masks whose time can be predicted: give --learn.tied, with --learn.levels 0,N or "
+            "0,1,N"
         )
 
 
 def table_of(learn: LearnConfig, graph: MaskedGraph, known: TimeTable | None) -> TimeTable | None:
-    """What a target of time speaks of: what is known already, else measured now; None where there is no such target."""
+    """Returns the measured times for a target of time: `known`, or measured now; None if there is no such target."""
     if learn.target_time is None or not graph.masks:
         return None
     if known is not None:
         return known
-    print(f"measuring times on {where(learn)}; what has been measured before is in the cache", flush=True)
+    print(f"measuring times on {where(learn)}; earlier measurements come from the cache", flush=True)
     return measure_table(learn, graph)
 
 
 def measure_table(learn: LearnConfig, graph: MaskedGraph) -> TimeTable:
-    """Times the runs of a network at a grid of widths, and the whole network dense and with nothing left.
+    """Times the runs of a network at a grid of widths, and the whole network dense and with all masked channels dead.
 
-    What has been measured before is in the cache.
+    Times that have been measured before come from the cache.
 
     Raises:
-      UserError: the engine is not there or refuses the network, or the target is below what can be reached.
+      UserError: if the engine is not installed or refuses the network, or the target cannot be reached.
     """
     stopwatch, weights = stopwatch_of(learn), seeded_variables(graph)
     runs = timed_runs(graph, learn.counts_below_whole)
@@ -72,13 +72,13 @@ def measure_table(learn: LearnConfig, graph: MaskedGraph) -> TimeTable:
     dense = dense_network(graph)
     whole = stopwatch.measure("whole", {"dense": _pair(dense), "nothing": _pair(nothing)}, part=False)
     if "dense" not in whole:
-        raise UserError(f"the engine {learn.engine} refuses the network")
+        raise UserError(f"the engine {learn.engine} refuses the network; give another --learn.engine")
     least = whole.get("nothing", 0.0) / whole["dense"]
     assert learn.target_time is not None
     if learn.target_time <= least:
         raise UserError(
             f"learn.target_time is {learn.target_time:g}, but with every masked channel removed {least:.3f} of the "
-            f"dense network's time remain ({where(learn)}); ask for more, or mask more"
+            f"dense network's time remain ({where(learn)}); give a higher target, or mask more"
         )
     timed = tuple(
         RunTimes(
@@ -99,9 +99,10 @@ def measure_table(learn: LearnConfig, graph: MaskedGraph) -> TimeTable:
 def _calibrated(
     table: TimeTable, graph: MaskedGraph, weights: Any, runs: dict[str, GroupRun], stopwatch: Stopwatch
 ) -> TimeTable:
-    """The table with times by which the whole network, all runs alike, takes what was measured of it.
+    """Scales the times of the runs so that their sum is the measured time of the whole network.
 
-    What a run takes alone is not what it takes between others: engines keep maps in layouts of their own.
+    A run can take longer alone than between others, because engines keep maps in layouts of their own. The factors are
+    measured with all runs at the same point of the grid.
     """
     axes = {len(run.levels) - 1 for run in table.runs}
     if len(axes) != 1:
@@ -129,7 +130,7 @@ def _forms(
     grids: dict[str, tuple[tuple[int, ...], tuple[Point, ...]]],
     levels: dict[str, tuple[int, ...]],
 ) -> dict[str, dict[int, Candidates]]:
-    """Path of a mask -> point -> the schedules of its run there, those that only lose left out; none where none is."""
+    """Returns the schedules worth timing of each run, by its mask's path and by its point of the grid."""
     found: dict[str, dict[int, Candidates]] = {path: {} for path in runs}
     by_layers: dict[tuple[str, ...], str] = {(run.writer.name, run.reader.name): path for path, run in runs.items()}
     at = 0
@@ -150,7 +151,7 @@ def _forms(
 
 
 def _times(run: GroupRun, forms: dict[int, Candidates], points: int, stopwatch: Stopwatch) -> tuple[float, ...]:
-    """Milliseconds of the fastest schedule at every point, less what a call itself costs."""
+    """Returns the milliseconds of the fastest schedule at every point, without the cost of the call itself."""
     every = {f"{at} {name}": pair for at, form in forms.items() for name, pair in programs(form).items()}
     shape = next(iter(every.values()))[0].shapes[0]
     call = Program((shape, (*shape[:2], 1)), (0,), (1,), (Take("call", 0, 1, (0,)),))
@@ -167,10 +168,19 @@ def _times(run: GroupRun, forms: dict[int, Candidates], points: int, stopwatch: 
 def measured_ratio(
     graph: MaskedGraph, weights: Any, counts: Counts, stopwatch: Stopwatch
 ) -> tuple[float, dict[str, float]]:
-    """The time of the whole network with hard masks over its dense self's, schedules chosen by the clock.
+    """Measures the time of the whole network with hard masks over the dense network's; schedules are chosen by time.
+
+    Args:
+      graph: channel graph of the network.
+      weights: the variables, as `fdjax.frozen.freeze` takes them.
+      counts: the kept counts of each FCMask by its path, int [C].
+      stopwatch: the engine, the batch size and the cache of times.
 
     Returns:
-      The ratio, and the milliseconds "dense" and "pruned".
+      The ratio, and the milliseconds of "dense" and "pruned".
+
+    Raises:
+      UserError: if the engine refuses the network.
     """
     pair = {"dense": _pair(dense_network(graph)), "pruned": _pair(freeze(graph, weights, counts, stopwatch.choose))}
     times = stopwatch.now(pair, part=False)

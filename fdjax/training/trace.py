@@ -1,4 +1,4 @@
-"""Traces of a few steps by `jax.profiler`, to be read with XProf (TensorBoard) or Perfetto."""
+"""Traces a few steps with `jax.profiler`, for XProf (TensorBoard) or Perfetto."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-# The first steps hold the compilation.
+# The first steps include the compilation, and are not traced.
 _WARM_STEPS = 3
 
 
@@ -15,8 +15,8 @@ class Trace:
     """Traces some steps of a phase, soon after its beginning.
 
     Args:
-      folder: where the trace goes.
-      steps: how many at least; 0 for none.
+      folder: directory for the trace.
+      steps: the least number of steps to trace; 0: no trace.
     """
 
     def __init__(self, folder: Path, steps: int):
@@ -24,7 +24,7 @@ class Trace:
         self._done, self._begun = 0, False
 
     def advance(self, steps: int, state: Any) -> str | None:
-        """After `steps` more, which made `state`; returns a line to print when the trace is written."""
+        """Counts `steps` more steps, which made `state`; returns a line to print once the trace is written."""
         if not self._steps:
             return None
         self._done += steps
@@ -38,7 +38,7 @@ class Trace:
         return None
 
     def close(self) -> str | None:
-        """Ends a trace that is under way."""
+        """Ends a trace that is in progress; returns a line to print, or None."""
         if not self._begun or not self._steps:
             return None
         jax.profiler.stop_trace()

@@ -1,4 +1,4 @@
-"""The files of a run: its config, its metrics, its summary."""
+"""The files of a run: config, metrics and summary."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from fdjax.errors import UserError, first_line
 from fdjax.training.lock import LOCK_FILE
 
 CONFIG_FILE, INIT_FILE, METRICS_FILE, SUMMARY_FILE = "config.json", "init.json", "metrics.jsonl", "summary.json"
-# The step that was saved last: where it is there, checkpoints must be.
+# Names the checkpoint step that was saved last; if this file exists, there must be checkpoints.
 SAVED_FILE = "saved.json"
 _DRAFT = ".draft"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON in one move, so that a reader never sees half of it."""
+    """Writes JSON atomically, so that a reader never sees half of it."""
     draft = path.with_name(path.name + _DRAFT)
     draft.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(draft, path)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Reads a JSON object; None where there is none, or not a whole one."""
+    """Reads a JSON object; returns None if the file is missing or damaged."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
@@ -35,7 +35,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def check_folder(folder: Path, flag: str) -> None:
-    """Raises `UserError` if nothing could be written into `folder`, given by `flag`; writes nothing."""
+    """Raises `UserError` if `folder`, the value of `flag`, cannot be written; writes nothing."""
     existing = folder
     while not existing.exists():
         existing = existing.parent
@@ -46,14 +46,17 @@ def check_folder(folder: Path, flag: str) -> None:
 
 
 def read_config(workdir: Path, checkpointed: Config | None = None) -> Config | None:
-    """The config of the run in `workdir`; None where there is none.
+    """Reads the config of the run in `workdir`.
 
     Args:
-      workdir: of the run.
-      checkpointed: the config in its newest checkpoint, which stands in for a damaged file.
+      workdir: the run's workdir.
+      checkpointed: the config in the newest checkpoint, which replaces a damaged file.
+
+    Returns:
+      The config; None if there is no run.
 
     Raises:
-      UserError: the directory holds other things, or the file is no config.
+      UserError: if the directory holds other files, or its config cannot be read.
     """
     file = workdir / CONFIG_FILE
     if not file.exists():
@@ -72,31 +75,31 @@ def read_config(workdir: Path, checkpointed: Config | None = None) -> Config | N
 
 
 def check_nothing_lost(workdir: Path, checkpoints: Path) -> None:
-    """Raises `UserError` if the run in `workdir`, which has no checkpoint, once had one, so as not to begin it anew."""
+    """Raises `UserError` if the run in `workdir`, which has no sound checkpoint, once had one: it is not begun anew."""
     saved, step = (workdir / SAVED_FILE).exists(), (read_json(workdir / SAVED_FILE) or {}).get("step")
     folders = checkpoints.iterdir() if checkpoints.is_dir() else []
     unsound = sorted((path.name for path in folders if path.is_dir() and path.name.isdecimal()), key=int)
     if saved or unsound or (workdir / SUMMARY_FILE).exists():
         had = f"step {step:,}" if isinstance(step, int) else f"step {unsound[-1]}" if unsound else "a checkpoint"
         raise UserError(
-            f"the run in {workdir} had saved {had}, and no whole checkpoint is in {checkpoints} any more; bring back a "
+            f"the run in {workdir} had saved {had}, but {checkpoints} has no sound checkpoint any more; bring back a "
             "copy of that folder, or give another --workdir to begin anew"
         )
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one object a line, each with the step of the run and the phase.
+    """The file `metrics.jsonl`, with one object a line, each of which has the step of the run and the phase.
 
     Args:
-      path: of the file.
-      writes: False in processes that leave the writing to another.
+      path: the file.
+      writes: whether this process writes the file; False in all but one.
     """
 
     def __init__(self, path: Path, *, writes: bool = True):
         self._path, self._writes = path, writes
 
     def cut_back(self, step: int) -> None:
-        """Drops records after `step`, and a last line that was only half written."""
+        """Removes records after `step`, and lines that are damaged."""
         if not self._path.exists():
             return
         kept = [record for record in self.read() if record["step"] <= step]
@@ -112,7 +115,7 @@ class MetricsLog:
             file.write(json.dumps(record) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """All records; lines that are none are passed over."""
+        """Returns all records; damaged lines are skipped."""
         records = []
         lines = self._path.read_text(errors="replace").splitlines() if self._path.is_file() else []
         for line in lines:
