@@ -16,12 +16,6 @@ ROOT = Path(__file__).resolve().parent.parent
 # Files whose docstrings do not pass yet. A file that passes has to leave this list.
 UNFINISHED = frozenset(
     [
-        "fdjax/frozen/native/compile.py",
-        "fdjax/frozen/native/emit.py",
-        "fdjax/frozen/native/emit_layers.py",
-        "fdjax/frozen/native/emit_runs.py",
-        "fdjax/frozen/native/parts.py",
-        "fdjax/frozen/native/source.py",
         "fdjax/graph/primitives.py",
         "fdjax/graph/trace.py",
         "fdjax/reports/fcmask_plot.py",

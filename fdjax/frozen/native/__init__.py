@@ -1,1 +1,1 @@
-"""A frozen network as C++ code for the CPU: emitted, compiled by the system's compiler, called from Python."""
+"""Writes a frozen network as C++ code for the CPU, compiles it with the system's compiler, and calls it from Python."""

@@ -1,14 +1,14 @@
-"""Statements of one operation, before it is known where values and memory lie."""
+"""Statements of one operation, before the addresses of values and memory are known."""
 
 from __future__ import annotations
 
 
 class Calls:
-    """Statements of one operation, and the memory it needs meanwhile.
+    """Statements of one operation, and its temporary memory.
 
     Attributes:
-      lines: statements over `n` images; {vN} stands for a value, {tN} for memory of its own, {w} for the weights.
-      temporaries: floats of the memory for one image, in turn.
+      lines: statements for `n` images; {vN} stands for a value, {tN} for temporary memory, {w} for the weights.
+      temporaries: size of each temporary memory for one image, in floats.
       reads: values that are read.
       makes: values that are made.
     """
@@ -20,17 +20,17 @@ class Calls:
         self.makes: set[int] = set()
 
     def temporary(self, floats: int) -> str:
-        """Memory for each image; returns what stands for it."""
+        """Adds temporary memory for each image; returns its placeholder."""
         self.temporaries.append(floats)
         return f"{{t{len(self.temporaries) - 1}}}"
 
     def value(self, value: int) -> str:
-        """What stands for a value that is read."""
+        """Returns the placeholder of a value that is read."""
         self.reads.add(value)
         return f"{{v{value}}}"
 
     def result(self, value: int) -> str:
-        """What stands for a value that is made."""
+        """Returns the placeholder of a value that is made."""
         self.makes.add(value)
         return f"{{v{value}}}"
 

@@ -2,14 +2,14 @@
 
 namespace {
 
-// A writer, a depthwise step and a reader. `rows` of the output are made between two moves of the buffer, `step` at a
-// time: these stay in the first-level cache.
+// A writer, a depthwise step and a reader. `rows` rows of the output are made between two moves of the buffer, `step`
+// rows at a time, so that these stay in the first-level cache.
 struct Chain {
   Writer writer;
   Reader reader;
   int height, width, window, stride, top, left, pitch;
   Range range;
-  // Taps and bias follow the writer's weights, and the reader's follow them.
+  // In the weights, taps and bias follow the writer's, and the reader's follow those.
   int taps;
   DepthwiseRow depthwise;
   int rows, step;
@@ -17,7 +17,7 @@ struct Chain {
   int buffer_rows() const { return stride * (rows - 1) + window + writer.block; }
 };
 
-// Adds to the map y of each image, or to its coefficients; `make` makes rows of the writer's map.
+// Computes a chain and adds to the map y of each image, or to its coefficients; `make` makes rows of the writer's map.
 template <class Make>
 void chain_with(const Chain& s, const float* w, float* scratch, float* y, int images, Ahead& ahead, Make make) {
   const Writer& writer = s.writer;
@@ -33,7 +33,7 @@ void chain_with(const Chain& s, const float* w, float* scratch, float* y, int im
     const float *bias = taps + columns * s.taps, *reads = bias + columns;
     const float* begins = s.reader.bias == NOTHING ? ONTO : w + s.reader.bias;
     for (int image = 0; image < images; image++) {
-      // Rows of the writer's map that are made, and which one the buffer begins with; beyond the map there are zeros.
+      // The rows of the writer's map that are made, and the first row of the buffer; rows outside the map are zeros.
       int made = 0, base = -s.top;
       if (stripes) std::memset(buffer, 0, sizeof(float) * s.top * pitch);
       for (int row = 0, count; row < s.height; row += count) {
@@ -65,7 +65,7 @@ void chain_with(const Chain& s, const float* w, float* scratch, float* y, int im
   }
 }
 
-// `x` are pixels or coefficients, as the writer reads.
+// Computes a chain; `x` are pixels or coefficients, as the writer reads them.
 [[maybe_unused]] void chain(const Chain& s, const float* x, const float* w, float* scratch, float* y, int images,
                             Ahead& ahead) {
   chain_with(s, w, scratch, y, images, ahead, [&](int image, int panel, int row, int rows, const float* weights,
@@ -74,7 +74,7 @@ void chain_with(const Chain& s, const float* w, float* scratch, float* y, int im
   });
 }
 
-// A chain that begins with a convolution of images: a few rows of them at a time get their border.
+// Computes a chain that begins with a convolution of images, of which a few rows are padded at a time.
 template <class T>
 void chain_of_images(const Chain& s, const T* x, const float* w, float* scratch, float* y, int images, Ahead& ahead) {
   const Border& border = *s.writer.border;
@@ -87,9 +87,10 @@ void chain_of_images(const Chain& s, const T* x, const float* w, float* scratch,
   });
 }
 
-// Means of output blocks of a panel. Each is that of its phases, which are sums of taps. P, in the source of the network, has
-// how many blocks of the input they read, and of every tap which of these, whether a phase begins with it, and the share of the
-// pixels that a phase has, with its last one. `where`: of every output block where those fall, in floats.
+// Computes the means of a panel's output blocks. Each is the weighted mean of its phases, which are sums of taps. P, in
+// the source of the network, has the number of input blocks that are read and, for every tap, which of these blocks it
+// reads, whether it is the first of a phase, and, for the last of a phase, the phase's share of the pixels. `where` has
+// the places of the blocks that every output block reads, in floats.
 using MeansOfBlocks = void (*)(const int* where, std::ptrdiff_t each, int out_blocks, int images, int channels,
                                const float* wide, const float* taps, const float* bias, Range range, float* means);
 template <class P>
@@ -111,8 +112,8 @@ void means_of_blocks(const int* where, std::ptrdiff_t each, int out_blocks, int 
       });
 }
 
-// A chain of means, at block resolution: so many blocks of the input, of the output, and images at once. A panel's blocks of
-// an image [blocks + 1][PANEL] end with a zero one.
+// A chain of means at block resolution, with the numbers of input and output blocks, and of images at a time. A panel's
+// blocks of an image, [blocks + 1][PANEL], end with a block of zeros.
 struct Means {
   Writer writer;
   Reader reader;
@@ -122,7 +123,7 @@ struct Means {
   MeansOfBlocks make;
 };
 
-// Adds to coefficient 0 of each image what the coefficients 0 of the input give.
+// Computes a chain of means from coefficients 0 of the input, and adds to coefficients 0 of each image.
 [[maybe_unused]] void chain_of_means(const Means& s, const float* x, const float* w, float* scratch, float* y,
                                      int images, Ahead& ahead) {
   const Writer& writer = s.writer;

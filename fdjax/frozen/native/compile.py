@@ -1,4 +1,4 @@
-"""Compiles the source of a frozen network with the system's compiler, into the cache, and calls it."""
+"""Compiles the source of a frozen network with the system's compiler, caches the library, and calls it."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _PAGE = 2 << 20
 
 
 def find_compiler(environment: Mapping[str, str] | None = None) -> str:
-    """The C++ compiler: $CXX, or the first of `COMPILERS` on the path.
+    """Returns the C++ compiler: $CXX, or the first of `COMPILERS` on the path.
 
     Raises:
-      UserError: there is none.
+      UserError: if there is none.
     """
     environment = os.environ if environment is None else environment
     wanted = environment.get("CXX")
@@ -48,7 +48,7 @@ def find_compiler(environment: Mapping[str, str] | None = None) -> str:
 
 
 def cpu_features() -> str:
-    """What of the processor a compiler's -march=native depends on."""
+    """Returns the facts about the processor on which a compiler's -march=native depends."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
@@ -60,10 +60,10 @@ def cpu_features() -> str:
 
 @functools.cache
 def compiler_version(compiler: str) -> str:
-    """What a compiler says of itself.
+    """Returns the version that a compiler prints.
 
     Raises:
-      UserError: it does not run.
+      UserError: if the compiler does not run.
     """
     try:
         done = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60, check=True)
@@ -73,21 +73,21 @@ def compiler_version(compiler: str) -> str:
 
 
 def compile_source(source: str, flags: Sequence[str] = FLAGS, folder: Path | None = None) -> Path:
-    """Compiles a source into a shared library, unless the cache has it.
+    """Compiles a source to a shared library, unless the cache has it.
 
-    Its name tells source, compiler, flags and processor: a library that another compiler or processor has made is
-    never taken.
+    The library's name is a hash of source, compiler, flags and processor, so that a library of another compiler or
+    processor is never used.
 
     Args:
       source: C++17.
-      flags: of the compiler.
-      folder: of the cache; None: beside the other compiled programs, or a temporary one where nothing is kept.
+      flags: the compiler's flags.
+      folder: the cache; None: the folder beside the other compiled programs, or a temporary one if nothing is cached.
 
     Returns:
       The library.
 
     Raises:
-      UserError: no compiler, or it fails.
+      UserError: if there is no compiler, or it fails.
     """
     compiler = find_compiler()
     facts = [source, compiler_version(compiler), *flags, cpu_features()]
@@ -111,7 +111,7 @@ def compile_source(source: str, flags: Sequence[str] = FLAGS, folder: Path | Non
 
 
 def _large_pages(size: int) -> np.ndarray:
-    """So many floats, in pages of 2 MB where the system has them: weights are read in turn, page after page."""
+    """Allocates floats in pages of 2 MB, if the system has them, because weights are read page after page."""
     memory = mmap.mmap(-1, max(1, -(-size * 4 // _PAGE)) * _PAGE + _PAGE)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):
@@ -126,19 +126,19 @@ class NativeNetwork:
 
     Attributes:
       code: its source and weights.
-      library: the compiled file.
+      library: the compiled library.
     """
 
     def __init__(self, program: Program, arrays: Mapping[str, np.ndarray], *, folder: Path | None = None):
-        """Emits and compiles it.
+        """Emits and compiles a network.
 
         Args:
-          program: of one input.
-          arrays: by name.
-          folder: of the cache.
+          program: the program; it has one input.
+          arrays: its arrays, by name.
+          folder: the cache, as in `compile_source`.
 
         Raises:
-          UserError: an operation without a kernel, no compiler, or one that fails.
+          UserError: if there is no kernel for an operation, no compiler, or the compiler fails.
         """
         self.code: NativeCode = emit(program, arrays, _NAME)
         self.library = compile_source(self.code.source, folder=folder)
@@ -153,16 +153,16 @@ class NativeNetwork:
         self._weights = _large_pages(self.code.weights.size)
         self._weights[:] = self.code.weights
         self._weights_at = self._weights.ctypes.data
-        # What crosses to the library for one batch size: so many images, their workspace, and where it is.
+        # The batch size, its workspace, and the workspace's address; kept for calls of the same batch size.
         self._workspace = 0, self._weights[:0], 0
         self._ends = np.cumsum([0, *(math.prod(shape) for shape in self.code.output_shapes)]).tolist()
         self._lock = threading.Lock()
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Each output [B, ...] of raw images, uint8 or float [B, H, W, C].
+        """Evaluates the network on raw images, uint8 or float [B, H, W, C]; returns each output, float32 [B, ...].
 
         Raises:
-          UserError: images of another size.
+          UserError: if the images have another size.
         """
         images = np.asarray(images)
         if images.shape[1:] != self.code.input_shape or not images.ndim:
@@ -184,7 +184,14 @@ class NativeNetwork:
         )
 
     def in_jax(self, images: Any) -> Any:
-        """The same as a JAX function, also under `jit`: the outputs as arrays."""
+        """Evaluates the network from JAX, also under `jit`.
+
+        Args:
+          images: uint8 or float [B, H, W, C].
+
+        Returns:
+          Each output, float32 [B, ...].
+        """
         import jax
 
         batch = images.shape[0]

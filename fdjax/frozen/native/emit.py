@@ -1,7 +1,7 @@
-"""A frozen network as one C++17 source and its weights.
+"""Writes a frozen network as one C++17 source and its weights.
 
-Operations become calls of the kernels beside this file (`*.h`), which the source contains. Shapes stand in tables, so
-that a kernel is compiled once, however many layers use it.
+Operations become calls of the kernels in this folder (`*.h`), which the source includes. Shapes are data in tables, so
+that a kernel is compiled once for all layers that use it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _FOLDER = Path(__file__).parent
 
 @dataclasses.dataclass(frozen=True)
 class NativeCode:
-    """What `emit` makes.
+    """The result of `emit`.
 
     Attributes:
-      source: C++17, complete but for the weights.
+      source: C++17, without the weights.
       weights: float32, flat.
-      input_shape: of an image.
-      output_shapes: of what is made of an image; they follow each other in the results.
+      input_shape: shape of an image.
+      output_shapes: shapes of the outputs for an image, in the order in which they are in the results.
     """
 
     source: str
@@ -49,13 +49,16 @@ def emit(
     """Writes a frozen network in C++.
 
     Args:
-      program: of one input.
-      arrays: by name (`fdjax.frozen.program`).
-      name: of its functions in C.
-      interface: add the functions that take the weights.
+      program: the program; it has one input.
+      arrays: its arrays, by name (`fdjax.frozen.program`).
+      name: prefix of its functions in C.
+      interface: whether to add the functions that take the weights.
+
+    Returns:
+      The source and the weights.
 
     Raises:
-      UserError: an operation that native code has no kernel for, or several inputs.
+      UserError: if there is no kernel for an operation, or the program has several inputs.
     """
     if len(program.inputs) != 1:
         raise UserError(f"native code takes networks of one input; this one has {len(program.inputs)}")
@@ -74,7 +77,7 @@ def emit(
 
 
 _INTERFACE = """extern "C" {
-// Bytes of memory for n images, to be aligned to 64.
+// Bytes of the workspace for n images; it has to be aligned to 64 bytes.
 std::size_t NAME_workspace(int n) { return sizeof(float) * (SCRATCH + ONE + BATCH * static_cast<std::size_t>(n)); }
 void NAME_of_bytes(const std::uint8_t* images, int n, const float* weights, float* results, void* workspace) {
   forward(images, n, weights, results, static_cast<float*>(workspace));
@@ -99,7 +102,7 @@ class _Emitter:
         self._made = {self.image}
 
     def emit(self) -> None:
-        """Fills `source` and `statements`; what several operations do together is one statement."""
+        """Fills `source` and `statements`; several operations can share one statement."""
         readers = self._readers.get(self.image, [])
         if self.image in self.program.outputs or any(self._of_images(o) is None for o in readers):
             self._map_of_images()
@@ -113,7 +116,7 @@ class _Emitter:
             self.statements.append(calls)
 
     def _of_images(self, operation: Operation) -> str | None:
-        """What an operation reads, if it takes the images as they come."""
+        """Returns "images" if an operation reads the raw images, else None."""
         plain = isinstance(operation, Conv) and not is_depthwise(operation) and operation.x == self.image
         return "images" if plain else None
 
@@ -131,7 +134,7 @@ class _Emitter:
         return readers[0] if len(readers) == 1 and value not in self.program.outputs else None
 
     def _emit(self, calls: Calls, operation: Operation) -> list[Operation]:
-        """Adds the statements of an operation and of those that are done with it; returns all of them."""
+        """Adds the statements of an operation and of those that are computed with it; returns these operations."""
         source, arrays, shapes = self.source, self.arrays, self.program.shapes
         separable = _separable(operation, self._only_reader)
         if separable is not None:
@@ -161,7 +164,7 @@ class _Emitter:
         return [run, addition]
 
     def _addition(self, run: Run) -> Apply | None:
-        """The addition of an earlier map of the same shape to what a run makes, if that is all that is done with it."""
+        """Returns the addition of an earlier map to the output of a run, if nothing else reads that output."""
         reader, shapes = self._only_reader(run.y), self.program.shapes
         if not isinstance(reader, Apply) or reader.kind != "add" or run.activation != "none":
             return None
@@ -174,7 +177,7 @@ class _Emitter:
 def _separable(
     operation: Operation, only_reader: Callable[[int], Operation | None]
 ) -> tuple[Conv | None, Conv, Pointwise] | None:
-    """(convolution or None, depthwise, pointwise) that begin with an operation and nothing else reads between."""
+    """Returns (convolution or None, depthwise, pointwise) from an operation on, if nothing else reads between them."""
     chain: list[Conv] = []
     current: Operation | None = operation
     while isinstance(current, Conv) and len(chain) < 2:

@@ -1,4 +1,4 @@
-"""Other operations of a frozen network: JAX's primitives that the kernels know."""
+"""Writes the other operations of a frozen network: the JAX primitives for which there are kernels."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 
 from fdjax.errors import UserError
 from fdjax.frozen.native.calls import Calls
-from fdjax.frozen.native.emit_layers import place
 from fdjax.frozen.native.layout import floats_of
 from fdjax.frozen.native.source import Raw, Source, cpp, round8
+from fdjax.frozen.native.statements import place
 from fdjax.frozen.program import Apply, Take
 from fdjax.graph.primitives import params_from_json
 
 Shapes = Sequence[tuple[int, ...]]
 
-# Of one number or two, in vectors.
+# Formulas of one or two operands, on vectors.
 _BINARY = {
     "add": "a + b",
     "sub": "a - b",
@@ -29,7 +29,7 @@ _BINARY = {
     "min": "a < b ? a : b",
 }
 _UNARY = {"neg": "-a", "abs": "a < 0.0f ? -a : a", "square": "a * a"}
-# Lane by lane.
+# Formulas of one number, which are applied lane by lane.
 _SCALAR = {
     "exp": "std::exp(v)",
     "log": "std::log(v)",
@@ -48,12 +48,12 @@ SUPPORTED = (
 
 
 def dims_of(shape: Sequence[int]) -> tuple[int, int]:
-    """(pixels, channels) of a value."""
+    """Returns (pixels, channels) of a shape."""
     return math.prod(shape[:-1]), (*shape, 1)[len(shape) - 1] if shape else 1
 
 
 class ApplyEmitter:
-    """The calls of one operation."""
+    """Writes the statements of one operation."""
 
     def __init__(self, source: Source, calls: Calls, operation: Apply, shapes: Shapes, arrays: Mapping[str, Any]):
         self.source, self.calls, self.operation, self.shapes, self.arrays = source, calls, operation, shapes, arrays
@@ -91,7 +91,7 @@ class ApplyEmitter:
     # Operands
 
     def _operand(self, value: int) -> tuple[str, int]:
-        """An operand of an elementwise operation: where image i of it is, and floats from pixel to pixel."""
+        """Returns the address of image i of an elementwise operation's operand, and its floats from pixel to pixel."""
         pixels, channels = dims_of(self.shape)
         pitch = round8(channels)
         if value < 0:
@@ -155,7 +155,7 @@ class ApplyEmitter:
         if dims_of(shape) == dims_of(self.shape):
             self._copy(dims_of(shape), x, (round8(dims_of(shape)[1]), 1), y, (round8(dims_of(shape)[1]), 1))
             return
-        # By way of a copy without gaps.
+        # The channels' padding differs, so the value is copied without padding first.
         total = math.prod(shape)
         dense = f"{self.calls.temporary(total)} + i * {total}"
         for (pixels, channels), gaps in ((dims_of(shape), True), (dims_of(self.shape), False)):
@@ -177,7 +177,7 @@ class ApplyEmitter:
         array = self.arrays.get(f"{self.operation.name}/arg{-1 - fill}") if fill < 0 else None
         edges = self.params["padding_config"][1:]
         if array is None or float(np.asarray(array).reshape(-1)[0]) or any(min(edge) < 0 for edge in edges):
-            self._refuse(", with other numbers than zeros around")
+            self._refuse(", with padding other than zeros")
         strides = strides_of(self.shape)
         first = sum(edge[0] * stride for edge, stride in zip(edges, strides, strict=True))
         inner = [(edge[2] + 1) * stride for edge, stride in zip(edges, strides, strict=True)]
@@ -223,7 +223,7 @@ class ApplyEmitter:
 
 
 def strides_of(shape: Sequence[int]) -> list[int]:
-    """Floats from one number to the next along every axis of a value."""
+    """Returns the stride of each axis of a value, in floats."""
     if not shape:
         return []
     strides, step = [1], round8(shape[-1])
@@ -234,7 +234,7 @@ def strides_of(shape: Sequence[int]) -> list[int]:
 
 
 def emit_take(source: Source, calls: Calls, operation: Take, shapes: Shapes) -> None:
-    """Channels in another order."""
+    """Adds a selection of channels."""
     (pixels, channels), outputs = dims_of(shapes[operation.x]), len(operation.indices)
     x, y = calls.value(operation.x), calls.result(operation.y)
     place(source, calls, pixels, channels, operation.indices, np.zeros(outputs, np.float32), "none", x, y)

@@ -1,4 +1,4 @@
-"""Runs of a frozen network: writer, depthwise step and reader in one pass, chain by chain."""
+"""Writes the runs of a frozen network: writer, depthwise step and reader in one pass, chain by chain."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ import numpy as np
 from fdjax.errors import UserError
 from fdjax.frozen.native import parts
 from fdjax.frozen.native.calls import Calls
-from fdjax.frozen.native.emit_layers import POINT, Arrays, Results, analysed, clamp
-from fdjax.frozen.native.parts import Pixels, Reader, Writer
+from fdjax.frozen.native.emit_layers import POINT
+from fdjax.frozen.native.results import Results
 from fdjax.frozen.native.source import PANEL, RANGE_OF, Raw, Source, cpp, round8
+from fdjax.frozen.native.statements import Arrays, analysed, clamp
+from fdjax.frozen.native.structs import NOTHING, Pixels, Reader, Writer
 from fdjax.frozen.products import MeanPhase, Size, mean_phases
 from fdjax.frozen.program import Chain, Run
 
-# Blocks of several images that go through a chain of means together.
+# The number of blocks, of several images, that a chain of means computes together.
 _BLOCKS = 64
 
 
@@ -39,7 +41,7 @@ class Means:
 
 @dataclasses.dataclass(frozen=True)
 class _Steps:
-    """Which of a run's channelwise steps are the shift before the depthwise step, that step, and the shift after."""
+    """The places of a run's channelwise steps: the shift before the depthwise step, that step, the shift after it."""
 
     before: int | None
     depthwise: int | None
@@ -59,12 +61,19 @@ def _steps(run: Run) -> _Steps:
 
 
 def emit_run(source: Source, calls: Calls, run: Run, arrays: Arrays, added: int | None) -> None:
-    """A run; `added` is the value that is added to it, if any."""
+    """Adds a run.
+
+    Args:
+      source, calls: what is added to.
+      run: the run.
+      arrays: the network's arrays, by name.
+      added: the value that is added to the run's output, or None.
+    """
     _RunEmitter(source, calls, run, arrays, added).emit()
 
 
 class _RunEmitter:
-    """The calls of one run."""
+    """Writes the statements of one run."""
 
     def __init__(self, source: Source, calls: Calls, run: Run, arrays: Arrays, added: int | None):
         self.source, self.calls, self.run, self.arrays = source, calls, run, arrays
@@ -90,7 +99,7 @@ class _RunEmitter:
                 part, to = self._means(chain, results)
             else:
                 part, to = self._chain(chain, results, y, begins, only=len(chains) == 1)
-                begins = parts.NOTHING
+                begins = NOTHING
             reads = coefs if chain.means or chain.writer.transforms else x
             calls.add(f"{kind}({part}, {reads}, {{w}}, scratch, {to}, n, ahead);")
         results.finish(y)
@@ -154,7 +163,7 @@ class _RunEmitter:
 
 
 def _phases(source: Source, phases: Sequence[MeanPhase], reads: Sequence[Size]) -> str:
-    """Declares the phases of a chain of means, which read blocks at such offsets."""
+    """Declares the phases of a chain of means, which read blocks at the offsets `reads`; returns the struct's name."""
     at, begins, shares = list[int](), list[bool](), list[float]()
     for phase in phases:
         last = len(phase.taps) - 1
@@ -168,7 +177,10 @@ def _phases(source: Source, phases: Sequence[MeanPhase], reads: Sequence[Size]) 
 
 
 def _where(size: Size, out: Size, stride: Size, reads: Sequence[Size]) -> list[int]:
-    """For every output block where what it reads lies, in floats of its panel; outside of the map: after all blocks."""
+    """Returns for every output block the places of the blocks that it reads, in floats of its panel.
+
+    Blocks outside the map are at the end of the panel, where there is a block of zeros.
+    """
     found = []
     for row, column in itertools.product(range(out[0]), range(out[1])):
         for down, across in reads:

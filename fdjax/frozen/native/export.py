@@ -1,4 +1,4 @@
-"""A frozen network as one C++ file: source, weights, a plain C function, and a main that tests and times it."""
+"""Writes a frozen network as one C++ file: source, weights, a plain C function, and a main that tests and times it."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from fdjax.frozen.native.emit import emit
 from fdjax.frozen.xla import apply
 
 _PER_LINE = 12
-# XLA says once what is to come out.
+# XLA evaluates the network once, for the expected results; without optimisation it compiles faster.
 _ONCE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 _INTERFACE = """
-// {name}: images of {shape} pixels, uint8, raw -> {results} numbers ({outputs}).
-// Compile the program that tests and times it:
+// {name}: raw images of {shape}, uint8 -> {results} numbers ({outputs}).
+// To compile the program that tests and times it:
 //   c++ -std=c++17 -O3 -march=native -DFDJAX_MAIN {file} -o {name} && ./{name}
-// Without -DFDJAX_MAIN it is a library of the functions below.
+// Without -DFDJAX_MAIN this file is a library of the functions below.
 
 extern "C" {{
 extern const std::size_t {name}_image_size = IMAGE;  // Bytes of an image.
-extern const std::size_t {name}_logits_size = {results};  // Floats that come of it.
+extern const std::size_t {name}_logits_size = {results};  // Floats of its results.
 extern const std::size_t {name}_workspace_size = sizeof(float) * (SCRATCH + ONE + BATCH);  // Bytes; aligned to 64.
 
 // One image.
 void {name}(const std::uint8_t* images, float* logits, void* workspace) {{
   forward(images, 1, reinterpret_cast<const float*>(WEIGHT_BITS), logits, static_cast<float*>(workspace));
 }}
-// n images at once, with {name}_workspace(n) bytes.
+// A batch of n images, with a workspace of {name}_workspace(n) bytes.
 std::size_t {name}_workspace(int n) {{ return sizeof(float) * (SCRATCH + ONE + BATCH * static_cast<std::size_t>(n)); }}
 void {name}_batch(const std::uint8_t* images, int n, float* logits, void* workspace) {{
   forward(images, n, reinterpret_cast<const float*>(WEIGHT_BITS), logits, static_cast<float*>(workspace));
@@ -49,7 +49,7 @@ _MAIN = """
 #include <cstdlib>
 
 int main() {{
-  // Image of the test: byte i is i * 37 % 251; what XLA says of it.
+  // The image of the test, whose byte i is i * 37 % 251, and XLA's results for it.
   static const float expected[] = {expected};
   static std::uint8_t image[IMAGE];
   static float logits[{results}];
@@ -82,7 +82,8 @@ def write_source(frozen: Frozen, file: Path) -> None:
     """Writes a network of one input as C++17.
 
     Raises:
-      UserError: an operation without a kernel, or a file whose name has no letter to call the function by.
+      UserError: if there is no kernel for an operation, or the file's name, which becomes the function's, does not
+        begin with a letter.
     """
     name = re.sub(r"\W", "_", file.stem, flags=re.ASCII)
     if not re.match(r"[A-Za-z]", name):
@@ -108,7 +109,7 @@ def write_source(frozen: Frozen, file: Path) -> None:
 
 
 def _numbers(weights: np.ndarray) -> str:
-    """The weights, bit by bit: hexadecimal numbers are short, exact, and soon read."""
+    """Writes the weights as hexadecimal numbers of their bits, which are short, exact, and fast to compile."""
     bits = [f"0x{value:x}" for value in weights.view(np.uint32).tolist()]
     lines = [",".join(bits[at : at + _PER_LINE]) for at in range(0, len(bits), _PER_LINE)]
     return "\nalignas(64) static const std::uint32_t WEIGHT_BITS[WEIGHTS] = {\n" + ",\n".join(lines) + "};\n"

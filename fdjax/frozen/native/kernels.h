@@ -1,7 +1,7 @@
 // Kernels of a frozen network: vectors, products over packed panels, depthwise rows, blockwise transforms.
 //
-// Vector extensions of GCC and Clang: one source for AVX-512, AVX2 and NEON. Maps are NHWC with the channels of a pixel
-// rounded up to 8; what lies in the lanes beyond a map's channels is never read by a product.
+// They use the vector extensions of GCC and Clang, so that one source serves AVX-512, AVX2 and NEON. Maps are NHWC, and
+// the channels of a pixel are rounded up to a multiple of 8; products never read the lanes beyond a map's channels.
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -16,7 +16,7 @@
 #define FDJAX_UNROLL _Pragma("GCC unroll 64")
 #endif
 #define FDJAX_INLINE inline __attribute__((always_inline))
-// The vector is in a register from here on: else GCC reads it again from memory for every product that it takes part in.
+// Keeps the vector in a register; otherwise GCC reads it from memory again for every product.
 #if defined(__x86_64__)
 #define FDJAX_KEEP(v) asm("" : "+v"(v))
 #elif defined(__aarch64__)
@@ -27,7 +27,7 @@
 
 namespace {
 
-// VL: lanes of a vector. TILE_ROWS x TILE_VECTORS sums fit into the registers.
+// VL is the number of lanes of a vector. TILE_ROWS x TILE_VECTORS sums fit into the registers.
 #if defined(__AVX512F__)
 constexpr int VL = 16, TILE_ROWS = 8;
 #elif defined(__AVX__)
@@ -36,11 +36,11 @@ constexpr int VL = 8, TILE_ROWS = 4;
 constexpr int VL = 4, TILE_ROWS = 8;
 #endif
 constexpr int TILE_VECTORS = 3;
-// Lanes of the vector at the end of a row of channels, where half of one of AVX-512 does.
+// The lanes of the last vector of a row of channels, for which half a vector of AVX-512 can be enough.
 constexpr int HALF = VL < 8 ? VL : 8;
-// Channels of a panel, at most, and the pitch of the pixels of one.
+// The most channels of a panel, which is also the pitch of its pixels.
 constexpr int PANEL = 48;
-// Floats of a line of the cache.
+// Floats of a cache line.
 constexpr int LINE = 16;
 
 template <int L>
@@ -61,8 +61,8 @@ FDJAX_INLINE void store(float* p, Vec<L> v) {
   *reinterpret_cast<typename Lanes<L>::Unaligned*>(p) = v;
 }
 
-// What an activation leaves, from `low` to `high`, as the bits of numbers: what is below 0 is so as an integer, too, and
-// comparisons of integers leave the units that multiply free.
+// The range of an activation, from `low` to `high`, as the bits of floats. Floats below 0 are below 0 as integers, too,
+// and comparisons of integers leave the units that multiply free.
 struct Range {
   std::int32_t low, high;
 };
@@ -79,7 +79,7 @@ FDJAX_INLINE T clamped(T x, Range range) {
   return x;
 }
 
-// Calls f(lanes, offset) for every vector of `channels`, a multiple of 8; lanes is a compile-time number.
+// Calls f(lanes, offset) for every vector of `channels`, a multiple of 8; `lanes` is a compile-time constant.
 template <class F>
 FDJAX_INLINE void each_vector(int channels, F f) {
   int j = 0;
@@ -87,7 +87,7 @@ FDJAX_INLINE void each_vector(int channels, F f) {
   if (VL > HALF && j < channels) f(std::integral_constant<int, HALF>(), j);
 }
 
-// v in its first `lanes` lanes, else zero.
+// Returns v with zeros after its first `lanes` lanes.
 template <int L>
 FDJAX_INLINE Vec<L> first_lanes(Vec<L> v, int lanes) {
   typename Lanes<L>::Mask at;
@@ -98,14 +98,14 @@ FDJAX_INLINE Vec<L> first_lanes(Vec<L> v, int lanes) {
 constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 constexpr int round8(int n) { return ceil_div(n, 8) * 8; }
 
-// Where pixels lie: row after row of `width`.
+// Addresses of pixels, in rows of `width`.
 template <class T>
 struct Pixels {
   T* first;
   int width;
   std::ptrdiff_t row, pixel;
 };
-// They in turn.
+// Steps through these pixels in order.
 template <class T>
 struct Walk {
   Pixels<T> pixels;
@@ -126,25 +126,25 @@ struct Walk {
 };
 using From = Pixels<const float>;
 using To = Pixels<float>;
-// So many floats apart.
+// Addresses at a fixed distance in floats.
 FDJAX_INLINE From every(const float* first, std::ptrdiff_t pixel) { return {first, INT32_MAX, 0, pixel}; }
 FDJAX_INLINE To every(float* first, std::ptrdiff_t pixel) { return {first, INT32_MAX, 0, pixel}; }
 
 alignas(64) const float ZEROS[PANEL] = {};
 [[maybe_unused]] constexpr const float* ONTO = nullptr;
 
-// The next line of weights to fetch. They lie in the order in which they are read; with every step of a product a line is
-// fetched, up to so many floats ahead of what is read, so that products do not wait for memory.
+// The next cache line of weights to prefetch. Weights are stored in the order in which they are read. Every step of a
+// product prefetches a line, at most `reach` floats ahead, so that products do not wait for memory.
 struct Ahead {
   const float *next, *end;
   std::ptrdiff_t reach;
 };
-// While maps are large, weights wait in the second-level cache, later in the third as well.
+// While maps are large, weights are prefetched into the second-level cache only; later into the third level, too.
 constexpr std::ptrdiff_t NEAR = 96 << 10, FAR = 512 << 10;
 
 // Products
 
-// Weights for `columns` columns from `column` on: [k][ldw], of which `index` tells what they are multiplied with.
+// Weights [k][ldw] of `columns` columns from `column` on; row k is multiplied with the input at index[k].
 struct Product {
   const std::int32_t* index;
   int k;
@@ -155,8 +155,8 @@ struct Product {
   Range range;
 };
 
-// `count` times M rows a[r][index[0..k-1]] times w, added to the bias, or, without one, to what is there, in FULL vectors of
-// columns and perhaps a half.
+// Multiplies `count` times M rows a[r][index[0..k-1]] with w, and adds the bias or, without one, the old values of the
+// output; in FULL vectors of columns and, if needed, half a vector.
 template <int M, int FULL, bool AND_HALF>
 void tiles(const Product& s, int count, Walk<const float>& inputs, Walk<float>& outs, Ahead& ahead,
            const float* fetched) {
@@ -174,7 +174,7 @@ void tiles(const Product& s, int count, Walk<const float>& inputs, Walk<float>& 
       FDJAX_UNROLL for (int j = 0; j < FULL; j++) c[r][j] = load<VL>(start + VL * j);
       if (AND_HALF) h[r] = load<HALF>(start + VL * FULL);
     }
-    // With every step a line is fetched; when there is none to fetch, one that is there. Narrow tiles read too much already.
+    // Every step prefetches a line; if none is left, one that is cached already. Narrow tiles read too much for it.
     const bool fetch = FULL > 1 && fetched - ahead.next >= s.k * LINE;
     const float *lines = fetch ? ahead.next : s.w, *w = s.w;
     if (fetch) ahead.next += s.k * LINE;
@@ -200,7 +200,7 @@ void tiles(const Product& s, int count, Walk<const float>& inputs, Walk<float>& 
 }
 
 using Tiles = void (*)(const Product&, int, Walk<const float>&, Walk<float>&, Ahead&, const float*);
-// By rows - 1, and by groups of HALF lanes of columns: 1 to TILE_VECTORS whole vectors.
+// The functions by rows - 1, and by the number of HALF vectors of columns, up to TILE_VECTORS whole vectors.
 constexpr int PER_VECTOR = VL / HALF, KINDS = TILE_VECTORS * PER_VECTOR;
 template <int M, int G>
 constexpr Tiles tiles_of = tiles<M, G / PER_VECTOR, G % PER_VECTOR != 0>;
@@ -216,8 +216,8 @@ const Tiles TILES[TILE_ROWS][6] = {
 #endif
 };
 
-// out [rows, columns] = bias + a [rows, index[0..k-1]] w [k, columns], or without a bias what is added to `out`; columns:
-// a multiple of 8, of rows `ldw` apart.
+// out [rows, columns] = bias + a [rows, index[0..k-1]] w [k, columns]; without a bias the product is added to `out`.
+// The number of columns is a multiple of 8, and rows of w are `ldw` floats apart.
 [[maybe_unused]] void product(int rows, From a, const std::int32_t* index, int k, const float* w, int ldw, int columns,
                               const float* bias, To out, Range range, Ahead& ahead) {
   if (rows <= 0) return;
@@ -236,7 +236,7 @@ const Tiles TILES[TILE_ROWS][6] = {
 
 // Depthwise rows
 
-// Pixels 0 .. N - 1 of a row, of L channels; taps [KH * KW] of `ldt` floats.
+// Computes pixels 0 to N - 1 of a row, for L channels; taps [KH * KW] are `ldt` floats apart.
 template <int L, int N, int KH, int KW, int STRIDE, class Tap>
 FDJAX_INLINE void depthwise_pixels(const float* x, std::ptrdiff_t row, Tap tap, Vec<L> bias, float* out, Range range) {
   Vec<L> sum[N];
@@ -263,14 +263,14 @@ FDJAX_INLINE void depthwise_rest(int left, const float* x, std::ptrdiff_t row, T
   }
 }
 
-// One row of a depthwise layer on a panel: pixels are PANEL apart, rows of x `row`.
+// Computes a row of a depthwise layer on a panel; pixels are PANEL floats apart, rows of x are `row` floats apart.
 using DepthwiseRow = void (*)(const float* x, std::ptrdiff_t row, const float* taps, int ldt, const float* bias,
                               int width, int channels, Range range, float* out);
 template <int KH, int KW, int STRIDE>
 void depthwise_row(const float* x, std::ptrdiff_t row, const float* taps, int ldt, const float* bias, int width,
                    int channels, Range range, float* out) {
   constexpr int N = VL == 16 && KW <= 5 ? 6 : 4, TAPS = KH * KW;
-  // So few taps stay in registers.
+  // Few taps stay in registers.
   constexpr int HELD = TAPS <= 9 ? TAPS : 0;
   each_vector(channels, [&](auto lanes, int j) {
     constexpr int L = decltype(lanes)::value;
@@ -287,11 +287,11 @@ void depthwise_row(const float* x, std::ptrdiff_t row, const float* taps, int ld
   });
 }
 
-// Transforms. Dct<K>: forward[u][i], inverse[u][i] and zigzag[n] = (u, v) stand in the source of the network.
+// Transforms. The source of the network defines Dct<K>: forward[u][i], inverse[u][i] and zigzag[n] = (u, v).
 template <int K>
 struct Dct;
 
-// Coefficients of K numbers: what is even in them and what is odd, apart.
+// Transforms K numbers; their even and odd parts are transformed separately.
 template <int K, int L>
 FDJAX_INLINE void forward_line(const Vec<L>* x, Vec<L>* y) {
   Vec<L> half[2][(K + 1) / 2];
@@ -317,7 +317,7 @@ FDJAX_INLINE void inverse_line(const Vec<L>* y, Vec<L>* x) {
   }
 }
 
-// The first `count` coefficients of a block of vectors: at(i, j) reads a pixel, put(n, v) takes a coefficient.
+// Computes the first `count` coefficients of a block of vectors: at(i, j) reads a pixel, put(n, v) stores coefficient n.
 template <int K, int L, class At, class Put>
 FDJAX_INLINE void forward_block(int count, At at, Put put) {
   if (count == 1) {
@@ -343,7 +343,7 @@ FDJAX_INLINE void forward_block(int count, At at, Put put) {
   }
 }
 
-// Back to pixels: get(n) reads one of `count` coefficients, put(i, j, v) takes a pixel.
+// Transforms back to pixels: get(n) reads one of `count` coefficients, put(i, j, v) stores a pixel.
 template <int K, int L, class Get, class Put>
 FDJAX_INLINE void inverse_block(int count, Get get, Put put) {
   if (count <= 1) {

@@ -1,8 +1,8 @@
-// What lies between products: biases, sums, pools, numbers one by one.
+// Operations between products: biases, sums, pools, elementwise operations, copies.
 
 namespace {
 
-// What readers add to: a bias of `step` numbers from pixel to pixel, and a map, or null.
+// Writes the initial values of a map: a bias, `step` floats from pixel to pixel, plus a map (or null).
 [[maybe_unused]] void start_map(int pixels, int channels, const float* bias, int step, const float* added, float* y) {
   for (int p = 0; p < pixels; p++, bias += step, y += channels, added += added ? channels : 0)
     each_vector(channels, [&](auto lanes, int j) {
@@ -18,7 +18,7 @@ namespace {
   });
 }
 
-// Channels in their places (-1: none), a bias of `step` numbers from pixel to pixel, a range.
+// Brings channels to their places (-1: zero), and applies a bias, `step` floats from pixel to pixel, and a range.
 [[maybe_unused]] void placed(int pixels, int from, int channels, const int* place, const float* bias, int step, Range range,
             const float* x, float* y) {
   for (int p = 0; p < pixels; p++, x += from, bias += step, y += channels)
@@ -28,7 +28,7 @@ namespace {
     }
 }
 
-// The sum over pixels, times a factor.
+// Computes the sum over pixels, times a factor.
 [[maybe_unused]] void sum_pixels(int pixels, int channels, float factor, const float* x, float* y) {
   each_vector(channels, [&](auto lanes, int j) {
     constexpr int L = decltype(lanes)::value;
@@ -38,7 +38,7 @@ namespace {
   });
 }
 
-// Windows over a map: the largest number of each, or the sum; what lies outside of the map does not count.
+// Computes the maximum or the sum of each window over a map; pixels outside the map do not count.
 struct Pool {
   int height, width, channels, out_height, out_width, rows, columns, row_stride, column_stride, top, left;
   bool largest;
@@ -62,7 +62,7 @@ struct Pool {
     }
 }
 
-// y = f(a, b), number by number; `step` is 0 where all pixels of an operand are the same.
+// Computes y = f(a, b) elementwise; `step` is 0 if all pixels of an operand are the same.
 template <class F>
 void elementwise(int pixels, int channels, const float* a, int step_a, const float* b, int step_b, float* y, F f) {
   for (int p = 0; p < pixels; p++, a += step_a, b += step_b, y += channels)
@@ -77,7 +77,7 @@ FDJAX_INLINE T each_lane(T x, F f) {
   return x;
 }
 
-// Numbers [size] from a strided place to another.
+// Copies numbers [size] from one strided array to another.
 struct Strided {
   int size[6];
   std::ptrdiff_t from[6], to[6];

@@ -1,4 +1,4 @@
-"""Where values lie, and the function that evaluates all statements."""
+"""Lays out the memory of values, and writes the function that executes all statements."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Mapping, Sequence
 from fdjax.frozen.native.calls import Calls
 from fdjax.frozen.native.source import round8
 
-# Operations up to the last that reads or makes a map beyond so many floats take one image at a time.
+# Operations up to the last one that reads or makes a larger map (in floats) process one image at a time.
 LARGE = 24_000
 _LINE = 16
 
 
 def floats_of(shape: Sequence[int]) -> int:
-    """Floats that a value takes: channels are rounded up to 8."""
+    """Returns the floats that a value takes; channels are rounded up to a multiple of 8."""
     return math.prod(shape[:-1]) * round8((*shape, 1)[len(shape) - 1]) if shape else 8
 
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Floats `at` .. `at` + `size` of a region, from statement `first` to `last`."""
+    """Floats `at` to `at` + `size` of a region, in use from statement `first` to `last`."""
 
     shared: bool
     first: int
@@ -31,8 +31,10 @@ class _Place:
 
 
 class Layout:
-    """Memory for one image serves the first statements; what crosses to the others, and all that those make, lies in
-    memory for all images. A place is used again once nothing reads it any more.
+    """The memory of a network's values.
+
+    The first statements process one image at a time and share the memory for one image. Values that later statements
+    read or make are in memory for all images. Memory is used again when nothing reads its value any more.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], outputs: Sequence[int], statements: Sequence[Calls]):
@@ -72,7 +74,7 @@ class Layout:
         self._places[key] = _Place(shared, first, last, at, size)
 
     def floats(self, *, shared: bool) -> int:
-        """Of a region: for one image."""
+        """Returns the floats of a region for one image."""
         return max([0, *(p.at + p.size for p in self._places.values() if p.shared == shared)]) + 4 * _LINE
 
     def _pointer(self, key: tuple[int, str], floats: int, one: bool) -> str:
@@ -82,7 +84,7 @@ class Layout:
         return f"(batch + {place.at} * all{f' + b * {floats}' if one else ''})"
 
     def pointers(self, index: int, one: bool) -> dict[str, str]:
-        """For a statement: what stands for values and memory; `one` image at a time."""
+        """Returns the addresses of values and temporary memory in a statement; with `one`, of one image at a time."""
         found = {"w": "weights"}
         for value, key in self._values.items():
             found[f"v{value}"] = self._pointer(key, floats_of(self.shapes[value]), one)
@@ -92,7 +94,7 @@ class Layout:
         return found
 
     def text(self) -> str:
-        """The function."""
+        """Returns the source of the function."""
         lines = [
             "namespace {",
             "template <class T>",

@@ -1,4 +1,4 @@
-"""Writers, readers (`runs.h`) and chains (`chains.h`) as data: what a product reads and makes, weights in panels."""
+"""Makes the writers and readers (`runs.h`) and the chains (`chains.h`) of products, with their weights in panels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 
 from fdjax.errors import UserError
 from fdjax.frozen.native.source import (
-    NOT_IN_CPP,
     PANEL,
     RANGE_OF,
     Raw,
@@ -21,104 +20,31 @@ from fdjax.frozen.native.source import (
     panel_width,
     round8,
 )
+from fdjax.frozen.native.structs import NULL, Chain, Pixels, Reader, Writer
 from fdjax.frozen.products import ProductPlan, Size, Window
 
-# Floats that the part of a chain's maps between two moves may take: it stays in the second-level cache. Pixels that
-# pass from the depthwise step to the reader at a time.
+# The floats of a chain's maps between two moves of its buffer, so that they stay in the second-level cache; and the
+# number of pixels that pass from the depthwise step to the reader at a time.
 _STRIPE, _STEP = 40_000, 48
-_NULL = Raw("nullptr")
-# A reader adds to what is there.
-NOTHING = Raw("NOTHING")
-
-
-@dataclasses.dataclass(frozen=True)
-class Writer:
-    """The struct of the same name, field by field; `columns` are the weights, arrays [.., outputs], until they have
-    their place.
-    """
-
-    source: Raw
-    height: int
-    width: int
-    outputs: int
-    panel: int
-    range: Raw
-    weights: int = 0
-    unit: int = 0
-    inputs: int = 0
-    index: Raw = _NULL
-    image: int = 0
-    row: int = 0
-    pixel: int = 0
-    block: int = 1
-    band: int = 0
-    widths_in: Raw = _NULL
-    widths_out: Raw = _NULL
-    to_pixels: Raw = _NULL
-    border: Raw = _NULL
-    rows: int = 1
-    stride: int = 1
-    columns: tuple[np.ndarray, ...] = dataclasses.field(default=(), metadata=NOT_IN_CPP)
-
-
-@dataclasses.dataclass(frozen=True)
-class Reader:
-    """The struct of the same name, field by field; `rows` are the weights [E, outputs]."""
-
-    target: Raw
-    outputs: int
-    panel: int
-    range: Raw
-    image: int
-    index: Raw
-    block: int = 1
-    band: int = 0
-    widths_in: Raw = _NULL
-    widths_out: Raw = _NULL
-    counts: Raw = _NULL
-    to_bands: Raw = _NULL
-    bias: Raw | int = NOTHING
-    rows: np.ndarray | None = dataclasses.field(default=None, metadata=NOT_IN_CPP)
-
-
-@dataclasses.dataclass(frozen=True)
-class Chain:
-    """The struct of the same name, field by field."""
-
-    writer: Writer
-    reader: Reader
-    height: int
-    width: int
-    window: int
-    stride: int
-    top: int
-    left: int
-    pitch: int
-    range: Raw
-    taps: int
-    depthwise: Raw
-    rows: int
-    step: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Pixels:
-    """Where a product on pixels finds its numbers, in floats: x[image, row, pixel][index[k]]."""
-
-    image: int
-    row: int
-    pixel: int
-    index: Sequence[int]
 
 
 def map_pixels(size: Size, channels: int, index: Sequence[int]) -> Pixels:
-    """A whole map."""
+    """Returns the offsets of a whole map."""
     pitch = round8(channels)
     return Pixels(size[0] * size[1] * pitch, size[1] * pitch, pitch, index)
 
 
 def kernel_of(arrays: Mapping[str, np.ndarray], name: str, plan: ProductPlan) -> np.ndarray:
-    """The kernel [inputs, outputs] that `pack` has laid out; zero where no band takes part."""
+    """Puts the matrices of `fdjax.frozen.products.pack` together again.
+
+    Args:
+      arrays: the network's arrays, by name.
+      name: prefix of the matrices.
+      plan: the products.
+
+    Returns:
+      The kernel, float32 [inputs, outputs]; it is zero for pairs that no band multiplies.
+    """
     kernel = np.zeros((plan.inputs, plan.outputs), np.float32)
     inner, outer = plan.whole
     if inner and outer:
@@ -132,12 +58,19 @@ def kernel_of(arrays: Mapping[str, np.ndarray], name: str, plan: ProductPlan) ->
 
 
 def order_of(plan: ProductPlan) -> np.ndarray:
-    """The channels of the map at hand that a product reads, in order."""
+    """Returns the channels of the map that a product reads.
+
+    Args:
+      plan: the products.
+
+    Returns:
+      The channels in order, int [inputs].
+    """
     return np.asarray(range(plan.inputs) if plan.input_order is None else plan.input_order, np.int64)
 
 
 def band_widths(plan: ProductPlan, num_coefs: int) -> tuple[list[int], list[int]]:
-    """For each band how many input and output channels take part."""
+    """Returns the numbers of input and of output channels that take part in each band."""
     inputs = [sum(count > n for count in plan.input_counts) for n in range(num_coefs)]
     outputs = [sum(count > n for count in plan.output_counts) for n in range(num_coefs)]
     both = [(i, o) if i and o else (0, 0) for i, o in zip(inputs, outputs, strict=True)]
@@ -145,7 +78,16 @@ def band_widths(plan: ProductPlan, num_coefs: int) -> tuple[list[int], list[int]
 
 
 def needed_coefs(plans: Sequence[ProductPlan], channels: int, num_coefs: int) -> np.ndarray:
-    """How many coefficients of each channel of the map the products read."""
+    """Finds the coefficients of a map that several products read.
+
+    Args:
+      plans: the products.
+      channels: number of channels of the map.
+      num_coefs: N.
+
+    Returns:
+      The number of coefficients of each channel, int [channels].
+    """
     counts = np.zeros(channels, np.int64)
     for plan in plans:
         depth = sum(1 for width in band_widths(plan, num_coefs)[0] if width)
@@ -154,17 +96,26 @@ def needed_coefs(plans: Sequence[ProductPlan], channels: int, num_coefs: int) ->
 
 
 def blocks_of(size: Size, block: int) -> Size:
-    """Blocks that cover a map."""
+    """Returns the numbers of blocks that cover a map."""
     return -(-size[0] // block), -(-size[1] // block)
-
-
-# Writers
 
 
 def on_pixels(
     source: Source, size: Size, pixels: Pixels, kernel: np.ndarray, bias: np.ndarray, activation: str
 ) -> Writer:
-    """A product on pixels; `kernel` [inputs, outputs] in the order of the index."""
+    """Makes the writer of a product on pixels.
+
+    Args:
+      source: collects its tables.
+      size: (H, W) of the output.
+      pixels: the offsets that it reads.
+      kernel: [inputs, outputs], in the order of the offsets.
+      bias: [outputs].
+      activation: the activation.
+
+    Returns:
+      The writer, without a place for its weights.
+    """
     outputs = kernel.shape[1]
     return Writer(
         Raw("PIXELS"), *size, round8(outputs), panel_width(outputs), RANGE_OF[activation], inputs=kernel.shape[0],
@@ -176,7 +127,20 @@ def on_pixels(
 def on_map(
     source: Source, size: Size, channels: int, plan: ProductPlan, kernel: np.ndarray, bias: np.ndarray, activation: str
 ) -> Writer:
-    """A product without transforms on a map of so many channels."""
+    """Makes the writer of a product without transforms.
+
+    Args:
+      source: collects its tables.
+      size: (H, W).
+      channels: number of channels of the map that it reads.
+      plan: the products.
+      kernel: [inputs, outputs], in the plan's order.
+      bias: [outputs].
+      activation: the activation.
+
+    Returns:
+      The writer, without a place for its weights.
+    """
     inner = plan.whole[0] if plan.whole[1] else 0
     order, kernel = order_of(plan)[:inner], kernel[:inner]
     ascending = np.argsort(order, kind="stable")
@@ -194,7 +158,21 @@ def by_bands(
     bias: np.ndarray,
     activation: str,
 ) -> Writer:
-    """A product by bands, of the coefficients of a map of so many channels."""
+    """Makes the writer of a product by bands.
+
+    Args:
+      source: collects its tables.
+      size: (H, W).
+      block: K.
+      channels: number of channels of the map whose coefficients it reads.
+      plan: the products.
+      kernel: [inputs, outputs], in the plan's order.
+      bias: [outputs].
+      activation: the activation.
+
+    Returns:
+      The writer, without a place for its weights.
+    """
     source.block(block)
     outputs, (rows, columns), pitch = kernel.shape[1], blocks_of(size, block), round8(channels)
     widths = band_widths(plan, block * block)
@@ -207,7 +185,7 @@ def by_bands(
 
 
 def copying(size: Size, channels: int) -> Writer:
-    """The map as it is."""
+    """Makes a writer that copies a map."""
     pitch = round8(channels)
     return Writer(Raw("COPY"), *size, pitch, panel_width(channels), RANGE_OF["none"], image=size[0] * size[1] * pitch,
                   row=size[1] * pitch, pixel=pitch, columns=(np.zeros(pitch, np.float32),))  # fmt: skip
@@ -216,8 +194,17 @@ def copying(size: Size, channels: int) -> Writer:
 def with_weights(
     source: Source, writer: Writer, more: Sequence[np.ndarray] = (), rows: np.ndarray | None = None, width: int = 1
 ) -> Writer:
-    """Gives the weights of a writer their place, panel by panel of its channels: its own, `more` [.., E], and the
-    `rows` [E, D] of a reader, by panels of so many columns.
+    """Stores the weights of a writer panel by panel of its channels.
+
+    Args:
+      source: collects the weights.
+      writer: the writer.
+      more: other arrays that follow the writer's, [..., E].
+      rows: weights of a reader that follow those, [E, D].
+      width: number of columns of a reader's panel.
+
+    Returns:
+      The writer with the place of its weights.
     """
     columns, packed = [padded(np.atleast_2d(array)) for array in (*writer.columns, *more)], []
     for at in range(0, writer.outputs, writer.panel):
@@ -228,11 +215,16 @@ def with_weights(
     return dataclasses.replace(writer, weights=source.weight(np.concatenate(packed)), unit=unit)
 
 
-# Readers
-
-
 def columns_at(kernel: np.ndarray, placement: Sequence[int] | None) -> np.ndarray:
-    """Columns in their places; -1: zeros."""
+    """Brings the columns of a kernel to their places.
+
+    Args:
+      kernel: [inputs, outputs].
+      placement: for each column of the result its place in `kernel`, -1 for zeros; None: the same order.
+
+    Returns:
+      [inputs, columns].
+    """
     if placement is None:
         return kernel
     return np.concatenate([kernel, np.zeros((kernel.shape[0], 1), np.float32)], axis=1)[:, list(placement)]
@@ -243,7 +235,18 @@ def _padded_rows(rows: np.ndarray) -> np.ndarray:
 
 
 def to_map(source: Source, rows: np.ndarray, panel: int, image: int, activation: str = "none") -> Reader:
-    """A reader on pixels; `rows` [E, D], `panel` channels of the E at a time."""
+    """Makes a reader that adds to a map.
+
+    Args:
+      source: collects its tables.
+      rows: weights, [E, D].
+      panel: number of the E channels in a panel.
+      image: floats of the map of an image.
+      activation: the activation.
+
+    Returns:
+      The reader.
+    """
     index, outputs = np.arange(round8(len(rows))) % panel, rows.shape[1]
     return Reader(Raw("TO_MAP"), round8(outputs), panel_width(outputs), RANGE_OF[activation], image,
                   source.table(index, "std::int32_t"), rows=_padded_rows(rows))  # fmt: skip
@@ -261,8 +264,21 @@ def to_coefs(
     *,
     placed: bool,
 ) -> Reader:
-    """A reader by bands of a chain of so many channels, which makes coefficients of a map of this size. `placed`: the
-    kernel's columns are the map's channels, and every band makes all of them.
+    """Makes a reader by bands, which adds to the coefficients of a map.
+
+    Args:
+      source: collects its tables.
+      channels: number of channels of the chain.
+      plan: the products.
+      kernel: [inputs, columns].
+      panel: number of channels in a panel.
+      block: K.
+      size: (H, W) of the map.
+      image: floats of the coefficients of an image.
+      placed: whether the kernel's columns are the map's channels, and every band makes all of them.
+
+    Returns:
+      The reader.
     """
     source.block(block)
     num_coefs, order, wide = block * block, order_of(plan), round8(channels)
@@ -287,17 +303,30 @@ def to_coefs(
 
 
 def as_is(channels: int, image: int) -> Reader:
-    """No reader: the map of a depthwise step."""
-    return Reader(Raw("AS_IS"), round8(channels), PANEL, RANGE_OF["none"], image, _NULL)
-
-
-# Chains
+    """Makes the placeholder for a reader of a chain that ends with its depthwise step."""
+    return Reader(Raw("AS_IS"), round8(channels), PANEL, RANGE_OF["none"], image, NULL)
 
 
 def chain_of(
     source: Source, writer: Writer, window: Window, taps: np.ndarray, bias: np.ndarray, activation: str, reader: Reader
 ) -> Chain:
-    """A writer, a depthwise step with taps [rows, columns, E], and a reader."""
+    """Makes a chain of a writer, a depthwise step and a reader.
+
+    Args:
+      source: collects its weights and tables.
+      writer: the writer.
+      window: the window of the depthwise step.
+      taps: [rows, columns, E].
+      bias: [E].
+      activation: the activation after the depthwise step.
+      reader: the reader.
+
+    Returns:
+      The chain.
+
+    Raises:
+      UserError: if the depthwise step has negative padding.
+    """
     (top, bottom), (left, right) = window.pads
     if min(top, bottom, left, right) < 0:
         raise UserError(f"native code has no depthwise layer with the padding {window.pads}: use another engine")
@@ -322,11 +351,11 @@ def chain_of(
     coefs_in = coefs_floats(writer.block, made_at_once, writer.width) if writer.source.text == "BANDS" else 0
     coefs_out = coefs_floats(reader.block, step, width) if reader.target.text == "TO_BANDS" else 0
     strip = (made_at_once * writer.stride + writer.rows) * writer.row // writer.stride
-    strip = 0 if writer.border == _NULL else strip
+    strip = 0 if writer.border == NULL else strip
     source.needs(PANEL * (buffer * pitch + step * width) + max(coefs_in, coefs_out, strip))
     return made
 
 
 def coefs_floats(block: int, rows: int, width: int) -> int:
-    """Floats of the coefficients of so many rows of a panel."""
+    """Returns the floats of a panel's coefficients for a number of rows."""
     return block * block * -(-rows // block) * -(-width // block) * PANEL

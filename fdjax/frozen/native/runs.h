@@ -1,12 +1,11 @@
-// Writers and readers, panel by panel of the channels that a product makes, so that these stay in the cache.
-// What a layer is, is data: `Writer` and `Reader`, and in chains.h `Chain` and `Means`, stand in the source of the
-// network as constants.
+// Writers and readers. They compute a panel of channels at a time, so that it stays in the cache. Layers are data: the
+// source of the network has constants of `Writer` and `Reader`, and of `Chain` and `Means` in chains.h.
 
 namespace {
 
 constexpr std::ptrdiff_t in_lines(std::ptrdiff_t n) { return (n + LINE - 1) / LINE * LINE; }
 
-// The largest of the counts of the lanes from channel j on; `counts` has the largest of every 8 channels.
+// Returns the largest count of the lanes from channel j on; `counts` has the largest of every 8 channels.
 template <int L>
 FDJAX_INLINE int count_at(const std::uint8_t* counts, int j) {
   int most = counts[j / 8];
@@ -14,14 +13,15 @@ FDJAX_INLINE int count_at(const std::uint8_t* counts, int j) {
   return most;
 }
 
-// How many coefficients all lanes from channel j on have, and how many any has; width[n] channels have coefficient n.
+// Returns how many coefficients all lanes from channel j on have, and how many any lane has; width[n] channels have
+// coefficient n.
 template <int L, int N>
 FDJAX_INLINE void counts_of(const int* width, int j, int* full, int* any) {
   *full = *any = 0;
   for (int n = 0; n < N; n++) *full += width[n] - j >= L, *any += width[n] - j > 0;
 }
 
-// Coefficients of blocks of a map [height, width]: block b of coefficient n at y + n * band + b * ldy.
+// Transforms the blocks of a map [height, width]; coefficient n of block b is stored at y + n * band + b * ldy.
 template <int K>
 void to_bands(From x, int height, int width, int channels, const std::uint8_t* counts, float* y, std::ptrdiff_t band,
               int ldy) {
@@ -39,7 +39,7 @@ void to_bands(From x, int height, int width, int channels, const std::uint8_t* c
         forward_block<K, L>(count, [&](int i, int k) { return load<L>(first + i * x.row + k * x.pixel + j); }, put);
         return;
       }
-      // Beyond the map its edge is repeated.
+      // The edge of the map is repeated.
       const auto at = [&](int i, int k) {
         return load<L>(first + std::min(i, height - 1 - row) * x.row + std::min(k, width - 1 - column) * x.pixel + j);
       };
@@ -48,7 +48,7 @@ void to_bands(From x, int height, int width, int channels, const std::uint8_t* c
   }
 }
 
-// And back, for channels `first_channel` on, of which width[n] in all have coefficient n: with a bias, within a range.
+// Transforms back, from channel `first_channel` on, and applies bias and range; width[n] channels have coefficient n.
 template <int K>
 void to_pixels(const float* y, std::ptrdiff_t band, int ldy, const int* widths, int first_channel, int channels,
                const float* bias, Range range, To x, int height, int width) {
@@ -75,9 +75,9 @@ void to_pixels(const float* y, std::ptrdiff_t band, int ldy, const int* widths, 
   });
 }
 
-// Adds coefficients to a map of `outputs` channels: of channel c the first counts[c], or, where that is null, coefficient n
-// of the first widths[n] channels. `place`: which of theirs a channel of the map is, or `channels`: none;
-// null: they are the same. `pixels`: memory for those of a block, [K * K][channels + 1].
+// Transforms coefficients and adds them to a map of `outputs` channels. Channel c has counts[c] coefficients; if counts
+// is null, the first widths[n] channels have coefficient n. `place` is the coefficients' channel of each channel of the
+// map, or `channels` for none; null: they are the same. `pixels` is memory for a block, [K * K][channels + 1].
 template <int K>
 void compose(const float* y, std::ptrdiff_t band, int channels, const int* widths, const std::int32_t* counts,
              const int* place, int outputs, float* pixels, To x, int height, int width) {
@@ -116,11 +116,11 @@ void compose(const float* y, std::ptrdiff_t band, int channels, const int* width
 using ToBands = decltype(&to_bands<1>);
 using ToPixels = decltype(&to_pixels<1>);
 
-// Rows of [.., channels] numbers of pixels `from` apart, into a map with zeros around it, of pixels `pitch` apart.
+// Describes the copy of a map, with pixels `from` floats apart, into one padded with zeros, with pixels `pitch` apart.
 struct Border {
   int height, width, channels, from, top, bottom, left, right, pitch;
 };
-// Rows `first` to `first` + `rows` of that map.
+// Writes rows `first` to `first` + `rows` of the padded map.
 template <class T>
 void bordered(const Border& s, int first, int rows, const T* x, float* y) {
   const std::ptrdiff_t row = static_cast<std::ptrdiff_t>(s.left + s.width + s.right) * s.pitch;
@@ -150,24 +150,24 @@ void bordered(const Border& s, int first, int rows, const T* x, float* y) {
 
 enum Source { PIXELS, BANDS, COPY };
 
-// A product alone, or the first of a chain: makes a map [height, width, outputs], a panel of channels at a time.
+// A product alone, or the first of a chain. It makes a map [height, width, outputs], a panel of channels at a time.
 struct Writer {
   Source source;
   int height, width, outputs, panel;
   Range range;
-  // For each panel: [inputs][columns], a bias [columns], what comes after it; `unit` floats for each channel.
+  // For each panel: [inputs][columns], a bias [columns], and the weights that follow; `unit` floats for each channel.
   std::size_t weights;
   std::ptrdiff_t unit;
-  // Reads x[image, row, pixel][index[0..inputs-1]] ...
+  // On pixels it reads x[image, row, pixel][index[0..inputs-1]].
   int inputs;
   const std::int32_t* index;
   std::ptrdiff_t image, row, pixel;
-  // ... or, by bands, coefficients [n][blocks][pixel], of which in[n] channels make out[n].
+  // By bands it reads coefficients [n][blocks][pixel]; in band n, in[n] channels make out[n].
   int block;
   std::ptrdiff_t band;
   const int *in, *out;
   ToPixels to_pixels;
-  // A convolution of images: the map above is these with a border, `window` rows of it for each row, `stride` apart.
+  // A convolution of images reads them padded: `window` rows of them for each row, `stride` apart.
   const Border* border;
   int window, stride;
 
@@ -176,11 +176,11 @@ struct Writer {
   const float* weights_of(int at, const float* w) const { return w + weights + at * panel * unit; }
 };
 
-// Bands of few blocks are multiplied together, as far as they read the same channels: a tile has more rows, and weights
-// are read less often.
+// Bands of few blocks that read the same channels are multiplied together: tiles then have more rows, and weights are
+// read less often.
 constexpr int bands_at_once(int blocks) { return std::max(1, TILE_ROWS / blocks); }
 
-// Rows `row0` on of one panel, with its weights; `x` are the pixels, or the coefficients, of an image.
+// Writes rows of one panel from `row0` on, with its weights; `x` are the pixels or the coefficients of an image.
 [[maybe_unused]] void write(const Writer& s, int panel, int row0, int rows, const float* x, const float* weights,
                             float* coefs, To out, Ahead& ahead) {
   const int columns = s.columns(panel), at = panel * s.panel;
@@ -211,18 +211,18 @@ constexpr int bands_at_once(int blocks) { return std::max(1, TILE_ROWS / blocks)
   s.to_pixels(coefs, blocks * PANEL, PANEL, s.out, at, columns, bias, s.range, out, rows, s.width);
 }
 
-// Floats that `write` needs for so many rows.
+// Returns the floats of scratch memory that `write` needs for a number of rows.
 constexpr std::ptrdiff_t coefs_of(int block, int rows, int width) {
   return static_cast<std::ptrdiff_t>(block) * block * ceil_div(rows, block) * ceil_div(width, block) * PANEL;
 }
 
-// The writer of a layer on vectors, for so many of them at once.
+// Returns the writer of a layer on vectors for a number of them at once.
 [[maybe_unused]] Writer across(Writer s, int vectors) {
   s.width *= vectors;
   return s;
 }
 
-// A layer alone: `rows` at a time, into y [images][height][width][outputs], or into its means [images][outputs].
+// Computes a layer alone, `rows` at a time, into y [images][height][width][outputs], or its means [images][outputs].
 [[maybe_unused]] void layer(const Writer& s, int rows, bool means, const float* x, const float* w, float* scratch,
                             float* y, int images, Ahead& ahead) {
   float* pixels = scratch + (s.source == BANDS ? in_lines(coefs_of(s.block, rows, s.width)) : 0);
@@ -253,28 +253,28 @@ constexpr std::ptrdiff_t coefs_of(int block, int rows, int width) {
 
 enum Target { TO_MAP, TO_BANDS, AS_IS };
 
-// The last product of a chain: adds to y [image][pixels][outputs], or to coefficients [image][n][blocks][outputs]; or
-// there is none.
+// The last product of a chain, if there is one. It adds to y [image][pixels][outputs], or to coefficients
+// [image][n][blocks][outputs].
 struct Reader {
   Target target;
   int outputs, panel;
-  // Of what is there when the last panel has been added.
+  // Applied to the output after the last panel has been added.
   Range range;
   std::ptrdiff_t image;
   // The channels of a panel of the chain that are read, in order; by bands the first k[panel * N + n] of them make
-  // out[n] outputs. counts: how many coefficients they have, of every 8.
+  // out[n] outputs. `counts` is the largest number of coefficients of every 8 channels.
   const std::int32_t* index;
   int block;
   std::ptrdiff_t band;
   const int *k, *out;
   const std::uint8_t* counts;
   ToBands to_bands;
-  // What the first panel is added to, if not to what is there: a bias; NOTHING: what is there.
+  // The bias to which the first panel is added; NOTHING: it is added to the old values of the output.
   std::size_t bias;
 };
 constexpr std::size_t NOTHING = ~std::size_t{0};
 
-// Adds channels index[start..stop-1] of a panel, [row][PANEL], to rows of y, of which `wide` outputs are made.
+// Multiplies channels index[start..stop-1] of a panel, [row][PANEL], and adds the results to rows of y, `wide` outputs.
 [[maybe_unused]] void add_product(const Reader& s, int rows, const float* x, const std::int32_t* index, int start,
                                   int stop, const float* weights, int columns, int wide, const float* bias, To y,
                                   Range range, Ahead& ahead) {
@@ -286,8 +286,8 @@ constexpr std::size_t NOTHING = ~std::size_t{0};
   }
 }
 
-// Pixels [rows * width][PANEL] of `columns` channels of a chain, from row `row0` on; `bias`: what the first panel is
-// added to, or ONTO.
+// Reads pixels [rows * width][PANEL] of `columns` channels of a chain, from row `row0` on; `bias` is what the first
+// panel is added to, or ONTO.
 [[maybe_unused]] void read(const Reader& s, const float* pixels, int at, int panel, int columns, bool last, int row0,
                            int rows, int width, const float* weights, const float* bias, float* coefs, float* y,
                            Ahead& ahead) {

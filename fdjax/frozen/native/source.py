@@ -1,4 +1,4 @@
-"""The C++ source of a frozen network in the making: weights in one array, tables of numbers, constants."""
+"""Builds the C++ source of a frozen network: weights in one array, tables of numbers, constants."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ import numpy as np
 
 from fdjax.ops.dct import dct_basis, zigzag_order
 
-# The range that an activation leaves.
+# The range of each activation's results.
 RANGES = {"none": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
-# Channels of a panel, at most (PANEL in kernels.h); groups of 8 are what it consists of.
+# The most channels of a panel, a multiple of 8; the same as PANEL in kernels.h.
 PANEL = 48
 _ALIGNED = 16
 
 
-# Metadata of what a dataclass has beside the fields of the struct.
+# Metadata of a dataclass's field that is not in the struct.
 NOT_IN_CPP = {"cpp": False}
 
 
 @dataclasses.dataclass(frozen=True)
 class Raw:
-    """C++ as it stands."""
+    """A piece of C++."""
 
     text: str
 
 
-# The same in kernels.h.
+# The names of the ranges in kernels.h.
 RANGE_OF = {"none": Raw("ALL"), "relu": Raw("RELU"), "relu6": Raw("RELU6")}
 
 
 def cpp(value: Any) -> str:
-    """A value in C++: numbers, sequences and dataclasses in braces."""
+    """Writes a value in C++: a number, or a sequence or dataclass in braces."""
     if isinstance(value, Raw):
         return value.text
     if isinstance(value, (bool, np.bool_)):
@@ -51,42 +51,64 @@ def cpp(value: Any) -> str:
 
 
 def round8(channels: int) -> int:
-    """Numbers that a pixel of so many channels takes."""
+    """Returns the floats that a pixel takes: its channels rounded up to a multiple of 8."""
     return -(-channels // 8) * 8
 
 
 def panel_width(channels: int) -> int:
-    """Channels of a panel, so that panels are alike."""
+    """Returns the number of channels of a panel, so that all panels have about the same size."""
     groups = max(1, -(-channels // 8))
     width = -(-groups // -(-groups * 8 // PANEL))
     return 8 * min(groups, width + width % 2)
 
 
 def padded(array: np.ndarray) -> np.ndarray:
-    """[..., C] with zeros up to 8."""
+    """Pads channels with zeros to a multiple of 8.
+
+    Args:
+      array: [..., C].
+
+    Returns:
+      [..., round8(C)].
+    """
     missing = round8(array.shape[-1]) - array.shape[-1]
     return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)])
 
 
 def in_panels(matrix: np.ndarray, panel: int) -> np.ndarray:
-    """[rows, columns] panel after panel of its columns, flat; columns are filled up to 8."""
+    """Lays out a matrix panel by panel of its columns.
+
+    Args:
+      matrix: [rows, columns]; columns are padded to a multiple of 8.
+      panel: number of columns of a panel.
+
+    Returns:
+      The panels one after the other, flat.
+    """
     matrix = padded(matrix)
     parts = [matrix[:, at : at + panel].ravel() for at in range(0, matrix.shape[1], panel)]
     return np.concatenate(parts) if parts else matrix.ravel()
 
 
 def largest_of_8(counts: Sequence[int] | np.ndarray) -> np.ndarray:
-    """The largest of every 8 counts."""
+    """Computes the largest of every 8 counts.
+
+    Args:
+      counts: int [C].
+
+    Returns:
+      int [round8(C) / 8].
+    """
     return padded(np.asarray(counts, np.int64)).reshape(-1, 8).max(axis=1)
 
 
 class Source:
-    """Collects what stands in the source.
+    """Collects the declarations and weights of a source.
 
     Attributes:
       text: declarations, in order.
-      weights: arrays that make up the weights, each aligned.
-      scratch: floats of the memory that every operation may use.
+      weights: the parts of the weights, each padded to the alignment.
+      scratch: floats of the scratch memory that all operations share.
     """
 
     def __init__(self) -> None:
@@ -98,22 +120,33 @@ class Source:
         self._blocks: set[int] = set()
 
     def weight(self, array: np.ndarray) -> int:
-        """Adds weights; returns where they begin, in floats."""
+        """Adds weights.
+
+        Args:
+          array: any shape.
+
+        Returns:
+          Their place, in floats.
+        """
         flat = np.ascontiguousarray(array, np.float32).ravel()
         at, self._size = self._size, self._size + -(-flat.size // _ALIGNED) * _ALIGNED
         self.weights.append(np.pad(flat, (0, self._size - at - flat.size)))
         return at
 
     def blob(self) -> np.ndarray:
-        """All weights, float32; vectors may be read a little beyond the last."""
+        """Joins all weights.
+
+        Returns:
+          float32, flat; zeros follow the last weight, because vectors may be read beyond it.
+        """
         return np.concatenate([*self.weights, np.zeros(4 * _ALIGNED, np.float32)])
 
     def needs(self, floats: int) -> None:
-        """Memory that an operation works in."""
+        """Makes the scratch memory at least this large."""
         self.scratch = max(self.scratch, floats + 8 * _ALIGNED)
 
     def _declare(self, prefix: str, kind: str, text: str, comment: str = "") -> str:
-        """A constant; what is said twice is there once."""
+        """Declares a constant, unless there is an equal one; returns its name."""
         if (kind, text) not in self._names:
             name = self._names[kind, text] = f"{prefix}{len(self._names)}"
             note = f"  // {comment}" if comment else ""
@@ -121,16 +154,16 @@ class Source:
         return self._names[kind, text]
 
     def table(self, values: Iterable[Any], kind: str = "int") -> Raw:
-        """A table of numbers."""
+        """Declares a table of numbers, unless there is an equal one."""
         numbers = [float(v) if kind == "float" else int(v) for v in values] or [0]
         return Raw(self._declare("table", kind, cpp(numbers)))
 
     def constant(self, value: Any, comment: str = "", kind: str | None = None) -> str:
-        """A struct of the kind that the dataclass is named after; returns its name."""
+        """Declares a struct of the type that the dataclass is named after; returns its name."""
         return self._declare("part", kind or type(value).__name__, cpp(value), comment)
 
     def struct(self, fields: str) -> str:
-        """A struct of constants; returns its name."""
+        """Declares a struct of constants; returns its name."""
         key = ("struct", fields)
         if key not in self._names:
             self._names[key] = f"Constants{len(self._names)}"
