@@ -317,7 +317,7 @@ FDJAX_INLINE void inverse_line(const Vec<L>* y, Vec<L>* x) {
   }
 }
 
-// Computes the first `count` coefficients of a block of vectors: at(i, j) reads a pixel, put(n, v) stores coefficient n.
+// Computes the first `count` coefficients of a block of vectors: at(i, j) reads pixel (i, j), put(n, v) stores one.
 template <int K, int L, class At, class Put>
 FDJAX_INLINE void forward_block(int count, At at, Put put) {
   if (count == 1) {
