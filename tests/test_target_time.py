@@ -228,6 +228,12 @@ def test_wrong_targets_are_refused(fields):
         LearnConfig(**fields)
 
 
+def test_a_target_of_time_needs_no_other_target_beside_it():
+    assert LearnConfig(tied=True, levels="0,N", target_macs=None, target_time=0.5).target == 0.5
+    with pytest.raises(ValueError, match="lambda_"):
+        LearnConfig(target_macs=None)
+
+
 def test_with_a_target_of_time_groups_are_as_wide_as_the_engine_likes():
     assert LearnConfig(tied=True).multiple == 1 and LEARN.multiple == 8
     assert dataclasses.replace(LEARN, engine="onnxruntime").multiple == 16

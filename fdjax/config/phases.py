@@ -143,7 +143,7 @@ class LearnConfig(Checked):
             "'total' where there is a target_time",
         )
         self._require(
-            self.lambda_ is None or self.lambda_ > 0 or (self.lambda_ == 0 and self.target_macs is None),
+            self.lambda_ is None or self.lambda_ > 0 or (self.lambda_ == 0 and self.target is None),
             "lambda_",
             "above 0 (0 only without a target), or None",
         )
@@ -155,7 +155,7 @@ class LearnConfig(Checked):
         )
         self._require(0 < self.ramp <= 1, "ramp", "above 0 and at most 1")
         self._require(
-            self.target_macs is not None or self.lambda_ is not None, "lambda_", "a number when target_macs is None"
+            self.target is not None or self.lambda_ is not None, "lambda_", "a number when target_macs is None"
         )
         for field, blocks in (
             ("block", [self.block]),
