@@ -53,7 +53,14 @@ def bind(kind: str, params: Mapping[str, Any], inputs: Sequence[Any]) -> list[An
 
 
 def params_to_json(kind: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a primitive's parameters in JSON types, which `params_from_json` reads.
+    """Converts a primitive's parameters to JSON types, which `params_from_json` reads.
+
+    Args:
+      kind: name of the primitive.
+      params: its parameters.
+
+    Returns:
+      Name -> value in JSON types; None for the placement of arrays.
 
     Raises:
       ValueError: a parameter has no JSON form, such as a function.
@@ -83,7 +90,13 @@ def _to_json(kind: str, value: Any) -> Any:
 
 
 def params_from_json(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads the parameters that `params_to_json` wrote; the placement of arrays is left open.
+    """Reads the parameters that `params_to_json` wrote.
+
+    Args:
+      params: name -> value in JSON types.
+
+    Returns:
+      The parameters; the placement of arrays is left open.
 
     Raises:
       ValueError: a parameter is of an unknown kind.

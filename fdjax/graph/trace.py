@@ -59,7 +59,15 @@ def variable_paths(variables: Any) -> list[str]:
 
 
 def called_jaxpr(name: str, params: Mapping[str, Any]) -> Any:
-    """Returns the closed jaxpr that a call primitive of this name calls, or None for any other primitive."""
+    """Finds what a call primitive calls.
+
+    Args:
+      name: name of a primitive.
+      params: its parameters.
+
+    Returns:
+      A closed jaxpr that takes the primitive's inputs; None if the primitive is not a mere call.
+    """
     if name not in _CALLS:
         return None
     body = next(params[key] for key in _CALLED if key in params)
