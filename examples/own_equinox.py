@@ -1,4 +1,4 @@
-"""An Equinox network of your own with half of its MACs: python examples/own_equinox.py (a minute on two cores)"""
+"""Prunes an Equinox network of your own to half of its MACs: python examples/own_equinox.py (a minute on two cores)"""
 
 import equinox as eqx
 import jax

@@ -1,4 +1,4 @@
-"""A Keras network of your own with half of its MACs: python examples/own_keras.py (a minute on two cores)"""
+"""Prunes a Keras network of your own to half of its MACs: python examples/own_keras.py (a minute on two cores)"""
 
 import os
 

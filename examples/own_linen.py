@@ -1,4 +1,4 @@
-"""A Flax Linen network of your own with half of its MACs: python examples/own_linen.py (a minute on two cores)"""
+"""Prunes a Flax Linen network of your own to half of its MACs: python examples/own_linen.py (a minute on two cores)"""
 
 import flax.linen as nn
 import jax

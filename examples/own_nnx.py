@@ -1,4 +1,4 @@
-"""A Flax NNX network of your own with half of its MACs: python examples/own_nnx.py (a minute on two cores)"""
+"""Prunes a Flax NNX network of your own to half of its MACs: python examples/own_nnx.py (a minute on two cores)"""
 
 import jax
 import numpy as np
