@@ -51,6 +51,18 @@ def load_made(path: str, what: str, function: str, kind: type[Made], name: str) 
     return made
 
 
+def shipped_file(name: str, folder: str) -> str | None:
+    """The path of a Python file that comes with the package, by its name: "finetune" of the folder "configs".
+
+    An installed package has the folder inside of itself, a checkout beside it. None: there is no such file.
+    """
+    if Path(name).exists() or not name.replace("_", "").isalnum():
+        return None
+    package = Path(__file__).parent
+    files = (parent / folder / f"{name}.py" for parent in (package, package.parent))
+    return next((str(file) for file in files if file.is_file()), None)
+
+
 def import_function(reference: str, flag: str) -> Callable[..., Any]:
     """Imports a function that a user names, also from the current directory.
 

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
@@ -111,6 +112,11 @@ def _in_few_words(box: str, program: str) -> str:
             said += f" (did you mean {section[1].split()[0]}?)"
     said = said.rstrip(".") if len(said) < _LONGEST_MESSAGE else f"{said[:_LONGEST_MESSAGE]}..."
     return f"{said}; {program} --help says what is accepted"
+
+
+def training_program() -> tuple[str, ...]:
+    """The beginning of a command that trains, as it is given here: in a checkout, or with the package installed."""
+    return ("python", "train.py") if Path("train.py").is_file() else ("fdjax", "train")
 
 
 def restored_run(path: str, which: str = "latest") -> Restored:

@@ -1,4 +1,4 @@
-"""`eval.py`: evaluates a checkpoint or a frozen network."""
+"""`eval.py` and `fdjax eval`: evaluate a checkpoint or a frozen network."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class EvalArguments:
 
 
 @reports_user_errors
-def eval_command(arguments: Sequence[str] | None = None) -> int:
-    """Runs `eval.py` and returns its exit status."""
-    parsed = parse_arguments(EvalArguments, "eval.py", arguments)
+def eval_command(arguments: Sequence[str] | None = None, program: str = "eval.py") -> int:
+    """Runs `eval.py` or `fdjax eval` and returns its exit status."""
+    parsed = parse_arguments(EvalArguments, program, arguments)
     check_json_target(parsed.json)
     if (parsed.checkpoint is None) == (parsed.frozen is None):
         raise UserError("give either --checkpoint DIR or --frozen DIR")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from fdjax.commands.arguments import parse_with_config
+from fdjax.commands.arguments import parse_with_config, training_program
 from fdjax.commands.output_files import check_json_target, write_report
 from fdjax.config import Config
 from fdjax.errors import UserError
@@ -235,7 +235,7 @@ def _describe(report: dict[str, Any], parsed: ImportArguments, config: Config) -
     mean, std = (" ".join(f"{value:g}" for value in report[name]) for name in ("input_mean", "input_std"))
     padding, epsilon = report["padding"], report["batch_norm_epsilon"]
     command = [
-        "python", "train.py", "--config", parsed.config, "--workdir", "RUN", "--init", str(report["checkpoint"]),
+        *training_program(), "--config", parsed.config, "--workdir", "RUN", "--init", str(report["checkpoint"]),
         "--phases", *(["pretrain"] if parsed.new_classifier else []), "learn", "refine",
         "--model.padding", padding, "--model.batch-norm-epsilon", str(epsilon),
     ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from fdjax.commands.blocks import blocks_command
 from fdjax.commands.check import check_command
 from fdjax.commands.compile_for import compile_command
 from fdjax.commands.data import data_command
+from fdjax.commands.evaluate import eval_command
 from fdjax.commands.export import export_command
 from fdjax.commands.freeze import freeze_command
 from fdjax.commands.import_weights import import_command
@@ -22,9 +24,18 @@ from fdjax.commands.prune import prune_command
 from fdjax.commands.report import report_command
 from fdjax.commands.results import results_command
 from fdjax.commands.sweep import sweep_command
+from fdjax.commands.train import train_command
 from fdjax.errors import reports_user_errors
 
 COMMANDS: Commands = {
+    "train": (
+        functools.partial(train_command, program="fdjax train"),
+        "train and prune a network as a config file says, as train.py does",
+    ),
+    "eval": (
+        functools.partial(eval_command, program="fdjax eval"),
+        "evaluate a checkpoint or a frozen network, as eval.py does",
+    ),
     "macs": (macs_command, "count the MACs of a config or a checkpoint, layer by layer"),
     "import": (import_command, "make a checkpoint from weights that were trained elsewhere"),
     "blocks": (blocks_command, "choose the block size of each layer of a pretrained network"),

@@ -1,4 +1,4 @@
-"""`train.py`: trains and prunes a network."""
+"""`train.py` and `fdjax train`: train and prune a network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TrainArguments:
     """Trains and prunes a network as a config file describes; flags can set every field of the config."""
 
     config: str
-    """Config file, such as configs/quickstart.py."""
+    """Config file, such as configs/quickstart.py, or the name of one that comes with fdjax, such as quickstart."""
     workdir: str
     """Directory of the run: new or empty, or that of a run to resume."""
     init: str | None = None
@@ -53,13 +53,16 @@ class TrainArguments:
 
 
 @reports_user_errors
-def train_command(arguments: Sequence[str] | None = None) -> int:
-    """Runs `train.py` and returns its exit status."""
+def train_command(arguments: Sequence[str] | None = None, program: str = "train.py") -> int:
+    """Runs `train.py` or `fdjax train` and returns its exit status."""
     given, began = list(sys.argv[1:] if arguments is None else arguments), time.monotonic()
     asks_for_help = bool({"-h", "--help"} & set(given))
-    if flag_value(given, "train.py") is None and not asks_for_help:
-        raise UserError("--config FILE is missing: python train.py --config configs/quickstart.py --workdir DIR")
-    parsed = parse_with_config(TrainArguments, "train.py", given)
+    if flag_value(given, program) is None and not asks_for_help:
+        began_by, example = (
+            ("python train.py", "configs/quickstart.py") if program == "train.py" else (program, "quickstart")
+        )
+        raise UserError(f"--config FILE is missing: {began_by} --config {example} --workdir DIR")
+    parsed = parse_with_config(TrainArguments, program, given)
     check_json_target(parsed.json)
     for name, value in (("profile", parsed.profile), ("connect-timeout", parsed.connect_timeout)):
         if value < 0:

@@ -13,7 +13,7 @@ from fdjax.config.model import ModelConfig
 from fdjax.config.phases import PHASES, AlternateConfig, LearnConfig, WeightPhaseConfig
 from fdjax.config.saved import config_of_fields
 from fdjax.errors import UserError
-from fdjax.python_file import load_made
+from fdjax.python_file import load_made, shipped_file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,10 @@ class Config(Checked):
 def load_config(path: str) -> Config:
     """Runs a config file and returns the config that its `get_config()` makes.
 
+    Args:
+      path: of the file, or the name of a config that comes with fdjax: "finetune".
+
     Raises:
       UserError: the file does not exist, fails, or has no `get_config` that returns a `Config`.
     """
-    return load_made(path, "config", "get_config", Config, "fdjax.config.Config")
+    return load_made(shipped_file(path, "configs") or path, "config", "get_config", Config, "fdjax.config.Config")

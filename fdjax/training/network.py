@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from fdjax.config import LearnConfig
+from fdjax.graph.cuts import cutting_masks
 from fdjax.graph.masks import Mask, MaskedGraph, layer_blocks, place_masks
 from fdjax.graph.network import Graph, trace
 from fdjax.graph.placing import masks_on_spaces, wrapped_blocks
@@ -97,11 +98,19 @@ def trace_network(
         blocks=blocks,
         num_classes=network.num_classes,
         levels=learn.counts_below_whole,
-        # Without any channel of a space, the network would be cut in two.
-        floors={path: 1 for path, mask in masks.items() if mask.members is not None},
+        floors=_floors(graph, masks, learn),
         uncounted=frozenset(uncounted),
         **facts,
     )
+
+
+def _floors(graph: Graph, masks: Mapping[str, Mask], learn: LearnConfig) -> dict[str, int]:
+    """Of masks with which the network would end: a space of which nothing is left, or what nothing bypasses.
+
+    The paper's masks, on single sides of layers, come down as they are learned.
+    """
+    ends = cutting_masks(graph, masks) if learn.tied else ()
+    return {path: 1 for path, mask in masks.items() if path in ends or mask.members is not None}
 
 
 def _on_layers(graph: Graph, wrappable: Collection[str], learn: LearnConfig) -> tuple[dict[str, Mask], dict[str, int]]:
