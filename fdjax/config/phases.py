@@ -48,6 +48,9 @@ class WeightPhaseConfig(Checked):
     """Weight decay of kernels, 0 or more; batch norm and biases have none."""
     label_smoothing: float = 0.0
     """Label smoothing, 0 to below 1."""
+    patience: int | None = None
+    """Early stopping: number of evaluations in a row (checkpoint.evaluate_every_epochs) without a better validation
+    accuracy, after which the phase ends with the weights that were best (None: it does all its steps)."""
 
     def _check(self) -> None:
         self._require(0 < self.epochs <= LONGEST_PHASE, "epochs", f"above 0 and at most {LONGEST_PHASE:,}")
@@ -62,6 +65,7 @@ class WeightPhaseConfig(Checked):
         self._require(0 <= self.warmup_epochs <= LONGEST_PHASE, "warmup_epochs", f"from 0 to {LONGEST_PHASE:,}")
         self._require(self.step_factor > 0, "step_factor", "above 0")
         self._require(all(0 <= share <= 1 for share in self.step_at), "step_at", "shares from 0 to 1")
+        self._require(self.patience is None or self.patience >= 1, "patience", "at least 1, or None")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -210,6 +214,7 @@ class AlternateConfig(WeightPhaseConfig):
 
     def _check(self) -> None:
         super()._check()
+        self._require(self.patience is None, "patience", "None, since its masks move while it trains")
         self._require(self.mask_turn >= 1, "mask_turn", "at least 1")
         self._require(self.weight_turn >= 1, "weight_turn", "at least 1")
         self._require(0 <= self.free_batchnorm_fraction <= 1, "free_batchnorm_fraction", "a share from 0 to 1")

@@ -15,7 +15,7 @@ from fdjax.data import Dataset, TrainingOrder, split_validation, training_statis
 from fdjax.errors import RunInterrupted
 from fdjax.provenance import cpu_model
 from fdjax.pruning.timed import TimeTable
-from fdjax.training import checks
+from fdjax.training import checks, early_stopping
 from fdjax.training.announce import announcement, beginning, changes
 from fdjax.training.build import build_network, facts_of
 from fdjax.training.cadence import Cadence
@@ -33,8 +33,8 @@ from fdjax.training.restore import Past, Restored
 from fdjax.training.saving import BackgroundSaves
 from fdjax.training.state import TrainState, create_state, init_variables
 from fdjax.training.stopping import Stopping
-from fdjax.training.streaming import training_stream
-from fdjax.training.summary import describe, evaluation_summary, versions
+from fdjax.training.streaming import make_feed
+from fdjax.training.summary import describe, run_summary, versions
 from fdjax.training.time_table import table_of
 from fdjax.training.trace import Trace
 from fdjax.training.workdir import SUMMARY_FILE, read_json, write_json
@@ -75,6 +75,7 @@ class Run:
         self.phases = plan_phases(config, self.order.per_epoch)
         self.skipped = dataset.skipped
         self.train_images, self.train_labels = dataset.train_images, dataset.train_labels
+        self.own_labels = self.train_labels[self.train_indices]
         self.checkpoints = Checkpoints(
             workdir / CHECKPOINT_FOLDER, keep=config.checkpoint.keep, keep_best=len(held_out[1]) > 0
         )
@@ -103,6 +104,7 @@ class Run:
         """
         checks.check_target_macs(self.config.learn, self.graph, self.phases)
         checks.check_gate(self.config.learn)
+        early_stopping.check_patience(self.config, self.phases, len(self.measure.validation[1]))
         if self.resumed is not None:
             checks.check_same_data(self.workdir, self.graph, self.done.num_train, self.resumed)
             self._skip(self.resumed.done.skipped)
@@ -210,20 +212,12 @@ class Run:
         Returns:
           The state at the end of the last phase.
         """
-        resident = {"auto": None, "yes": True, "no": False}[self.config.compute.data_on_device]
-        feed = Feed(
-            self.devices,
-            self.train_images,
-            self.train_labels,
-            resident=resident,
-            steps_per_dispatch=self.config.compute.steps_per_dispatch,
-            stream=training_stream(self.config, self.train_images, self.train_labels, self.order, self.devices),
-        )
+        feed = make_feed(self.config, self.devices, self.train_images, self.train_labels, self.order)
         for phase in self.phases[index:]:
             if phase_step == 0 and phase is not self.phases[0]:
                 previous = self.phases[self.phases.index(phase) - 1]
                 state = self._enter(state, phase, soft_before=not previous.hard)
-            elif phase_step >= phase.steps:
+            elif phase_step >= phase.steps or early_stopping.out_of_patience(self.config, phase, self.done):
                 if phase.name not in [entry["name"] for entry in self.done.history]:
                     # The run was stopped before the end of the phase was evaluated.
                     state = self._measure_and_save(state, phase)
@@ -233,20 +227,36 @@ class Run:
                 # A finished phase that the config has made longer goes on, so it is removed from the history.
                 self.done.history = [p for p in self.done.history if p["name"] != phase.name]
             state = self._run_phase(state, phase, phase_step, feed)
+            if self.done.best:
+                state = self._measure_and_save(state, phase)
             phase_step = 0
         return state
 
     def _measure_and_save(self, state: TrainState, phase: Phase) -> TrainState:
+        """Ends a phase that has not been measured yet, of one that may end early with the weights that were best."""
         state, progress = self.devices.replicate(state), Progress(phase, phase.steps, quiet=not self.devices.is_writer)
+        ended = None
         try:
-            self._save(phase, phase.steps, state, self._finish_phase(phase, state, progress))
+            self._catch_up(phase, state, progress)
+            if self.done.best:
+                self.saves.wait()
+                self.devices.wait_for_all("before the best weights are taken")
+                state, ended = early_stopping.take_best(self.checkpoints, self.done, phase, state)
+                state = self.devices.replicate(state)
+                progress.say(early_stopping.ending_words(phase, **ended))
+            self._save(phase, phase.steps, state, self._finish_phase(phase, state, progress, ended))
         finally:
             progress.close()
         return state
 
+    def _catch_up(self, phase: Phase, state: TrainState, progress: Progress) -> None:
+        if early_stopping.lacks_evaluation(self.config, phase, int(state.step), self.done):
+            score, text = self.measure.evaluate_midway(phase, int(state.step), state, self.done)
+            progress.say(text)
+            self._save(phase, int(state.step) - phase.start, state, score)
+
     def _run_phase(self, state: TrainState, phase: Phase, phase_step: int, feed: Feed) -> TrainState:
-        labels = self.train_labels[self.train_indices]
-        programs = make_programs(self.config, self.network, self.graph, phase, state, feed, labels, self.table)
+        programs = make_programs(self.config, self.network, self.graph, phase, state, feed, self.own_labels, self.table)
         cadence = Cadence(self.config, phase)
         later = sum(other.steps for other in self.phases[self.phases.index(phase) + 1 :])
         progress = Progress(phase, phase_step, later, quiet=not self.devices.is_writer)
@@ -258,6 +268,9 @@ class Run:
         state = self.devices.replicate(state)
         waiting = Waiting()
         try:
+            self._catch_up(phase, state, progress)
+            if early_stopping.out_of_patience(self.config, phase, self.done):
+                return state
             chunks = chunks_of(self.config, phase, phase_step, cadence.ends_dispatch, feed.longest, self.order.rows)
             batches = feed.batches(chunks, (phase.start + phase_step, phase.end))
             for chunk, batch in waiting.over(batches):
@@ -292,8 +305,10 @@ class Run:
                     self._save(phase, phase_step, state, None)
                     self.saves.wait()
                     raise
-                if saves or last:
+                if saves or last or (evaluates and self.done.best):
                     self._save(phase, phase_step, state, score)
+                if early_stopping.out_of_patience(self.config, phase, self.done):
+                    break
                 if saves or evaluates:
                     waiting.restart()
         finally:
@@ -311,10 +326,10 @@ class Run:
         self, phase: Phase, phase_step: int, state: TrainState, progress: Progress, *, saves: bool, evaluates: bool
     ) -> float | None:
         """Evaluates the network if that is due; returns a score by which the best checkpoint is chosen, or None."""
-        if phase_step == phase.steps:
+        if phase_step == phase.steps and early_stopping.patience_of(self.config, phase) is None:
             return self._finish_phase(phase, state, progress)
         score, step = None, phase.start + phase_step
-        if evaluates:
+        if evaluates or phase_step == phase.steps:
             score, text = self.measure.evaluate_midway(phase, step, state, self.done)
             progress.say(text)
         elif saves and phase.name != "learn":  # In learn the weights do not change.
@@ -342,7 +357,9 @@ class Run:
             ranked = None if score is None else phase.index + score
             self.saves.begin(phase.start + phase_step, state, meta, ranked)
 
-    def _finish_phase(self, phase: Phase, state: TrainState, progress: Progress) -> float | None:
+    def _finish_phase(
+        self, phase: Phase, state: TrainState, progress: Progress, ended: dict[str, Any] | None = None
+    ) -> float | None:
         top1, soft_top1, macs, score = self.measure.finish_phase(phase, state, self.done)
         if phase.name == "pretrain":
             self.done.dense_top1, self.done.weights_adapted = top1, False
@@ -355,7 +372,7 @@ class Run:
         before = sum(entry["seconds"] for entry in self.done.history)
         entry = {"name": phase.name, "steps": phase.steps, "seconds": round(self.done.seconds - before, 2)}
         soft = {} if soft_top1 is None else {"soft_top1": soft_top1}
-        self.done.history.append({**entry, "top1": top1, **soft, "ratio": macs.ratio})
+        self.done.history.append({**entry, "top1": top1, **soft, "ratio": macs.ratio, **(ended or {})})
         before_rounding = "" if soft_top1 is None else f" ({100 * soft_top1:.2f}% before rounding)"
         progress.say(f"{phase.name}: done, test accuracy {100 * top1:.2f}% at {macs.ratio:.3f}x MACs{before_rounding}")
         return score
@@ -371,22 +388,7 @@ class Run:
         """
         self.saves.wait()
         test, macs = self.measure.evaluate(self.phases[-1], state, self.done, finished=True, split=self.measure.test)
-        learn = self.config.learn
-        summary = {
-            **evaluation_summary(test, macs),
-            "split": "test",
-            "num_classes": self.graph.num_classes,
-            "class_names": list(self.graph.class_names),
-            "dense_top1": self.done.dense_top1,
-            "seconds": round(self.done.seconds, 1),
-            "phases": self.done.history,
-            "target_macs": learn.target_macs if self.done.masks_learned and learn.target_time is None else None,
-            "target_time": learn.target_time if self.done.masks_learned else None,
-            "target_convention": learn.target_convention,
-            "seed": self.config.seed,
-            "imported": self.done.imported or None,
-            "versions": self.versions,
-        }
+        summary = run_summary(self.config, self.graph, self.done, test, macs, self.versions)
         if self.devices.is_writer:
             self.measure.plot(self.phases, state, self.done, summary["layers"])
             write_json(self.workdir / SUMMARY_FILE, summary)

@@ -21,6 +21,7 @@ from fdjax.graph.masks import MaskedGraph
 from fdjax.reports import plot_run
 from fdjax.training.build import collection_of, flat_masks, hard_network
 from fdjax.training.devices import Devices
+from fdjax.training.early_stopping import note_evaluation
 from fdjax.training.evaluate import EVAL_BATCH, Evaluator, make_evaluator
 from fdjax.training.feed import Waiting
 from fdjax.training.health import diverged, nonfinite_network
@@ -250,7 +251,9 @@ class Measurements:
             f"at {macs.ratio:.3f}x MACs"
         )
         # While masks are learned there is no score: the network that is pruned least would have the best.
-        return figures["top1"] if held_out and not phase.learns_masks else None, text
+        score = figures["top1"] if held_out and not phase.learns_masks else None
+        note_evaluation(self.config, phase, step, score, done)
+        return score, text
 
     def finish_phase(self, phase: Phase, state: TrainState, done: Past) -> PhaseEnd:
         """Evaluates the network at the end of a phase and records the results.

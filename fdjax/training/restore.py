@@ -45,6 +45,7 @@ class Past:
       weights_adapted: whether the weights have been trained under masks since pretraining, in this run or that of
         --init.
       imported: the origin of weights that `fdjax import` has imported; otherwise empty.
+      best: the fields of the `BestSoFar` of a phase that can end early; otherwise None.
       times: the `TimeTable` of a run whose target is a time; otherwise None.
     """
 
@@ -58,6 +59,7 @@ class Past:
     masks_learned: bool = False
     weights_adapted: bool = False
     imported: dict[str, Any] = dataclasses.field(default_factory=dict)
+    best: dict[str, Any] | None = None
     times: dict[str, Any] | None = None
 
     @property

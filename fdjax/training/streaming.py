@@ -7,6 +7,7 @@ import numpy as np
 from fdjax.config import Config
 from fdjax.data import Images, RandomResizedCrop, StoredImages, TrainingOrder, TrainingStream
 from fdjax.training.devices import Devices
+from fdjax.training.feed import Feed
 
 
 def training_stream(
@@ -35,4 +36,24 @@ def training_stream(
         crop=RandomResizedCrop.asked(data.random_resized_crop, data.crop_area),
         threads=data.workers,
         part=devices.local_part(data.batch_size),
+    )
+
+
+def make_feed(config: Config, devices: Devices, images: Images, labels: np.ndarray, order: TrainingOrder) -> Feed:
+    """What gives a run its batches.
+
+    Args:
+      config: of the run.
+      devices: that take them.
+      images: of the training set.
+      labels: likewise [n].
+      order: in which they come.
+    """
+    return Feed(
+        devices,
+        images,
+        labels,
+        resident={"auto": None, "yes": True, "no": False}[config.compute.data_on_device],
+        steps_per_dispatch=config.compute.steps_per_dispatch,
+        stream=training_stream(config, images, labels, order, devices),
     )

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import platform
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from fdjax import __version__
+from fdjax.config import Config
 from fdjax.graph.counting import NetworkMacs
+from fdjax.graph.masks import MaskedGraph
 from fdjax.provenance import commit, processor
 from fdjax.training.progress import duration
 from fdjax.training.speed import speed_words
+
+if TYPE_CHECKING:
+    from fdjax.training.restore import Past
 
 
 def versions() -> dict[str, str | None]:
@@ -29,6 +34,37 @@ def versions() -> dict[str, str | None]:
 def evaluation_summary(figures: dict[str, float], macs: NetworkMacs) -> dict[str, Any]:
     """Returns the part that `eval.py --json` and `summary.json` have in common."""
     return {**figures, "macs": macs.to_dict(), "layers": [layer.to_dict() for layer in macs.layers]}
+
+
+def run_summary(
+    config: Config, graph: MaskedGraph, done: Past, figures: dict[str, float], macs: NetworkMacs, made_by: dict
+) -> dict[str, Any]:
+    """What `summary.json` holds, but for the time of the frozen network.
+
+    Args:
+      config: of the run.
+      graph: channel graph of the network.
+      done: the run's past.
+      figures: of the test images.
+      macs: of the network as it stands.
+      made_by: the versions that the run began with.
+    """
+    learn = config.learn
+    return {
+        **evaluation_summary(figures, macs),
+        "split": "test",
+        "num_classes": graph.num_classes,
+        "class_names": list(graph.class_names),
+        "dense_top1": done.dense_top1,
+        "seconds": round(done.seconds, 1),
+        "phases": done.history,
+        "target_macs": learn.target_macs if done.masks_learned and learn.target_time is None else None,
+        "target_time": learn.target_time if done.masks_learned else None,
+        "target_convention": learn.target_convention,
+        "seed": config.seed,
+        "imported": done.imported or None,
+        "versions": made_by,
+    }
 
 
 def describe(summary: dict[str, Any]) -> str:

@@ -1,0 +1,127 @@
+"""Ending a phase early, when the validation accuracy no longer rises, with the weights that were best."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from fdjax.checkpoint import Checkpoints, DamagedCheckpoint
+from fdjax.config import Config, WeightPhaseConfig
+from fdjax.errors import UserError
+from fdjax.training.cadence import Cadence
+from fdjax.training.phases import Phase, phase_settings
+from fdjax.training.restore import Past, restore
+
+if TYPE_CHECKING:
+    from fdjax.training.state import TrainState
+
+
+def patience_of(config: Config, phase: Phase) -> int | None:
+    """How many evaluations in a row without a better one end the phase; None: it does all its steps."""
+    settings = phase_settings(config, phase.name)
+    return settings.patience if isinstance(settings, WeightPhaseConfig) else None
+
+
+def check_patience(config: Config, phases: Sequence[Phase], num_validation: int) -> None:
+    """Raises `UserError` where a phase is to end by its validation accuracy, and there are no validation images."""
+    for phase in phases:
+        patience = patience_of(config, phase)
+        if patience is not None and not num_validation:
+            raise UserError(
+                f"{phase.name}.patience is {patience}, and there are no validation images to stop by: give "
+                "--data.validation 0.1, or a data set with a validation split of its own"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class BestSoFar:
+    """The best evaluation of a phase so far.
+
+    Attributes:
+      step: of the run, after which it was.
+      top1: on the validation images.
+      since: evaluations without a better one.
+      last: step of the run of the latest evaluation.
+    """
+
+    step: int
+    top1: float
+    since: int
+    last: int
+
+    @classmethod
+    def after(cls, before: dict[str, Any] | None, step: int, top1: float) -> BestSoFar:
+        """After one more evaluation: `before` is what `dataclasses.asdict` made, or None before the first.
+
+        Of equals the later one is kept, whose checkpoint is kept, too; it is no reason to go on.
+        """
+        best = None if before is None else cls(**before)
+        if best is None or top1 > best.top1:
+            return cls(step, top1, 0, step)
+        return cls(step if top1 == best.top1 else best.step, best.top1, best.since + 1, step)
+
+
+def note_evaluation(config: Config, phase: Phase, step: int, score: float | None, done: Past) -> None:
+    """Records an evaluation after `step` of the run in its past, where the phase may end early."""
+    if patience_of(config, phase) is not None and score is not None:
+        done.best = dataclasses.asdict(BestSoFar.after(done.best, step, score))
+
+
+def lacks_evaluation(config: Config, phase: Phase, step: int, done: Past) -> bool:
+    """Whether a run that was stopped just before an evaluation that counts has to make up for it at `step`."""
+    at = step - phase.start
+    if patience_of(config, phase) is None or not at or (done.best or {}).get("last") == step:
+        return False
+    return at == phase.steps or Cadence(config, phase).evaluates(at)
+
+
+def out_of_patience(config: Config, phase: Phase, done: Past) -> bool:
+    """Whether a phase ends where it is."""
+    patience = patience_of(config, phase)
+    return patience is not None and done.best is not None and BestSoFar(**done.best).since >= patience
+
+
+def ending_words(phase: Phase, stopped: dict[str, Any]) -> str:
+    """What is said when such a phase ends; `stopped` is from `take_best`."""
+    best = f"step {stopped['best']:,}, {100 * stopped['validation_top1']:.2f}% of the validation images"
+    if stopped["at"] == phase.steps:
+        return f"{phase.name}: the weights are those of {best}"
+    return (
+        f"{phase.name}: ends after {stopped['at']:,} of {phase.steps:,} steps ({stopped['evaluations']:,} evaluations "
+        f"in a row were no better); the weights are those of {best}"
+    )
+
+
+def take_best(
+    checkpoints: Checkpoints, done: Past, phase: Phase, state: TrainState
+) -> tuple[TrainState, dict[str, Any]]:
+    """Ends a phase that may end early, after as many steps as `state` has.
+
+    Args:
+      checkpoints: of the run, all of them on disk.
+      done: the run's past; what it has of the best evaluation is taken out.
+      phase: which.
+      state: as it stands.
+
+    Returns:
+      The state of the best evaluation as if all steps of the phase were done (`state`'s weights where it cannot be
+      read), and what the run's history says of the phase: JSON types.
+    """
+    assert done.best is not None
+    best, done.best = BestSoFar(**done.best), None
+    steps = {"at": int(state.step) - phase.start, "best": best.step - phase.start}
+    if best.step != int(state.step):
+        try:
+            checkpoints.verify(best.step)
+            state = restore(checkpoints, best.step).state
+        except (DamagedCheckpoint, OSError) as error:
+            print(f"warning: {error}; going on with the weights as they are", file=sys.stderr)
+            steps["best"] = steps["at"]
+    # The next phase draws what it would draw after all steps of this one.
+    state = jax.tree.map(jnp.array, state.replace(step=jnp.asarray(phase.end, jnp.int32)))
+    return state, {"stopped": {**steps, "validation_top1": best.top1, "evaluations": best.since}}
