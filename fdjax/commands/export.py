@@ -37,7 +37,7 @@ def export_command(arguments: Sequence[str]) -> int:
 
     network = load(parsed.frozen)
     remarks = check_made_for(network.manifest, engines_of_file(out), anyway=parsed.any_engine)
-    export(network.frozen, out, network.network)
+    export(network.frozen, out, network.network, network.manifest.get("data"))
     print(f"{out}: {out.stat().st_size:,} bytes")
     for line in [*remarks, *slower_remarks(network, out, measure=parsed.time)]:
         print(line)

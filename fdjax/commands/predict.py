@@ -27,11 +27,12 @@ class PredictArguments:
     images: tyro.conf.Positional[tuple[str, ...]]
     """Picture files, in any format that Pillow opens, and folders, which are searched at any depth."""
     frozen: str
-    """Directory of a frozen network, as fdjax freeze writes it."""
+    """Directory of a frozen network, as fdjax freeze writes it, or an ONNX file, as fdjax export writes it."""
     top: int = 1
     """Number of classes to print for each picture, the most probable first."""
     engine: Literal["xla", "native"] | None = None
-    """Engine that executes the network: XLA, or C++ that is compiled for this processor (None: XLA)."""
+    """Engine that executes the network: XLA, or C++ that is compiled for this processor (None: XLA). An ONNX file is
+    run by ONNX Runtime."""
     any_engine: bool = False
     """Also run a network that was made for another engine than --engine (freeze --choose time)."""
     json: str | None = None
@@ -49,13 +50,8 @@ def predict_command(arguments: Sequence[str]) -> int:
         raise UserError("no picture given: fdjax predict --frozen DIR IMAGE...")
     check_at_least_one(top=parsed.top)
     from fdjax.data.unlabelled import list_pictures
-    from fdjax.frozen import load
-    from fdjax.frozen.artifact import read_manifest
-    from fdjax.frozen.speed import check_made_for
 
-    if parsed.engine is not None:
-        check_made_for(read_manifest(Path(parsed.frozen)), [parsed.engine], anyway=parsed.any_engine)
-    network, found = load(parsed.frozen, parsed.engine or "xla"), []
+    network, found = _network(parsed), []
     files = [
         file for given in parsed.images for file in (list_pictures(Path(given)) if Path(given).is_dir() else [given])
     ]
@@ -82,6 +78,26 @@ def predict_command(arguments: Sequence[str]) -> int:
     if parsed.csv is not None:
         _write_csv(parsed.csv, found, max(len(entry.get("classes", ())) for entry in found))
     return 0
+
+
+def _network(parsed: PredictArguments) -> Any:
+    """What --frozen names: a folder or an ONNX file, ready to predict."""
+    if parsed.frozen.endswith(".onnx"):
+        from fdjax.frozen.onnx_file import load_onnx
+
+        if parsed.engine is not None:
+            raise UserError(
+                f"{parsed.frozen} is an ONNX file, which ONNX Runtime runs: leave out --engine {parsed.engine}, or "
+                "give the folder that fdjax freeze wrote"
+            )
+        return load_onnx(parsed.frozen)
+    from fdjax.frozen import load
+    from fdjax.frozen.artifact import read_manifest
+    from fdjax.frozen.speed import check_made_for
+
+    if parsed.engine is not None:
+        check_made_for(read_manifest(Path(parsed.frozen)), [parsed.engine], anyway=parsed.any_engine)
+    return load(parsed.frozen, parsed.engine or "xla")
 
 
 def _predictions(network: Any, files: Sequence[str], top: int) -> Iterator[dict[str, Any]]:

@@ -225,7 +225,9 @@ def save(
     check_target(folder)
     # The ONNX model is made first, so that nothing is written if it cannot be.
     written = (
-        to_onnx(frozen.program, frozen.arrays, facts=facts_for_onnx(network)).SerializeToString() if onnx else None
+        to_onnx(frozen.program, frozen.arrays, facts=facts_for_onnx(network, facts.get("data"))).SerializeToString()
+        if onnx
+        else None
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft, old = (folder.with_name(f".{folder.name}.{word}") for word in ("draft", "old"))

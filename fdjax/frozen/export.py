@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,24 +52,25 @@ def read_stablehlo(file: Path) -> Callable[..., Any]:
     return lambda *images: exported.call(*(jnp.asarray(image, jnp.float32) for image in images))
 
 
-def _write_onnx(frozen: Frozen, file: Path, graph: MaskedGraph | None) -> None:
-    write_onnx(frozen.program, frozen.arrays, file, facts_for_onnx(graph) if graph is not None else None)
+def _write_onnx(frozen: Frozen, file: Path, graph: MaskedGraph | None, data: Mapping[str, Any] | None) -> None:
+    write_onnx(frozen.program, frozen.arrays, file, facts_for_onnx(graph, data) if graph is not None else None)
 
 
-WRITERS: dict[str, Callable[[Frozen, Path, MaskedGraph | None], Any]] = {
-    ".stablehlo": lambda frozen, file, graph: file.write_bytes(to_stablehlo(frozen)),
+WRITERS: dict[str, Callable[[Frozen, Path, MaskedGraph | None, Mapping[str, Any] | None], Any]] = {
+    ".stablehlo": lambda frozen, file, graph, data: file.write_bytes(to_stablehlo(frozen)),
     ".onnx": _write_onnx,
-    ".cc": lambda frozen, file, graph: write_source(frozen, file),
+    ".cc": lambda frozen, file, graph, data: write_source(frozen, file),
 }
 
 
-def export(frozen: Frozen, file: Path, graph: MaskedGraph | None = None) -> None:
+def export(frozen: Frozen, file: Path, graph: MaskedGraph | None = None, data: Mapping[str, Any] | None = None) -> None:
     """Writes a frozen network in the format that the file's suffix names: .stablehlo, .onnx or .cc.
 
     Args:
       frozen: the network.
       file: the file to write.
       graph: the graph that it was frozen from; an ONNX file then has the names of the classes and the form of images.
+      data: the data settings in the manifest (`manifest["data"]`); an ONNX file then says how pictures are resized.
 
     Raises:
       UserError: if the suffix is another, or the format cannot hold the network.
@@ -77,7 +78,7 @@ def export(frozen: Frozen, file: Path, graph: MaskedGraph | None = None) -> None
     if file.suffix not in WRITERS:
         raise UserError(f"{file}: give a file that ends in {' or '.join(WRITERS)}")
     try:
-        WRITERS[file.suffix](frozen, file, graph)
+        WRITERS[file.suffix](frozen, file, graph, data)
     except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
         if isinstance(error, UserError):
             raise

@@ -22,6 +22,8 @@ from fdjax.frozen.program import Apply, Program
 from fdjax.graph.masks import MaskedGraph
 
 _OPSET, _IR_VERSION = 17, 9
+# Of a run's data settings, how a picture becomes an input.
+PICTURE_FACTS = ("eval_crop", "background")
 
 
 def _names(name: str, count: int) -> list[str]:
@@ -60,11 +62,17 @@ def _given(shape: tuple[int, ...], name: str, channels_first: bool) -> Value:
     return Value(shape, channels_first=name) if channels_first and len(shape) == 3 else Value(shape, plain=name)
 
 
-def facts_for_onnx(network: MaskedGraph) -> dict[str, str]:
-    """Returns the metadata of an ONNX file, as JSON texts by name: class names and the form of images."""
+def facts_for_onnx(network: MaskedGraph, data: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Returns the metadata of an ONNX file, as JSON texts by name: class names and the form of images.
+
+    Args:
+      network: the graph that the network was frozen from.
+      data: the data settings in the manifest, for how pictures are resized; None: not said.
+    """
     given = {"layout": "NHWC", "range": [0, 255], "shape": list(network.input_shape)}
     inside = {"mean": list(network.input_mean), "std": list(network.input_std)}
     facts = {"class_names": list(network.class_names), "input": given, "normalised_inside": inside}
+    facts["pictures"] = {name: (data or {})[name] for name in PICTURE_FACTS if name in (data or {})}
     return {name: json.dumps(fact, ensure_ascii=False) for name, fact in facts.items()}
 
 
