@@ -94,14 +94,22 @@ def test_it_agrees_with_the_masked_network_on_the_whole_test_set(artifact, check
     assert agreement(np.asarray(load(artifact).predict(images)), expected)["relative_error"] < 1e-4
 
 
-def test_eval_takes_it_and_says_what_the_checkpoint_says(artifact, checkpoint, tmp_path) -> None:
+def test_eval_takes_it_and_says_what_the_checkpoint_says(artifact, checkpoint, tmp_path, capsys) -> None:
     reports = [tmp_path / "frozen.json", tmp_path / "checkpoint.json"]
-    assert eval_command(["--frozen", str(artifact), "--json", str(reports[0])]) == 0
+    assert eval_command(["--frozen", str(artifact), "--json", str(reports[0]), "--by-class"]) == 0
+    headings, *rows = capsys.readouterr().out.splitlines()[-11:]
     assert eval_command(["--checkpoint", str(checkpoint), "--json", str(reports[1])]) == 0
     frozen, masked = (json.loads(report.read_text()) for report in reports)
     assert frozen["top1"] == masked["top1"] and frozen["num_examples"] == masked["num_examples"]
     assert frozen["loss"] == pytest.approx(masked["loss"], rel=1e-4)
     assert frozen["macs"] == masked["macs"] and frozen["layers"] == masked["layers"]
+    # By class: rows of the matrix are classes, of which every image is in one place.
+    confusion = np.array(frozen["confusion"])
+    assert frozen["confusion"] == masked["confusion"] and (confusion.sum(axis=1) == 200).all()
+    assert np.trace(confusion) / 2000 == pytest.approx(frozen["top1"])
+    assert frozen["class_names"] == masked["class_names"] and headings.split()[:2] == ["class", "images"]
+    for row, name, own in zip(rows, frozen["class_names"], np.diag(confusion), strict=True):
+        assert row.startswith(name) and f"  200  {own / 2:.2f}%  " in row.replace("   ", "  ").replace("   ", "  ")
 
 
 def test_loading_and_predicting_need_neither_flax_nor_training_code(artifact) -> None:

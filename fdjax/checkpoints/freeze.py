@@ -203,6 +203,7 @@ def evaluate_frozen(network: FrozenNetwork, data_path: str | None = None) -> dic
         **figures(logits, dataset.test_labels),
         **{name: network.manifest[name] for name in ("macs", "layers")},
         "split": "test",
+        "class_names": list(network.class_names),
         **checkpoint,
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from fdjax.commands.arguments import parse_arguments
 from fdjax.commands.output_files import check_json_target, write_report
@@ -25,8 +25,10 @@ class EvalArguments:
     """Images to evaluate on: the test set, or the validation share that the run held out."""
     data_path: str | None = None
     """Directory of the run's data set, if it has moved."""
+    by_class: bool = False
+    """Also print the accuracy of each class, and what its images are most often taken for (up to 50 classes)."""
     json: str | None = None
-    """File to write the results to as JSON."""
+    """File to write the results to as JSON; up to 50 classes it holds the confusion matrix."""
 
 
 @reports_user_errors
@@ -36,8 +38,6 @@ def eval_command(arguments: Sequence[str] | None = None, program: str = "eval.py
     check_json_target(parsed.json)
     if (parsed.checkpoint is None) == (parsed.frozen is None):
         raise UserError("give either --checkpoint DIR or --frozen DIR")
-    from fdjax.training.summary import describe
-
     if parsed.frozen is not None:
         if parsed.which != "latest" or parsed.split != "test":
             raise UserError("a frozen network is evaluated on the test set: give no --which or --split beside --frozen")
@@ -45,7 +45,7 @@ def eval_command(arguments: Sequence[str] | None = None, program: str = "eval.py
         from fdjax.frozen import load
 
         summary = evaluate_frozen(load(parsed.frozen), parsed.data_path)
-        print(describe(summary))
+        _print(summary, parsed.by_class)
         write_report(parsed.json, summary)
         return 0
     assert parsed.checkpoint is not None
@@ -54,6 +54,15 @@ def eval_command(arguments: Sequence[str] | None = None, program: str = "eval.py
     checkpoints, step, restored = open_checkpoint(parsed.checkpoint, parsed.which)
     print(f"step {step:,} of {checkpoints.folder.parent}: {restored.phase.name}, step {restored.phase_step:,}")
     summary = evaluate_restored(restored, parsed.split, parsed.data_path)
-    print(describe(summary))
+    _print(summary, parsed.by_class)
     write_report(parsed.json, summary)
     return 0
+
+
+def _print(summary: dict[str, Any], by_class: bool) -> None:
+    from fdjax.reports.classes import class_lines
+    from fdjax.training.summary import describe
+
+    print(describe(summary))
+    for line in class_lines(summary) if by_class else ():
+        print(line)

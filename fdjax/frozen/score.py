@@ -11,6 +11,8 @@ import numpy as np
 from fdjax.errors import UserError
 
 BATCH = 250
+# With more classes a confusion matrix is too large to read and to store in a summary.
+CONFUSION_CLASSES = 50
 
 
 def all_logits(predict: Callable[[np.ndarray], jax.Array], images: Any, batch: int = BATCH) -> np.ndarray:
@@ -32,7 +34,7 @@ def all_logits(predict: Callable[[np.ndarray], jax.Array], images: Any, batch: i
     return np.concatenate(found)
 
 
-def figures(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def figures(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Computes accuracy and loss.
 
     Ties go to the class with the lower index, as in `argmax`. An image with logits that are not finite counts as wrong,
@@ -43,7 +45,9 @@ def figures(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
       labels: int [n].
 
     Returns:
-      `top1`, a share, 0 to 1; `top5` for more than 10 classes; `loss`, the mean cross entropy in nats; `num_examples`.
+      `top1`, a share, 0 to 1; `top5` for more than 10 classes; `loss`, the mean cross entropy in nats; `num_examples`; up
+      to 50 classes `confusion`, for each class how many of its images were taken for each class. Images with logits that
+      are not finite are in no column of it.
     """
     finite = np.all(np.isfinite(logits), axis=1, keepdims=True)
     own = np.take_along_axis(logits, labels[:, None], axis=1)
@@ -53,9 +57,13 @@ def figures(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     log_sums = np.log(np.exp(shifted).sum(axis=1))
     losses = log_sums - np.take_along_axis(shifted, labels[:, None], axis=1)[:, 0]
-    found = {"loss": float(losses.mean()), "top1": float((rank < 1).mean())}
+    found: dict[str, Any] = {"loss": float(losses.mean()), "top1": float((rank < 1).mean())}
     if logits.shape[1] > 10:
         found["top5"] = float((rank < 5).mean())
+    if logits.shape[1] <= CONFUSION_CLASSES:
+        confusion = np.zeros((logits.shape[1],) * 2, np.int64)
+        np.add.at(confusion, (labels[finite[:, 0]], logits[finite[:, 0]].argmax(axis=1)), 1)
+        found["confusion"] = confusion.tolist()
     return {**found, "num_examples": len(labels)}
 
 

@@ -20,14 +20,8 @@ def classes_section(summary: Mapping[str, Any]) -> list[str]:
     Args:
       summary: of the run, with `class_names` and `confusion` (rows: the class, columns: what images were taken for).
     """
-    try:
-        confusion = np.array(summary["confusion"], np.int64)
-    except (KeyError, TypeError, ValueError):
-        return []
-    if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1] or not confusion.size:
-        return []
-    names = [str(name) for name in summary.get("class_names") or range(len(confusion))]
-    if len(names) != len(confusion):
+    confusion, names = _matrix(summary)
+    if confusion is None:
         return []
     parts = [html.element("h3", "Classes"), html.table(*_by_class(confusion, names))]
     if len(names) <= _MATRIX_CLASSES:
@@ -37,7 +31,37 @@ def classes_section(summary: Mapping[str, Any]) -> list[str]:
     return parts
 
 
-def _by_class(confusion: np.ndarray, names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+def class_lines(summary: Mapping[str, Any]) -> list[str]:
+    """The accuracy of each class as lines of text, the first of them headings; nothing without a confusion matrix."""
+    confusion, names = _matrix(summary)
+    if confusion is None:
+        return []
+    headings, rows = _by_class(confusion, names, "images")
+    widths = [max(len(cell) for cell in column) for column in zip(headings, *rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if at in (0, 3) else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in [headings, *rows]
+    ]
+
+
+def _matrix(summary: Mapping[str, Any]) -> tuple[np.ndarray | None, list[str]]:
+    """The confusion matrix of a summary and the names of its classes; None where there is none, or not a sound one."""
+    try:
+        confusion = np.array(summary["confusion"], np.int64)
+    except (KeyError, TypeError, ValueError):
+        return None, []
+    if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1] or not confusion.size:
+        return None, []
+    names = [str(name) for name in summary.get("class_names") or range(len(confusion))]
+    return (confusion, names) if len(names) == len(confusion) else (None, [])
+
+
+def _by_class(
+    confusion: np.ndarray, names: Sequence[str], what: str = "test images"
+) -> tuple[list[str], list[list[str]]]:
     rows = []
     for at, (name, row) in enumerate(zip(names, confusion, strict=True)):
         count, right = int(row.sum()), int(row[at])
@@ -45,4 +69,4 @@ def _by_class(confusion: np.ndarray, names: Sequence[str]) -> tuple[list[str], l
         worst = int(others.argmax())
         mistaken = f"{names[worst]} ({others[worst]:,})" if others[worst] else _NONE
         rows.append([name, f"{count:,}", f"{100 * right / count:.2f}%" if count else _NONE, mistaken])
-    return ["class", "test images", "right", "most often taken for"], rows
+    return ["class", what, "right", "most often taken for"], rows

@@ -12,13 +12,12 @@ import numpy as np
 import optax
 
 from fdjax.data import Images, normalize
+from fdjax.frozen.score import CONFUSION_CLASSES
 from fdjax.graph.masks import MaskedGraph
 from fdjax.training.devices import Devices
 
 EVAL_BATCH = 250
 Evaluator = Callable[[dict[str, Any], Images, np.ndarray], dict[str, Any]]
-# With more classes a confusion matrix is too large to read and to store in a summary.
-CONFUSION_CLASSES = 50
 
 
 class Applied(Protocol):

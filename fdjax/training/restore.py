@@ -318,6 +318,7 @@ def evaluate_restored(restored: Restored, split: str = "test", data_path: str | 
     return {
         **evaluation_summary(figures, restored.macs()),
         "split": split,
+        "class_names": list(graph.class_names),
         "step": restored.phase.start + restored.phase_step,
         "phase": restored.phase.name,
         "dense_top1": restored.done.dense_top1 if split == "test" else None,
