@@ -16,17 +16,23 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="torch is not installed: it writes the weights that are imported here")
 
+import fdjax  # noqa: E402
 from fdjax.checkpoint import find_checkpoint  # noqa: E402
 from fdjax.commands.main import fdjax_command  # noqa: E402
 from fdjax.config import Config, DataConfig, DistillConfig, WeightPhaseConfig  # noqa: E402
 from fdjax.data import random_part  # noqa: E402
 from fdjax.errors import UserError  # noqa: E402
+from fdjax.frozen import freeze  # noqa: E402
+from fdjax.frozen.bench import seeded_variables  # noqa: E402
+from fdjax.graph.cuts import cutting_masks  # noqa: E402
 from fdjax.reports.results import read_result  # noqa: E402
 from fdjax.reports.words import outcome_words  # noqa: E402
+from fdjax.training.build import build_network, hard_masks  # noqa: E402
 from fdjax.training.checks import warn_of_chance  # noqa: E402
 from fdjax.training.optimizers import weight_optimizer  # noqa: E402
 from fdjax.training.restore import restore  # noqa: E402
 from fdjax.training.run import train  # noqa: E402
+from fdjax.training.state import init_variables  # noqa: E402
 from fdjax.training.steps import balancing_weights, cross_entropy, labels_alone, with_class_weights  # noqa: E402
 from tests.tiny_run import get_config  # noqa: E402
 from tests.torch_networks import randomise, small_mobilenetv2  # noqa: E402
@@ -168,3 +174,38 @@ def test_a_network_at_chance_is_warned_of(capsys) -> None:
     warn_of_chance(0.3, 10)
     warn_of_chance(None, 10)
     assert not capsys.readouterr().out
+
+
+def test_rounding_never_cuts_a_network_in_two() -> None:
+    """Where nothing bypasses a tied mask, something of it is left, however low the masks have come."""
+    config = dataclasses.replace(
+        TINY,
+        learn=dataclasses.replace(TINY.learn, tied=True, levels="0,N", group_multiple=8),
+    )
+    network, graph = build_network(config, (28, 28, 1), 10)
+    fcmask = init_variables(network, (28, 28, 1), 0)["fcmask"]
+    hard = hard_masks(config.learn, graph, jax.tree.map(jnp.zeros_like, fcmask), to_target=False)
+    # The layers of the block without a residual connection, and the head.
+    assert {path.split("/")[0] for path in graph.floors} == {"block02", "head"}
+    for path, counts in hard.counts.items():
+        assert (counts > 0).any() == (path in graph.floors)
+    # What is left still reads the image; without floors nothing would.
+    none = {path: np.zeros_like(counts) for path, counts in hard.counts.items()}
+    for counts, reads in ((hard.counts, True), (none, False)):
+        assert bool(freeze(graph, seeded_variables(graph), counts).program.macs()) == reads
+
+
+def test_masks_with_a_bypass_do_not_cut() -> None:
+    def network(variables, x):
+        pool = lambda kernel, x: jax.nn.relu(jnp.einsum("bhwc,cd->bhwd", x, kernel))  # noqa: E731
+        first = pool(variables["a"], x)
+        around = first + pool(variables["c"], pool(variables["b"], first))
+        return pool(variables["d"], around).mean(axis=(1, 2))
+
+    kernels = {name: jnp.ones((4, 4)) for name in "abcd"}
+    traced = fdjax.with_masks(fdjax.trace(network, kernels, jax.ShapeDtypeStruct((1, 4, 4, 4), jnp.float32)))
+    layers = {path: {name for name, _ in mask.sides} for path, mask in traced.masks.items()}
+    cutting = cutting_masks(traced.graph, traced.masks)
+    assert any(names == {"b", "c"} for names in layers.values())
+    for path, names in layers.items():
+        assert (path in cutting) == (names != {"b", "c"}), names

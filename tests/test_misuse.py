@@ -197,7 +197,7 @@ MISUSES: dict[str, list[tuple[str, str]]] = {
 }
 # Each command's last misuse, and a flag that there is not.
 for name in ("train", "eval"):
-    MISUSES[name] = MISUSES[f"{name}.py"][:2]
+    MISUSES[name] = [MISUSES[f"{name}.py"][at] for at in (0, -1)]
 ROWS = [
     (command, *row)
     for command, rows in MISUSES.items()

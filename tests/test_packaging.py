@@ -11,6 +11,8 @@ import pytest
 
 import fdjax
 from fdjax.commands.main import fdjax_command
+from fdjax.config import load_config
+from fdjax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -26,6 +28,24 @@ def test_every_file_of_the_package_is_installed() -> None:
         assert any(fnmatch(file.name, pattern) for pattern in data.get(package, ())), f"no wheel has {file}"
         # setuptools finds packages by this file, and data by their package.
         assert (file.parent / "__init__.py").exists(), file.parent
+
+
+def test_every_package_is_installed_and_the_configs_are_too() -> None:
+    tools = PROJECT["tool"]["setuptools"]
+    folders = {file.parent.relative_to(ROOT) for file in (ROOT / "fdjax").rglob("*.py")}
+    assert set(tools["packages"]) == {".".join(folder.parts) for folder in folders} | {"fdjax.configs"}
+    assert ROOT / tools["package-dir"]["fdjax.configs"] == ROOT / "configs"
+
+
+def test_configs_that_come_with_it_go_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config("finetune") == load_config(str(ROOT / "configs" / "finetune.py"))
+    with pytest.raises(UserError, match="no config file 'fintune'"):
+        load_config("fintune")
+    # A file of the user's own goes first.
+    (tmp_path / "finetune").write_text("def get_config(): return 1")
+    with pytest.raises(UserError, match=r"must return an fdjax.config.Config"):
+        load_config("finetune")
 
 
 def test_the_version_is_one_and_semantic(capsys: pytest.CaptureFixture[str]) -> None:
