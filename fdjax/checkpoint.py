@@ -205,7 +205,7 @@ class Checkpoints:
             manifest = json.loads(file.read_text())
             found = {"files": dict(manifest["files"]), "arrays": dict(manifest["arrays"])}
             if not all(isinstance(text, str) for part in found.values() for pair in part.items() for text in pair):
-                raise ValueError("its entries are no texts")
+                raise ValueError("its entries are not texts")
             return found
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DamagedCheckpoint(f"checkpoint {file.parent} has no readable {MANIFEST}: {error}") from error

@@ -55,7 +55,7 @@ def open_dataset(
     if name == FASHION_MNIST_SUBSET:
         raise UserError(f"the data set {name!r} is small and cannot be streamed; give --data.loading memory")
     if image_size is None:
-        raise UserError("a set that is streamed needs an image size: give --data.image-size N")
+        raise UserError("a streamed set needs an image size: give --data.image-size N")
     if name == FOLDER:
         return _open_folder(Path(path or ""), image_size, grayscale, crop_share, background)
     return _open_prepared(name, path, image_size, grayscale, crop_share, background)

@@ -40,8 +40,8 @@ def with_masks(
     window, a layer on vectors, or several layers write or read it, whole channels are pruned. Spaces with pinned
     channels get no mask. Without tying, each pointwise layer has masks on its own two sides, as in the paper.
 
-    Rules name layers by their paths, as `print(graph)` shows them, with the wildcards of `fnmatch`: "stem/*",
-    "*/shortcut". `block`, `levels`, `grid` and `floor` take one value, or a mapping from rules to values. If several
+    Rules name layers by their paths, as `print(graph)` shows them, with the wildcards of `fnmatch`: `stem/*`,
+    `*/shortcut`. `block`, `levels`, `grid` and `floor` take one value, or a mapping from rules to values. If several
     rules fit a layer, or one of the layers that share a mask, the last one counts.
 
     Args:

@@ -94,10 +94,10 @@ class InertPickle:
             elif opcode.arg is not None and not opcode.stack_before:
                 self._stack.append(argument)
             else:
-                raise ValueError(f"a pickle with the operation {opcode.name}")
-        raise ValueError("a pickle without an end")
+                raise ValueError(f"its pickle has the unsupported operation {opcode.name}")
+        raise ValueError("its pickle has no end")
 
-    # -- pieces of the machine
+    # -- parts of the machine
 
     def _after_mark(self) -> list[Any]:
         at = len(self._stack) - 1
@@ -118,7 +118,7 @@ class InertPickle:
 
     def _name(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
-            raise ValueError("a name that is not text")
+            raise ValueError("a name is not text")
         module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)  # The names in old pickles.
         full = f"{module}.{name}"
         if module.partition(".")[0] in _ATTACKERS or (module == "builtins" and name not in _BUILTIN_TYPES):
@@ -132,7 +132,7 @@ class InertPickle:
 
     def _call(self, function: Any, arguments: Any) -> None:
         if not isinstance(arguments, tuple):
-            raise ValueError("a call without arguments")
+            raise ValueError("a call has no arguments")
         if not isinstance(function, Inert):
             self._stack.append(Inert("an object", arguments))
             return
@@ -148,10 +148,10 @@ class InertPickle:
 
     def _put(self, into: Any, pairs: list[Any]) -> None:
         if len(pairs) % 2:
-            raise ValueError("a key without a value")
+            raise ValueError("a key has no value")
         target = into.items if isinstance(into, Inert) else into
         if not isinstance(target, dict):
-            raise ValueError("items for what is not a dictionary")
+            raise ValueError("items are set on what is not a dictionary")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             target[_key(key)] = value
 
@@ -211,7 +211,7 @@ class InertPickle:
         if isinstance(target, list):
             target.extend(values)
         elif not isinstance(target, Inert):
-            raise ValueError("values for what is not a list")
+            raise ValueError("values are added to what is not a list")
 
     def global_(self, argument: str) -> None:
         self._name(*argument.split(" ", 1))

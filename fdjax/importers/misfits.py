@@ -46,7 +46,7 @@ def order_message(
     )
     hint = best_fit(tensors, width)
     if all(CLASSIFIERS.search(text.split()[0]) for text in (*found.problems, *left)):
-        hint = "Only the classifier differs: give --new-classifier to begin with one of the config's classes"
+        hint = "Only the classifier differs: give --new-classifier to start with a new one for the config's classes"
     return "\n".join([f"{head}. {hint}", *(f"  {kind}: {', '.join(names)}" for kind, names in parts.items() if names)])
 
 
@@ -129,7 +129,7 @@ def _hint(
         what = "the weights have no classifier" if "missing" in names else (
             "Only the classifier differs: the config's data have another number of classes than the weights"
         )  # fmt: skip
-        return f". {what[0].upper()}{what[1:]}; --new-classifier begins with one for the config's classes"
+        return f". {what[0].upper()}{what[1:]}; --new-classifier starts with a new one for the config's classes"
     if "missing" in problems:
         fits = {other: _named_alike(tensors, network, other) for other in FORMATS}
         best = max(fits, key=lambda other: fits[other])

@@ -86,7 +86,7 @@ def _persistent(pid: Any) -> _Storage | _Unread:
 
 def _whole(number: Any) -> int:
     if not isinstance(number, int) or number < 0:
-        raise ValueError("a size that is not a whole number of 0 or more")
+        raise ValueError("a size is not a whole number of 0 or more")
     return number
 
 
@@ -110,7 +110,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> _Tensor | No
     if isinstance(shape, Inert):  # torch.Size
         shape = (shape.arguments or ((),))[0]
     if not isinstance(storage, _Storage) or not isinstance(shape, tuple | list) or len(shape) > _MOST_DIMENSIONS:
-        raise ValueError("a tensor without a storage, or of too many dimensions")
+        raise ValueError("a tensor has no storage, or too many dimensions")
     tensor = _Tensor(storage, _size(offset), tuple(map(_size, shape)), tuple(map(_size, strides)))
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True))
     elements = math.prod(tensor.shape)
