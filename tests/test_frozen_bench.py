@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -48,6 +49,17 @@ def test_seeded_variables_are_what_the_graph_asks_for() -> None:
     found = seeded_variables(graph)
     assert [np.shape(array) for array in found] == [np.shape(array) for array in expected]
     assert all(np.isfinite(array).all() for array in found)
+
+
+def test_what_is_timed_subtracts_the_mean_of_its_images_as_the_network_does() -> None:
+    """An image that is padded after its mean is subtracted needs an operation for it, which takes time."""
+    network, graph = make(**UNTIED)
+    graph = dataclasses.replace(graph, input_mean=(120.0,) * graph.input_shape[-1])
+    variables = random_variables(network, graph, 0)
+    counts = graph.full_counts()
+    real = freeze(graph, graph_variables(graph, variables["params"], variables["batch_stats"]), counts)
+    kinds = [[type(o).__name__ for o in frozen.program.operations] for frozen in (real, dense_network(graph))]
+    assert kinds[0] == kinds[1] and kinds[0][0] == "Apply"
 
 
 def test_a_row_says_what_was_measured() -> None:

@@ -19,7 +19,7 @@ from fdjax.frozen.choice import layers_of, time_programs
 from fdjax.frozen.clock import clock, cores, interleaved, quartiles
 from fdjax.frozen.engines import find_engine, is_there, random_inputs, runner
 from fdjax.frozen.xla import apply, compiler_options
-from fdjax.graph.masks import MaskedGraph
+from fdjax.graph.masks import IMAGE_SCALING, MaskedGraph
 
 # Compiles a network with another library for a batch size, and returns a function that executes it once.
 Peer = Callable[[Frozen, int], Callable[[], object]]
@@ -42,7 +42,10 @@ def seeded_variables(network: MaskedGraph, seed: int = 0) -> list[np.ndarray]:
     operations = network.operations
     for value, path in operations.variables.items():
         shape, name = operations.shapes[value], path.rpartition("/")[2]
-        if len(shape) > 1:
+        if path == f"{IMAGE_SCALING}/mean" and network.input_mean:
+            # Without a mean no operation would subtract it, which takes time where an image is padded afterwards.
+            made.append(np.array(network.input_mean))
+        elif len(shape) > 1:
             inputs = np.prod(shape[:-1]) if len(shape) != 3 else np.prod(shape[:2])
             made.append(rng.normal(0, np.sqrt(2 / inputs), shape))
         elif name in ("scale", "var", "std", "gamma", "variance", "moving_variance"):

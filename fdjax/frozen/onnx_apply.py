@@ -101,8 +101,23 @@ def _dtype_of(x: Value | np.ndarray) -> str:
     return x.dtype if isinstance(x, Value) else _dtype(x.dtype)
 
 
+def _by_channel_of_image(call: _Call) -> bool:
+    """Whether an image is combined with a number for each of its few channels.
+
+    Engines then take [B, C, H, W] many times as fast: along the last axis they do so pixel by pixel.
+    """
+    height, width, channels = call.shapes[0] if len(call.shapes[0]) == 3 else (1, 1, 0)
+    arrays = [x for x in call.inputs if isinstance(x, np.ndarray) and x.size > 1]
+    return (
+        height * width > 1
+        and 1 < channels <= 4
+        and all(x.shape == (1, 1, 1, channels) for x in arrays)
+        and bool(arrays)
+    )
+
+
 def _elementwise(call: _Call) -> list[Value]:
-    as_map = call.on_maps
+    as_map = call.on_maps or _by_channel_of_image(call)
     names = [call.operand(x, as_map) for x in call.inputs]
     dtype = "bool" if call.kind in _COMPARISONS else _dtype_of(call.inputs[-1])
     return call.made(_nodes(call, names), as_map, dtype)

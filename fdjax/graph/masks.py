@@ -54,6 +54,10 @@ class Mask:
         return len(self.sides) > 1
 
 
+# The collection in which a traced network of `fdjax.training` has the mean and the standard deviation of its images.
+IMAGE_SCALING = "input"
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class MaskedGraph:
     """A channel graph with its masks, and what else is known of the network.

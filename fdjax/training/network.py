@@ -13,16 +13,13 @@ from flax.traverse_util import flatten_dict
 
 from fdjax.config import LearnConfig
 from fdjax.graph.cuts import cutting_masks
-from fdjax.graph.masks import Mask, MaskedGraph, layer_blocks, place_masks
+from fdjax.graph.masks import IMAGE_SCALING, Mask, MaskedGraph, layer_blocks, place_masks
 from fdjax.graph.network import Graph, trace
 from fdjax.graph.placing import masks_on_spaces, wrapped_blocks
 from fdjax.graph.prunable import mask_problem
 from fdjax.graph.rules import check_rules, chosen
 from fdjax.training.own_network import Network, OwnNetwork
 from fdjax.zoo import FCMASK, FrequencyNetwork
-
-# A traced network has one more collection than its module: the mean and the standard deviation of its images.
-INPUT = "input"
 
 
 def wrapped_layers(network: Network, input_shape: tuple[int, int, int]) -> frozenset[str]:
@@ -48,11 +45,11 @@ def _trace_plain(plain: Network, input_shape: tuple[int, int, int]) -> tuple[Gra
     scaling = {name: jax.ShapeDtypeStruct(input_shape[-1:], jnp.float32) for name in ("mean", "std")}
 
     def apply(variables: Any, images: jax.Array) -> jax.Array:
-        scale = variables[INPUT]
-        collections = {name: value for name, value in variables.items() if name != INPUT}
+        scale = variables[IMAGE_SCALING]
+        collections = {name: value for name, value in variables.items() if name != IMAGE_SCALING}
         return jnp.asarray(plain.apply(collections, (images - scale["mean"]) / scale["std"]))
 
-    graph = trace(apply, {**shapes, INPUT: scaling}, image)
+    graph = trace(apply, {**shapes, IMAGE_SCALING: scaling}, image)
     if isinstance(plain, OwnNetwork):
         return graph, frozenset(name for name, layer in graph.layers.items() if mask_problem(layer) is None)
     return graph, frozenset(path.rpartition("/")[0] for path in masks)
@@ -190,4 +187,4 @@ def graph_variables(network: MaskedGraph, params: Any, batch_stats: Any) -> dict
     channels = network.input_shape[-1]
     mean, std = network.input_mean or (0.0,) * channels, network.input_std or (1.0,) * channels
     collections = {"params": params, "batch_stats": batch_stats}
-    return {**collections, INPUT: {"mean": jnp.asarray(mean), "std": jnp.asarray(std)}}
+    return {**collections, IMAGE_SCALING: {"mean": jnp.asarray(mean), "std": jnp.asarray(std)}}
