@@ -52,9 +52,9 @@ def load_made(path: str, what: str, function: str, kind: type[Made], name: str) 
 
 
 def shipped_file(name: str, folder: str) -> str | None:
-    """The path of a Python file that comes with the package, by its name: "finetune" of the folder "configs".
+    """Returns the path of a Python file that comes with fdjax, such as "finetune" in the folder "configs", or None.
 
-    An installed package has the folder inside of itself, a checkout beside it. None: there is no such file.
+    In an installed package, the folder is inside the package; in a checkout, it is beside it.
     """
     if Path(name).exists() or not name.replace("_", "").isalnum():
         return None

@@ -49,8 +49,8 @@ class WeightPhaseConfig(Checked):
     label_smoothing: float = 0.0
     """Label smoothing, 0 to below 1."""
     patience: int | None = None
-    """Early stopping: number of evaluations in a row (checkpoint.evaluate_every_epochs) without a better validation
-    accuracy, after which the phase ends with the weights that were best (None: it does all its steps)."""
+    """Number of consecutive evaluations (checkpoint.evaluate_every_epochs) without a better validation accuracy after
+    which the phase stops early, with its best weights (None: it does all its steps)."""
 
     def _check(self) -> None:
         self._require(0 < self.epochs <= LONGEST_PHASE, "epochs", f"above 0 and at most {LONGEST_PHASE:,}")
@@ -214,7 +214,7 @@ class AlternateConfig(WeightPhaseConfig):
 
     def _check(self) -> None:
         super()._check()
-        self._require(self.patience is None, "patience", "None, since its masks move while it trains")
+        self._require(self.patience is None, "patience", "None, because its masks change while it trains")
         self._require(self.mask_turn >= 1, "mask_turn", "at least 1")
         self._require(self.weight_turn >= 1, "weight_turn", "at least 1")
         self._require(0 <= self.free_batchnorm_fraction <= 1, "free_batchnorm_fraction", "a share from 0 to 1")

@@ -122,7 +122,10 @@ def load_config(path: str) -> Config:
     """Runs a config file and returns the config that its `get_config()` makes.
 
     Args:
-      path: of the file, or the name of a config that comes with fdjax: "finetune".
+      path: path of the file, or the name of a config that comes with fdjax, such as "finetune".
+
+    Returns:
+      The config.
 
     Raises:
       UserError: the file does not exist, fails, or has no `get_config` that returns a `Config`.

@@ -19,12 +19,12 @@ _FACTS = ("class_names", "input", "pictures")
 
 @dataclasses.dataclass(frozen=True)
 class OnnxNetwork:
-    """A network in an ONNX file, run by ONNX Runtime. `load_onnx` makes one.
+    """A network in an ONNX file, run by ONNX Runtime; `load_onnx` makes one.
 
     Attributes:
       input_shape: (H, W, C) of an image.
-      class_names: of the logits, in order; empty: they go by their numbers.
-      manifest: as a frozen network's, as far as the file has it: `data` says how pictures are brought to size.
+      class_names: names of the logits, in order; if empty, classes are named by their numbers.
+      manifest: the manifest of a frozen network, as far as the file has it; `data` says how pictures are resized.
       run: float32 images [B, H, W, C] in 0..255 -> logits [B, classes].
     """
 
@@ -34,15 +34,29 @@ class OnnxNetwork:
     run: Callable[[np.ndarray], np.ndarray]
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """Logits [B, classes] of raw images [B, H, W, C] in 0..255."""
+        """Computes logits.
+
+        Args:
+          images: raw images, [B, H, W, C], 0..255.
+
+        Returns:
+          [B, classes].
+        """
         return self.run(np.asarray(images, np.float32))
 
 
 def load_onnx(path: str | os.PathLike[str]) -> OnnxNetwork:
     """Reads an ONNX file that `fdjax export` or `fdjax freeze` wrote.
 
+    Args:
+      path: path of the file.
+
+    Returns:
+      The network.
+
     Raises:
-      UserError: there is none, ONNX Runtime is missing or refuses it, or it does not say what images it takes.
+      UserError: the file does not exist, ONNX Runtime is missing or refuses it, or the file does not say what images
+        the network takes.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -55,7 +69,7 @@ def load_onnx(path: str | os.PathLike[str]) -> OnnxNetwork:
     options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime has exceptions of its own, one a reason
+    except Exception as error:  # ONNX Runtime has an exception class of its own for each kind of error.
         raise UserError(f"{file} is no ONNX file that ONNX Runtime can run: {first_line(error)}") from error
     facts = session.get_modelmeta().custom_metadata_map
     missing = [name for name in _FACTS if name not in facts]

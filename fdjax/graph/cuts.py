@@ -1,4 +1,4 @@
-"""Which masks can cut a network in two: with nothing left of them, its answer no longer depends on the image."""
+"""Masks that can cut a network in two: without the channels of such a mask, the output is constant."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from fdjax.graph.network import Graph
 
 
 def cutting_masks(graph: Graph, masks: Mapping[str, Mask]) -> frozenset[str]:
-    """The paths of the masks that nothing bypasses, such as those of a chain of layers.
+    """Returns the paths of the masks that no connection bypasses, such as those of a chain of layers.
 
-    Where a residual connection goes around a mask, the network still answers without it.
+    If a residual connection bypasses a mask, the network still has a path from the image to its output without it.
 
     Args:
-      graph: of the network.
+      graph: the network.
       masks: path -> mask.
+
+    Returns:
+      Paths of masks.
     """
     return frozenset(path for path, mask in masks.items() if not _answers_without(graph, {n for n, _ in mask.sides}))
 
 
 def _answers_without(graph: Graph, layers: Collection[str]) -> bool:
-    """Whether a path of operations from the images to an output goes around some layers."""
+    """Returns whether a path of operations from the images to an output avoids the given layers."""
     operations = graph.operations
     blocked = {graph.layers[name].operation for name in layers}
     reached = set(operations.images)

@@ -1,4 +1,4 @@
-"""Ending a phase early, when the validation accuracy no longer rises, with the weights that were best."""
+"""Early stopping: ends a phase when the validation accuracy no longer rises, with the weights that were best."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 def patience_of(config: Config, phase: Phase) -> int | None:
-    """How many evaluations in a row without a better one end the phase; None: it does all its steps."""
+    """Returns how many consecutive evaluations without a better one end the phase; None if it does all its steps."""
     settings = phase_settings(config, phase.name)
     return settings.patience if isinstance(settings, WeightPhaseConfig) else None
 
 
 def check_patience(config: Config, phases: Sequence[Phase], num_validation: int) -> None:
-    """Raises `UserError` where a phase is to end by its validation accuracy, and there are no validation images."""
+    """Raises `UserError` if a phase may stop early and there are no validation images."""
     for phase in phases:
         patience = patience_of(config, phase)
         if patience is not None and not num_validation:
@@ -43,10 +43,10 @@ class BestSoFar:
     """The best evaluation of a phase so far.
 
     Attributes:
-      step: of the run, after which it was.
-      top1: on the validation images.
-      since: evaluations without a better one.
-      last: step of the run of the latest evaluation.
+      step: step of the run at the best evaluation.
+      top1: its accuracy on the validation images, 0 to 1.
+      since: number of evaluations since then.
+      last: step of the run at the latest evaluation.
     """
 
     step: int

@@ -40,14 +40,17 @@ def training_stream(
 
 
 def make_feed(config: Config, devices: Devices, images: Images, labels: np.ndarray, order: TrainingOrder) -> Feed:
-    """What gives a run its batches.
+    """Makes the feed that gives a run its batches.
 
     Args:
-      config: of the run.
-      devices: that take them.
-      images: of the training set.
-      labels: likewise [n].
-      order: in which they come.
+      config: config of the run.
+      devices: the devices that the batches are sharded over.
+      images: images of the training set, [n, H, W, C].
+      labels: labels of the training set, [n].
+      order: the order of the examples.
+
+    Returns:
+      The feed.
     """
     return Feed(
         devices,
