@@ -78,8 +78,8 @@ def test_it_says_what_the_folder_says(here, capsys, tmp_path) -> None:
     ("file", "more", "expected"),
     [
         ("none.onnx", [], "there is no file"),
-        ("text.onnx", [], "is no ONNX file that ONNX Runtime can run"),
-        ("unnamed.onnx", [], "does not say what pictures it takes (its metadata have no class_names, input, pictures)"),
+        ("text.onnx", [], "is not an ONNX file that ONNX Runtime can run"),
+        ("unnamed.onnx", [], "does not say what pictures it takes (its metadata lack class_names, input, pictures)"),
         ("renamed.onnx", [], "does not fit its own metadata: 1 class names"),
         ("network.onnx", ["--engine", "native"], "leave out --engine native"),
     ],

@@ -70,13 +70,13 @@ def load_onnx(path: str | os.PathLike[str]) -> OnnxNetwork:
     try:
         session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime has an exception class of its own for each kind of error.
-        raise UserError(f"{file} is no ONNX file that ONNX Runtime can run: {first_line(error)}") from error
+        raise UserError(f"{file} is not an ONNX file that ONNX Runtime can run: {first_line(error)}") from error
     facts = session.get_modelmeta().custom_metadata_map
     missing = [name for name in _FACTS if name not in facts]
     if missing:
         raise UserError(
-            f"{file} does not say what pictures it takes (its metadata have no {', '.join(missing)}): it was not "
-            "written by this version of fdjax; write it with fdjax export --frozen DIR --out FILE.onnx"
+            f"{file} does not say what pictures it takes (its metadata lack {', '.join(missing)}), so this version of "
+            "fdjax did not write it; write one with fdjax export --frozen DIR --out FILE.onnx"
         )
     try:
         names, given, pictures = (json.loads(facts[name]) for name in _FACTS)
@@ -87,7 +87,7 @@ def load_onnx(path: str | os.PathLike[str]) -> OnnxNetwork:
         classes = network.predict(np.zeros((1, *network.input_shape))).shape[1:]
         if len(classes) != 1 or (names and len(names) != classes[0]):
             raise ValueError(f"{len(names)} class names for outputs of {list(classes)}")
-    except Exception as error:  # whatever a file that somebody has changed makes ONNX Runtime raise
+    except Exception as error:  # ONNX Runtime may raise any exception on a file that was changed.
         raise UserError(f"{file} does not fit its own metadata: {first_line(error)}; export it again") from error
     return network
 

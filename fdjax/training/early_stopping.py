@@ -56,9 +56,18 @@ class BestSoFar:
 
     @classmethod
     def after(cls, before: dict[str, Any] | None, step: int, top1: float) -> BestSoFar:
-        """After one more evaluation: `before` is what `dataclasses.asdict` made, or None before the first.
+        """Adds an evaluation to the best so far.
 
-        Of equals the later one is kept, whose checkpoint is kept, too; it is no reason to go on.
+        Among equal evaluations, the later one is kept, because its checkpoint is kept too; it still counts as no
+        better.
+
+        Args:
+          before: the best so far as a dict (`dataclasses.asdict`), or None before the first evaluation.
+          step: step of the run at the evaluation.
+          top1: accuracy on the validation images, 0 to 1.
+
+        Returns:
+          The best with this evaluation.
         """
         best = None if before is None else cls(**before)
         if best is None or top1 > best.top1:
@@ -67,13 +76,13 @@ class BestSoFar:
 
 
 def note_evaluation(config: Config, phase: Phase, step: int, score: float | None, done: Past) -> None:
-    """Records an evaluation after `step` of the run in its past, where the phase may end early."""
+    """Records an evaluation after `step` of the run in its past, if the phase may stop early."""
     if patience_of(config, phase) is not None and score is not None:
         done.best = dataclasses.asdict(BestSoFar.after(done.best, step, score))
 
 
 def lacks_evaluation(config: Config, phase: Phase, step: int, done: Past) -> bool:
-    """Whether a run that was stopped just before an evaluation that counts has to make up for it at `step`."""
+    """Returns whether a run that was stopped just before an evaluation that counts has to do it at `step`."""
     at = step - phase.start
     if patience_of(config, phase) is None or not at or (done.best or {}).get("last") == step:
         return False
@@ -81,13 +90,13 @@ def lacks_evaluation(config: Config, phase: Phase, step: int, done: Past) -> boo
 
 
 def out_of_patience(config: Config, phase: Phase, done: Past) -> bool:
-    """Whether a phase ends where it is."""
+    """Returns whether a phase ends where it is."""
     patience = patience_of(config, phase)
     return patience is not None and done.best is not None and BestSoFar(**done.best).since >= patience
 
 
 def ending_words(phase: Phase, stopped: dict[str, Any]) -> str:
-    """What is said when such a phase ends; `stopped` is from `take_best`."""
+    """Returns the message at the end of such a phase; `stopped` is from `take_best`."""
     best = f"step {stopped['best']:,}, {100 * stopped['validation_top1']:.2f}% of the validation images"
     if stopped["at"] == phase.steps:
         return f"{phase.name}: the weights are those of {best}"
@@ -100,17 +109,17 @@ def ending_words(phase: Phase, stopped: dict[str, Any]) -> str:
 def take_best(
     checkpoints: Checkpoints, done: Past, phase: Phase, state: TrainState
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Ends a phase that may end early, after as many steps as `state` has.
+    """Ends a phase that may stop early, after the steps that `state` has done.
 
     Args:
-      checkpoints: of the run, all of them on disk.
-      done: the run's past; what it has of the best evaluation is taken out.
-      phase: which.
-      state: as it stands.
+      checkpoints: the checkpoints of the run, all of them on disk.
+      done: the run's past, from which the best evaluation is removed.
+      phase: the phase.
+      state: the current state.
 
     Returns:
-      The state of the best evaluation as if all steps of the phase were done (`state`'s weights where it cannot be
-      read), and what the run's history says of the phase: JSON types.
+      The state of the best evaluation, as if all steps of the phase were done (the weights of `state` if its checkpoint
+      cannot be read), and an entry for the run's history in JSON types.
     """
     assert done.best is not None
     best, done.best = BestSoFar(**done.best), None
@@ -120,8 +129,8 @@ def take_best(
             checkpoints.verify(best.step)
             state = restore(checkpoints, best.step).state
         except (DamagedCheckpoint, OSError) as error:
-            print(f"warning: {error}; going on with the weights as they are", file=sys.stderr)
+            print(f"warning: {error}; continuing with the current weights", file=sys.stderr)
             steps["best"] = steps["at"]
-    # The next phase draws what it would draw after all steps of this one.
+    # The next phase draws the same random numbers as after all steps of this one.
     state = jax.tree.map(jnp.array, state.replace(step=jnp.asarray(phase.end, jnp.int32)))
     return state, {"stopped": {**steps, "validation_top1": best.top1, "evaluations": best.since}}
