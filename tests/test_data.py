@@ -444,7 +444,17 @@ def test_tfds_takes_supervised_keys_and_a_labelled_test_split(tmp_path: Path) ->
     folder = prepare(tmp_path, "labelled", splits=splits)
     withheld = tmp_path / "withheld" / "1.0.0" / "withheld-test.array_record-00000-of-00001"
     shutil.copy(withheld, folder / "labelled-test.array_record-00000-of-00001")
-    assert len(data.load_dataset("labelled", str(tmp_path)).test_labels) == 2
+    dataset = data.load_dataset("labelled", str(tmp_path))
+    assert len(dataset.test_labels) == 2 and dataset.validation_labels is None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prepared_sets_validation_split_is_used_as_one(tmp_path: Path, stream: bool) -> None:
+    prepare(tmp_path, "three", splits={"train": 6, "validation": 4, "test": 2})
+    dataset = data.open_dataset("three", str(tmp_path), 8, stream=stream)
+    images, labels = dataset.held_out(np.zeros(0, np.int32))
+    assert (len(dataset.train_labels), len(labels), len(dataset.test_labels)) == (6, 4, 2)
+    np.testing.assert_array_equal(np.asarray(images[:4])[:, 1, 1, 0] % 2, labels)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from fdjax.commands.main import fdjax_command  # noqa: E402
 from fdjax.config import Config, DataConfig, DistillConfig, WeightPhaseConfig  # noqa: E402
 from fdjax.data import random_part  # noqa: E402
 from fdjax.errors import UserError  # noqa: E402
+from fdjax.experiments.collect import read_run  # noqa: E402
 from fdjax.frozen import freeze  # noqa: E402
 from fdjax.frozen.bench import seeded_variables  # noqa: E402
 from fdjax.graph.cuts import cutting_masks  # noqa: E402
@@ -34,6 +35,8 @@ from fdjax.training.restore import restore  # noqa: E402
 from fdjax.training.run import train  # noqa: E402
 from fdjax.training.state import init_variables  # noqa: E402
 from fdjax.training.steps import balancing_weights, cross_entropy, labels_alone, with_class_weights  # noqa: E402
+from tests.fake_runs import CONFIG as RUN  # noqa: E402
+from tests.fake_runs import make_summary  # noqa: E402
 from tests.tiny_run import get_config  # noqa: E402
 from tests.torch_networks import randomise, small_mobilenetv2  # noqa: E402
 
@@ -95,6 +98,44 @@ def test_fine_tuning_alone_is_a_dense_run_that_freezes(imported, tmp_path, quick
     pruned = train(CONFIG, str(tmp_path / "pruned"), init=str(tmp_path / "run"))
     assert [phase["name"] for phase in pruned["phases"]] == ["learn", "refine"]
     assert pruned["dense_top1"] == summary["top1"]
+    said = outcome_words(read_result("pruned", CONFIG, pruned))
+    assert said.startswith("The pruned network has ") and "fine-tuned by a run that this one started from" in said
+
+
+@pytest.mark.slow
+def test_what_is_said_first_of_a_run_that_goes_on_from_a_pruned_one(imported, tmp_path, quick_runs) -> None:
+    first = train(CONFIG, str(tmp_path / "first"), init=str(imported))
+    config = dataclasses.replace(CONFIG, phases=("refine",))
+    second = train(config, str(tmp_path / "second"), init=str(tmp_path / "first"))
+    result = read_result("second", config, second)
+    said = outcome_words(result)
+    assert said.startswith("The pruned network has ") and f"{second['macs']['ratio']:.3f} of the dense" in said
+    assert f"The dense network has {100 * first['dense_top1']:.2f}%" in said
+    assert "fine-tuned by a run that this one started from" in said
+    assert second["macs"]["ratio"] == first["macs"]["ratio"] < 1
+    # No report can be made of imported weights that no run has taken up.
+    with pytest.raises(UserError, match=r"holds imported weights.*eval.py --checkpoint"):
+        read_run(imported, "it", "")
+
+
+@pytest.mark.parametrize(
+    ("origin", "skipped", "expected"),
+    [
+        (None, 0, ""),
+        ({"weights": "a.pth"}, 0, " Its weights were imported from a.pth and fine-tuned here."),
+        ({"weights": "a.pth"}, 1, " Its weights were imported from a.pth and taken as they are."),
+        (
+            {"weights": "a.pth", "fine_tuned": True},
+            1,
+            " Its weights were imported from a.pth and fine-tuned by a run that this one started from.",
+        ),
+    ],
+)
+def test_the_first_paragraph_says_where_the_weights_are_from(origin, skipped: int, expected: str) -> None:
+    summary = {**make_summary(skipped=skipped, top1=0.7, dense_top1=0.72), "imported": origin}
+    said = outcome_words(read_result("a", RUN, summary))
+    assert said.startswith("The pruned network has 70.00% of 2,000 test images right")
+    assert said.endswith(f"The dense network has 72.00%: the pruned one has 2.00 points less.{expected}")
 
 
 @pytest.mark.parametrize("phases", [("learn", "refine"), ("refine",)])

@@ -20,10 +20,8 @@ from fdjax.training.phases import Phase
 from fdjax.training.restore import Past
 from fdjax.training.state import create_state
 from fdjax.training.summary import versions
-from fdjax.training.workdir import check_folder, write_json
+from fdjax.training.workdir import IMPORT_FILE, check_folder, write_json
 from fdjax.zoo import FCMASK
-
-IMPORT_FILE = "import.json"
 
 
 def check_import_target(folder: Path) -> None:

@@ -118,7 +118,7 @@ def _open(name: str, path: str | None) -> tuple[Sequence[str], dict[str, _Split]
         return listing.classes, splits, listing.skipped
     reader = PreparedReader(find_prepared(name, path))
     splits = {}
-    for split in dict.fromkeys(("train", reader.test_split)):
+    for split in reader.splits().values():
         source = reader.open(split)
         splits[split] = _Split(
             len(source),

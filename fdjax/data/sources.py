@@ -270,18 +270,17 @@ def _load_folder(root: Path, image_size: Size, grayscale: bool, background: str)
 def _load_tfds(name: str, prepared: Prepared, image_size: Size, grayscale: bool, background: str) -> Dataset:
     reader = PreparedReader(prepared)
     mode = "L" if grayscale or reader.channels == 1 else "RGB"
-    images: list[np.ndarray] = []
-    labels: list[np.ndarray] = []
+    parts: dict[str, Any] = {}
     expected: _Reference | None = None
-    for split in ("train", reader.test_split):
+    for use, split in reader.splits().items():
         source = reader.open(split)
-        split_labels = np.empty(len(source), np.int32)
+        labels = np.empty(len(source), np.int32)
 
-        def read(index: int, source=source, split=split, split_labels=split_labels) -> Image.Image:
-            encoded, split_labels[index] = reader.example(source, split, index)
+        def read(index: int, source=source, split=split, labels=labels) -> Image.Image:
+            encoded, labels[index] = reader.example(source, split, index)
             return open_stream(io.BytesIO(encoded), mode, reader.name_of(split, index), background)
 
-        pixels, expected = read_images(
+        parts[f"{use}_images"], expected = read_images(
             len(source),
             read,
             lambda index, split=split: reader.name_of(split, index),
@@ -289,10 +288,9 @@ def _load_tfds(name: str, prepared: Prepared, image_size: Size, grayscale: bool,
             expected,
             f"reading {split} images",
         )
-        reader.check_labels(split, split_labels)
-        images.append(pixels)
-        labels.append(split_labels)
-    return Dataset(name, images[0], labels[0], images[1], labels[1], reader.class_names)
+        reader.check_labels(split, labels)
+        parts[f"{use}_labels"] = labels
+    return Dataset(name, class_names=reader.class_names, **parts)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from fdjax.data.decode import BACKGROUND, Size
 from fdjax.data.folder import list_folder
 from fdjax.data.images import StoredImages
+from fdjax.data.labels import class_numbers
 from fdjax.data.sources import Dataset, check_source, load_dataset
 from fdjax.data.tfds_sets import FASHION_MNIST_SUBSET, FOLDER, LABELS_FILE, PreparedReader, find_prepared
 from fdjax.errors import UserError
@@ -92,10 +93,10 @@ def _open_prepared(
     name: str, path: str | None, image_size: int | tuple[int, int], grayscale: bool, crop_share: float, background: str
 ) -> Dataset:
     reader = PreparedReader(find_prepared(name, path))
-    parts = []
-    for split in ("train", reader.test_split):
+    parts: dict[str, Any] = {}
+    for use, split in reader.splits().items():
         source = reader.open(split)
-        images = StoredImages(
+        parts[f"{use}_images"] = StoredImages(
             lambda index, source=source, split=split: reader.example(source, split, index)[0],
             lambda index, split=split: reader.name_of(split, index),
             np.arange(len(source)),
@@ -104,8 +105,8 @@ def _open_prepared(
             crop_share,
             background,
         )
-        parts += [images, labels_of(reader, split)]
-    return Dataset(name, *parts, class_names=reader.class_names)
+        parts[f"{use}_labels"] = labels_of(reader, split)
+    return Dataset(name, class_names=reader.class_names, **parts)
 
 
 def labels_of(reader: PreparedReader, split: str) -> np.ndarray:
@@ -124,7 +125,9 @@ def labels_of(reader: PreparedReader, split: str) -> np.ndarray:
     source = reader.open(split)
     try:
         with np.load(reader.folder / LABELS_FILE) as stored:
-            labels = stored[split].astype(np.int32)
+            labels = class_numbers(stored[split], f"{reader.folder / LABELS_FILE}, split {split!r},")
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         labels = None
     if labels is None or labels.shape != (len(source),):
@@ -143,4 +146,4 @@ def labels_of(reader: PreparedReader, split: str) -> np.ndarray:
             for count in pool.map(fill, chunks):
                 bar.update(count)
     reader.check_labels(split, labels)
-    return labels
+    return labels.astype(np.int32)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fdjax.data.folder import scan
+from fdjax.data.labels import class_numbers
 from fdjax.errors import UserError, suggestion
 
 FASHION_MNIST_SUBSET = "fashion_mnist_subset"
@@ -202,6 +203,7 @@ class PreparedReader:
       class_names: names of the classes, in the order of the labels.
       channels: channels of the images, 1 or 3; 3 if the set does not say.
       test_split: the split that serves as test set.
+      validation_split: the split that serves as validation set; None if there is none.
 
     Raises:
       UserError: the set is damaged, or not for image classification.
@@ -230,9 +232,15 @@ class PreparedReader:
             # Reading two fields of a record is faster than letting TFDS make arrays of all of them.
             self._options = {"deserialize_method": tfds.decode.DeserializeMethod.RAW_BYTES}
         self.test_split = prepared.test_splits[0]
+        self.validation_split = prepared.test_splits[1] if len(prepared.test_splits) > 1 else None
         # Some test sets, such as ImageNet's, have the label -1 throughout; the validation set then takes their place.
-        if len(prepared.test_splits) > 1 and self.example(self.open(self.test_split), self.test_split, 0)[1] < 0:
-            self.test_split = prepared.test_splits[1]
+        if self.validation_split and self.example(self.open(self.test_split), self.test_split, 0)[1] < 0:
+            self.test_split, self.validation_split = self.validation_split, None
+
+    def splits(self) -> dict[str, str]:
+        """Returns the use of each split ("train", "test", "validation" if there is one) and its name in the set."""
+        named = {"train": "train", "test": self.test_split, "validation": self.validation_split}
+        return {use: split for use, split in named.items() if split is not None}
 
     def _check_class_names(self) -> None:
         """Checks class names against the manifest of `prepare`; TFDS replaces names that it cannot read by numbers."""
@@ -272,7 +280,10 @@ class PreparedReader:
             if isinstance(record, bytes):
                 fields = example_type.FromString(record).features.feature
                 return fields[self._image_key].bytes_list.value[0], fields[self._label_key].int64_list.value[0]
-            return record[self._image_key], int(record[self._label_key])
+            label = class_numbers([record[self._label_key]], self.name_of(split, index))[0]
+            return record[self._image_key], int(label)
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(f"{self.name_of(split, index)} cannot be read: {error}") from error
 

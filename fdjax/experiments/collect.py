@@ -25,7 +25,7 @@ from fdjax.reports import (
     read_result,
     seed_groups,
 )
-from fdjax.training.workdir import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, check_folder
+from fdjax.training.workdir import CONFIG_FILE, IMPORT_FILE, METRICS_FILE, SUMMARY_FILE, check_folder
 
 RUNS_FOLDER, LOG_FILE = "runs", "log.txt"
 # What is drawn against, and what its picture is called.
@@ -144,6 +144,11 @@ def read_run(folder: Path, called: str, advice: str) -> FinishedRun:
     """
     if not folder.is_dir():
         raise UserError(f"{called} is no directory; {advice}")
+    if (folder / IMPORT_FILE).is_file() and not (folder / CONFIG_FILE).is_file():
+        raise UserError(
+            f"{called} holds imported weights, which no run has trained or pruned yet: python eval.py --checkpoint "
+            f"{folder} says how accurate they are; {advice}"
+        )
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(f"{called} holds no run (no {CONFIG_FILE}); {advice}")
     if not (folder / SUMMARY_FILE).is_file():

@@ -12,7 +12,7 @@ from fdjax.config import MASK_PHASES, Config
 
 _SIDES = {"both": "both sides", "input": "input side", "output": "output side"}
 # Attributes of a row that its table does not have.
-_UNTABLED = ("config", "dense_macs", "num_classes", "imported")
+_UNTABLED = ("config", "dense_macs", "num_classes", "imported", "fine_tuned")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class Result:
       dense_macs: of the dense network, by count.
       num_classes: of the data; None in summaries that do not say.
       imported: the file that its weights were imported from, where they were.
+      fine_tuned: whether imported weights were trained before anything was pruned, in this run or one before it.
       name: of its workdir.
       network: architecture.
       width: its multiplier.
@@ -62,6 +63,7 @@ class Result:
     dense_macs: float
     num_classes: int | None
     imported: str | None
+    fine_tuned: bool
     name: str
     network: str
     width: float
@@ -153,7 +155,7 @@ class Result:
         """Where the dense network's weights come from, in a few words."""
         if self.imported is None:
             return "at the end of pretraining"
-        return "imported, after fine-tuning" if "pretrain" in self.own_phases else "as imported"
+        return "imported, after fine-tuning" if self.fine_tuned else "as imported"
 
     @property
     def own_phases(self) -> tuple[str, ...]:
@@ -189,6 +191,8 @@ def read_result(name: str, config: Config, summary: Mapping[str, Any]) -> Result
         dense_macs=_number(summary, "macs", "dense", above=0),
         num_classes=int(_number(summary, "num_classes")) if "num_classes" in summary else None,
         imported=_imported(summary),
+        fine_tuned=_imported(summary) is not None
+        and ("pretrain" in phases or summary["imported"].get("fine_tuned") is True),
         name=name,
         network=config.model.factory or config.model.name,
         width=config.model.width if config.model.factory is None else 1.0,

@@ -51,7 +51,10 @@ def outcome_words(result: Result) -> str:
     right = f"{100 * top1:.2f}% of {result.test_images:,} test images right (standard error {error:.2f} points)"
     origin = ""
     if result.imported is not None:
-        then = "fine-tuned here" if "pretrain" in result.own_phases else "taken as they are"
+        then = "taken as they are"
+        if result.fine_tuned:
+            here = "pretrain" in result.own_phases
+            then = "fine-tuned here" if here else "fine-tuned by a run that this one started from"
         origin = f" Its weights were imported from {result.imported} and {then}."
     if not result.is_pruned:
         return f"The dense network has {right} and {count_words(result.dense_macs)} MACs.{origin}"

@@ -363,6 +363,7 @@ class Run:
         top1, soft_top1, macs, score = self.measure.finish_phase(phase, state, self.done)
         if phase.name == "pretrain":
             self.done.dense_top1, self.done.weights_adapted = top1, False
+            self.done.imported = self.done.imported and {**self.done.imported, "fine_tuned": True}
         self.done.weights_adapted |= phase.adapts_weights
         if phase.learns_masks:
             self.done.masks_learned = True

@@ -15,6 +15,8 @@ from fdjax.training.lock import LOCK_FILE
 CONFIG_FILE, INIT_FILE, METRICS_FILE, SUMMARY_FILE = "config.json", "init.json", "metrics.jsonl", "summary.json"
 # Names the checkpoint step that was saved last; if this file exists, there must be checkpoints.
 SAVED_FILE = "saved.json"
+# `fdjax import` writes it beside its checkpoint: where the weights are from.
+IMPORT_FILE = "import.json"
 _DRAFT = ".draft"
 
 

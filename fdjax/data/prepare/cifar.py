@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fdjax.data.labels import class_numbers
 from fdjax.data.prepare.source import DamagedExample, Source, SourceSplit, read_to_the_end, with_class_names
 from fdjax.errors import UserError
 
@@ -220,7 +221,7 @@ def _python(content: bytes, where: str, labels: tuple[str, ...], skip_damaged: b
         column = batch.get(key)
         if not isinstance(column, list) or len(column) != len(data):
             raise UserError(f"{where} has {len(data):,} images but no {key!r} for each of them")
-        columns.append(np.array(column, np.int64))
+        columns.append(class_numbers(column, f"{where}, {key!r},"))
     return _Part(where, data, np.stack(columns, axis=1), lambda index: f"{where}, index {index}")
 
 
