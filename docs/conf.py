@@ -31,11 +31,13 @@ default_role = "code"
 myst_heading_anchors = 4
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
 
 html_theme = "furo"
 html_title = f"fdjax {version}"
-html_css_files: list[str] = []
+html_static_path, html_css_files = ["site.css"], ["site.css"]
+smartquotes = False
 html_show_sourcelink = False
 html_theme_options = {"top_of_page_buttons": []}
 

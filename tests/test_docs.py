@@ -6,6 +6,8 @@ import dataclasses
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from statistics import mean
 
@@ -154,3 +156,20 @@ def test_the_recorded_runs_are_of_the_configs(run, file):
                 # How many images are timed at once makes no difference to the gate by MACs.
                 asked = dataclasses.replace(asked, engine_batch=had.engine_batch)
             assert had == asked
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path):
+    for package in ("sphinx", "myst_parser", "furo"):
+        pytest.importorskip(package)
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "-c", "docs", "-d", str(tmp_path / "trees"), "."]
+    done = subprocess.run([*command, str(tmp_path / "site")], cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    pages = {str(file.relative_to(tmp_path / "site")): file.read_text() for file in (tmp_path / "site").rglob("*.html")}
+    assert "docs/index.html" in pages["index.html"]
+    assert {"docs/tutorial.html", "README.html", "results/quickstart/README.html"} <= pages.keys()
+    assert "--learn.target-macs" in pages["docs/reference/flags.html"]
+    assert "fdjax.harden" in pages["docs/reference/api.html"]
+    for name, text in pages.items():
+        loaded = re.findall(r"<(?:script|img|iframe)[^>]*src=\"(https?:[^\"]+)|<link[^>]*href=\"(https?:[^\"]+)", text)
+        assert not loaded, (name, loaded)

@@ -90,14 +90,17 @@ def _type_words(annotation: str) -> str:
         words = ", ".join(re.findall(r"'([^']+)'", choices[1]))
         return f"some of {words}" if annotation.startswith("tuple") else words
     inner = re.match(r"Annotated\[(.*?), tyro", annotation)
-    return re.sub(r"tyro\.conf\.Positional\[(.*)\]", r"\1", inner[1] if inner else annotation)
+    words = re.sub(r"tyro\.conf\.Positional\[(.*)\]", r"\1", inner[1] if inner else annotation)
+    words = re.sub(r"tuple\[tuple\[\w+, .*\], \.\.\.\]", "pairs", words)
+    return re.sub(r"tuple\[(\w+), \.\.\.\]", r"one or several of \1", words).replace("tuple[int, int]", "two ints")
 
 
 def _table(rows: Iterator[tuple[str, str, str, str]] | list[tuple[str, str, str, str]]) -> str:
     lines = ["| flag | accepted | default | what |", "|---|---|---|---|"]
     for flag, kind, default, text in rows:
         shown = default if default == "needed" else f"`{default}`"
-        cells = (f"`{flag}`", kind.replace("|", "or"), shown, re.sub(r"([|*_`])", r"\\\1", text).replace("<", "&lt;"))
+        flags = ", ".join(f"`{one}`" for one in flag.split(", "))
+        cells = (flags, kind.replace("|", "or"), shown, re.sub(r"([|*_`])", r"\\\1", text).replace("<", "&lt;"))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
