@@ -18,10 +18,10 @@ from typing import Any
 from fdjax.commands import evaluate, main, train
 from fdjax.config import Config
 
-# Commands outside of the table of `fdjax`.
-_PROGRAMS = (train, evaluate)
-# A command parses its dataclass under its program's name.
-_PARSES = re.compile(r"parse_\w+\(\s*(\w+Arguments), \"([^\"]+)\"")
+# Scripts of the root, which are commands of `fdjax` too.
+_SCRIPTS = {train: "train.py", evaluate: "eval.py"}
+# A command parses its dataclass under its program's name, or under the name that it was started by.
+_PARSES = re.compile(r"parse_\w+\(\s*(\w+Arguments), (?:\"([^\"]+)\"|program)")
 
 
 def field_docs(kind: type) -> dict[str, tuple[str, str]]:
@@ -54,10 +54,10 @@ def settings() -> Iterator[tuple[str, type, list[tuple[str, str, str, str]]]]:
 
 def commands() -> Iterator[tuple[str, type]]:
     """The program's name and the dataclass of its flags, for every command."""
-    modules = [*_PROGRAMS, *(importlib.import_module(function.__module__) for function, _ in main.COMMANDS.values())]
-    for module in modules:
+    modules = [*_SCRIPTS, *(importlib.import_module(function.__module__) for function, _ in main.COMMANDS.values())]
+    for module in dict.fromkeys(modules):
         for kind, program in dict.fromkeys(_PARSES.findall(inspect.getsource(module))):
-            yield program, getattr(module, kind)
+            yield program or _SCRIPTS[module], getattr(module, kind)
 
 
 def rows_of(kind: type, prefix: str = "", default: Any = None) -> Iterator[tuple[str, str, str, str]]:
