@@ -8,18 +8,23 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
+from fdjax.commands.main import fdjax_command
 from fdjax.config import LearnConfig, ModelConfig
 from fdjax.errors import UserError
-from fdjax.frozen import freeze, save, targets
+from fdjax.frozen import freeze, load, save, targets
 from fdjax.frozen.bench import seeded_variables
+from fdjax.frozen.choice import worth_timing
 from fdjax.frozen.targets import AheadOfTime, Estimate, find_target
+from fdjax.frozen.xla import apply
 from fdjax.graph.masks import MaskedGraph
 from fdjax.ops.platform import for_cpu, tracing_for
 from fdjax.training.network import trace_network
 from fdjax.zoo.registry import make_network
-from tests.frozen_networks import random_counts
+from tests.frozen_checkpoints import write_checkpoint
+from tests.frozen_networks import random_counts, raw_images, relative_error
 
 # Two fusions of a run, one of nothing that has a name, and one that the compiler says nothing of.
 PROGRAM = """
@@ -68,13 +73,78 @@ def test_an_estimate_takes_the_schedule_that_is_expected_to_be_fastest(monkeypat
 
     def choose(candidates):
         name = estimate.choose(candidates)
-        macs = {form: run.macs() for form, (run, _) in candidates.items()}
+        macs = {form: run.macs() for form, (run, _) in estimate.worth(candidates).items()}
         chosen[next(iter(candidates.values()))[0].name] = (macs[name], sorted(macs.values()))
         return name
 
     freeze(graph, seeded_variables(graph), random_counts(graph, 0, (1,)), choose)
     assert chosen.keys() == estimate.cycles.keys() and any(len(macs) > 1 for _, macs in chosen.values())
     assert all(taken == macs[0 if sign > 0 else -1] for taken, macs in chosen.values())
+
+
+def expects(cycles):
+    """A compiler that expects so many cycles of a program."""
+    return lambda target, program, arrays, batch, dtype="bfloat16", *, part=False: AheadOfTime(
+        1.0, 1.0, cycles(program), {}
+    )
+
+
+def transforms(program) -> int:
+    return sum(
+        product.transforms
+        for operation in program.operations
+        for chain in getattr(operation, "chains", ())
+        for product in (chain.writer, chain.reader)
+    )
+
+
+def test_an_estimate_compiles_what_a_clock_would_time_and_the_dense_schedule(monkeypatch) -> None:
+    graph, compiled = small_graph(), list[str]()
+    weights, counts = seeded_variables(graph), random_counts(graph, 0, ())
+
+    def cycles(program) -> int:
+        compiled.append(program.operations[0].form)
+        return 10**9 - program.macs()
+
+    monkeypatch.setattr(targets, "compile_frozen", expects(cycles))
+    estimate, seen = Estimate("tpu:v5e"), dict[str, set[str]]()
+
+    def choose(candidates):
+        chosen = estimate.choose(candidates)
+        seen[chosen] = seen.get(chosen, set()) | candidates.keys()
+        assert chosen == ("dense" if "dense" in candidates else max(candidates, key=lambda n: candidates[n][0].macs()))
+        assert set(estimate.worth(candidates)) == {*worth_timing(candidates), *({"dense"} & candidates.keys())}
+        assert "dense" not in worth_timing(candidates)
+        return chosen
+
+    frozen, usual = freeze(graph, weights, counts, choose), freeze(graph, weights, counts)
+    assert "dense" in seen and "dense" in compiled and frozen.program.macs() > usual.program.macs()
+    images = raw_images(graph, 2, 0)
+    found, expected = (np.asarray(apply(one.program, one.arrays, images)[0]) for one in (frozen, usual))
+    assert relative_error(found, expected) < 1e-5
+    times = len(compiled)
+    freeze(graph, weights, counts, estimate.choose)
+    assert len(compiled) == times
+
+
+@pytest.mark.parametrize("dear", [True, False])
+def test_masks_that_are_expected_to_cost_time_are_let_go(tmp_path, monkeypatch, capsys, dear) -> None:
+    monkeypatch.setattr(
+        targets, "compile_frozen", expects(lambda program: program.macs() + 10**7 * dear * transforms(program))
+    )
+    monkeypatch.setattr("fdjax.frozen.targets.find_target", lambda name: None)
+    monkeypatch.setattr("fdjax.checkpoints.freeze._accuracy", lambda *_: None)
+    checkpoint = write_checkpoint(tmp_path / "run", "refine")
+    command = ["freeze", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "frozen"), "--choose", "estimate"]
+    assert fdjax_command([*command, "--target", "tpu:v5e", "--engine-batch", "4"]) == 0
+    artifact = load(tmp_path / "frozen")
+    choice = artifact.manifest["choice"]
+    assert (choice["by"], choice["target"], choice["batch"]) == ("estimate", "tpu:v5e", 4)
+    assert bool(transforms(artifact.frozen.program)) != dear == bool(choice["released_at_freezing"])
+    said = capsys.readouterr().out
+    assert ("released, being faster so: block" in said) == dear
+    assert f"expected cycles on tpu:v5e, 4 at once: {choice['expected']['cycles']:,}, " in said
+    assert choice["expected"]["ratio"] <= 1
 
 
 def test_a_compiler_that_expects_nothing_cannot_choose(monkeypatch) -> None:

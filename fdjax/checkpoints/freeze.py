@@ -29,7 +29,7 @@ from fdjax.frozen.choice import layers_of
 from fdjax.frozen.engines import find_engine
 from fdjax.frozen.score import agreement, all_logits, check_finite, figures
 from fdjax.frozen.speed import speed_on
-from fdjax.frozen.targets import Estimate
+from fdjax.frozen.targets import Estimate, compare_ahead
 from fdjax.graph.counting import network_macs
 from fdjax.graph.masks import Counts, MaskedGraph
 from fdjax.pruning import HardMasks
@@ -86,7 +86,8 @@ def freeze_checkpoint(
       restored: the checkpoint.
       out: the folder to write.
       stopwatch: chooses forms by measured time.
-      estimate: chooses forms by a compiler's estimates. Without `stopwatch` and `estimate`, MACs choose them.
+      estimate: chooses forms by a compiler's estimates, and removes masks that it estimates to cost time. Without
+        `stopwatch` and `estimate`, MACs choose the forms.
       release: whether to remove the masks of layers that take longer pruned than released; needs a stopwatch.
       data_path: directory of the data set; None: the run's own `data.path`.
       compare_on: an engine and a batch size to time the network on, beside the dense one; None: no timing.
@@ -102,12 +103,12 @@ def freeze_checkpoint(
     graph, state = restored.graph, restored.state
     variables = graph_variables(graph, state.params, state.batch_stats)
     counts, released, newly = dict(hard.counts), list(hard.released), []
-    if release:
-        if stopwatch is None:
-            raise ValueError("release compares times: it needs a stopwatch")
-        counts, newly = release_slower(graph, variables, hard.counts, stopwatch)
-        released = [name for name in graph.layers if name in {*released, *newly}]
     chooser = stopwatch or estimate
+    if release or estimate is not None:
+        if chooser is None:
+            raise ValueError("release compares times: it needs a stopwatch")
+        counts, newly = release_slower(graph, variables, hard.counts, chooser)
+        released = [name for name in graph.layers if name in {*released, *newly}]
     frozen = freeze(graph, variables, counts, chooser.choose if chooser else fewest_macs)
     macs = network_macs(graph, counts, released)
     facts = {
@@ -119,7 +120,7 @@ def freeze_checkpoint(
             "engine": stopwatch.engine if stopwatch else None,
             "batch": chooser.batch if chooser else None,
             "released_at_freezing": newly,
-            **({"target": estimate.target, "cycles": estimate.cycles} if estimate else {}),
+            **(_estimated(graph, frozen, estimate) if estimate else {}),
         },
         "time": _time(graph, frozen, counts, compare_on),
         "accuracy": _accuracy(restored, frozen, counts, hard.counts if newly else None, data_path),
@@ -142,6 +143,14 @@ def _time(
     if compare_on is None or whole:
         return None
     return speed_on(compare_on[0], frozen, dense_network(graph), compare_on[1])
+
+
+def _estimated(graph: MaskedGraph, frozen: Frozen, estimate: Estimate) -> dict[str, Any]:
+    """The target, what was expected of every form, and of the whole network beside its dense self."""
+    networks = {"dense": dense_network(graph), "pruned": frozen}
+    dense, pruned = compare_ahead(estimate.target, networks, estimate.batch, estimate.dtype)
+    expected = {"dense_cycles": dense["cycles"], "cycles": pruned["cycles"], "ratio": pruned["cycle_ratio"]}
+    return {"target": estimate.target, "cycles": estimate.cycles, "expected": expected}
 
 
 def _described(name: str, program: Program, stopwatch: Stopwatch | None) -> dict[str, Any]:

@@ -25,7 +25,8 @@ class FreezeArguments:
     """Checkpoint step: latest, best (on the validation share) or a number."""
     choose: Literal["macs", "time", "estimate"] = "macs"
     """Criterion that chooses among the exact forms of a layer: MACs, time measured on this machine, or the cycles that
-    the compiler for --target estimates."""
+    the compiler for --target estimates. estimate also removes masks that are estimated to cost time, which changes the
+    accuracy."""
     target: str | None = None
     """Accelerator for --choose estimate, tpu:v5e or tpu:v6e; its compiler estimates the network in bfloat16."""
     engine: Literal["xla", "native", "onnxruntime", "openvino"] = "xla"

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from fdjax.frozen.engines import find_engine, runner, what_times_depend_on
 from fdjax.frozen.layers import HostArrays
 from fdjax.frozen.one_core import times_on_one_core
 from fdjax.frozen.program import Pointwise, Program, Run
-from fdjax.frozen.runs import Candidates
+from fdjax.frozen.runs import DENSE, Candidates
 from fdjax.graph.masks import SIDES, Counts, MaskedGraph
 
 # A form has to be faster than this share of the usual form's time: smaller differences may not hold in the network.
@@ -104,7 +104,7 @@ class Stopwatch:
         Returns:
           The median of each in milliseconds, by name; programs that the engine refuses are left out.
         """
-        key = self._key({name: _nameless(program) for name, (program, _) in candidates.items()})
+        key = self._key({name: nameless(program) for name, (program, _) in candidates.items()})
         found = self._known.get(key) or self._read(key)
         if found is None:
             found = self.now(candidates, part=part)
@@ -134,6 +134,10 @@ class Stopwatch:
         """Whether one core is measured in another process; with an accelerator or a single core it is not needed."""
         return cores() > 1 and (self.engine != "xla" or jax.default_backend() == "cpu")
 
+    def worth(self, candidates: Candidates) -> Candidates:
+        """Leaves out the schedules of a run that are not timed, as `worth_timing` does."""
+        return worth_timing(candidates)
+
     def choose(self, candidates: Candidates) -> str:
         """Chooses the fastest schedule of a run; `fdjax.frozen.freeze` takes this method as `choose`.
 
@@ -148,7 +152,7 @@ class Stopwatch:
         name, usual, candidates = (
             next(iter(candidates.values()))[0].name,
             fewest_macs(candidates),
-            worth_timing(candidates),
+            self.worth(candidates),
         )
         if len(candidates) == 1:
             return usual
@@ -167,7 +171,7 @@ class Stopwatch:
             return None
 
 
-def _nameless(program: Program) -> dict[str, Any]:
+def nameless(program: Program) -> dict[str, Any]:
     """Returns a program as data without names, so that equal layers are measured only once."""
     fields = program.to_dict()
     for operation in fields["operations"]:
@@ -176,7 +180,7 @@ def _nameless(program: Program) -> dict[str, Any]:
 
 
 def worth_timing(candidates: Candidates) -> Candidates:
-    """Leaves out schedules with transforms that have many more MACs than the cheapest.
+    """Leaves out the dense schedule, and schedules with transforms that have many more MACs than the cheapest.
 
     Args:
       candidates: the schedules of a run, by name.
@@ -192,7 +196,7 @@ def worth_timing(candidates: Candidates) -> Candidates:
     return {
         name: candidate
         for name, candidate in candidates.items()
-        if not transforms[name] or candidate[0].macs() <= _MANY_MORE * least
+        if name != DENSE and (not transforms[name] or candidate[0].macs() <= _MANY_MORE * least)
     }
 
 
@@ -208,8 +212,20 @@ def programs(candidates: Candidates) -> dict[str, tuple[Program, HostArrays]]:
     return {name: (alone(run, run.inputs), arrays) for name, (run, arrays) in candidates.items()}
 
 
+class Clock(Protocol):
+    """Finds which forms of a part of a network are slower: a stopwatch, or an estimate."""
+
+    def worth(self, candidates: Candidates) -> Candidates:
+        """Leaves out the schedules of a run that cannot be the fastest."""
+        ...
+
+    def measure(self, layer: str, candidates: Mapping[str, tuple[Program, HostArrays]]) -> Mapping[str, float]:
+        """Returns milliseconds, or cycles, of the schedules of a run, or of the forms of a layer, by name."""
+        ...
+
+
 def release_slower(
-    network: MaskedGraph, variables: Any, counts: Counts, stopwatch: Stopwatch
+    network: MaskedGraph, variables: Any, counts: Counts, clock: Clock
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Releases the layers that take longer pruned than released; this changes what the network computes.
 
@@ -220,20 +236,20 @@ def release_slower(
       network: the channel graph, with its masks.
       variables: the variables, as `fdjax.frozen.freeze` takes them.
       counts: path of each FCMask -> kept counts, int [C], 0..N.
-      stopwatch: measures the times.
+      clock: measures or estimates the times.
 
     Returns:
       The counts after the release, and the names of the released layers.
     """
     raised = {path: np.where(np.asarray(counts[path]) > 0, n, 0) for path, (_, n) in network.mask_sizes.items()}
-    pruned, released = (_forms(network, variables, c) for c in (counts, raised))
+    pruned, released = (_forms(network, variables, c, clock) for c in (counts, raised))
     after, names = {path: np.asarray(count) for path, count in counts.items()}, []
     for name, (layers, forms) in pruned.items():
         paths = [path for layer in layers for side in SIDES for path in network.paths_of(layer, side)]
         if all(np.array_equal(raised[path], counts[path]) for path in paths) or name not in released:
             continue
         whole = {f"released {form}": candidate for form, candidate in released[name][1].items()}
-        times = stopwatch.measure(name, {**forms, **whole})
+        times = clock.measure(name, {**forms, **whole})
         if min(times, key=times.__getitem__) in whole:
             after |= {path: raised[path] for path in paths}
             names += [layer for layer in layers if layer in network.blocks]
@@ -241,14 +257,14 @@ def release_slower(
 
 
 def _forms(
-    network: MaskedGraph, variables: Any, counts: Counts
+    network: MaskedGraph, variables: Any, counts: Counts, clock: Clock
 ) -> dict[str, tuple[tuple[str, ...], dict[str, tuple[Program, HostArrays]]]]:
     """Returns for each run, and each wrapped layer outside of runs, its layers and its exact forms by name."""
     found: dict[str, tuple[tuple[str, ...], dict[str, tuple[Program, HostArrays]]]] = {}
 
     def keep(candidates: Candidates) -> str:
         run = next(iter(candidates.values()))[0]
-        found[run.name] = run.layers, programs(candidates)
+        found[run.name] = run.layers, programs(clock.worth(candidates))
         return fewest_macs(candidates)
 
     frozen = freeze(network, variables, counts, keep)

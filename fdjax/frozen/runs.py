@@ -24,6 +24,8 @@ from fdjax.frozen.program import Chain, Run, Step
 _MAX_GROUPS = 4
 # A number of channels that is a multiple of this fills vector units.
 _EVEN = 16
+# The schedule with all channels of the space, removed ones as zeros.
+DENSE = "dense"
 
 # Schedules by name: the operation, and its arrays.
 Candidates = Mapping[str, tuple[Run, HostArrays]]
@@ -98,9 +100,9 @@ def schedules(run: RunParts) -> Candidates:
     "bands" computes all channels of the space as one chain, layer by layer; if the masks need no transform, it is
     dense, or has fewer channels. "filled" is like it, but does not leave out removed narrow channels: it multiplies
     them by zero and does not have to gather. "even" is like "filled", and keeps some removed channels of the space as
-    zeros, so that their number fills vector units. "means" computes the channels that keep only the mean in another
-    chain, at block resolution. "groups" has a chain for every kept count, if writer and reader keep the same. Schedules
-    that would be equal are left out.
+    zeros, so that their number fills vector units; "dense" keeps all of them. "means" computes the channels that keep
+    only the mean in another chain, at block resolution. "groups" has a chain for every kept count, if writer and reader
+    keep the same. Schedules that would be equal are left out.
 
     Args:
       run: the run.
@@ -119,9 +121,12 @@ def schedules(run: RunParts) -> Candidates:
     if not _transforms(plan):
         if plan.placement is not None or any(chain.writer.input_order for chain in plan.chains):
             candidates["filled"] = build(_filled(run), {"bands": run.alive})
-        even = _evened(_filled(run))
-        if even is not None:
-            candidates["even"] = build(even, {"bands": even.alive})
+        zeros = np.flatnonzero(~run.alive)
+        some = min(-int(run.alive.sum()) % _EVEN, len(zeros))
+        for name, filling in (("even", zeros[:some]), (DENSE, zeros[: len(zeros) * (some < len(zeros))])):
+            if len(filling) and run.alive.any():
+                filled = _with_zeros(_filled(run), filling)
+                candidates[name] = build(filled, {"bands": filled.alive})
     if is_mean.any():
         candidates["means"] = build(run, {"bands": run.alive & ~is_mean, "means": is_mean})
     partial = run.alive & (made < num_coefs) & ~is_mean
@@ -153,15 +158,8 @@ def _filled(run: RunParts) -> RunParts:
     )
 
 
-def _evened(run: RunParts) -> RunParts | None:
-    """Adds removed channels, as zeros, so that the number of channels is a multiple of `_EVEN`.
-
-    Returns:
-      The run; None if the number is a multiple already, or no removed channels are left.
-    """
-    zeros = np.flatnonzero(~run.alive)[: -int(run.alive.sum()) % _EVEN]
-    if not len(zeros) or not run.alive.any():
-        return None
+def _with_zeros(run: RunParts, zeros: np.ndarray) -> RunParts:
+    """Adds removed channels of the space, by their numbers, as zeros that the reader multiplies by zero."""
     narrow, made, read, out = (counts.copy() for counts in run.counts)
     made[zeros], read[zeros] = run.writer.block**2, run.reader.block**2
     alive = run.alive.copy()
@@ -171,7 +169,7 @@ def _evened(run: RunParts) -> RunParts | None:
         run,
         alive=alive,
         counts=(narrow, made, read, out),
-        kernels=(writer * run.alive, depthwise * run.alive, reader),
+        kernels=(writer * run.alive, depthwise * run.alive, reader * run.alive[:, None]),
         biases=(run.biases[0] * run.alive, run.biases[1] * run.alive, run.biases[2]),
     )
 

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib.util
+import json
 import os
 import re
 import time
@@ -21,9 +22,9 @@ import jax.numpy as jnp
 
 from fdjax.errors import UserError, first_line
 from fdjax.frozen.assemble import Frozen, fewest_macs
-from fdjax.frozen.choice import programs
+from fdjax.frozen.choice import nameless, programs, worth_timing
 from fdjax.frozen.program import Apply, Program
-from fdjax.frozen.runs import Candidates
+from fdjax.frozen.runs import DENSE, Candidates
 from fdjax.frozen.xla import RUN_SCOPE, apply, scope_of
 from fdjax.ops.platform import tracing_for
 
@@ -285,6 +286,29 @@ class Estimate:
     batch: int = 1
     dtype: str = "bfloat16"
     cycles: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+    _known: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def worth(self, candidates: Candidates) -> Candidates:
+        """Leaves out the schedules of a run that a clock would not time, but for the dense one."""
+        timed = worth_timing(candidates)
+        return {name: candidate for name, candidate in candidates.items() if name in timed or name == DENSE}
+
+    def measure(self, layer: str, candidates: Mapping[str, tuple[Program, Any]]) -> dict[str, int]:
+        """Estimates the schedules of a run, or the forms of a layer.
+
+        Args:
+          layer: name of the run or layer, under which the cycles are recorded.
+          candidates: programs and their arrays, by name; each is a part of a network.
+
+        Returns:
+          The estimated cycles of each, by name.
+
+        Raises:
+          UserError: if the target's compiler gives no estimates, or refuses a program.
+        """
+        found = {form: self._expected(program, arrays) for form, (program, arrays) in candidates.items()}
+        self.cycles.setdefault(layer, {}).update(found)
+        return found
 
     def choose(self, candidates: Candidates) -> str:
         """Chooses the schedule with the fewest estimated cycles; `fdjax.frozen.freeze` takes this method as `choose`.
@@ -296,20 +320,24 @@ class Estimate:
           The name of the schedule.
 
         Raises:
-          UserError: if the target's compiler gives no estimates.
+          UserError: as `measure`.
         """
-        name, found = next(iter(candidates.values()))[0].name, {}
-        for form, (program, arrays) in programs(candidates).items():
+        name, usual = next(iter(candidates.values()))[0].name, fewest_macs(candidates)
+        found = self.measure(name, programs(self.worth(candidates)))
+        return min(found, key=lambda form: (found[form], form != usual))
+
+    def _expected(self, program: Program, arrays: Mapping[str, Any]) -> int:
+        # Equal layers are compiled only once.
+        key = json.dumps(nameless(program), sort_keys=True)
+        if key not in self._known:
             made = compile_frozen(self.target, program, arrays, self.batch, self.dtype, part=True)
             if made.cycles is None:
                 raise UserError(
                     f"the compiler for {self.target} gives no estimates: give --choose macs, or --choose time on a "
                     "machine that has it"
                 )
-            found[form] = made.cycles
-        self.cycles[name] = found
-        usual = fewest_macs(candidates)
-        return min(found, key=lambda form: (found[form], form != usual))
+            self._known[key] = made.cycles
+        return self._known[key]
 
 
 def compare_ahead(

@@ -73,6 +73,12 @@ def frozen_table(manifest: Mapping[str, Any]) -> str:
     rows.append(f"dense as before: {', '.join(plain) or 'none'}")
     if choice["released_at_freezing"]:
         rows.append(f"released, being faster so: {', '.join(choice['released_at_freezing'])}")
+    expected = choice.get("expected")
+    if expected:
+        rows.append(
+            f"expected cycles on {choice['target']}, {choice['batch']} at once: {expected['cycles']:,}, "
+            f"{expected['ratio']:.2f} of the dense network's"
+        )
     rows.append(f"MACs: {macs['total']:,}, {macs['ratio']:.3f} of the dense network's")
     accuracy = manifest["accuracy"]
     if accuracy is None:
