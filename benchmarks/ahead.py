@@ -36,7 +36,9 @@ CONFIGS = sorted(
 )
 NETWORKS = ("mobilenet_v2_small", "mobilenet_v2_192")
 # Masks of the frozen networks, and their share of the MACs by the paper's count; whole first.
+ESTIMATED = ", by estimate"
 FORMS = {"dense": 1.0, "channels": 0.5, "tied": 0.5, "paper": 0.8}
+FORMS |= {f"{masks}{ESTIMATED}": FORMS[masks] for masks in ("channels", "tied")}
 # Images of folders that are not here, and their classes.
 _SIDE, _CLASSES = 32, 10
 _COMMAND = "python benchmarks/ahead.py --target cuda:h100 tpu:v5e tpu:v6e --json ahead.json --page README.md"
@@ -95,23 +97,49 @@ def config_rows(config_file: str, target: str) -> Iterator[tuple[Row, Callable[[
 
 def network_rows(name: str, target: str, batches: Sequence[int]) -> Iterator[tuple[Row, Callable[[], Any]]]:
     """Facts of a network with seeded masks of each form, and what lowers each."""
-    from _seeded_masks import seeded_masks
-    from frozen_mobilenet_v2 import build_graph
-
-    from fdjax.frozen import freeze
-    from fdjax.frozen.bench import dense_network, seeded_variables
+    from fdjax.frozen.bench import dense_network
     from fdjax.frozen.targets import lower_frozen
 
-    for form, share in FORMS.items():
-        graph = build_graph(name, form != "paper", None)
-        if form == "dense":
-            frozen = dense_network(graph, 0)
-        else:
-            frozen = freeze(graph, seeded_variables(graph, 0), seeded_masks(graph, form, share, 0).counts)
-        for batch in batches:
-            facts = {"what": name, "form": form, "target": target, "batch": batch, "dtype": "bfloat16"}
+    dense: Any = None
+    for form, batch in itertools.product(FORMS, batches):
+        if form.endswith(ESTIMATED) and target.startswith("cuda"):
+            continue
+        facts: Row = {"what": name, "form": form, "target": target, "batch": batch, "dtype": "bfloat16", "macs": None}
+
+        def lower(facts: Row = facts) -> Any:
+            nonlocal dense
+            if facts["form"] == "dense":
+                dense = dense or dense_network(_graph(name, "channels"), 0)
+                frozen = dense
+            else:
+                frozen = _frozen(name, facts["form"], target, facts["batch"])
             facts["macs"] = frozen.program.macs()
-            yield facts, lambda f=frozen, b=batch: lower_frozen(target, f.program, f.arrays, b)
+            return lower_frozen(target, frozen.program, frozen.arrays, facts["batch"])
+
+        yield facts, lower
+
+
+def _graph(name: str, masks: str) -> Any:
+    from frozen_mobilenet_v2 import build_graph
+
+    return build_graph(name, masks != "paper", None)
+
+
+def _frozen(name: str, form: str, target: str, batch: int) -> Any:
+    """A network with seeded masks, frozen by MACs, or by what the target's compiler expects."""
+    from _seeded_masks import seeded_masks
+
+    from fdjax.frozen import freeze, release_slower
+    from fdjax.frozen.bench import seeded_variables
+    from fdjax.frozen.targets import Estimate
+
+    masks = form.removesuffix(ESTIMATED)
+    graph = _graph(name, masks)
+    counts, weights = seeded_masks(graph, masks, FORMS[form], 0).counts, seeded_variables(graph, 0)
+    if not form.endswith(ESTIMATED):
+        return freeze(graph, weights, counts)
+    estimate = Estimate(target, batch)
+    return freeze(graph, weights, release_slower(graph, weights, counts, estimate)[0], estimate.choose)
 
 
 def work(flags: argparse.Namespace) -> None:
@@ -224,6 +252,7 @@ def _heading(report: dict[str, Any], rows: dict[tuple[Any, ...], Row]) -> list[s
         "Seconds are processor time of tracing and compiling. Memory is what arguments, results and temporaries take",
         "on the device. Cycles are what the compiler expects, in all and over the dense network's; for GPUs it expects",
         "none. Nothing here has run on these devices. What was not compiled when the page was written is not measured.",
+        '"By estimate": schedules by `--choose estimate`, and what it lets go of; seconds are those of all parts, too.',
     ]
 
 
@@ -234,7 +263,8 @@ def _table(rows: dict[tuple[Any, ...], Row], targets: Sequence[str], steps: bool
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for (what, form, batch), row in own.items():
         dense = own.get((what, "dense", batch), row)
-        share = [] if steps else [f"{row['macs'] / dense['macs']:.2f}x"]
+        macs = row.get("macs") and dense.get("macs")
+        share = [] if steps else [f"{row['macs'] / dense['macs']:.2f}x" if macs else "-"]
         cells = [Path(what).stem, form, *share, str(batch), row["dtype"]]
         for target in targets:
             whole = None if steps else rows.get((what, "dense", batch, target))
