@@ -292,8 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if flags.worker:
         work(flags)
         return 0
-    report = contest.new_report(flags)
-    report["rows"] = read_rows(flags.json)
+    report = {"machine": contest.describe_machine(), "rows": read_rows(flags.json)}
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     works = [("--network", name) for name in flags.network] + [("--config", file) for file in flags.config]
     for target, (kind, name) in itertools.product(flags.target, works):

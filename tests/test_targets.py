@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 
 from fdjax.commands.main import fdjax_command
@@ -18,13 +17,12 @@ from fdjax.frozen import freeze, load, save, targets
 from fdjax.frozen.bench import seeded_variables
 from fdjax.frozen.choice import worth_timing
 from fdjax.frozen.targets import AheadOfTime, Estimate, find_target
-from fdjax.frozen.xla import apply
 from fdjax.graph.masks import MaskedGraph
 from fdjax.ops.platform import for_cpu, tracing_for
 from fdjax.training.network import trace_network
 from fdjax.zoo.registry import make_network
 from tests.frozen_checkpoints import write_checkpoint
-from tests.frozen_networks import random_counts, raw_images, relative_error
+from tests.frozen_networks import frozen_logits, random_counts, raw_images, relative_error
 
 # Two fusions of a run, one of nothing that has a name, and one that the compiler says nothing of.
 PROGRAM = """
@@ -120,7 +118,7 @@ def test_an_estimate_compiles_what_a_clock_would_time_and_the_dense_schedule(mon
     frozen, usual = freeze(graph, weights, counts, choose), freeze(graph, weights, counts)
     assert "dense" in seen and "dense" in compiled and frozen.program.macs() > usual.program.macs()
     images = raw_images(graph, 2, 0)
-    found, expected = (np.asarray(apply(one.program, one.arrays, images)[0]) for one in (frozen, usual))
+    found, expected = (frozen_logits(one, images) for one in (frozen, usual))
     assert relative_error(found, expected) < 1e-5
     times = len(compiled)
     freeze(graph, weights, counts, estimate.choose)

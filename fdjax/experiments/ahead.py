@@ -21,7 +21,7 @@ from fdjax.training.build import build_network
 from fdjax.training.optimizers import optimizers_for
 from fdjax.training.phases import Phase, plan_phases
 from fdjax.training.programs import make_programs
-from fdjax.training.state import create_state, init_variables
+from fdjax.training.state import TrainState, create_state, init_variables
 
 # The phases of a run do not depend on how many steps an epoch has.
 _STEPS_PER_EPOCH = 10
@@ -112,12 +112,16 @@ def compile_steps(config: Config, target: str) -> list[dict[str, Any]]:
 
 
 def _steps_of(config: Config, network: Any, graph: MaskedGraph, phase: Phase) -> list[tuple[str, Any, Any]]:
-    """A phase's steps by kind, each with the state that it takes."""
-    state = create_state(
-        init_variables(network, graph.input_shape, config.seed), config.seed, *optimizers_for(config, phase)
-    )
-    if config.distill.weight > 0:
-        state = state.with_teacher()
+    """A phase's steps by kind, each with the state that it takes: shapes and types, but for the masks."""
+
+    def begin() -> TrainState:
+        variables = init_variables(network, graph.input_shape, config.seed)
+        state = create_state(variables, config.seed, *optimizers_for(config, phase))
+        return state.with_teacher() if config.distill.weight > 0 else state
+
+    # Nothing is initialised: for a large network that takes longer than some steps take to compile.
+    state = jax.eval_shape(begin)
+    state = state.replace(fcmask=jax.tree.map(lambda mask: np.ones(mask.shape, mask.dtype), state.fcmask))
     feed: Any = _Uncompiled()
     programs = make_programs(config, network, graph, phase, state, feed, np.arange(graph.num_classes))
     kinds = {("masks", False): "mask step", ("weights", True): "weight step"}
