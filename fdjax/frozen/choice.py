@@ -135,7 +135,14 @@ class Stopwatch:
         return cores() > 1 and (self.engine != "xla" or jax.default_backend() == "cpu")
 
     def worth(self, candidates: Candidates) -> Candidates:
-        """Leaves out the schedules of a run that are not timed, as `worth_timing` does."""
+        """Leaves out the schedules of a run that are not timed, as `worth_timing` does.
+
+        Args:
+          candidates: the schedules of a run, by name.
+
+        Returns:
+          The remaining schedules.
+        """
         return worth_timing(candidates)
 
     def choose(self, candidates: Candidates) -> str:
@@ -216,11 +223,26 @@ class Clock(Protocol):
     """Finds which forms of a part of a network are slower: a stopwatch, or an estimate."""
 
     def worth(self, candidates: Candidates) -> Candidates:
-        """Leaves out the schedules of a run that cannot be the fastest."""
+        """Leaves out the schedules of a run that cannot be the fastest.
+
+        Args:
+          candidates: the schedules of a run, by name.
+
+        Returns:
+          The remaining schedules.
+        """
         ...
 
     def measure(self, layer: str, candidates: Mapping[str, tuple[Program, HostArrays]]) -> Mapping[str, float]:
-        """Returns milliseconds, or cycles, of the schedules of a run, or of the forms of a layer, by name."""
+        """Measures or estimates the schedules of a run, or the forms of a layer.
+
+        Args:
+          layer: name of the run or layer, under which the times are recorded.
+          candidates: programs and their arrays, by name.
+
+        Returns:
+          Milliseconds or cycles of each, by name.
+        """
         ...
 
 

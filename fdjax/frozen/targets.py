@@ -289,7 +289,14 @@ class Estimate:
     _known: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def worth(self, candidates: Candidates) -> Candidates:
-        """Leaves out the schedules of a run that a clock would not time, but for the dense one."""
+        """Leaves out the schedules of a run that a clock would not time, but for the dense one.
+
+        Args:
+          candidates: the schedules of a run, by name.
+
+        Returns:
+          The remaining schedules.
+        """
         timed = worth_timing(candidates)
         return {name: candidate for name, candidate in candidates.items() if name in timed or name == DENSE}
 
