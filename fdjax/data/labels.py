@@ -1,4 +1,4 @@
-"""Labels as class numbers, whatever type a file has them in."""
+"""Converts labels of any type that a file may hold to class numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def class_numbers(values: Any, where: str) -> np.ndarray:
       int64 [n].
 
     Raises:
-      UserError: if they are of another type, such as texts, or a number is not whole.
+      UserError: the labels are of another type, such as text, or one is not a whole number.
     """
     try:
         given = np.asarray(values)
