@@ -140,8 +140,8 @@ def test_masks_that_are_expected_to_cost_time_are_let_go(tmp_path, monkeypatch, 
     assert (choice["by"], choice["target"], choice["batch"]) == ("estimate", "tpu:v5e", 4)
     assert bool(transforms(artifact.frozen.program)) != dear == bool(choice["released_at_freezing"])
     said = capsys.readouterr().out
-    assert ("released, being faster so: block" in said) == dear
-    assert f"expected cycles on tpu:v5e, 4 at once: {choice['expected']['cycles']:,}, " in said
+    assert ("released because they are faster without masks: block" in said) == dear
+    assert f"estimated cycles on tpu:v5e, batches of 4: {choice['expected']['cycles']:,}, " in said
     assert choice["expected"]["ratio"] <= 1
 
 

@@ -1,4 +1,4 @@
-"""Frozen networks and training steps, compiled for accelerators that are not there (`fdjax.frozen.targets`)."""
+"""Compiles frozen networks and training steps for accelerators that are not there (`fdjax.frozen.targets`)."""
 
 from __future__ import annotations
 

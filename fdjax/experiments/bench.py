@@ -1,4 +1,4 @@
-"""Benchmarks of an artifact: the frozen network beside the dense one, row by row."""
+"""Times the frozen network of an artifact beside its dense network."""
 
 from __future__ import annotations
 

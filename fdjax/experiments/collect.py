@@ -1,4 +1,4 @@
-"""Collects finished runs in one folder: what each leaves behind, and a table and a plot of all that are there."""
+"""Records finished runs in one folder, with a table and a plot of all runs that are there."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fdjax.reports import (
 from fdjax.training.workdir import CONFIG_FILE, IMPORT_FILE, METRICS_FILE, SUMMARY_FILE, check_folder
 
 RUNS_FOLDER, LOG_FILE = "runs", "log.txt"
-# What is drawn against, and what its picture is called.
+# The file of each plot, and the quantity that accuracy is drawn against.
 _PICTURES = {"tradeoff.png": MACS, "tradeoff_time.png": TIME}
 PICTURE_FILES = tuple(_PICTURES)
 TABLE_FILES = ("table.md", "table.csv", "table.json")
@@ -39,8 +39,8 @@ class FinishedRun:
     """A finished run.
 
     Attributes:
-      folder: where it lies.
-      files: the contents of its files by the names they get in a record.
+      folder: its folder.
+      files: contents of its files, by their names in a record.
       result: its row.
     """
 
@@ -51,13 +51,13 @@ class FinishedRun:
 
 @dataclasses.dataclass(frozen=True)
 class Collected:
-    """What `collect` did.
+    """The result of `collect`.
 
     Attributes:
-      results: of all runs that the folder holds now.
-      added: names of the runs that are new there.
-      replaced: names of those whose files have changed.
-      written: paths of the tables and of the plot, if there is one.
+      results: all runs that are recorded now.
+      added: names of the runs that are new.
+      replaced: names of the runs whose files have changed.
+      written: paths of the tables and plots.
     """
 
     results: list[Result]
@@ -67,22 +67,23 @@ class Collected:
 
 
 def collect(workdirs: Sequence[str | Path], out: str | Path) -> Collected:
-    """Records finished runs in `out` and writes the table and the plot of all runs recorded there, then and before.
+    """Records finished runs in `out`, and writes the tables and plots of all runs that are recorded there.
 
-    `out/runs/NAME/` gets each run's config, summary, metrics and log; NAME is the workdir's folder name. The tables are
-    made from these folders. A file is replaced in one move: an interruption leaves each table as it was or as it is to
-    be, and the next call makes all of them anew.
+    `out/runs/NAME/` gets each run's config, summary, metrics and log; NAME is the name of the workdir. The tables are
+    made from these folders. Files are replaced atomically, so that an interruption leaves each table old or new, and
+    the next call makes all of them again.
 
     Args:
-      workdirs: of finished runs; a folder that `collect` has made for a run will do too.
-      out: a directory, made if need be.
+      workdirs: workdirs of finished runs, or folders that `collect` has made.
+      out: a directory; it is made if it does not exist.
 
     Raises:
-      UserError: a run is not finished, damaged, or another run of its name is there. Nothing has been written then.
+      UserError: if a run is not finished or is damaged, or another run of its name is recorded. Nothing has been
+        written then.
     """
     out = Path(out).expanduser().resolve()
     given: dict[str, FinishedRun] = {}
-    # Once each, in the order given.
+    # Each workdir once, in the given order.
     for folder in dict.fromkeys(Path(workdir).expanduser().resolve() for workdir in workdirs):
         run = read_run(folder, f"--workdir {folder}", "give the workdirs of finished runs")
         if folder.name in given:
@@ -108,7 +109,7 @@ def collect(workdirs: Sequence[str | Path], out: str | Path) -> Collected:
             changed[name] = run
             continue
         _check_same(run, recorded[name])
-        # A log that is gone by now is no change.
+        # A run whose log has been removed since has not changed.
         if not run.files.items() <= recorded[name].files.items():
             changed[name] = run
     results = [run.result for run in {**recorded, **given}.values()]
@@ -135,12 +136,12 @@ def read_run(folder: Path, called: str, advice: str) -> FinishedRun:
     """Reads and checks a finished run.
 
     Args:
-      folder: its workdir, or where `collect` has recorded it.
-      called: what errors about the folder as a whole call it.
-      advice: how they end.
+      folder: its workdir, or the folder in which `collect` has recorded it.
+      called: name of the folder in error messages.
+      advice: end of the error messages.
 
     Raises:
-      UserError: it is not finished, or damaged.
+      UserError: if the run is not finished, or is damaged.
     """
     if not folder.is_dir():
         raise UserError(f"{called} is no directory; {advice}")
@@ -163,7 +164,7 @@ def read_run(folder: Path, called: str, advice: str) -> FinishedRun:
     except UserError as error:
         raise UserError(f"{folder / CONFIG_FILE} is no config of this fdjax: {error}") from error
     if config.data.path is not None:
-        # Where the data lay on the machine of the run is nobody's business elsewhere; what they are called is.
+        # The record keeps the name of the data's folder, but not its path on the run's machine.
         data = dataclasses.replace(config.data, path=PureWindowsPath(config.data.path).name)
         config = dataclasses.replace(config, data=data)
         files[CONFIG_FILE] = f"{json.dumps(config.to_dict(), indent=1)}\n".encode()
@@ -175,7 +176,7 @@ def read_run(folder: Path, called: str, advice: str) -> FinishedRun:
             "command again, which writes it anew"
         ) from error
     _check_finished(folder, config, summary, files[METRICS_FILE])
-    # What the command printed goes into a file beside the workdir: a new workdir must be empty.
+    # A log can be beside the workdir, because a new workdir has to be empty.
     for log in (folder / LOG_FILE, folder.with_name(f"{folder.name}.txt")):
         if log.is_file():
             return FinishedRun(folder, {**files, LOG_FILE: _read(log)}, result)
@@ -190,7 +191,7 @@ def _read(file: Path) -> bytes:
 
 
 def _parse(file: Path, text: bytes) -> dict[str, Any]:
-    """The object in a file."""
+    """Returns the JSON object in a file."""
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -201,7 +202,7 @@ def _parse(file: Path, text: bytes) -> dict[str, Any]:
 
 
 def _check_finished(folder: Path, config: Config, summary: dict[str, Any], metrics: bytes) -> None:
-    """Raises `UserError` if the metrics are damaged, or go on after the summary was written."""
+    """Raises `UserError` if the metrics are damaged, or the run has gone on after its summary was written."""
     last = 0
     for number, line in enumerate(metrics.splitlines(), 1):
         try:
@@ -225,8 +226,8 @@ def _check_same(run: FinishedRun, recorded: FinishedRun) -> None:
     if different:
         shown = ", ".join(different[:3]) + (f" and {len(different) - 3} more" if len(different) > 3 else "")
         raise UserError(
-            f"--workdir {run.folder} is another run than {recorded.folder} (different: {shown}), and one name stands "
-            "for one run; rename the workdir, or remove that folder"
+            f"--workdir {run.folder} is another run than {recorded.folder} (different: {shown}), and a name can only "
+            "stand for one run; rename the workdir, or remove that folder"
         )
 
 
@@ -234,7 +235,7 @@ def _check_same(run: FinishedRun, recorded: FinishedRun) -> None:
 
 
 def _write(out: Path, changed: dict[str, FinishedRun], results: list[Result]) -> list[Path]:
-    """Writes all into a draft beside its place first; then everything moves there."""
+    """Writes everything into a draft folder first, and then moves it to its place."""
     with _new_folder(out), tempfile.TemporaryDirectory(prefix=".draft-", dir=out) as draft_name:
         draft = Path(draft_name)
         for name, run in changed.items():
@@ -248,14 +249,14 @@ def _write(out: Path, changed: dict[str, FinishedRun], results: list[Result]) ->
 
 
 def write_tables(results: Sequence[Result], out: Path) -> list[Path]:
-    """Writes the table and the plot of runs into `out`, each file in one move.
+    """Writes the tables and plots of runs into `out`; each file is replaced atomically.
 
     Args:
-      results: of the runs, with different names; at least one.
+      results: the runs, at least one; their names differ.
       out: a directory that exists.
 
     Returns:
-      Paths of the tables and of the plots that there are.
+      Paths of the tables and plots.
     """
     with tempfile.TemporaryDirectory(prefix=".draft-", dir=out) as draft_name:
         draft = Path(draft_name)
@@ -263,7 +264,7 @@ def write_tables(results: Sequence[Result], out: Path) -> list[Path]:
 
 
 def _draft_tables(results: Sequence[Result], draft: Path) -> list[str]:
-    """Writes the tables and, if runs have masks, and times, the plots; returns the files' names."""
+    """Writes the tables, and plots if the runs have masks (and times); returns the names of the files."""
     pictures: dict[str, str] = {}
     for file, against in _PICTURES.items():
         with contextlib.suppress(NoDataError):
@@ -290,12 +291,12 @@ def _move_tables(tables: Sequence[str], draft: Path, out: Path) -> list[Path]:
 
 
 def _move_run(source: Path, target: Path, run: FinishedRun) -> None:
-    """Moves a run to where it is recorded: as a whole if it is new."""
+    """Moves a run to its place in the record; a new run is moved as a whole."""
     target.parent.mkdir(exist_ok=True)
     if not target.exists():
         os.rename(source, target)
         return
-    # The summary last: until it is there, the row is that of the old one.
+    # The summary comes last, because the row is made from it.
     for name in sorted(run.files, key=lambda name: name == SUMMARY_FILE):
         os.replace(source / name, target / name)
     if LOG_FILE not in run.files:
@@ -304,13 +305,13 @@ def _move_run(source: Path, target: Path, run: FinishedRun) -> None:
 
 @contextlib.contextmanager
 def _new_folder(folder: Path) -> Iterator[None]:
-    """Makes a folder, and takes back what it made if nothing comes of it."""
+    """Makes a folder and its parents, and removes the new ones if an exception is raised."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
         for path in missing:
-            with contextlib.suppress(OSError):  # Something lies in it.
+            with contextlib.suppress(OSError):  # The folder is not empty.
                 path.rmdir()
         raise

@@ -1,4 +1,4 @@
-"""Runs of a sweep as processes: so many at a time, each on its share of the processor, finished ones passed over."""
+"""Executes the runs of a sweep as processes, several at a time, each on its share of the processor cores."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ except ImportError:  # Windows
 
 LOCK_FILE, PARETO_FILE = "sweep.lock", "pareto.png"
 _POLL_SECONDS = 0.1
-# How long processes have to end by themselves once they are interrupted: the terminal's own interruption reaches them,
-# too, and a second one would break into what the first makes them do.
+# Seconds that processes have to end after an interruption. Ctrl-C in a terminal reaches them, too, and a second signal
+# would interrupt the save that the first one caused.
 _PATIENCE_SECONDS, _GRACE_SECONDS = 6.0, 60.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a sweep.
+    """The outcome of a sweep.
 
     Attributes:
-      results: of the finished runs, those that were finished before among them.
+      results: all finished runs, also those that were finished before.
       failed: run -> why it has no result.
       written: paths of the tables and plots.
     """
@@ -49,7 +49,7 @@ class Outcome:
 
 
 class _Going(NamedTuple):
-    """A run that is going on, its process and its share of the processor."""
+    """A run in progress, with its process and its share of the cores."""
 
     run: PlannedRun
     process: subprocess.Popen[bytes]
@@ -58,7 +58,7 @@ class _Going(NamedTuple):
 
 
 def check_data(runs: Sequence[PlannedRun]) -> None:
-    """Raises `UserError` if the data of a run that is not finished are not there."""
+    """Raises `UserError` if the data set of an unfinished run is missing."""
     first: dict[tuple[str, str | None], str] = {}
     for run in runs:
         if not run.is_finished():
@@ -71,7 +71,7 @@ def check_data(runs: Sequence[PlannedRun]) -> None:
 
 
 def core_shares(cores: Sequence[int], jobs: int) -> list[tuple[int, ...]]:
-    """The cores of each job: equal shares of them, or one for several jobs where there are fewer cores than jobs."""
+    """Returns the cores of each job: equal shares, or with fewer cores than jobs one core each, which jobs share."""
     if len(cores) < jobs:
         return [(cores[job % len(cores)],) for job in range(jobs)]
     ends = [job * len(cores) // jobs for job in range(jobs + 1)]
@@ -85,21 +85,21 @@ def run_sweep(
     jobs: int = 1,
     say: Callable[[str], Any] = print,
 ) -> Outcome:
-    """Does the runs that are not finished, then writes the tables and plots of all that are.
+    """Executes the unfinished runs, then writes the tables and plots of all finished runs.
 
-    A run that fails does not stop the others, but those that start from it.
+    A run that fails stops only those that start from it.
 
     Args:
-      runs: of `plan_sweep`.
-      folder: of their workdirs.
-      command: that a run's arguments are added to.
-      jobs: how many at a time. On Linux each of several has its share of the cores that this process may use.
-      say: is given each line of progress.
+      runs: the runs of `plan_sweep`.
+      folder: directory of their workdirs.
+      command: the command of a process; a run's arguments are appended.
+      jobs: number of runs at a time; on Linux they share the cores of this process evenly.
+      say: is called with each line of progress.
 
     Raises:
-      UserError: another sweep is at work there, or the directory's files are not a sweep's (nothing has been written
-        then), or something cannot be written.
-      KeyboardInterrupt: as it came, or for a termination; the processes have ended.
+      UserError: if another sweep is at work there, or the directory has files that no sweep wrote (nothing has been
+        written then), or a file cannot be written.
+      KeyboardInterrupt: on an interruption or SIGTERM; the processes have ended.
     """
     with _locked(folder) as lock, _terminable():
         try:
@@ -130,7 +130,7 @@ class _Scheduler:
         )
 
     def work(self) -> dict[str, str]:
-        """Until nothing is left to do; returns the runs that failed, and why."""
+        """Works until nothing is left to do; returns the runs that failed, and why."""
         begun = sum(run.is_begun() for run in self._waiting)
         self._say(
             f"{self._total} runs: {len(self._finished)} finished, {begun} to go on with, "
@@ -149,7 +149,7 @@ class _Scheduler:
         return self._failed
 
     def _give_up(self) -> None:
-        """Those whose source has failed, and in turn those that start from them."""
+        """Gives up runs that start from a failed run."""
         for run in list(self._waiting):
             if run.after in self._failed:
                 self._waiting.remove(run)
@@ -171,7 +171,7 @@ class _Scheduler:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # So that a run which outlives this process still holds the directory.
+                # A run that outlives this process then still holds the lock of the directory.
                 pass_fds=() if self._lock is None else (self._lock,),
             )
         self._going.append(_Going(run, process, share, time.monotonic()))
@@ -201,18 +201,18 @@ class _Scheduler:
         self._say(f"[{len(self._finished) + len(self._failed)}/{self._total}] {run.name}: FAILED, {why}")
 
     def _stop(self) -> None:
-        """Lets the processes end: they save nothing more, but may be in the midst of saving."""
+        """Waits for the processes to end, then interrupts and finally kills those that are left."""
         left = [going.process for going in self._going]
         if left:
             self._say(f"stopping; waiting for {len(left)} {'run' if len(left) == 1 else 'runs'} to end")
         try:
             left = _ended(left, _PATIENCE_SECONDS)
-            # Where interruptions are ignored, as in a shell's background, the processes ignore them, too.
+            # If SIGINT is ignored, as for a shell's background jobs, the processes ignore it, too.
             ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
             for process in left:
                 process.send_signal(signal.SIGTERM if ignored else signal.SIGINT)
             left = _ended(left, _GRACE_SECONDS)
-        except KeyboardInterrupt:  # Once more: at once, then.
+        except KeyboardInterrupt:  # A second interruption ends the processes at once.
             pass
         for process in left:
             process.kill()
@@ -220,7 +220,7 @@ class _Scheduler:
 
 
 def _ended(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> list[subprocess.Popen[bytes]]:
-    """Waits for processes; returns those that are still there after so long."""
+    """Waits for processes; returns those that have not ended after `seconds`."""
     until = time.monotonic() + seconds
     left = [process for process in processes if process.poll() is None]
     while left and time.monotonic() < until:
@@ -264,7 +264,7 @@ def _collect(runs: Sequence[PlannedRun], folder: Path, failed: dict[str, str]) -
 
 @contextlib.contextmanager
 def _pinned(share: Sequence[int] | None) -> Iterator[None]:
-    """A process that is started here has these cores only. (Between fork and exec nothing of ours may run.)"""
+    """Restricts processes that are started inside to some cores; no code may run between fork and exec."""
     if share is None:
         yield
         return
@@ -278,7 +278,7 @@ def _pinned(share: Sequence[int] | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[int | None]:
-    """Holds a sweep's directory, made if need be, against other sweeps; gives the lock's file descriptor."""
+    """Makes and locks a sweep's directory against other sweeps; yields the lock's file descriptor."""
     file = folder / LOCK_FILE
     foreign = [name for name in (*TABLE_FILES, *PICTURE_FILES, PARETO_FILE) if (folder / name).exists()]
     if foreign and not file.exists():
@@ -301,7 +301,7 @@ def _locked(folder: Path) -> Iterator[int | None]:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Makes a termination (SIGTERM) an interruption, so that the processes are ended, too."""
+    """Treats SIGTERM as an interruption, so that the processes are ended, too."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

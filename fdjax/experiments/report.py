@@ -1,4 +1,4 @@
-"""`fdjax report`: reads runs, their test images and their benchmarks, and writes the page."""
+"""Reads runs, their test images and their benchmarks, and writes the page of `fdjax report`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _EXAMPLES = 3
 
 @dataclasses.dataclass(frozen=True)
 class Reported:
-    """What `write_report_page` did.
+    """The result of `write_report_page`.
 
     Attributes:
-      names: of the runs on the page.
-      left_out: workdir -> why it is not on it.
+      names: names of the runs on the page.
+      left_out: workdir -> why it is not on the page.
     """
 
     names: list[str]
@@ -39,12 +39,12 @@ def write_report_page(workdirs: Sequence[str], out: Path, benches: Sequence[str]
     """Writes one HTML page of finished runs.
 
     Args:
-      workdirs: of the runs; those without a result are listed on the page.
-      out: the file; one that is there is replaced.
-      benches: files of `fdjax bench --json`; each stands with the run whose frozen network it timed.
+      workdirs: workdirs of runs; the page lists those without a result.
+      out: the file to write; an existing one is replaced.
+      benches: files of `fdjax bench --json`; each is shown with the run whose frozen network it timed.
 
     Raises:
-      UserError: no workdir has a result, or a file is no benchmark. Nothing has been written then.
+      UserError: if no workdir has a result, or a file is no benchmark. Nothing has been written then.
     """
     folders = list(dict.fromkeys(Path(workdir).expanduser().resolve() for workdir in workdirs))
     found, left_out = [], {}
@@ -76,7 +76,7 @@ def write_report_page(workdirs: Sequence[str], out: Path, benches: Sequence[str]
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The folders' names, with as many of their parents as it takes to tell them apart."""
+    """Returns the folders' names, with as many of their parents as are needed to make them different."""
     depth = 1
     while True:
         names = ["/".join(folder.parts[-depth:]) for folder in folders]
@@ -89,7 +89,7 @@ def _figures_of(
     run: FinishedRun, benches: Mapping[str, Mapping[str, Any]], images: dict[DataConfig, ExampleImages]
 ) -> RunFigures:
     summary = json.loads(run.files[SUMMARY_FILE])
-    # The config of a row does not say where the data lie; the run's own does.
+    # The config of a row has no path of the data set; the run's own config has it.
     config = read_config(run.folder) or run.result.config
     if config.data not in images:
         images[config.data] = _example_images(config)
@@ -107,14 +107,14 @@ def _figures_of(
 
 
 def _widest_fcmask(file: Path, layers: Sequence[Mapping[str, Any]]) -> tuple[str, np.ndarray, None, int] | None:
-    """The learned FCMask whose values differ most, as `plot_run` chooses it; None where none was kept."""
+    """Returns the learned FCMask whose values differ most, as `plot_run` does; None if none was stored."""
     if not file.is_file():
         return None
     with np.load(file) as arrays:
         masks = {path: arrays[path] for path in arrays.files}
     named = []
     for path, values in masks.items():
-        # Masks are called by their layer and side, or by the module whose layers share them: block01/wide.
+        # Masks are named after their layer and side, or after the module whose layers share them: block01/wide.
         owner = path.rpartition("/")[0]
         owned = [layer for layer in layers if layer["name"] == owner or layer["name"].startswith(f"{owner}/")]
         coefs = [layer["num_coefs"] for layer in owned if layer.get("num_coefs")]
@@ -124,7 +124,7 @@ def _widest_fcmask(file: Path, layers: Sequence[Mapping[str, Any]]) -> tuple[str
 
 
 def _example_images(config: Config) -> ExampleImages:
-    """A few test images of a run's data set; none, and why, where it cannot be opened."""
+    """Returns a few test images of a run's data set; if it cannot be opened, none and the reason."""
     data = config.data
     try:
         size = data.image_size
@@ -133,7 +133,7 @@ def _example_images(config: Config) -> ExampleImages:
         else:
             if size is None:
                 size = describe_source(data.name, data.path, None, data.grayscale)[0][:2]
-            # Of a set on disk no more than these few are decoded.
+            # With streaming only these few images are decoded.
             how = {"stream": True, "crop_share": data.eval_crop, "background": data.background}
             dataset = open_dataset(data.name, data.path, size, data.grayscale, **how)
         count = len(dataset.test_labels)
@@ -158,7 +158,7 @@ def _read_bench(file: Path) -> dict[str, Any]:
 
 
 def _is_bench_row(row: Any) -> bool:
-    """Whether what the page shows of a row is there."""
+    """Whether a row has the fields that the page shows."""
     names = ("batch", "dense_ms", "frozen_ms", "time_ratio", "mac_ratio")
     if not isinstance(row, dict) or not all(isinstance(row.get(name), int | float) for name in names):
         return False
@@ -167,7 +167,7 @@ def _is_bench_row(row: Any) -> bool:
 
 
 def _is_of(bench: Mapping[str, Any], run: FinishedRun) -> bool:
-    """Whether the network that was timed has the MACs of the run's by both counts."""
+    """Whether the timed network has the MACs of the run's network by both counts."""
     macs = json.loads(run.files[SUMMARY_FILE])["macs"]
     return all(
         abs(row[key] - macs[name]) < 1e-9

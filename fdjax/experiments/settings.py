@@ -1,4 +1,4 @@
-"""Settings by the names that their flags have: a config with other values, and those values as flags of train.py."""
+"""Settings by the names of their flags: sets them in a config, and writes them as flags of train.py."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fdjax.errors import UserError, suggestion
 
 
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
-    """`config` with other values, all set at once, so that they are checked together.
+    """Returns a config with other values; all are set at once, so that they are checked together.
 
     Args:
-      config: what they are taken from.
+      config: the config.
       settings: field -> value, such as {"seed": 1, "learn.target_macs": 0.33}.
 
     Raises:
-      UserError: no such field, or a value that it does not accept.
+      UserError: if a field does not exist, or does not accept its value.
     """
     fields = config.to_dict()
     for name, value in settings.items():
@@ -31,10 +31,10 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
 
 
 def as_flags(settings: Mapping[str, Any]) -> list[str]:
-    """The flags of train.py that set what `with_settings` sets.
+    """Returns the flags of train.py for settings.
 
     Args:
-      settings: as there, and accepted there.
+      settings: settings that `with_settings` accepts.
     """
     flags: list[str] = []
     for name, value in settings.items():
@@ -48,7 +48,7 @@ def as_flags(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _place(fields: Mapping[str, Any], name: str) -> tuple[str, str]:
-    """The group of a field ("" of the config itself) and its name there."""
+    """Returns the group of a field ("" for the config itself) and the field's name in it."""
     groups = [group for group, value in fields.items() if isinstance(value, dict)]
     group, _, field = name.rpartition(".")
     if group and group not in groups:
@@ -58,7 +58,7 @@ def _place(fields: Mapping[str, Any], name: str) -> tuple[str, str]:
     if not group and field in groups:
         raise UserError(f"{name!r} is a group of fields; name one, such as {f'{name}.{next(iter(fields[name]))}'!r}")
     known = fields[group] if group else fields
-    # Where the flag is a word of Python, the field has an underscore more.
+    # If the flag is a keyword of Python, the field's name ends with an underscore.
     found = next((key for key in (field, f"{field}_") if key in known), None)
     if found is None:
         everywhere = [f"{group}.{key}" for group in groups for key in fields[group]]
@@ -69,7 +69,7 @@ def _place(fields: Mapping[str, Any], name: str) -> tuple[str, str]:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """The value in JSON types."""
+    """Returns the value as JSON types."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, tuple | list):
@@ -80,7 +80,7 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def _check_choice(owner: type, field: str, name: str, value: Any) -> None:
-    """Raises `UserError` if a field has a list of accepted words and the value, or one in it, is none of them."""
+    """Raises `UserError` if a field has a list of accepted words, and a word of the value is none of them."""
     hint = typing.get_type_hints(owner)[field]
     parts = [part for part in (hint, *typing.get_args(hint)) if typing.get_origin(part) is Literal]
     accepted = [word for part in parts for word in typing.get_args(part)]

@@ -1,4 +1,4 @@
-"""Sweeps: many runs from one description, all checked before the first of them starts.
+"""Sweeps: many runs from one description, all of which are checked before the first one starts.
 
 A sweep file is Python with `get_sweep() -> Sweep`:
 
@@ -26,19 +26,19 @@ from fdjax.python_file import load_made
 from fdjax.training.workdir import CONFIG_FILE, INIT_FILE, SUMMARY_FILE, check_folder, read_config, read_json
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]*")
-# Files of these kinds lie beside the runs.
+# Suffixes of the files beside the runs.
 _FILE_SUFFIXES = (".txt", ".md", ".csv", ".json", ".png", ".html", ".lock")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepRun:
-    """One run of a sweep, named.
+    """One named run of a sweep.
 
     Attributes:
-      name: of its workdir, in the sweep's: letters, digits and _ . + = -.
-      settings: what differs from the sweep's config, by the flags' names: {"learn.target_macs": 0.5}.
-      init: the run that it starts from: the name of another run of the sweep, or a checkpoint's path, relative to the
-        sweep file.
+      name: name of its workdir in the sweep's directory: letters, digits and _ . + = -.
+      settings: settings that differ from the sweep's config, by the names of their flags: {"learn.target_macs": 0.5}.
+      init: what it starts from: the name of another run of the sweep, or a checkpoint's path, relative to the sweep
+        file.
     """
 
     name: str
@@ -52,10 +52,10 @@ class Sweep:
 
     Attributes:
       config: path of a config file, relative to the sweep file.
-      settings: of all runs, such as {"data.path": "data/cifar10"}; what a run sets itself goes before.
-      grid: field -> values to try. A run is called by its fields and values: target_macs0.5_seed0.
-      init: of the runs of the grid, as `SweepRun.init`; the grid's values may stand in it: "dense_seed{seed}".
-      runs: others, by name.
+      settings: settings of all runs, such as {"data.path": "data/cifar10"}; a run's own settings override them.
+      grid: field -> values to try. A run is named after its fields and values: target_macs0.5_seed0.
+      init: `SweepRun.init` of the runs of the grid; it may contain the grid's values: "dense_seed{seed}".
+      runs: other runs.
     """
 
     config: str
@@ -67,14 +67,14 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class PlannedRun:
-    """A run of a sweep, checked.
+    """A run of a sweep that has been checked.
 
     Attributes:
-      name: of the run.
-      workdir: absolute.
-      config: what it will do.
-      arguments: of train.py.
-      after: the name of the run that must be finished first; None if there is none.
+      name: the run's name.
+      workdir: its workdir, absolute.
+      config: its config.
+      arguments: arguments of train.py.
+      after: name of the run that has to be finished first, or None.
     """
 
     name: str
@@ -85,15 +85,15 @@ class PlannedRun:
 
     @property
     def log(self) -> Path:
-        """What the run prints; beside the workdir, where `fdjax results` looks for it."""
+        """The log of the run's output; it is beside the workdir, where `fdjax results` looks for it."""
         return self.workdir.with_name(f"{self.name}.txt")
 
     def is_begun(self) -> bool:
-        """Whether there is anything to go on with."""
+        """Whether the run has been started before."""
         return (self.workdir / CONFIG_FILE).is_file()
 
     def is_finished(self) -> bool:
-        """Whether its workdir holds the result of just this config."""
+        """Whether its workdir has the result of this config."""
         files = [self.workdir / name for name in (CONFIG_FILE, SUMMARY_FILE)]
         summary = read_json(files[1])
         if summary is None or "top1" not in summary:
@@ -102,36 +102,37 @@ class PlannedRun:
             saved = read_config(self.workdir)
         except UserError:
             return False
-        # A finished run that goes on with longer phases writes its config anew, and its summary at the end only.
+        # A finished run that goes on with longer phases writes its config at once, and its summary only at the end.
         written = [file.stat().st_mtime_ns for file in files]
         return saved is not None and written[0] <= written[1] and _figures(saved) == _figures(self.config)
 
 
 def _figures(config: Config) -> Config:
-    """The settings that figures depend on, with the others as they are by default."""
+    """Returns the settings that figures depend on; the others have their defaults."""
     data = dataclasses.replace(config.data, path=str(config.data.path is not None), workers=None)
     return dataclasses.replace(config, data=data, checkpoint=CheckpointConfig(), compute=ComputeConfig())
 
 
 def load_sweep(path: str) -> Sweep:
-    """Runs a sweep file and returns what its `get_sweep()` makes.
+    """Executes a sweep file and returns what its `get_sweep()` returns.
 
     Raises:
-      UserError: no such file, an error in it, or no `get_sweep` that returns a `Sweep`.
+      UserError: if the file is missing or has an error, or no `get_sweep` that returns a `Sweep`.
     """
     return load_made(path, "sweep", "get_sweep", Sweep, "fdjax.experiments.sweep.Sweep")
 
 
 def plan_sweep(sweep: Sweep, workdir: str | Path, base: str | Path = ".") -> tuple[PlannedRun, ...]:
-    """Names and checks all runs, in the order in which they start when nothing else holds them up; writes nothing.
+    """Names and checks all runs, in the order in which they start; writes nothing.
 
     Args:
       sweep: the description.
       workdir: directory of the runs' workdirs.
-      base: what its paths are relative to.
+      base: directory to which the description's paths are relative.
 
     Raises:
-      UserError: no run, two of one name, a field, value or init that does not exist, or a workdir of another run.
+      UserError: if there is no run, two have one name, a field, value or init does not exist, or a workdir has another
+        run.
     """
     runs = [*_named(sweep.runs), *_combinations(sweep)]
     if not runs:
@@ -176,7 +177,7 @@ def _named(runs: Any) -> list[SweepRun]:
 
 
 def _combinations(sweep: Sweep) -> list[SweepRun]:
-    """The runs of the grid; the last field changes fastest."""
+    """Returns the runs of the grid; the last field changes fastest."""
     _check_mapping("grid", sweep.grid)
     for field, values in sweep.grid.items():
         if not isinstance(values, tuple | list | range):
@@ -203,7 +204,7 @@ def _combinations(sweep: Sweep) -> list[SweepRun]:
 
 
 def _value_name(field: str, value: Any) -> str:
-    """A field's part in the name of a run."""
+    """Returns the part of a run's name for a field and its value."""
     if isinstance(value, bool):
         return field if value else f"no_{field}"
     words = [str(item) for item in value] if isinstance(value, tuple | list) else [str(value)]
@@ -223,7 +224,7 @@ def _check_mapping(what: str, value: Any) -> None:
 
 
 def _source(run: SweepRun, names: Sequence[str], folder: Path, base: str | Path) -> tuple[str | None, Path | None]:
-    """The run that `run` waits for, and the checkpoint that it starts from."""
+    """Returns the run that `run` waits for, and the checkpoint that it starts from."""
     if run.init is None:
         return None, None
     if run.init in names:
@@ -238,12 +239,12 @@ def _source(run: SweepRun, names: Sequence[str], folder: Path, base: str | Path)
 
 
 def _check_workdir(folder: Path, config: Config, init: Path | None) -> None:
-    """Raises `UserError` if a workdir holds something else than this run, as far as its files tell."""
+    """Raises `UserError` if a workdir has another run, as far as its files show."""
     check_folder(folder, "--workdir")
     saved = read_config(folder)
     if saved is None:
         return
-    # A run that is not finished may still change what it has not begun: train.py, which knows, is asked later.
+    # The settings of phases that an unfinished run has not begun may change; train.py checks that later.
     finished = (folder / SUMMARY_FILE).is_file()
     problem = continuation_problem(saved, config, saved.phases[-1 if finished else 0])
     began = (read_json(folder / INIT_FILE) or {}).get("checkpoint")

@@ -1,6 +1,6 @@
-"""Numbers in, plots, tables and one HTML page out. Never runs a network.
+"""Makes plots, tables and one HTML page from numbers; it never executes a network.
 
-What draws from `fdjax.ops` and so loads jax is imported from its own file: `fdjax.reports.run_page`.
+`fdjax.reports.run_page` draws with `fdjax.ops`, and so loads jax; it is imported from its own file.
 """
 
 from fdjax.reports.bench import bench_figure, bench_table, engines_table, plot_bench

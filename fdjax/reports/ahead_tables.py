@@ -1,4 +1,4 @@
-"""Tables of what compilers for other machines made and expect."""
+"""Tables of compilations for other machines, and of their compilers' estimates."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ Row = Mapping[str, Any]
 
 
 def rows_table(rows: Sequence[Row]) -> str:
-    """A line a row of `fdjax.frozen.targets.compare_ahead` or `fdjax.experiments.ahead.compile_steps`."""
-    table = [["target", "batch", "type", "what", "compiled in s", "memory MB", "expected cycles", "over dense", "MACs"]]
+    """Returns a table of rows of `fdjax.frozen.targets.compare_ahead` or `fdjax.experiments.ahead.compile_steps`."""
+    table = [["target", "batch", "type", "what", "compiled in s", "memory MB", "cycles (est.)", "over dense", "MACs"]]
     for row in rows:
         cycles, ratio, macs = row["cycles"], row.get("cycle_ratio"), row.get("mac_ratio")
         table.append(
@@ -29,14 +29,17 @@ def rows_table(rows: Sequence[Row]) -> str:
             ]
         )
     unknown = {row["target"] for row in rows if row["cycles"] is None}
-    return "\n".join([aligned(table), *(f"the compiler for {target} expects no times" for target in sorted(unknown))])
+    return "\n".join([aligned(table), *(f"the compiler for {target} gives no estimates" for target in sorted(unknown))])
 
 
 def cycles_table(rows: Sequence[Row]) -> str:
-    """A line a layer or run: the cycles expected of it in the dense and in the pruned network, by batch size.
+    """Returns tables of the estimated cycles of each layer or run, dense and pruned, for each batch size.
 
     Args:
-      rows: of `fdjax.frozen.targets.compare_ahead`; empty text where no cycles are expected.
+      rows: the rows of `fdjax.frozen.targets.compare_ahead`.
+
+    Returns:
+      The tables; empty if the compiler gives no estimates.
     """
     by_batch: dict[int, dict[str, Mapping[str, int]]] = {}
     for row in rows:

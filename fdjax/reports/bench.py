@@ -1,4 +1,4 @@
-"""Benchmarks of frozen networks: a table, and a picture of time beside MACs."""
+"""Tables of benchmarks of frozen networks, and a plot of time against MACs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, "black")
 
 
 def bench_table(found: Mapping[str, Any]) -> str:
-    """A line a row, and a table of blocks for each batch size that has one.
+    """Returns a table of the rows, and tables of the layers for each batch size that has them.
 
     Args:
       found: `rows`, and `layers` by batch size, as `fdjax bench --json` writes them.
@@ -43,7 +43,7 @@ def bench_table(found: Mapping[str, Any]) -> str:
 
 
 def engines_table(rows: Sequence[Row]) -> str:
-    """A line a row of `fdjax.frozen.engines.bench_engines`."""
+    """Returns a table of the rows of `fdjax.frozen.engine_bench.bench_engines`."""
     columns = ("batch", "form", "engine")
     figures = {"ms": 3, "mac_ratio": 3, "time_ratio": 3, "ratio_to_best_dense": 3, "gflops": 1}
     table = [[*columns, *figures]]
@@ -55,7 +55,7 @@ def engines_table(rows: Sequence[Row]) -> str:
 
 
 def bench_figure(rows: Sequence[Row]) -> Figure:
-    """Time over MACs, both as shares of the dense network's: a point a row, a colour a batch size."""
+    """Draws time against MACs, both over the dense network's, with a point for each row and a colour a batch size."""
     figure = new_figure(5.5, 4.5)
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="time = MACs")

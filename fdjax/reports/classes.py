@@ -1,4 +1,4 @@
-"""What a network does with each class: accuracies, and what is taken for what."""
+"""Tables of a network's accuracy on each class, and of its confusions."""
 
 from __future__ import annotations
 
@@ -9,23 +9,27 @@ import numpy as np
 
 from fdjax.reports import html
 
-# A wider matrix is no table any more.
+# A matrix of more classes is too wide for a table.
 _MATRIX_CLASSES = 30
 _NONE = "–"
 
 
 def classes_section(summary: Mapping[str, Any]) -> list[str]:
-    """Tables of a run's test images by class; nothing where its summary has no confusion matrix.
+    """Makes the tables of a run's test images by class.
 
     Args:
-      summary: of the run, with `class_names` and `confusion` (rows: the class, columns: what images were taken for).
+      summary: the run's summary, with `class_names` and `confusion`, whose rows are the classes of images and whose
+        columns the predicted classes.
+
+    Returns:
+      HTML; empty if the summary has no confusion matrix.
     """
     confusion, names = _matrix(summary)
     if confusion is None:
         return []
     parts = [html.element("h3", "Classes"), html.table(*_by_class(confusion, names))]
     if len(names) <= _MATRIX_CLASSES:
-        parts.append(html.paragraph("A row for each class of test images, a column for each that they were given."))
+        parts.append(html.paragraph("A row for each class of test images, a column for each predicted class."))
         rows = [[name, *(f"{count:,}" for count in row)] for name, row in zip(names, confusion.tolist(), strict=True)]
         parts.append(html.table(["class", *names], rows))
     return parts

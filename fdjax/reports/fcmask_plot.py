@@ -18,18 +18,21 @@ if TYPE_CHECKING:
 def fcmask_figure(name: str, values: ArrayLike, num_coefs: int, hard_values: ArrayLike | None = None) -> Figure:
     """Draws the FCMask values of one layer side, sorted from high to low (the paper's Figure 3).
 
-    The horizontal line at n / num_coefs is the foot of coefficient n's region: solid where n is the first coefficient
-    of an anti-diagonal of the zigzag, dashed inside an anti-diagonal.
+    The horizontal line at n / num_coefs is the lower end of coefficient n's region: solid if n is the first coefficient
+    of an anti-diagonal of the zigzag, otherwise dashed.
 
     Args:
-      name: what the title calls the layer side.
-      values: [C] FCMask values in [0, 1].
-      num_coefs: coefficients in a block, a square number.
-      hard_values: [C] the same channels' values after rounding, drawn in the order of `values`.
+      name: the layer side's name in the title.
+      values: FCMask values in [0, 1], [C].
+      num_coefs: number of coefficients of a block, a square number.
+      hard_values: the values after rounding, [C], in the order of `values`.
+
+    Returns:
+      The figure.
 
     Raises:
-      NoDataError: there are no channels.
-      ValueError: `num_coefs` is no square number, or the shapes do not fit.
+      NoDataError: if there are no channels.
+      ValueError: if `num_coefs` is not a square number, or the shapes do not fit.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -43,7 +46,7 @@ def fcmask_figure(name: str, values: ArrayLike, num_coefs: int, hard_values: Arr
         raise ValueError(f"FCMask values of {name} must be one value per channel, [C]; their shapes are {shapes}")
     if not len(soft):
         raise NoDataError(f"{name} has no channels, so there are no FCMask values to show")
-    order = np.lexsort((-soft if hard is None else -hard, -soft))  # channels of equal value: by their rounded value
+    order = np.lexsort((-soft if hard is None else -hard, -soft))  # Ties are sorted by the rounded value.
     edges = np.arange(len(soft) + 1) + 0.5
 
     figure = new_figure(7.2, 5.0)
@@ -82,13 +85,13 @@ def fcmask_figure(name: str, values: ArrayLike, num_coefs: int, hard_values: Arr
 
 
 def _diagonal_starts(block: int) -> tuple[int, ...]:
-    """The zigzag numbers of the coefficients that start an anti-diagonal of a block: (0, 1, 3, 6, 8) for 3."""
+    """Returns the numbers of the coefficients that start an anti-diagonal of a block, such as (0, 1, 3, 6, 8) for 3."""
     sizes = [*range(1, block + 1), *range(block - 1, 0, -1)]
     return tuple(sum(sizes[:i]) for i in range(len(sizes)))
 
 
 def _coefficient_labels(block: int) -> tuple[list[float], list[str]]:
-    """Where to name the coefficients on an axis from 0 to 1, and how: each, or by anti-diagonals when many."""
+    """Returns the places and labels of the coefficients on an axis from 0 to 1; many are labelled by anti-diagonals."""
     num_coefs = block * block
     if num_coefs <= 25:
         ends = [(n, n) for n in range(num_coefs)]

@@ -1,7 +1,7 @@
-"""What all plots share: a figure, its file, colours, the words below an axis.
+"""What all plots share: figures, their files, colours, and the names below an axis.
 
-Figures are made without pyplot, so no backend is chosen and no global state is touched; matplotlib is imported when the
-first figure is made.
+Figures are made without pyplot, so that no backend is chosen and no global state changes. matplotlib is imported when
+the first figure is made.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ BLUE, VERMILION, GREEN, ORANGE, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F
 
 
 class NoDataError(ValueError):
-    """The numbers given hold nothing for this plot (no wrapped layer, no mask, no figure in any record)."""
+    """The numbers have nothing for this plot, such as no wrapped layer, no mask, or no figure in any record."""
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of its own, width and height in inches."""
+    """Makes a figure; width and height are in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Writes the PNG, making its folder."""
+    """Writes a PNG file, and makes its folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", dpi=DPI, bbox_inches="tight")
@@ -43,7 +43,15 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 
 
 def name_ticks(axes: Axes, places: np.ndarray, names: Sequence[str], limit: int, rotation: float = 60) -> None:
-    """Puts names under the x axis, only every second (third, ...) when there are more than `limit`."""
+    """Puts names under the x axis; with more than `limit` only every second (third, ...) of them.
+
+    Args:
+      axes: the axes.
+      places: the names' places on the x axis, [n].
+      names: the names.
+      limit: the most names that are shown.
+      rotation: their rotation in degrees.
+    """
     step = math.ceil(len(names) / max(limit, 1))
     axes.set_xticks(
         places[::step].tolist(),
@@ -57,6 +65,6 @@ def name_ticks(axes: Axes, places: np.ndarray, names: Sequence[str], limit: int,
 
 
 def block_words(num_coefs: int) -> str:
-    """The block of so many coefficients, in words."""
+    """Words a block of `num_coefs` coefficients."""
     block = math.isqrt(num_coefs)
     return f"{block} × {block} blocks ({num_coefs} coefficients)"

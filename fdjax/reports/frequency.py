@@ -1,5 +1,5 @@
-"""Pictures of the mathematics, drawn from the functions of `fdjax.ops` themselves: the paper's Figures 1, 2 and 4, and
-images in the frequency domain.
+"""Pictures of the mathematics, drawn with the functions of `fdjax.ops`: the paper's Figures 1, 2 and 4, and images in
+the frequency domain.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ _KEPT, _PRUNED = "0.45", "1.0"
 def strategies_figure() -> Figure:
     """Draws what each way to prune keeps at one half of all coefficients (the paper's Figure 1).
 
-    Scores that fall with frequency, by channels more or less, stand for a layer's energies. The masks of whole
-    channels, of coefficients and of channel-frequency bands are those of kept counts.
+    Random scores, which fall with frequency at a different speed for each channel, stand for a layer's energies.
     """
     channels, num_coefs = 16, 4**2
     rng = np.random.default_rng(0)
@@ -68,12 +67,13 @@ def strategies_figure() -> Figure:
 
 
 def coef_mask_figure(block: int, levels: Sequence[int] | None = None) -> Figure:
-    """Draws how the mask of each coefficient follows from FCMask (the paper's Figure 2): its formula, for 2x2 blocks,
-    and beside it the run's own where that is another.
+    """Draws the mask of each coefficient as a function of FCMask (the paper's Figure 2).
+
+    One panel has the paper's formula for 2x2 blocks; another has the run's own, if that is different.
 
     Args:
       block: K of the run.
-      levels: kept counts below N that its masks fade between; None: all.
+      levels: kept counts below N between which its masks fade; None: all.
     """
     panels: list[tuple[str, int, Sequence[int] | None]] = [("2 × 2 blocks, all levels (the paper's example)", 2, None)]
     if (block, levels) != (2, None):
@@ -102,12 +102,12 @@ class Equivalence(NamedTuple):
     """One pointwise layer computed three ways (the paper's Figure 4).
 
     Attributes:
-      figure: what each multiplies.
-      plain_error: largest difference of the layer between DCT and inverse DCT, with nothing masked, from the plain one,
+      figure: a drawing of what each way multiplies.
+      plain_error: largest difference between the plain layer and the layer between DCT and inverse DCT without masks,
         over the largest output.
-      banded_error: likewise of the banded from the masked layer.
-      dense_macs: of the plain product.
-      banded_macs: of the bands' products, without transforms.
+      banded_error: largest difference between the masked and the banded layer, over the largest output.
+      dense_macs: MACs of the plain product.
+      banded_macs: MACs of the products of the bands, without transforms.
     """
 
     figure: Figure
@@ -118,7 +118,7 @@ class Equivalence(NamedTuple):
 
 
 def equivalence(side: int = 16, channels: int = 12, block: int = 2) -> Equivalence:
-    """Computes and draws a small pointwise layer the plain way, masked, and by bands (the paper's Figure 4).
+    """Computes and draws a small pointwise layer: plain, masked, and by bands (the paper's Figure 4).
 
     Args:
       side: H and W of a random map.
@@ -187,7 +187,7 @@ def _equivalence_figure(plan: BandPlan, masks: Sequence[np.ndarray]) -> Figure:
 
 
 def _draw_mask(axes: Axes, mask: np.ndarray) -> None:
-    """A grey cell for what is kept; rows from the top."""
+    """Draws a mask with grey cells for what is kept; the first row is at the top."""
     from matplotlib.colors import ListedColormap
 
     axes.pcolormesh(mask, cmap=ListedColormap([_PRUNED, _KEPT]), vmin=0, vmax=1, edgecolors="0.8", linewidth=0.4)
@@ -197,18 +197,21 @@ def _draw_mask(axes: Axes, mask: np.ndarray) -> None:
 
 
 def image_frequencies_figure(images: np.ndarray, block: int, names: Sequence[str]) -> Figure:
-    """Draws images, their coefficients, and what is left of them when the highest coefficients are cut off.
+    """Draws images, their coefficients, and their reconstructions from the first coefficients, in a row for each image.
 
-    A row for each image. Coefficients: of the mean over colours; one small map for each frequency, in its place in the
-    block, darkest where the amplitude is largest, on a logarithmic scale.
+    The coefficients are those of the mean over colours, as one small map for each frequency in its place in the block;
+    large amplitudes are dark, on a logarithmic scale.
 
     Args:
       images: uint8 [n, H, W, C], C 1 or 3.
       block: K.
-      names: of the images.
+      names: names of the images.
+
+    Returns:
+      The figure.
 
     Raises:
-      NoDataError: there is no image.
+      NoDataError: if there is no image.
     """
     if not len(images):
         raise NoDataError("there is no image to show")
@@ -233,7 +236,7 @@ def image_frequencies_figure(images: np.ndarray, block: int, names: Sequence[str
 
 
 def _frequency_tiles(coefs: np.ndarray, block: int) -> np.ndarray:
-    """[R, S, N] -> [K*R, K*S]: the map of each coefficient, tiled by its row and column of frequency."""
+    """Tiles the map of each coefficient by its row and column of frequency: [R, S, N] -> [K*R, K*S]."""
     rows, columns = coefs.shape[:2]
     tiles = np.zeros((block * rows, block * columns), coefs.dtype)
     for n, (row, column) in enumerate(zigzag_order(block)):
@@ -242,7 +245,7 @@ def _frequency_tiles(coefs: np.ndarray, block: int) -> np.ndarray:
 
 
 def _draw_image(axes: Axes, image: np.ndarray, title: str) -> None:
-    """[H, W, C], 0..1; what a truncated transform makes less or more is clipped."""
+    """Draws an image [H, W, C] in 0..1; values that a truncated transform takes outside that range are clipped."""
     shown = np.clip(image, 0, 1)
     if shown.shape[-1] == 1:
         axes.imshow(shown[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")

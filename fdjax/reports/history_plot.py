@@ -22,15 +22,15 @@ def history_figure(
     """Draws accuracy, MAC ratio and loss by training step, with the phases as shaded spans.
 
     Args:
-      records: the objects of `metrics.jsonl`: "step" (over the whole run) and any of "train_top1",
-        "validation_top1", "test_top1" (0..1), "macs_ratio" (hard masks, after the gate) and "train_loss". Values that
-        are missing, None or not finite are skipped, and so is an axis without values. Lines break where "phase"
-        changes; test accuracy is drawn as points.
+      records: the objects of `metrics.jsonl`: "step" (of the whole run) and any of "train_top1", "validation_top1",
+        "test_top1" (0..1), "macs_ratio" (hard masks, after the gate) and "train_loss". Values that are missing, None or
+        not finite are skipped, and so are axes without values. Lines break when "phase" changes; test accuracy is drawn
+        as points.
       phases: "name", "start_step" and "end_step" of each phase, in order.
-      target: the MAC ratio asked for, drawn as a line.
+      target: the target MAC ratio, which is drawn as a line.
 
     Raises:
-      NoDataError: no record holds a value to draw.
+      NoDataError: if no record has a value to draw.
     """
     top1 = (
         ("train_top1", "training", ORANGE, 100.0),
@@ -58,7 +58,7 @@ def history_figure(
     for axes, (label, series, _) in zip(stack, drawn, strict=True):
         for steps, values, name, color, scale in series:
             few = np.isfinite(values).sum() <= 120
-            points = name == "test"  # often measured at the end of a phase only: a line would invent what lies between
+            points = name == "test"  # Measured rarely: a line would suggest values between that were not measured.
             axes.plot(
                 steps,
                 scale * values,
@@ -92,7 +92,7 @@ def history_figure(
 
 
 def _series(records: Iterable[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of the records that hold a finite number under `key`, with a NaN where the phase changes."""
+    """Returns steps and values of the records with a finite number under `key`, with a NaN between phases."""
     steps, values, phase = [], [], None
     for record in records:
         value = record.get(key)
@@ -108,7 +108,7 @@ def _series(records: Iterable[Mapping[str, Any]], key: str) -> tuple[np.ndarray,
 
 
 def _shade_phases(stack: Sequence[Axes], phases: Sequence[Mapping[str, Any]], points: float) -> None:
-    """Shades the phases on all axes, `points` wide, and names them above the first, in rows where names would clash."""
+    """Shades the phases on all axes, which are `points` wide, and names them above the first, in up to four rows."""
     top, size = stack[0], 8.5
     low, high = top.get_xlim()
     row_ends: list[float] = []
@@ -125,7 +125,7 @@ def _shade_phases(stack: Sequence[Axes], phases: Sequence[Mapping[str, Any]], po
         half = 0.32 * size * len(name)
         row = next((i for i, end in enumerate(row_ends) if end < middle - half), len(row_ends))
         if row == 4:
-            continue  # no room; the span is shaded all the same
+            continue  # There is no room for the name; the phase is shaded without it.
         row_ends[row : row + 1] = [middle + half + 5]
         top.annotate(
             name,
@@ -136,7 +136,7 @@ def _shade_phases(stack: Sequence[Axes], phases: Sequence[Mapping[str, Any]], po
             ha="center",
             va="bottom",
             fontsize=size,
-            zorder=10 - row,  # the line down from a higher name passes behind the lower ones
+            zorder=10 - row,  # The line from a higher name passes behind the lower names.
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},
             arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0}
             if row

@@ -1,4 +1,4 @@
-"""One HTML page in one file: elements, figures as data URIs, and the style sheet. Needs no script and no network."""
+"""Writes one HTML page in one file, with figures as data URIs and a style sheet; it needs no script and no network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# A browser that is asked to load anything else refuses.
+# With this policy a browser loads nothing from elsewhere.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 :root { color-scheme: light; }
@@ -66,23 +66,23 @@ figcaption { font-size: .9rem; color: #333; max-width: 46rem; margin-top: .3rem;
 
 
 def element(name: str, *inside: str, **attributes: str) -> str:
-    """`<name attributes>inside</name>`; `inside` is HTML, attributes are text (class_ for class)."""
+    """Returns `<name attributes>inside</name>`; `inside` is HTML, attributes are plain text (`class_` for class)."""
     said = "".join(f' {key.rstrip("_")}="{escape(value)}"' for key, value in attributes.items())
     return f"<{name}{said}>{''.join(inside)}</{name}>"
 
 
 def paragraph(text: str, class_: str | None = None) -> str:
-    """A paragraph of plain text."""
+    """Returns a paragraph of plain text."""
     return element("p", escape(text), **({"class_": class_} if class_ else {}))
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], strong: Collection[int] = ()) -> str:
-    """A table of plain text in a box of its own that scrolls where it is too wide.
+    """Returns a table of plain text, in a box that scrolls if it is too wide.
 
     Args:
-      headings: of the columns.
-      rows: cells, as many as headings.
-      strong: numbers of the rows that stand out.
+      headings: headings of the columns.
+      rows: the cells of each row, as many as headings.
+      strong: numbers of the rows in bold.
     """
     head = element("tr", *(element("th", escape(heading), scope="col") for heading in headings))
     body = [
@@ -94,7 +94,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], strong: Collec
 
 
 def pairs(rows: Iterable[tuple[str, str]]) -> str:
-    """A table of headings and texts."""
+    """Returns a table of headings and texts."""
     lines = [
         element("tr", element("th", escape(name), scope="row"), element("td", escape(text))) for name, text in rows
     ]
@@ -102,7 +102,7 @@ def pairs(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def facts(items: Iterable[tuple[str, str, str]]) -> str:
-    """Figures that come first: name, value, and a note below it or an empty text."""
+    """Returns cards of the main figures: name, value, and a note below it, which may be empty."""
     cards = [
         element(
             "div",
@@ -115,22 +115,22 @@ def facts(items: Iterable[tuple[str, str, str]]) -> str:
 
 
 def picture(figure: Figure, text: str, caption: str = "", *, wide: bool = False, pixels: bool = False) -> str:
-    """A figure as a data URI.
+    """Returns a figure as a data URI.
 
     Args:
-      figure: of matplotlib.
-      text: what it shows, for those who do not see it.
-      caption: plain text below it.
-      wide: on a narrow screen it scrolls in a box of its own, where its letters stay readable.
-      pixels: PNG rather than SVG: for images.
+      figure: a figure of matplotlib.
+      text: alternative text, for screen readers.
+      caption: plain text below the figure.
+      wide: whether it scrolls on a narrow screen instead of shrinking, so that its letters stay readable.
+      pixels: whether to store a PNG instead of an SVG; for images.
     """
-    # A figure of 9 inches has letters of about 10 pixels then.
+    # At this width the letters of a figure of 9 inches have about 10 pixels.
     width = f"{max(20.0, 4.9 * figure.get_figwidth()):.1f}rem" if wide else None
     return image(_data_uri(figure, "png" if pixels else "svg"), text, caption, width)
 
 
 def image(uri: str, text: str, caption: str = "", width: str | None = None) -> str:
-    """As `picture`, of a data URI; `width`: how wide it stays on a narrow screen, in CSS."""
+    """Returns a figure with a data URI, as `picture` does; `width` is its width on a narrow screen, in CSS."""
     shown = f'<img src="{escape(uri)}" alt="{escape(text)}">'
     box = element("div", shown, class_="scroll", tabindex="0", role="region", **{"aria-label": text})
     below = element("figcaption", escape(caption)) if caption else ""
@@ -138,7 +138,7 @@ def image(uri: str, text: str, caption: str = "", width: str | None = None) -> s
 
 
 def png_uri(content: bytes) -> str:
-    """A PNG file as a data URI."""
+    """Returns a PNG file as a data URI."""
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
@@ -146,7 +146,7 @@ def _data_uri(figure: Figure, form: str) -> str:
     from matplotlib import rc_context
 
     out = io.BytesIO()
-    # The same numbers make the same page: no date, and names within the SVG that do not change.
+    # Without a date, and with fixed names in the SVG, the same numbers give the same page.
     with rc_context({"svg.hashsalt": "fdjax"}):
         metadata = {"Date": None} if form == "svg" else None
         figure.savefig(out, format=form, dpi=130, bbox_inches="tight", metadata=metadata)
@@ -156,7 +156,7 @@ def _data_uri(figure: Figure, form: str) -> str:
 
 
 def page(title: str, body: str) -> str:
-    """The whole document."""
+    """Returns the whole document."""
     head = (
         '<meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'

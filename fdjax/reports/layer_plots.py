@@ -1,6 +1,6 @@
 """Plots of the layers of a network: their MACs, and the kept counts of their sides.
 
-`layers` is the list of the same name in `summary.json`: one mapping per layer of the network, in order.
+`layers` is the list of this name in `summary.json`, with one mapping per layer of the network, in order.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ if TYPE_CHECKING:
 def layer_macs_figure(layers: Sequence[Mapping[str, Any]]) -> Figure:
     """Draws the MACs of each wrapped pointwise layer relative to the same layer dense (the paper's Figure 8).
 
+    The lines are `pruned / dense` (without transforms) and `total / dense` (cheapest exact form, with transforms). The
+    title gives both for the whole network.
+
     Args:
-      layers: the layers of `summary.json`; MACs are counts. Lines: `pruned / dense` (no transforms) and
-        `total / dense` (cheapest exact form, transforms in it). The title gives both over all layers, wrapped or not.
+      layers: the layers of `summary.json`.
 
     Raises:
-      NoDataError: no layer is a wrapped pointwise layer.
+      NoDataError: if no layer is a wrapped pointwise layer.
     """
     wrapped = [layer for layer in layers if layer["kind"] == "pointwise" and layer["block"] and layer["dense"] > 0]
     if not wrapped:
@@ -43,7 +45,7 @@ def layer_macs_figure(layers: Sequence[Mapping[str, Any]]) -> Figure:
     dense = np.array([layer["dense"] for layer in wrapped], float)
     pruned = np.array([layer["pruned"] for layer in wrapped], float) / dense
     total = np.array([layer["total"] for layer in wrapped], float) / dense
-    # The gate also frees layers that are pruned by whole channels from their transforms; those are not marked.
+    # The gate also removes the transforms of layers that are pruned by whole channels; those are not marked.
     released = np.array([bool(layer.get("released")) and layer["form"] == "dense" for layer in wrapped])
 
     width = float(np.clip(2.2 + 0.24 * len(wrapped), 7.2, 14.0))
@@ -51,7 +53,7 @@ def layer_macs_figure(layers: Sequence[Mapping[str, Any]]) -> Figure:
     axes = figure.add_subplot()
     axes.axhline(1.0, color="0.35", linewidth=1.1, linestyle="--", label="dense")
     axes.plot(x, pruned, color=VERMILION, marker="o", markersize=4, linewidth=1.5, label="pruned, without transforms")
-    # The second line is smaller and drawn over the first: where a layer needs no transform, both stay visible.
+    # The second line is thinner and on top, so that both are visible if a layer needs no transform.
     axes.plot(x, total, color=BLUE, marker="s", markersize=2.8, linewidth=1.2, label="with transforms (cheapest form)")
     if released.any():
         axes.plot(
@@ -86,14 +88,14 @@ def layer_macs_figure(layers: Sequence[Mapping[str, Any]]) -> Figure:
 def kept_counts_figure(layers: Sequence[Mapping[str, Any]]) -> Figure:
     """Draws, for each masked layer side, the share of channels by kept count (the paper's Figure 11).
 
-    One stacked bar per side, count 0 at the foot. Colours stand for the kept count, or, when the layers' block sizes
-    differ, for the kept count over the layer's number of coefficients.
+    There is a stacked bar for each side, with count 0 at the bottom. Colours stand for the kept count or, if block
+    sizes differ, for the kept count over N.
 
     Args:
-      layers: the layers of `summary.json`; `kept_counts[side]` holds N + 1 numbers of channels, or None.
+      layers: the layers of `summary.json`; `kept_counts[side]` has N + 1 numbers of channels, or is None.
 
     Raises:
-      NoDataError: no side of any layer has a mask.
+      NoDataError: if no side of any layer has a mask.
     """
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
@@ -112,7 +114,7 @@ def kept_counts_figure(layers: Sequence[Mapping[str, Any]]) -> Figure:
                 sides.append(counts)
                 place += 1.0
         if len(sides) > before:
-            place += 0.45  # so that the sides of one layer stand together
+            place += 0.45  # The gap keeps the sides of one layer together.
     if not sides:
         raise NoDataError("layers holds no kept counts, so there is no mask to show")
 
@@ -154,15 +156,15 @@ def kept_counts_figure(layers: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def progression_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draws how the kept counts of all masked layer sides together moved in training (the paper's Figure 11).
+    """Draws how the kept counts of all masked layer sides changed in training (the paper's Figure 11).
 
-    A stacked bar for each evaluation, from the channels that are removed, at the foot, to those that keep all.
+    There is a stacked bar for each evaluation, from removed channels at the bottom to those that keep everything.
 
     Args:
-      records: the objects of `metrics.jsonl`; those with "kept_counts": layer -> side -> N + 1 numbers of channels.
+      records: the objects of `metrics.jsonl`; "kept_counts" is layer -> side -> N + 1 numbers of channels.
 
     Raises:
-      NoDataError: fewer than two records hold kept counts.
+      NoDataError: if fewer than two records have kept counts.
     """
     steps, shares = [], []
     for record in records:
@@ -194,7 +196,7 @@ def progression_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _si(count: float) -> str:
-    """A count in short: 91.2M."""
+    """Formats a count, such as 91.2M."""
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= unit:
             return f"{count / unit:.3g}{name}"

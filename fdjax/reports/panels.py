@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Panels beside each other.
+# The most panels in a row.
 _MOST_COLUMNS = 3
 
 
 def top1_panels(
     names: Sequence[str], label: str, legend_height: float, against: str = "MACs"
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with a panel for each name, in rows of up to three.
+    """Makes a figure with a panel for each name, in rows of up to three.
 
     Args:
-      names: what the panels show: their titles.
-      label: below each.
-      legend_height: room below all, in inches.
-      against: what top-1 is drawn against, in a word.
+      names: titles of the panels.
+      label: label of the x axes.
+      legend_height: room for the legend below the panels, in inches.
+      against: a word for what top-1 is drawn against.
     """
     columns = min(len(names), _MOST_COLUMNS)
     rows = math.ceil(len(names) / columns)
@@ -46,7 +46,7 @@ def top1_panels(
 
 
 def labelled(figure: Figure) -> dict[str, Artist]:
-    """What a figure's legend names: label -> the first thing of that label."""
+    """Returns the entries of a figure's legend: each label -> the first artist with that label."""
     handles: dict[str, Artist] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -55,7 +55,7 @@ def labelled(figure: Figure) -> dict[str, Artist]:
 
 
 def legend_below(figure: Figure, handles: Mapping[str, Artist], columns: int, font_size: float) -> None:
-    """Draws the legend, in the order of `handles`."""
+    """Draws a legend below the panels, in the order of `handles`."""
     figure.legend(
         list(handles.values()),
         list(handles),

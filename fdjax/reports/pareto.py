@@ -1,4 +1,4 @@
-"""The plot of several runs in absolute MACs: which networks are worth having, beside what others have published."""
+"""The plot of several runs in absolute MACs: which networks no other one beats, and published figures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _REFERENCE_MARKERS = "<>12348p*hHxd|"
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
-    """The points that no other one beats: as few MACs or fewer, and a top-1 as high or higher; by MACs, ascending."""
+    """Returns the points (MACs, top-1) that no other point beats in both, by ascending MACs."""
     front: list[Point] = []
     for macs, top1 in sorted(points, key=lambda point: (point[0], -point[1])):
         if not front or top1 > front[-1][1]:
@@ -35,13 +35,13 @@ def plot_pareto(results: Sequence[Result], path: str | Path) -> Path:
 
 
 def pareto_figure(results: Sequence[Result]) -> Figure:
-    """Draws top-1 against MACs (millions, transforms included), dense and pruned networks of all sizes together.
+    """Draws top-1 against MACs (millions, with transforms) of dense and pruned networks of all sizes.
 
-    A panel for each data set. Every run is a point, and so is its dense network; the stair joins those that no other
-    one beats. Grey: published figures, where `references_for` has some.
+    There is a panel for each data set. Each run is a point, and so is its dense network; a stair joins those that no
+    other one beats. Published figures of `references_for` are grey.
 
     Raises:
-      NoDataError: there is no run.
+      NoDataError: if there is no run.
     """
     if not results:
         raise NoDataError("there is no run, so there is nothing to draw")

@@ -1,4 +1,4 @@
-"""All plots of a run, into one folder."""
+"""Draws all plots of a run into one folder."""
 
 from __future__ import annotations
 
@@ -28,16 +28,19 @@ def plot_run(
     out_dir: str | Path,
     target: float | None = None,
 ) -> list[Path]:
-    """Draws all plots of a run into `out_dir` and returns the paths of those drawn; what has no data is skipped.
+    """Draws all plots of a run: `layer_macs.png`, `kept_counts.png`, `fcmask.png` and `history.png`.
 
     Args:
       layers: as for `layer_macs_figure`.
-      records: as for `history_figure`; so are `phases` and `target`.
-      phases: see `records`.
+      records: as for `history_figure`.
+      phases: as for `history_figure`.
       fcmasks: (name, soft values [C], hard values [C] or None, num_coefs) of each layer side; the one whose soft
         values have the largest standard deviation is drawn.
-      out_dir: the folder, made if need be; files `layer_macs.png`, `kept_counts.png`, `fcmask.png`, `history.png`.
-      target: see `records`.
+      out_dir: the folder; it is made if it does not exist.
+      target: as for `history_figure`.
+
+    Returns:
+      The paths of the plots; a plot without data is left out.
     """
     out_dir = Path(out_dir)
 

@@ -28,7 +28,7 @@ _AXES = (
 
 
 def profile_table(report: Mapping[str, Any]) -> str:
-    """A row per point: method, MAC ratios without transforms, with the paper's and in the cheapest form, top-1."""
+    """Returns a table with a row for each point: method, target, MAC ratios by three conventions, top-1."""
     width = max([len("method"), *(len(method) for method in report["methods"])])
     of = "agree" if report["measure"] == "agreement" else "top-1"
     heading = f"{'method':{width}} {'asked':>6} {'bare':>6} {'paper':>6} {'total':>6} {of:>7}"
@@ -55,14 +55,14 @@ def plot_profile(report: Mapping[str, Any], path: str | Path) -> Path:
 def profile_figure(report: Mapping[str, Any]) -> Figure:
     """Draws top-1 against MACs before refinement, a curve per method (the paper's Figures 5 and 6).
 
-    Smaller input is one more curve. Two panels, of MACs without and with transforms. Runs are points: learned masks
-    filled as they were rounded, before refinement, and hollow as refined, joined by a line; other networks hollow.
+    The two panels are of MACs without and with transforms; smaller inputs are one more curve. Runs are points: learned
+    masks are filled before refinement and hollow after it, joined by a line; other networks are hollow.
 
     Args:
-      report: of `fdjax profile`.
+      report: the report of `fdjax profile`.
 
     Raises:
-      NoDataError: it has no curve.
+      NoDataError: if it has no curve.
     """
     methods = {name: points for name, points in report["methods"].items() if points}
     if not methods:
@@ -79,7 +79,7 @@ def profile_figure(report: Mapping[str, Any]) -> Figure:
                 *zip(*places, strict=True), color=color, marker=marker, markersize=5.5, linewidth=1.5, label=label
             )
         if report["resolutions"]:
-            # Nothing is transformed in it: it stands at one place in both panels.
+            # It has no transforms, so its points are the same in both panels.
             places = sorted((point["ratio"], 100 * point["top1"]) for point in report["resolutions"])
             axes.plot(*zip(*places, strict=True), color="0.45", marker="*", markersize=7.5, linewidth=1.5,
                       label="smaller input")  # fmt: skip
@@ -118,14 +118,14 @@ def plot_sensitivity(rows: Sequence[Mapping[str, Any]], words: str, path: str | 
 
 
 def sensitivity_figure(rows: Sequence[Mapping[str, Any]], words: str) -> Figure:
-    """Draws the points of top-1 lost when one layer alone keeps so many coefficients: a row per layer.
+    """Draws the loss of top-1 in points when one layer alone is pruned, by layer and kept count.
 
     Args:
       rows: `sensitivity` of the report of `fdjax profile`.
       words: a line under the title: network, data, images.
 
     Raises:
-      NoDataError: there are no rows.
+      NoDataError: if there are no rows.
     """
     if not rows:
         raise NoDataError("there is no layer whose sensitivity was measured")

@@ -1,6 +1,6 @@
-"""Published figures of MobileNetV2 on ImageNet: what a plot of one's own runs can be compared with.
+"""Published figures of MobileNetV2 on ImageNet, for comparison in plots.
 
-MACs in millions, classifier included, and top-1 in percent, as their sources print them.
+MACs are in millions, with the classifier, and top-1 is in percent, as printed in the sources.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ from typing import NamedTuple
 
 from fdjax.reports.results import Result
 
-# The share of contiguous channel masks that the paper finds, and in which network.
+# The share of contiguous channel masks that the paper reports, and its network.
 PAPERS_CONTIGUITY, PAPERS_CONTIGUITY_NETWORK = 0.988, "ResNeXt-29"
-# Published MACs that are given as a share are of this network: MobileNetV2 1.0-224.
+# The MACs of MobileNetV2 1.0-224, in millions, for figures that are published as a share of them.
 _WHOLE = 300.0
 
 
 class Reference(NamedTuple):
-    """A network, or several that are one in different sizes.
+    """Published figures of a network, or of several.
 
     Attributes:
-      name: in a legend.
-      source: where the figures stand.
+      name: the name in a legend.
+      source: the source of the figures.
       points: MACs in millions and top-1 in percent.
-      sizes: whether they are one network in different sizes; else networks of their own.
+      sizes: whether the points are one network in different sizes.
     """
 
     name: str
@@ -51,10 +51,9 @@ MOBILENET_V2_IMAGENET = (
 
 
 def references_for(result: Result) -> tuple[Reference, ...]:
-    """The published figures that a run can be compared with: those of its network on its data, or none.
+    """Returns the published figures of a run's network on its data set, or none.
 
-    A data set that is called imagenet... or has no name (a folder, a prepared set) is taken for ImageNet if it has 1000
-    classes.
+    A data set counts as ImageNet if it has 1000 classes and is called imagenet..., or is a folder or a prepared set.
     """
     data = result.config.data.name
     imagenet = result.num_classes == 1000 and (data in ("folder", "prepared") or data.startswith("imagenet"))

@@ -1,4 +1,4 @@
-"""Finished runs, a row for each: what was asked of it, where it ran, and its figures."""
+"""Reads finished runs, each as a row: its settings, where it ran, and its figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from fdjax.config import MASK_PHASES, Config
 
 _SIDES = {"both": "both sides", "input": "input side", "output": "output side"}
-# Attributes of a row that its table does not have.
+# Attributes of a row that are not in the table.
 _UNTABLED = ("config", "dense_macs", "num_classes", "imported", "fine_tuned")
 
 
@@ -20,41 +20,41 @@ class Result:
     """One finished run. Shares and top-1 are from 0 to 1; None stands for what a run does not have or did not record.
 
     Attributes:
-      config: of the run.
-      dense_macs: of the dense network, by count.
-      num_classes: of the data; None in summaries that do not say.
-      imported: the file that its weights were imported from, where they were.
-      fine_tuned: whether imported weights were trained before anything was pruned, in this run or one before it.
-      name: of its workdir.
-      network: architecture.
-      width: its multiplier.
-      data: name of the data set; of a folder, its name too.
-      train_limit: training images that were used, where not all.
-      phases: in order; those in brackets were done by the run given by --init, and are not in `seconds`.
-      block: in words.
-      masks: in words: sides, levels, penalty, and the weight of distillation if there was any.
-      target_macs: the MAC ratio asked for; None where a time was.
-      target_time: the time asked for, over the dense network's.
-      target_convention: what it and the gate speak of: `macs_ratio` (total) or `paper_ratio` (paper).
-      lambda_: the penalty's weight, where there was no target.
-      seed: of the run.
-      commit: of the code; + where tracked files were changed.
+      config: the run's config.
+      dense_macs: MACs of the dense network.
+      num_classes: number of classes; None if the summary does not say.
+      imported: the file from which its weights were imported.
+      fine_tuned: whether imported weights were trained before pruning, in this run or one before it.
+      name: name of the workdir.
+      network: the architecture.
+      width: the width multiplier.
+      data: name of the data set, with the name of its folder if it is one.
+      train_limit: number of training images that were used; None: all.
+      phases: phases in order; those in brackets were done by the run of --init and are not in `seconds`.
+      block: the blocks, in words.
+      masks: sides, levels, penalty and weight of distillation, in words.
+      target_macs: the target MAC ratio; None if the target was a time.
+      target_time: the target time, over the dense network's.
+      target_convention: convention of the target and the gate: `macs_ratio` (total) or `paper_ratio` (paper).
+      lambda_: weight of the penalty, if there was no target.
+      seed: the run's seed.
+      commit: commit of the code, with + if tracked files were changed.
       fdjax, jax, python: versions.
-      device: as JAX names it.
-      processor: name and cores.
-      seconds: wall time, compilations, evaluations and checkpoints included.
-      test_images: how many.
-      dense_top1: at the end of pretraining; of a run without masks, at its end.
-      soft_top1: with masks as learned, just before they were rounded.
-      rounded_top1: just after.
-      pruned_top1: at the end.
+      device: the device's name in JAX.
+      processor: name and number of cores.
+      seconds: wall time, with compilations, evaluations and checkpoints.
+      test_images: number of test images.
+      dense_top1: top-1 at the end of pretraining; for a run without masks, at its end.
+      soft_top1: top-1 with soft masks, before rounding.
+      rounded_top1: top-1 after rounding.
+      pruned_top1: top-1 at the end of the run.
       loss_points: 100 * (dense_top1 - pruned_top1).
-      macs_ratio: MACs over dense MACs, transforms included.
-      paper_ratio: likewise by the paper's convention.
-      bare_ratio: likewise without transforms.
-      time_ratio: time of the frozen network over that of the dense one, as measured at the end of the run.
-      time_engine, time_batch, time_threads: on what, how many images at once, on how many threads (None: no CPU).
-      frozen_ms, time_dense_ms: the two times, in milliseconds.
+      macs_ratio: MACs over dense MACs, with transforms.
+      paper_ratio: MACs over dense MACs by the paper's convention.
+      bare_ratio: MACs over dense MACs, without transforms.
+      time_ratio: time of the frozen network over the dense one's, measured at the end of the run.
+      time_engine, time_batch, time_threads: the engine, batch size and number of threads (None: no CPU) of the time.
+      frozen_ms, time_dense_ms: the two times in milliseconds.
       removed, only_mean, partial, whole: shares of the channels of all masked layer sides that keep 0, 1, 2 to N-1
         and N coefficients.
     """
@@ -105,7 +105,7 @@ class Result:
     whole: float | None
 
     def columns(self) -> dict[str, Any]:
-        """The row as plain JSON types."""
+        """Returns the row as JSON types."""
         names = [field.name for field in dataclasses.fields(self) if field.name not in _UNTABLED]
         return {name.rstrip("_"): getattr(self, name) for name in names}
 
@@ -116,12 +116,12 @@ class Result:
 
     @property
     def macs(self) -> float:
-        """MACs of the network as it stands, by count, transforms included."""
+        """MACs of the network at the end of the run, with transforms."""
         return self.macs_ratio * self.dense_macs
 
     @property
     def timed_on(self) -> str | None:
-        """What its time was measured on, in words: ratios measured on the same can be compared; None: not measured."""
+        """Engine, batch size and threads of its time, in words; only ratios with the same can be compared."""
         if self.time_ratio is None or self.time_engine is None or self.time_batch is None:
             return None
         words = f"{self.time_engine}, {'1 image' if self.time_batch == 1 else f'{self.time_batch:,} images'}"
@@ -136,7 +136,7 @@ class Result:
 
     @property
     def network_words(self) -> str:
-        """The network, its width, and its share of low channels if there are any; of a factory, its arguments."""
+        """The network, its width and its share of low channels if it has any, in words; of a factory, its arguments."""
         words, model = f"{self.network} at width {self.width:g}", self.config.model
         if model.factory is not None:
             given = ", ".join(f"{name}={value}" for name, value in model.arguments)
@@ -147,19 +147,19 @@ class Result:
 
     @property
     def data_words(self) -> str:
-        """The data, and how many training images if not all."""
+        """The data set, and the number of training images if not all were used, in words."""
         return self.data if self.train_limit is None else f"{self.data}, {self.train_limit:,} training images"
 
     @property
     def dense_origin(self) -> str:
-        """Where the dense network's weights come from, in a few words."""
+        """The origin of the dense network's weights, in words."""
         if self.imported is None:
             return "at the end of pretraining"
         return "imported, after fine-tuning" if self.fine_tuned else "as imported"
 
     @property
     def own_phases(self) -> tuple[str, ...]:
-        """The phases that the run did itself; settings of the others say nothing of it."""
+        """The phases that the run did itself; the settings of other phases do not matter for it."""
         return tuple(phase for phase in self.phases.split(", ") if not phase.startswith("("))
 
 
@@ -167,12 +167,12 @@ def read_result(name: str, config: Config, summary: Mapping[str, Any]) -> Result
     """Makes the row of a run.
 
     Args:
-      name: of the run.
+      name: the run's name.
       config: its config.
       summary: the object in its `summary.json`.
 
     Raises:
-      ValueError: the summary lacks something, or holds something else in its place.
+      ValueError: if an entry of the summary is missing or wrong.
     """
     phases = _history(summary)
     inherited = [phase for phase in config.phases if phase not in phases]
@@ -231,7 +231,7 @@ def read_result(name: str, config: Config, summary: Mapping[str, Any]) -> Result
 
 
 def _number(value: Any, *path: str, above: float = -math.inf) -> float:
-    """The number that lies at `path`."""
+    """Returns the number at `path`."""
     for key in path:
         if not isinstance(value, Mapping) or key not in value:
             raise ValueError(f"it has no {'.'.join(path)}")
@@ -242,7 +242,7 @@ def _number(value: Any, *path: str, above: float = -math.inf) -> float:
 
 
 def _time(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Of `Result`: all that is said of time; None where none was measured, or, as in early runs, none was recorded."""
+    """Returns the fields of `Result` about time; they are None if no time was recorded."""
     found: dict[str, Any] = dict.fromkeys(
         ("time_ratio", "time_engine", "time_batch", "time_threads", "frozen_ms", "time_dense_ms")
     )
@@ -262,7 +262,7 @@ def _time(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _history(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The phases that the run did itself, in order."""
+    """Returns the phases that the run did itself, in order."""
     try:
         phases = {str(entry["name"]): entry for entry in summary["phases"]}
     except (KeyError, TypeError) as error:
@@ -286,7 +286,7 @@ def _version(summary: Mapping[str, Any], key: str) -> str | None:
 
 
 def _kept_shares(summary: Mapping[str, Any]) -> dict[str, float] | None:
-    """The shares of channels by what they keep, over all masked layer sides; None where there is none."""
+    """Returns the shares of channels by what they keep, over all masked layer sides; None if there is none."""
     sums = {"removed": 0, "only_mean": 0, "partial": 0, "whole": 0}
     if not isinstance(summary.get("layers"), list):
         raise ValueError("it has no list of layers")
@@ -316,10 +316,10 @@ def _block_words(config: Config) -> str:
 
 
 def mask_words(config: Config) -> list[str]:
-    """The masks of a config: sides, levels, penalty, and the weight of distillation if there is any."""
+    """Describes the masks of a config: sides, levels, penalty, and the weight of distillation if there is any."""
     learn, distillation = config.learn, config.distill.weight
     sides = _SIDES[learn.sides]
-    if learn.tied:  # The sides are then those of the layers that share no mask only.
+    if learn.tied:  # With tied masks the sides apply only to layers that share no mask.
         sides = "tied" if learn.sides == "both" else f"tied, elsewhere {sides}"
     levels = "all levels" if learn.levels == "all" else f"levels {learn.levels}"
     words = [sides, levels, f"penalty {learn.penalty}"]

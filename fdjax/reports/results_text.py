@@ -1,4 +1,4 @@
-"""Finished runs side by side, as Markdown and CSV; a group of seeds with its mean and spread."""
+"""Tables of finished runs as Markdown and CSV, with the mean and range of runs that differ only by their seed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from fdjax.reports.results import Result
 from fdjax.reports.seeds import run_settings, seed_groups
 
-# Settings that columns show, or that bear on no figure.
+# Settings that have their own columns, or do not change any figure.
 _SHOWN = {
     "model.name", "model.width", "data.name", "data.path", "data.train_limit", "learn.sides", "learn.tied",
     "learn.levels", "learn.penalty", "learn.block", "learn.block_by_map", "learn.block_by_layer", "learn.target_macs",
@@ -40,10 +40,10 @@ def _hardware_words(result: Result) -> str | None:
 
 
 def _other_settings(results: Sequence[Result]) -> dict[str, str | None]:
-    """By run: the settings in which runs differ and that no column shows, such as "refine.epochs 20"."""
+    """Returns for each run the settings that differ between runs and have no column, such as "refine.epochs 20"."""
     settings = {result.name: run_settings(result) for result in results}
     for result in results:
-        if result.lambda_ is not None:  # Lambda is then no starting point but the setting, and stands under target.
+        if result.lambda_ is not None:  # A fixed lambda is shown in the column of the target.
             settings[result.name].pop("learn.lambda_", None)
     values: dict[str, set[str]] = {}
     for of_run in settings.values():
@@ -63,7 +63,7 @@ def _setting_words(value: Any) -> str:
 
 
 def csv_text(results: Sequence[Result]) -> str:
-    """The rows as CSV, figures unrounded; None is an empty cell."""
+    """Returns the rows as CSV with unrounded figures; None is an empty cell."""
     text = io.StringIO()
     rows = [result.columns() for group in seed_groups(results) for result in group]
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -73,21 +73,21 @@ def csv_text(results: Sequence[Result]) -> str:
 
 
 class _Form(NamedTuple):
-    """How a figure is written: times `factor`, by `spec`, with `unit` behind it."""
+    """The format of a figure: it is multiplied by `factor`, formatted by `spec`, and followed by `unit`."""
 
     factor: float
     spec: str
     unit: str
 
     def number(self, value: float) -> str:
-        """Without the unit; zero has no minus sign."""
+        """Formats a figure without the unit; zero has no minus sign."""
         text = format(self.factor * value, self.spec)
         return format(0.0, self.spec) if float(text) == 0 else text
 
 
 _PERCENT, _POINTS = _Form(100, ".2f", "%"), _Form(1, "+.2f", "")
 _TIMES, _MINUTES = _Form(1, ".3f", "x"), _Form(1 / 60, ".1f", " min")
-# Heading, value and format of the columns with figures.
+# Heading, value and format of each column with figures.
 _FIGURES: tuple[tuple[str, Figure, _Form], ...] = (
     ("dense top-1", lambda r: r.dense_top1, _PERCENT),
     ("soft masks", lambda r: r.soft_top1, _PERCENT),
@@ -102,7 +102,7 @@ _FIGURES: tuple[tuple[str, Figure, _Form], ...] = (
     ("time", lambda r: r.seconds, _MINUTES),
 )
 _KEPT = "removed / mean / partial / whole"
-# A dense run has none of these; that alone is no difference to name in every row.
+# Dense runs do not have these settings; that alone does not make them differ between rows.
 _OF_MASKS = ("block", "masks", "target", "timed on")
 _LEGEND = (
     "Dense: at the end of pretraining, or of a run without masks. Soft masks, rounded: just before and just after "
@@ -115,15 +115,15 @@ _LEGEND = (
 
 
 class ResultsTable(NamedTuple):
-    """Runs side by side in words, as Markdown and pages show them.
+    """A table of runs in words, for Markdown and HTML.
 
     Attributes:
-      same: what is the same in all rows, in words.
-      headings: of the columns: the run's name, settings that are not the same in all rows, figures.
-      num_settings: how many of the columns are settings.
-      rows: cells, as many as headings; of each group of runs that differ by their seed only, the last is its mean.
-      means: for each row whether it is a mean.
-      legend: what the columns mean.
+      same: the settings that are the same in all rows, in words.
+      headings: headings of the columns: the run's name, settings that differ between rows, figures.
+      num_settings: number of columns that are settings.
+      rows: cells, as many as headings; the last row of a group of runs that differ only by their seed is its mean.
+      means: whether each row is a mean.
+      legend: explanation of the columns.
     """
 
     same: str
@@ -135,10 +135,10 @@ class ResultsTable(NamedTuple):
 
 
 def results_table(results: Sequence[Result]) -> ResultsTable:
-    """The table for readers: rounded figures; what is the same in all rows stands apart.
+    """Makes the table for readers, with rounded figures; settings that are the same in all rows have no column.
 
     Args:
-      results: of the runs, with different names.
+      results: the runs; their names differ.
     """
     groups = seed_groups(results)
     other = _other_settings(results)
@@ -175,7 +175,7 @@ def results_table(results: Sequence[Result]) -> ResultsTable:
         cells = [name]
         for _, cell in shown:
             found = {cell(result) for result in group}
-            # What differs within a group says nothing of its mean.
+            # The mean of a group has no value for a setting that differs within it.
             cells.append((found.pop() or _NONE) if len(found) == 1 else "")
         cells += [_spread([figure(result) for result in group], form) for _, figure, form in figures]
         if kept:
@@ -201,11 +201,11 @@ def results_table(results: Sequence[Result]) -> ResultsTable:
 
 
 def markdown(results: Sequence[Result], pictures: Mapping[str, str] = types.MappingProxyType({})) -> str:
-    """`results_table` as Markdown.
+    """Returns `results_table` as Markdown.
 
     Args:
-      results: of the runs, with different names.
-      pictures: files to show below the table: what each shows -> its name.
+      results: the runs; their names differ.
+      pictures: pictures below the table: alternative text -> file name.
     """
     table = results_table(results)
     rows = [[cell.replace("|", "\\|") for cell in row] for row in table.rows]
@@ -219,7 +219,7 @@ def markdown(results: Sequence[Result], pictures: Mapping[str, str] = types.Mapp
 
 
 def _spread(values: Sequence[float | None], form: _Form) -> str:
-    """The mean, with the smallest and the largest value where they read differently; of all values or of none."""
+    """Formats the mean, with the smallest and the largest value if they differ; a dash if a value is missing."""
     there = [value for value in values if value is not None]
     if len(there) < len(values):
         return _NONE
@@ -228,7 +228,7 @@ def _spread(values: Sequence[float | None], form: _Form) -> str:
 
 
 def _kept_words(group: Sequence[Result]) -> str:
-    """The shares by kept count in percent, means over several runs."""
+    """Formats the shares of channels by kept count in percent, as means over the runs."""
     if any(result.whole is None for result in group):
         return _NONE
     shares = [mean(getattr(result, key) for result in group) for key in ("removed", "only_mean", "partial", "whole")]

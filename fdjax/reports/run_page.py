@@ -1,4 +1,4 @@
-"""The page of `fdjax report`: one run, or several side by side and then each."""
+"""The page of `fdjax report`: one run, or a comparison of several and then each of them."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class ExampleImages:
 
     Attributes:
       pixels: uint8 [n, H, W, C]; n may be 0.
-      names: of their classes.
-      missing: why there are none.
+      names: names of their classes.
+      missing: why there are no images.
     """
 
     pixels: np.ndarray
@@ -49,16 +49,16 @@ class ExampleImages:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunFigures:
-    """What a page says of a run; numbers only.
+    """The data of a run that a page shows.
 
     Attributes:
-      result: its row.
+      result: the run's row.
       summary: the object in `summary.json`.
-      records: those of `metrics.jsonl`.
-      fcmask: the learned FCMask of a layer side, as for `fcmask_figure`; None: there is none.
-      fcmask_png: in its place a drawn one.
-      images: of its test set.
-      benches: name -> what `fdjax bench --json` found for its frozen network.
+      records: the objects of `metrics.jsonl`.
+      fcmask: the learned FCMask of a layer side, as for `fcmask_figure`; None if there is none.
+      fcmask_png: a drawn picture of it, if there is no `fcmask`.
+      images: examples from its test set.
+      benches: name -> benchmark of its frozen network, as `fdjax bench --json` wrote it.
     """
 
     result: Result
@@ -76,13 +76,13 @@ def report_page(
     benches: Mapping[str, Mapping[str, Any]],
     version: str,
 ) -> str:
-    """The page as HTML.
+    """Returns the page as HTML.
 
     Args:
-      runs: at least one, with different names.
-      left_out: workdir -> why it is not among them.
-      benches: those of `fdjax bench --json` that are of no run here.
-      version: of fdjax.
+      runs: the runs, at least one; their names differ.
+      left_out: workdir -> why it has no section.
+      benches: benchmarks of `fdjax bench --json` that belong to none of the runs.
+      version: fdjax's version.
     """
     names = [run.result.name for run in runs]
     title = f"fdjax report: {names[0]}" if len(runs) == 1 else f"fdjax report: {len(runs)} runs"
@@ -97,7 +97,7 @@ def report_page(
         parts += _run_section(run, number)
     if benches:
         parts.append(html.element("h2", "Measured time of other frozen networks"))
-        parts.append(html.paragraph("No run of this page has the MACs of these."))
+        parts.append(html.paragraph("No run on this page has the MACs of these networks."))
         parts += [_bench(name, found) for name, found in benches.items()]
     parts += _mathematics(runs[0].result)
     parts.append(html.paragraph(f"Made by fdjax {version} from the runs' files."))
@@ -114,7 +114,7 @@ def _contents(names: Sequence[str]) -> str:
 def _figure(
     make: Callable[[], Figure], text: str, caption: str = "", *, wide: bool = True, pixels: bool = False
 ) -> str:
-    """The picture, or nothing where there are no data for it."""
+    """Returns the picture, or an empty text if there are no data for it."""
     try:
         return html.picture(make(), text, caption, wide=wide, pixels=pixels)
     except NoDataError:
@@ -139,12 +139,12 @@ def _comparison(results: Sequence[Result]) -> list[str]:
         _figure(
             lambda: tradeoff_figure(results),
             "Top-1 of the pruned networks against their MAC ratio",
-            "Every run is a point; a thin line joins the means over seeds of runs that differ only by the target.",
+            "Every run is a point; a thin line joins the means over seeds of runs that differ only by their target.",
         ),
         _figure(
             lambda: pareto_figure(results),
             "Top-1 against MACs of all networks",
-            "The stair joins the networks that none of the others beats in both." + published,
+            "The stair joins the networks that no other one beats in both top-1 and MACs." + published,
         ),
     ]
 
@@ -163,9 +163,9 @@ def _run_section(run: RunFigures, number: int) -> list[str]:
         html.element("h3", "What came out"),
         _macs_table(summary["macs"], result.is_pruned),
         html.paragraph(
-            "MACs are multiply-accumulates of hard masks after the gate. Without transforms: products only. By the "
-            "paper's count: every wrapped layer transformed, K² MACs a kept coefficient on either side. With "
-            "transforms: each layer in its cheapest exact form; this is the count that is compared."
+            "MACs are multiply-accumulates with hard masks after the gate. Without transforms only products are "
+            "counted. By the paper's count every wrapped layer is transformed, with K² MACs for each kept coefficient "
+            "on either side. With transforms each layer has its cheapest exact form; this count is the one compared."
         ),
         _phase_table(summary["phases"]),
         *classes_section(summary),
@@ -251,7 +251,7 @@ def _curves(run: RunFigures) -> list[str]:
         _figure(
             lambda: layer_macs_figure(layers),
             "MACs of each pointwise layer over those of the dense layer",
-            "The paper's Figure 8: what is left of each pointwise layer, without and with its transforms.",
+            "The paper's Figure 8: the MACs that remain of each pointwise layer, without and with its transforms.",
         ),
         _fcmask(run),
         _figure(
@@ -262,7 +262,7 @@ def _curves(run: RunFigures) -> list[str]:
         _figure(
             lambda: progression_figure(records),
             "Share of channels by what they keep, at each evaluation",
-            "All masked layer sides together, as training went on.",
+            "All masked layer sides together, in the course of training.",
         ),
     ]
 
@@ -335,9 +335,10 @@ def _bench(name: str, found: Mapping[str, Any]) -> str:
 
 def _no_bench(result: Result) -> str:
     if not result.is_pruned:
-        return html.paragraph("A dense network has nothing to be compared with.")
+        return html.paragraph("A dense network is not compared with itself.")
     return html.paragraph(
-        "Not measured. fdjax freeze compiles the network, fdjax bench --json FILE times it, --bench FILE shows it here."
+        "Not measured. fdjax freeze compiles the network, fdjax bench --json FILE times it, and --bench FILE shows the "
+        "times here."
     )
 
 
@@ -345,14 +346,14 @@ def _images(run: RunFigures) -> str:
     if not len(run.images.pixels):
         return html.paragraph(f"Example images are missing: {run.images.missing}", "note")
     block = run.result.config.learn.block
-    # A block of one pixel has nothing to show; nor does one larger than the image.
+    # A block of one pixel, or one larger than the image, shows nothing.
     block = block if 1 < block <= min(run.images.pixels.shape[1:3]) else 2
     return _figure(
         lambda: image_frequencies_figure(run.images.pixels, block, run.images.names),
         f"Test images, their coefficients in {block}x{block} blocks, and truncated reconstructions",
         "Test images of this run: each image, the amplitudes of its coefficients (low frequencies at the upper left, "
-        "dark is large), and what is left of it when only the first coefficients are kept. The network transforms its "
-        "maps in the same way.",
+        "dark is large), and its reconstruction from the first coefficients. The network transforms its maps in the "
+        "same way.",
         pixels=True,
     )
 
@@ -374,21 +375,21 @@ def _mathematics(result: Result) -> list[str]:
         _figure(
             strategies_figure,
             "Four ways to prune half of the coefficients of a layer",
-            "The paper's Figure 1: what is kept (grey) of a layer's channels and coefficients at one half. Channels "
-            "that keep a band from the lowest frequency on (d) need dense products only.",
+            "The paper's Figure 1: what is kept (grey) of a layer's channels and coefficients at one half. If channels "
+            "keep a band from the lowest frequency on (d), all products are dense.",
         ),
         _figure(
             lambda: coef_mask_figure(learn.block, learn.counts_below_whole),
             "The mask of each coefficient as a function of FCMask",
-            "The paper's Figure 2: one learned value a channel says how many of its coefficients are let through.",
+            "The paper's Figure 2: one learned value of a channel decides how many of its coefficients are kept.",
         ),
         html.picture(
             same.figure,
             "A pointwise layer as one product, as masked products of coefficients, and band by band",
-            "The paper's Figure 4, computed on a random map: (a) the plain layer; (b) the same between a DCT and its "
-            f"inverse (with nothing masked it differs by {same.plain_error:.0e} of the largest output) and its masks; "
-            f"(c) band by band, which gives what (b) gives to {same.banded_error:.0e} with "
-            f"{count_words(same.banded_macs)} instead of {count_words(same.dense_macs)} MACs, transforms apart.",
+            "The paper's Figure 4, computed on a random map: (a) the plain layer; (b) the same layer between a DCT and "
+            f"its inverse, with masks (without masks it differs from (a) by {same.plain_error:.0e} of the largest "
+            f"output); (c) band by band, which gives the result of (b) within {same.banded_error:.0e} with "
+            f"{count_words(same.banded_macs)} instead of {count_words(same.dense_macs)} MACs, without transforms.",
             wide=True,
         ),
     ]

@@ -1,4 +1,4 @@
-"""Runs that differ only by their seed make a group."""
+"""Groups runs that differ only by their seed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fdjax.reports.results import Result
 
 
 def flat_settings(config: Config) -> dict[str, Any]:
-    """Every setting of a config by the name that its flag has: "learn.block"."""
+    """Returns every setting of a config by the name of its flag, such as "learn.block"."""
     flat = {}
     for field, value in config.to_dict().items():
         flat |= {f"{field}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {field: value}
@@ -20,7 +20,7 @@ def flat_settings(config: Config) -> dict[str, Any]:
 
 
 def run_settings(result: Result) -> dict[str, Any]:
-    """The settings that bear on the figures of a run, but for its seed."""
+    """Returns the settings that can change the figures of a run, without its seed."""
     config, masked = result.config, result.is_pruned
     fields = {"data", "model", *result.own_phases} | ({"learn", "distill"} if masked else set())
     unused = {"data.path"}
@@ -33,12 +33,12 @@ def run_settings(result: Result) -> dict[str, Any]:
 
 
 def settings_key(result: Result, *left_out: str) -> str:
-    """Equal for two runs if they differ in nothing that bears on their figures but the seed and what is left out."""
+    """Returns a key that is equal for two runs if `run_settings` are equal except for `left_out`."""
     return json.dumps({name: value for name, value in run_settings(result).items() if name not in left_out})
 
 
 def seed_groups(results: Sequence[Result]) -> list[list[Result]]:
-    """The runs in the order of the table, those that differ only by their seed together."""
+    """Returns the runs in the order of the table, in groups that differ only by their seed."""
     groups: dict[str, list[Result]] = {}
     for result in results:
         groups.setdefault(settings_key(result), []).append(result)

@@ -10,13 +10,13 @@ _HEADINGS = ("dense", "pruned", "full DCT+IDCT", "paper total", "total")
 
 
 def aligned(table: Sequence[Sequence[str]]) -> str:
-    """Lines whose columns are as wide as their widest cell, [rows][columns]."""
+    """Formats cells [rows][columns] as lines; a column is as wide as its widest cell."""
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in table)
 
 
 def macs_table(macs: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]) -> str:
-    """A row per layer and one of totals, in multiply-accumulates.
+    """Returns a table of MACs, with a row for each layer and one of totals.
 
     Args:
       macs: the `macs` object of `summary.json`.
@@ -36,10 +36,10 @@ def macs_table(macs: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]) -> 
 
 
 def blocks_table(report: Mapping[str, Any]) -> str:
-    """A row per unit: its map, what each block loses of its energy and costs at one price of a MAC, the block chosen.
+    """Returns a table of block sizes: for each unit its map, lost energy and MACs of each block size, and the choice.
 
     Args:
-      report: of `fdjax blocks`.
+      report: the report of `fdjax blocks`.
     """
     units = report["units"]
     blocks = sorted({option["block"] for unit in units for option in unit["options"]})
@@ -57,10 +57,10 @@ def blocks_table(report: Mapping[str, Any]) -> str:
 
 
 def frozen_table(manifest: Mapping[str, Any]) -> str:
-    """A frozen network in a few lines: the form of each block, and what is known of its accuracy.
+    """Describes a frozen network in a few lines: the form of each run and layer, MACs and accuracy.
 
     Args:
-      manifest: as `fdjax freeze` writes it.
+      manifest: the manifest that `fdjax freeze` wrote.
     """
     units, macs, choice = manifest["units"], manifest["macs"], manifest["choice"]
     width = max([len("block"), *(len(unit["name"]) for unit in units)])
@@ -72,11 +72,11 @@ def frozen_table(manifest: Mapping[str, Any]) -> str:
     plain = [unit["name"] for unit in units if unit["form"] == "dense"]
     rows.append(f"dense as before: {', '.join(plain) or 'none'}")
     if choice["released_at_freezing"]:
-        rows.append(f"released, being faster so: {', '.join(choice['released_at_freezing'])}")
+        rows.append(f"released because they are faster without masks: {', '.join(choice['released_at_freezing'])}")
     expected = choice.get("expected")
     if expected:
         rows.append(
-            f"expected cycles on {choice['target']}, {choice['batch']} at once: {expected['cycles']:,}, "
+            f"estimated cycles on {choice['target']}, batches of {choice['batch']}: {expected['cycles']:,}, "
             f"{expected['ratio']:.2f} of the dense network's"
         )
     rows.append(f"MACs: {macs['total']:,}, {macs['ratio']:.3f} of the dense network's")
@@ -87,7 +87,7 @@ def frozen_table(manifest: Mapping[str, Any]) -> str:
     masked = accuracy["masked"]
     rows.append(
         f"top-1: {100 * accuracy['top1']:.2f}% of {accuracy['num_examples']:,} test images; the masked network has "
-        f"{100 * masked['top1']:.2f}%, the same class for {100 * masked['same_top1']:.2f}%, logits to "
+        f"{100 * masked['top1']:.2f}%, the same class for {100 * masked['same_top1']:.2f}%, logits within "
         f"{masked['relative_error']:.1e}"
     )
     if "before_release" in accuracy:

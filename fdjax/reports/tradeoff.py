@@ -1,4 +1,4 @@
-"""The plots of several runs: accuracy against MACs, and against measured time."""
+"""Plots of several runs: accuracy against MACs, and against measured time."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _DENSE_LINES = ("--", "-.", ":", (0, (8, 2)))
 
 
 class Against(NamedTuple):
-    """What accuracy is drawn against.
+    """The quantity that accuracy is drawn against.
 
     Attributes:
-      word: what it is called.
-      label: of the axis.
-      of: its value for a run, or None.
-      panel: of a run: its task, and what else runs have to have in common to be in one panel.
+      word: its name.
+      label: label of the axis.
+      of: returns its value for a run, or None.
+      panel: returns the panel of a run: its task, and what else runs in one panel have in common.
     """
 
     word: str
@@ -50,10 +50,10 @@ def plot_tradeoff(results: Sequence[Result], path: str | Path, against: Against 
 
 
 def _drawn(results: Sequence[Result], against: Against) -> list[Result]:
-    """The pruned runs that are drawn: against time those that have it, where at least two were timed on the same.
+    """Returns the pruned runs to draw; against time, those of which at least two were timed in the same way.
 
     Raises:
-      NoDataError: there is none.
+      NoDataError: if there is none.
     """
     pruned = [result for result in results if result.pruned_top1 is not None]
     if not pruned:
@@ -71,13 +71,13 @@ def _drawn(results: Sequence[Result], against: Against) -> list[Result]:
 def tradeoff_figure(results: Sequence[Result], against: Against = MACS) -> Figure:
     """Draws the top-1 of pruned networks against their MAC ratio, or time, beside the dense networks.
 
-    Every run is a point. A panel for each network and data set, and for time for each engine and batch. A colour and a
-    marker for each kind of masks; a thin line joins the means over seeds of runs that differ in nothing but the target.
-    Dense networks are horizontal lines at the mean over seeds, in a band from the lowest to the highest, one for each
-    length of their training.
+    Every run is a point. There is a panel for each network and data set (and for time, each engine and batch size), and
+    a colour and a marker for each kind of masks. A thin line joins the means over seeds of runs that differ only by the
+    target. Dense networks are horizontal lines at the mean over seeds, in a band from the lowest to the highest, for
+    each length of their training.
 
     Raises:
-      NoDataError: no run has masks, or no two runs have a time that can be compared.
+      NoDataError: if no run has masks, or no two runs have times that can be compared.
     """
     pruned = _drawn(results, against)
     tasks = {against.panel(result): result.task for result in sorted(pruned, key=against.panel)}
@@ -115,13 +115,13 @@ def tradeoff_figure(results: Sequence[Result], against: Against = MACS) -> Figur
                 label=kind,
             )
         ratios = [_value(result, against) for result in mine]
-        # Runs at one target differ in the third digit: an axis that shows nothing else would blow that up.
+        # Runs with the same target differ in the third digit, which a narrower axis would exaggerate.
         margin = max(0.08 * (max(ratios) - min(ratios)), 0.15 - (max(ratios) - min(ratios)) / 2)
         axes.set_xlim(max(0.0, min(ratios) - margin), max(ratios) + margin)
-        low, high = axes.get_ylim()  # Nor a tenth of a point.
+        low, high = axes.get_ylim()  # The same holds for a tenth of a point.
         axes.set_ylim(min(low, (low + high - 1) / 2), max(high, (low + high + 1) / 2))
     handles = labelled(figure)
-    # Pruned first, then dense; as many beside each other as there is room for.
+    # Pruned runs come first, then dense ones, with as many columns as there is room for.
     names = [*styles, *(label for label in handles if label not in styles)]
     room = int(figure.get_figwidth() / (0.5 + 0.085 * max(len(name) for name in names)))
     legend_below(figure, {name: handles[name] for name in names}, int(np.clip(room, 1, len(names))), 9)
@@ -129,15 +129,15 @@ def tradeoff_figure(results: Sequence[Result], against: Against = MACS) -> Figur
 
 
 def mask_styles(kinds: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Kind of masks -> colour and marker, for the kinds of `kinds_of_masks`."""
-    # No number of colours divides that of markers: together they tell 35 kinds apart.
+    """Returns a colour and a marker for each kind of masks of `kinds_of_masks`."""
+    # The numbers of colours and markers have no common divisor, so 35 kinds can be distinguished.
     return {
         kind: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]) for i, kind in enumerate(sorted(set(kinds.values())))
     }
 
 
 def kinds_of_masks(results: Sequence[Result]) -> dict[str, str]:
-    """Run -> its masks in words: the sides, and what else is not the same in all runs, lengths of phases among it."""
+    """Returns the masks of each run in words: the sides, and other settings and lengths of phases that differ."""
     words = {
         result.name: [*mask_words(result.config), *_lengths(result, [p for p in result.own_phases if p != "pretrain"])]
         for result in results
@@ -155,7 +155,7 @@ def _value(result: Result, against: Against) -> float:
 
 
 def _curves(results: Sequence[Result], against: Against) -> list[list[tuple[float, float]]]:
-    """Mean (ratio, top-1 in percent) over seeds at each target, for runs that differ in nothing else."""
+    """Returns curves of (ratio, top-1 in percent), means over seeds at each target, of runs that are else equal."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for group in seed_groups(results):
         point = mean(_value(r, against) for r in group), mean(100 * (r.pruned_top1 or 0.0) for r in group)
@@ -165,7 +165,7 @@ def _curves(results: Sequence[Result], against: Against) -> list[list[tuple[floa
 
 
 def _lengths(result: Result, phases: Sequence[str]) -> list[str]:
-    """Phases with how long they are, such as "refine 5 epochs"."""
+    """Returns phases with their lengths, such as "refine 5 epochs"."""
     words = []
     for phase in phases:
         settings = getattr(result.config, phase)
@@ -175,7 +175,7 @@ def _lengths(result: Result, phases: Sequence[str]) -> list[str]:
 
 
 def _dense_top1s(results: Sequence[Result]) -> dict[str, list[float]]:
-    """How long a dense network was trained, in words -> its top-1 with each seed."""
+    """Returns the length of a dense network's training, in words -> its top-1 with each seed."""
     found: dict[str, dict[tuple[int, float], None]] = {}
     given = []
     for result in results:
@@ -188,10 +188,10 @@ def _dense_top1s(results: Sequence[Result]) -> dict[str, list[float]]:
             given.append(at)
             continue
         lengths = [*(["by --init"] if len(own) < len(phases) else []), *_lengths(result, own)]
-        # Runs that began from one pretrained network have one dense network.
+        # Runs that started from the same pretrained network share its dense top-1.
         found.setdefault(", ".join(lengths), {})[at] = None
     known = {at for values in found.values() for at in values}
-    for at in given:  # By --init: the config does not say how it was trained.
+    for at in given:  # The config does not say how the network of --init was trained.
         if at not in known:
             found.setdefault("as given by --init", {})[at] = None
     return {recipe: [top1 for _, top1 in values] for recipe, values in found.items()}

@@ -1,4 +1,4 @@
-"""A run in words: what was asked of it, and what came out."""
+"""Describes a run in words: its settings, and its results."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from fdjax.reports.results import Result, mask_words
 
 
 def asked_words(result: Result, phases: list[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """What was asked of a run: pairs of a heading and a text.
+    """Describes the settings of a run in pairs of a heading and a text.
 
     Args:
-      result: its row.
-      phases: of its summary.
+      result: the run's row.
+      phases: the phases of its summary.
     """
     config = result.config
     steps = {phase["name"]: phase["steps"] for phase in phases}
@@ -44,9 +44,9 @@ def asked_words(result: Result, phases: list[Mapping[str, Any]]) -> list[tuple[s
 
 
 def outcome_words(result: Result) -> str:
-    """What came out, in one or two sentences."""
+    """Describes the results of a run in one or two sentences."""
     top1 = result.pruned_top1 if result.pruned_top1 is not None else result.dense_top1 or 0.0
-    # Of a share of so many independent test images.
+    # The standard error of a share of independent test images.
     error = 100 * math.sqrt(top1 * (1 - top1) / result.test_images)
     right = f"{100 * top1:.2f}% of {result.test_images:,} test images right (standard error {error:.2f} points)"
     origin = ""
@@ -70,7 +70,7 @@ def outcome_words(result: Result) -> str:
 
 
 def count_words(count: float) -> str:
-    """A count in short: 7.90 M."""
+    """Formats a count, such as 7.90 M."""
     for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if count >= unit:
             return f"{count / unit:.2f}{name}"
