@@ -1,4 +1,4 @@
-"""What the benchmarks share: workers that take turns, the rows they give, the machine, and the flags."""
+"""Shared by the benchmarks: workers that take turns, their rows, the description of the machine, and the flags."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ DTYPES = ("float32", "bfloat16")
 ALLOCATORS = ("default", "tuned")
 STEPS = ("weights", "masks", "masks_tied", "masks_one_sided")
 MIN_RESOLUTION = 8
-# The threads of the last one to run go on looking for work for a moment.
+# A pause between turns, because the last worker's threads spin for a moment before they sleep.
 PAUSE_S = 0.05
-# Settings of the surroundings that change what is measured.
+# Environment variables that change what is measured.
 TELLING_VARIABLES = (
     "GLIBC_TUNABLES", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_PLATFORMS", "LD_PRELOAD", "MALLOC_ARENA_MAX",
     "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "OMP_WAIT_POLICY", "XLA_FLAGS",
@@ -45,7 +45,7 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What one worker gave: seconds per step of every round, what it says of itself, and its peak memory."""
+    """The results of one worker: seconds per step of every round, its facts, and its peak memory."""
 
     case: Case
     times: tuple[float, ...]
@@ -54,15 +54,15 @@ class Measured:
 
     @property
     def median(self) -> float:
-        """Seconds per step."""
+        """Median of the seconds per step."""
         return statistics.median(self.times)
 
 
 class Worker:
-    """A process that runs one case; leaving the context ends it."""
+    """A process that executes one case; leaving the context ends it."""
 
     def __init__(self, case: Case) -> None:
-        """Starts it and waits until it is warm."""
+        """Starts the process and waits until it is warmed up."""
         self.case = case
         self.times: list[float] = []
         self._process = subprocess.Popen(
@@ -71,7 +71,7 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
             env=_worker_environment(case),
-            process_group=0,  # An interrupt reaches this process only, which ends its workers.
+            process_group=0,  # Ctrl-C then reaches this process only, which ends its workers.
         )
         try:
             self.facts: Facts = json.loads(self._answer().removeprefix("READY"))
@@ -86,15 +86,15 @@ class Worker:
         self._end()
 
     def turn(self) -> None:
-        """Has it take one turn."""
+        """Lets the worker take one turn."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # A worker that has died gives no answer either.
+        with contextlib.suppress(BrokenPipeError):  # If the worker has died, reading its answer reports it.
             self._process.stdin.write("\n")
             self._process.stdin.flush()
         self.times.append(float(self._answer()))
 
     def finish(self) -> Measured:
-        """Asks for its peak memory and lets it end."""
+        """Reads the worker's peak memory and lets it end."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         return Measured(self.case, tuple(self.times), self.facts, float(self._answer()))
@@ -117,22 +117,22 @@ class Worker:
 
 
 def _worker_environment(case: Case) -> dict[str, str]:
-    """No compilation cache, as many threads as the case says, and this fdjax."""
+    """Returns an environment without compilation cache, with the case's number of threads, and with this fdjax."""
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     path = os.pathsep.join(filter(None, [str(HERE.parent), environment.get("PYTHONPATH")]))
     return {**environment, CACHE_VARIABLE: "", "NPROC": str(case.threads), "PYTHONPATH": path}
 
 
 def run_contest(cases: Sequence[Case], rounds: int) -> dict[Case, Measured]:
-    """Runs the cases side by side, one at a time: every round gives each of them a turn."""
+    """Measures cases in alternation: in every round each takes a turn while the others are idle."""
     with contextlib.ExitStack() as stack:
-        # One after the other, so that none compiles while another does.
+        # Workers start one after the other, so that no two compile at the same time.
         workers = [stack.enter_context(Worker(case)) for case in cases]
         sizes = {worker.facts["parameters"] for worker in workers}
         if len(sizes) != 1:
             raise RuntimeError(f"the networks differ: they have {sorted(sizes)} parameters")
         for number in range(rounds):
-            # To and fro: none always follows the same other.
+            # The order alternates, so that a worker does not always follow the same one.
             for worker in workers if number % 2 == 0 else reversed(workers):
                 time.sleep(PAUSE_S)
                 worker.turn()
@@ -140,7 +140,7 @@ def run_contest(cases: Sequence[Case], rounds: int) -> dict[Case, Measured]:
 
 
 def make_row(ours: Measured, weights: Measured, torch: Measured | None) -> Row:
-    """The row of `ours`, beside the weight step and PyTorch's of the same contest."""
+    """Makes the row of `ours`, relative to the weight step and PyTorch's step of the same contest."""
     case = ours.case
     return {
         **{field: value for field, value in dataclasses.asdict(case).items() if field not in ("engine", "seed")},
@@ -160,7 +160,7 @@ def make_row(ours: Measured, weights: Measured, torch: Measured | None) -> Row:
     }
 
 
-# Columns of the table: heading, field, format, width.
+# Heading, field, format and width of each column of the table.
 _COLUMNS = (
     ("width", "width", "g", 5), ("batch", "batch", "d", 5), ("res.", "resolution", "d", 4), ("block", "block", "d", 5),
     ("dtype", "dtype", "s", 8), ("alloc.", "allocator", "s", 7), ("step", "step", "s", 15),
@@ -172,18 +172,18 @@ _COLUMNS = (
 
 
 def print_heading() -> None:
-    """The table's first line."""
+    """Prints the first line of the table."""
     print("  ".join(f"{heading:>{width}}" for heading, _, _, width in _COLUMNS), flush=True)
 
 
 def print_row(row: Row) -> None:
-    """One line of the table."""
+    """Prints a line of the table."""
     cells = ["-" if row[field] is None else format(row[field], form) for _, field, form, _ in _COLUMNS]
     print("  ".join(f"{cell:>{column[3]}}" for cell, column in zip(cells, _COLUMNS, strict=True)), flush=True)
 
 
 def new_report(flags: argparse.Namespace) -> dict[str, Any]:
-    """What is written to --json, without rows yet; where it is written to says nothing about them."""
+    """Makes the report for --json, without rows; the names of the output files are left out of its settings."""
     settings = {name: value for name, value in vars(flags).items() if name not in ("json", "picture")}
     return {"machine": describe_machine(), "settings": settings, "rows": []}
 
@@ -191,7 +191,7 @@ def new_report(flags: argparse.Namespace) -> dict[str, Any]:
 def measure_rows(
     flags: argparse.Namespace, columns: Sequence[str], points: Iterable[tuple], measure: Callable[[tuple], Row]
 ) -> None:
-    """Measures every point in this process, printing each as it comes; the JSON file grows with them."""
+    """Measures every point in this process; prints each row and rewrites the JSON file after it."""
     from fdjax import runtime
     from fdjax.commands.output_files import write_report
 
@@ -208,7 +208,7 @@ def measure_rows(
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, versions and date, found without importing jax or torch."""
+    """Returns processor, versions and date, without importing jax or torch."""
     return {
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
@@ -230,14 +230,14 @@ def _version(package: str) -> str | None:
 
 
 def allowed_cores() -> int:
-    """How many cores this process may use."""
+    """Returns the number of cores that this process may use."""
     if not hasattr(os, "sched_getaffinity"):
-        raise UserError("the benchmarks need Linux: they give every worker its processor cores")
+        raise UserError("the benchmarks need Linux, because they bind every worker to processor cores")
     return len(os.sched_getaffinity(0))
 
 
 class Parser(argparse.ArgumentParser):
-    """Flags whose errors are `UserError`s."""
+    """A parser of flags whose errors are `UserError`."""
 
     def __init__(self, description: str) -> None:
         super().__init__(
@@ -249,7 +249,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def integer(low: int, high: int | None = None) -> Callable[[str], int]:
-    """A flag's type: an integer from `low` to `high`."""
+    """Returns a flag's type: an integer from `low` to `high`."""
 
     def convert(text: str) -> int:
         accepted = f"an integer, at least {low}" if high is None else f"an integer from {low} to {high}"
@@ -261,7 +261,7 @@ def integer(low: int, high: int | None = None) -> Callable[[str], int]:
 
 
 def width_multiplier(text: str) -> float:
-    """A flag's type: what `ModelConfig.width` accepts."""
+    """A flag's type: a width that `ModelConfig` accepts."""
     try:
         value = float(text)
     except ValueError:
@@ -272,7 +272,7 @@ def width_multiplier(text: str) -> float:
 
 
 def share(text: str) -> float:
-    """A flag's type: a share."""
+    """A flag's type: a share above 0 and at most 1."""
     value = float(text) if text.replace(".", "", 1).isdecimal() else 0.0
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"give a share above 0 and at most 1, not {text!r}")
@@ -280,7 +280,7 @@ def share(text: str) -> float:
 
 
 def output_file(text: str) -> str:
-    """A flag's type: a file that can be written, known before the work that leads to it."""
+    """A flag's type: a file that can be written; it is checked before the work."""
     file = Path(text).resolve()
     if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"{text}: give a file that can be written, in a directory that exists")
@@ -288,9 +288,9 @@ def output_file(text: str) -> str:
 
 
 def add_shared_flags(parser: Parser) -> None:
-    """The flags of every benchmark."""
+    """Adds the flags of every benchmark."""
     cores = allowed_cores()
-    parser.add_argument("--threads", type=integer(1, cores), default=cores, help="processor cores")
-    parser.add_argument("--rounds", type=integer(1), default=15, help="turns of every contestant")
-    parser.add_argument("--seed", type=integer(0, 2**31 - 1), default=0, help="of weights, masks and images")
-    parser.add_argument("--json", type=output_file, metavar="FILE", help="write settings and rows to this file")
+    parser.add_argument("--threads", type=integer(1, cores), default=cores, help="number of processor cores")
+    parser.add_argument("--rounds", type=integer(1), default=15, help="number of turns of every contestant")
+    parser.add_argument("--seed", type=integer(0, 2**31 - 1), default=0, help="seed of weights, masks and images")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="file to write settings and rows to")

@@ -1,4 +1,4 @@
-"""The training step of fdjax, as a run of the root's `train.py` makes it, on random images."""
+"""The training step of fdjax, as `train.py` makes it, on random images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STEPS_PER_EPOCH = 100
 
 
 def fitted_config(case: Case) -> Config:
-    """The config of a case; maps smaller than the block are one block."""
+    """Returns the config of a case; maps smaller than the block are one block."""
     model = {"name": case.network, "width": case.width, "precision": case.dtype}
     config = Config.from_dict({"seed": case.seed, "model": model})
     learn = LearnConfig(
@@ -43,13 +43,13 @@ def input_shape(case: Case) -> tuple[int, int, int]:
 
 
 def half_learned(fcmask: Any, seed: int) -> Any:
-    """Masks as they are amid learning: random, neither whole nor empty."""
+    """Returns random masks, as in the middle of learning: neither 0 nor 1."""
     generator = np.random.default_rng(seed)
     return jax.tree.map(lambda mask: jnp.asarray(generator.uniform(0.3, 1, mask.shape), jnp.float32), fcmask)
 
 
 def make_our_step(case: Case) -> tuple[Any, TrainState]:
-    """The jitted step of a case, and the state it begins with. All that touches fdjax's steps stands here."""
+    """Makes the jitted step of a case, and its first state."""
     config = fitted_config(case)
     network, graph = build_network(config, input_shape(case), NUM_CLASSES)
     graph = dataclasses.replace(graph, input_mean=(120.0,) * 3, input_std=(60.0,) * 3)
@@ -69,7 +69,7 @@ def make_our_step(case: Case) -> tuple[Any, TrainState]:
 
 
 def random_data(case: Case) -> tuple[jax.Array, jax.Array]:
-    """One batch: images uint8 [B, H, W, C], labels [B]."""
+    """Returns a batch: images uint8 [B, H, W, C], labels int32 [B]."""
     generator = np.random.default_rng(case.seed)
     images = generator.integers(0, 256, (case.batch, *input_shape(case)), np.uint8)
     labels = generator.integers(0, NUM_CLASSES, case.batch, np.int32)
@@ -77,7 +77,7 @@ def random_data(case: Case) -> tuple[jax.Array, jax.Array]:
 
 
 def prepare(case: Case) -> tuple[Run, Facts]:
-    """Compiles the step, measuring how long that takes."""
+    """Compiles the step and measures the time of the compilation."""
     tidy_after_compilations()
     step, state = make_our_step(case)
     data = random_data(case)

@@ -1,12 +1,13 @@
-"""Seeded hard masks for networks that were not trained, at a given share of the MACs by the paper's count.
+"""Random hard masks for networks that were not trained, at a given share of the MACs by the paper's count.
 
-Severity s grows with depth, as learned masks do: nothing is pruned in the first tenth of the blocks, where maps are
-large and channels few. One number, found by bisection, scales it until the paper's count meets the target.
+The severity s of pruning grows with depth, as for learned masks: nothing is pruned in the first tenth of the blocks,
+where maps are large and channels few. It is scaled by a factor, found by bisection, with which the paper's count meets
+the target.
 
 - "tied": of a block's wide channels, and of the head's outputs, 30% times s are removed, 50% times s keep only the
-  mean, the rest keep everything; group sizes are multiples of 16. Narrow sides have no masks.
-- "channels": as "tied", but what would keep the mean is removed as well.
-- "paper": each side of each layer has its own masks, and a channel keeps round(N * m) coefficients with m uniform
+  mean, and the others keep everything; group sizes are multiples of 16. Narrow sides have no masks.
+- "channels": as "tied", but channels that would keep the mean are removed as well.
+- "paper": each side of each layer has its own masks, and a channel keeps round(N * m) coefficients, where m is uniform
   between 1 - 1.4 s and 1, but at least 0.
 """
 
@@ -32,9 +33,9 @@ class SeededMasks:
     """Hard masks after the gate.
 
     Attributes:
-      counts: path of every FCMask -> kept counts.
+      counts: path of each FCMask -> kept counts, int [C].
       released: the layers that keep all coefficients of their channels.
-      macs: of the network with them.
+      macs: MACs of the network with these masks.
     """
 
     counts: Counts
@@ -43,21 +44,21 @@ class SeededMasks:
 
 
 def severity_at(depth: float) -> float:
-    """Severity at a depth from 0 (the first block) to 1 (the head), before it is scaled."""
+    """Returns the severity at a depth from 0 (the first block) to 1 (the head), before it is scaled."""
     return 0.0 if depth < _UNPRUNED else min(1.0, 0.25 + 1.5 * depth)
 
 
 def seeded_masks(
     graph: MaskedGraph, masks: str, target: float, seed: int, released: Collection[str] = ()
 ) -> SeededMasks:
-    """Masks whose `macs.paper_ratio` comes nearest to `target`.
+    """Makes masks whose `macs.paper_ratio` comes nearest to `target`.
 
     Args:
       graph: the network; its masks are tied for all but "paper".
       masks: one of `MASKS`.
       target: above 0, at most 1.
-      seed: which channels keep what.
-      released: layers to release whatever they cost; the others meet the target, as far as they can.
+      seed: the seed.
+      released: layers to release; the others meet the target, if they can.
     """
     low, high, best = 0.0, _MOST_SEVERE, _at(graph, masks, 0.0, seed, released)
     for _ in range(_STEPS):
@@ -70,7 +71,7 @@ def seeded_masks(
 
 
 def _blocks_in_order(graph: MaskedGraph) -> list[str]:
-    """The inverted residual blocks: the modules that hold a depthwise layer."""
+    """Returns the inverted residual blocks, which are the modules with a depthwise layer."""
     depthwise = (name for name, layer in graph.layers.items() if layer.kind == "depthwise")
     return list(dict.fromkeys(name.rpartition("/")[0] for name in depthwise))
 

@@ -1,4 +1,4 @@
-"""The same network's weight step in PyTorch: eager on the CPU; compiled, with autocast, on a GPU."""
+"""The weight step of the same network in PyTorch: eager on the CPU, compiled and with autocast on a GPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3,
 
 
 def round_channels(channels: float) -> int:
-    """The rule of `fdjax.zoo.network`, which cannot be imported without jax."""
+    """Rounds channels as `fdjax.zoo.network` does, which cannot be imported without jax."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
@@ -20,7 +20,7 @@ def round_channels(channels: float) -> int:
 def conv_norm(
     channels: int, features: int, window: int, stride: int = 1, groups: int = 1, relu6: bool = True
 ) -> nn.Sequential:
-    """Convolution, batch norm, and ReLU6 unless told otherwise."""
+    """Makes a convolution, batch norm, and (with `relu6`) ReLU6."""
     layers = [
         nn.Conv2d(channels, features, window, stride, window // 2, groups=groups, bias=False),
         nn.BatchNorm2d(features),
@@ -46,7 +46,7 @@ class InvertedResidual(nn.Module):
 
 
 def mobilenetv2_cifar10(width: float) -> nn.Sequential:
-    """fdjax's variant of that name."""
+    """Makes the network that has this name in fdjax."""
     channels = round_channels(32 * width)
     layers: list[nn.Module] = [conv_norm(3, channels, 3)]
     for expansion, stage_channels, repeats, stride in STAGES:
@@ -60,7 +60,7 @@ def mobilenetv2_cifar10(width: float) -> nn.Sequential:
 
 
 def weight_optimizer(network: nn.Module) -> torch.optim.Optimizer:
-    """Nesterov SGD, weight decay on kernels only, as in fdjax."""
+    """Makes Nesterov SGD with weight decay on kernels only, as in fdjax."""
     groups = [
         {"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": 4e-5},
         {"params": [p for p in network.parameters() if p.ndim == 1], "weight_decay": 0.0},
@@ -80,7 +80,7 @@ def prepare(case: Case) -> tuple[Run, Facts]:
     images = torch.randn(case.batch, 3, case.resolution, case.resolution, device=device)
     images = images.to(memory_format=torch.channels_last)
     labels = torch.randint(0, NUM_CLASSES, (case.batch,), device=device)
-    # XLA tries cuDNN's algorithms too before it settles for one.
+    # XLA, too, tries cuDNN's algorithms before it chooses one.
     torch.backends.cudnn.benchmark = on_gpu
     forward = torch.compile(network) if on_gpu else network
 

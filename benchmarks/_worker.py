@@ -1,7 +1,7 @@
-"""One contestant's process: prepares a training step, says READY, then times a turn for every line on stdin.
+"""The process of one contestant: it prepares a training step, then times a turn for every line on stdin.
 
-It answers on the stdout it was started with: `READY {facts}`, seconds per step for every line, and the process's peak
-memory in MB when stdin ends. Nothing heavy is imported before the process has its cores and its allocator.
+It answers on stdout: `READY {facts}`, then seconds per step for every line, and the process's peak memory in MB when
+stdin ends. jax and torch are imported only after the process has its cores and its allocator.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 WARM_UP_STEPS = 4
-# A turn of a quick step is as many steps as fill this.
+# A turn has at least one step, and as many as fill this time.
 TURN_S = 0.05
 
-# Runs so many steps, waits for all they compute, returns the last loss.
+# Does a number of steps, waits for their results, and returns the last loss.
 Run = Callable[[int], float]
 Facts = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """What one worker runs.
+    """What one worker measures.
 
     Attributes:
       engine: "fdjax" or "torch".
       network: a variant of `fdjax.zoo`.
-      width: multiplier.
-      batch: images a step.
+      width: width multiplier.
+      batch: images in a step.
       resolution: side of an image in pixels.
-      block: K of the wrapped layers; maps smaller than K are one block. Weight steps have no use for it.
-      threads: processor cores.
+      block: K of the wrapped layers; maps smaller than K are one block. Weight steps do not depend on it.
+      threads: number of processor cores.
       dtype: "float32" or "bfloat16".
       allocator: "default" or "tuned".
       step: "weights", "masks", "masks_tied" or "masks_one_sided".
-      seed: of weights, masks and images.
+      seed: seed of weights, masks and images.
     """
 
     engine: str
@@ -58,7 +58,7 @@ class Case:
 
 
 def set_process_up(case: Case) -> None:
-    """Takes the cores and the allocator of the case; both must come before jax or torch is imported."""
+    """Sets the cores and the allocator of the process; this has to come before jax or torch is imported."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: case.threads])
     if case.allocator == "tuned":
         from fdjax.runtime import keep_freed_memory
@@ -68,14 +68,14 @@ def set_process_up(case: Case) -> None:
 
 
 def timed(run: Run, steps: int) -> float:
-    """Seconds per step over `steps` steps."""
+    """Returns the seconds per step over `steps` steps."""
     start = time.perf_counter()
     run(steps)
     return (time.perf_counter() - start) / steps
 
 
 def serve(run: Run, facts: Facts, channel: TextIO) -> None:
-    """Warms up, says READY, then takes turns until stdin ends."""
+    """Warms up, writes READY, then takes turns until stdin ends."""
     loss = run(WARM_UP_STEPS)
     if not math.isfinite(loss):
         raise SystemExit(f"the loss is {loss} after {WARM_UP_STEPS} steps: this is no training step")
@@ -87,9 +87,9 @@ def serve(run: Run, facts: Facts, channel: TextIO) -> None:
 
 
 def main() -> None:
-    """Runs the case given as JSON in the first argument."""
+    """Executes the case that is given as JSON in the first argument."""
     case = Case(**json.loads(sys.argv[1]))
-    # What libraries print must not be taken for an answer.
+    # Output of libraries goes to stderr, so that it does not mix with the answers.
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     set_process_up(case)

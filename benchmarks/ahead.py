@@ -1,8 +1,9 @@
-"""Which training steps and which frozen networks compile for accelerators that are not here (results/ahead).
+"""Compiles training steps and frozen networks for accelerators that are not here (results/ahead).
 
 python benchmarks/ahead.py --target tpu:v5e tpu:v6e cuda:h100 --json FILE --page FILE
 
-Compiling takes minutes: what the JSON file has is not compiled again, and `--limit` ends what takes too long.
+Compiling takes minutes. Rows that the JSON file already has are not compiled again, and `--limit` ends compilations
+that take too long.
 """
 
 from __future__ import annotations
@@ -30,45 +31,45 @@ from fdjax.provenance import commit
 
 Row = dict[str, Any]
 ROOT = Path(__file__).resolve().parent.parent
-# Those that compile longest last.
+# The configs that take longest to compile come last.
 CONFIGS = sorted(
     (str(f.relative_to(ROOT)) for f in (ROOT / "configs").glob("*.py")), key=lambda f: ("imagenet" in f, f)
 )
 NETWORKS = ("mobilenet_v2_small", "mobilenet_v2_192")
-# Masks of the frozen networks, and their share of the MACs by the paper's count; whole first.
 ESTIMATED = ", by estimate"
+# Masks of the frozen networks, and their share of the MACs by the paper's count; the dense network comes first.
 FORMS = {"dense": 1.0, "channels": 0.5, "tied": 0.5, "paper": 0.8}
 FORMS |= {f"{masks}{ESTIMATED}": FORMS[masks] for masks in ("channels", "tied")}
-# Images of folders that are not here, and their classes.
+# The side of images and the number of classes that are assumed for folders that are not here.
 _SIDE, _CLASSES = 32, 10
 _COMMAND = "python benchmarks/ahead.py --target cuda:h100 tpu:v5e tpu:v6e --json ahead.json --page README.md"
 _KEY = ("what", "form", "batch", "target")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The flags."""
+    """Parses the flags."""
     parser = contest.Parser("Compiles training steps and frozen networks for accelerators that are not here.")
-    targets = "tpu:v5e, tpu:v6e or cuda:h100, one or several"
+    targets = "accelerators, tpu:v5e, tpu:v6e or cuda:h100"
     parser.add_argument("--target", nargs="*", default=["tpu:v5e"], help=f"{targets}; none: write the page only")
-    parser.add_argument("--config", nargs="*", default=CONFIGS, metavar="FILE", help="whose training steps")
-    parser.add_argument("--network", nargs="*", default=list(NETWORKS), help="that are frozen with masks of each form")
-    parser.add_argument("--batch", nargs="+", type=contest.integer(1), default=[1, 64], help="of frozen networks")
+    parser.add_argument("--config", nargs="*", default=CONFIGS, metavar="FILE", help="configs to compile the steps of")
+    parser.add_argument("--network", nargs="*", default=list(NETWORKS), help="networks to freeze with all masks")
+    parser.add_argument("--batch", nargs="+", type=contest.integer(1), default=[1, 64], help="batch sizes, in images")
     parser.add_argument("--limit", type=contest.integer(1), default=900, help="seconds of processor time for each")
-    parser.add_argument("--page", type=contest.output_file, metavar="FILE", help="write a Markdown page of all rows")
+    parser.add_argument("--page", type=contest.output_file, metavar="FILE", help="Markdown page of all rows to write")
     parser.add_argument(
-        "--json", type=contest.output_file, required=True, metavar="FILE", help="rows, kept and added to"
+        "--json", type=contest.output_file, required=True, metavar="FILE", help="file of the rows; new ones are added"
     )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
 def key_of(row: Row) -> tuple[Any, ...]:
-    """What tells a row from others."""
+    """Returns the values that identify a row."""
     return tuple(row[name] for name in _KEY)
 
 
 def read_rows(file: str) -> list[Row]:
-    """The rows that have been written."""
+    """Reads the rows that have been written."""
     return json.loads(Path(file).read_text())["rows"] if Path(file).is_file() else []
 
 
@@ -76,7 +77,7 @@ def read_rows(file: str) -> list[Row]:
 
 
 def config_rows(config_file: str, target: str) -> Iterator[tuple[Row, Callable[[], Any]]]:
-    """Facts of a config's training steps, and what lowers each."""
+    """Yields the facts of each of a config's training steps, and the function that lowers it."""
     from fdjax.config import load_config
     from fdjax.data import FOLDER, describe_source
     from fdjax.data.decode import sides
@@ -96,7 +97,7 @@ def config_rows(config_file: str, target: str) -> Iterator[tuple[Row, Callable[[
 
 
 def network_rows(name: str, target: str, batches: Sequence[int]) -> Iterator[tuple[Row, Callable[[], Any]]]:
-    """Facts of a network with seeded masks of each form, and what lowers each."""
+    """Yields the facts of a network with random masks of each form, and the function that lowers it."""
     from fdjax.frozen.bench import dense_network
     from fdjax.frozen.targets import lower_frozen
 
@@ -126,7 +127,7 @@ def _graph(name: str, masks: str) -> Any:
 
 
 def _frozen(name: str, form: str, target: str, batch: int) -> Any:
-    """A network with seeded masks, frozen by MACs, or by what the target's compiler expects."""
+    """Freezes a network with random masks; forms are chosen by MACs, or by the estimates of the target's compiler."""
     from _seeded_masks import seeded_masks
 
     from fdjax.frozen import freeze, release_slower
@@ -143,9 +144,9 @@ def _frozen(name: str, form: str, target: str, batch: int) -> Any:
 
 
 def work(flags: argparse.Namespace) -> None:
-    """Compiles what the JSON file lacks; a line each on standard output when it begins and when it is done.
+    """Compiles the rows that the JSON file lacks; prints a line when one begins and when it is done.
 
-    The process is ended by the system when one takes more processor time than its limit.
+    The system ends the process when a compilation takes more processor time than its limit.
     """
     from fdjax.frozen.targets import compute_on_the_cpu, find_target
 
@@ -196,7 +197,7 @@ def _compiled(facts: Row, lower: Callable[[], Any], same: dict[tuple[Any, str], 
 
 
 def compile_all(flags: argparse.Namespace, what: Sequence[str], target: str, report: dict[str, Any]) -> None:
-    """Has workers compile one config or network; one that the system has ended is followed by another."""
+    """Lets workers compile one config or network; when the system has ended one, another goes on."""
     limit = ["--limit", str(flags.limit), "--batch", *map(str, flags.batch)]
     command = [sys.executable, __file__, "--worker", *what, "--target", target, "--json", flags.json, *limit]
     while True:
@@ -229,7 +230,7 @@ def _add(report: dict[str, Any], row: Row, flags: argparse.Namespace) -> None:
 
 
 def write_page(flags: argparse.Namespace, report: dict[str, Any]) -> None:
-    """Writes the page of all rows, if one is asked for."""
+    """Writes the page of all rows, if --page is given."""
     if flags.page is None:
         return
     rows = {key_of(row): row for row in report["rows"]}
@@ -287,7 +288,7 @@ def _cell(row: Row | None, dense: Row | None) -> str:
 
 @reports_user_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compiles everything for every target, printing each row as it comes; the files grow with them."""
+    """Compiles everything for every target; prints each row and rewrites the files after it."""
     flags = parse(arguments)
     if flags.worker:
         work(flags)

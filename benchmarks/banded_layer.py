@@ -1,4 +1,4 @@
-"""Time of one pruned pointwise layer in its banded form beside the dense one (docs/benchmarks.md).
+"""Times one pruned pointwise layer in its banded form beside the dense one (docs/benchmarks.md).
 
 python benchmarks/banded_layer.py --threads 1 --json FILE
 """
@@ -27,24 +27,25 @@ COLUMNS = ("size", "inputs", "outputs", "block", "counts", "keep", "batch", "den
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The flags. Of those that take several values every combination is measured."""
+    """Parses the flags; every combination of their values is measured."""
     parser = contest.Parser("Time of one pointwise layer, banded beside dense, over a grid.")
 
     def several(flag: str, help_text: str, default: Sequence, **accepted) -> None:
-        parser.add_argument(flag, nargs="+", default=list(default), help=f"one or several: {help_text}", **accepted)
+        parser.add_argument(flag, nargs="+", default=list(default), help=help_text, **accepted)
 
-    several("--size", "pixels a side of the map", [48, 24, 12, 6], type=contest.integer(1))
-    several("--channels", "narrow channels; the layer makes six times as many", [32, 96, 160], type=contest.integer(1))
-    several("--block", "K", [2, 3], type=contest.integer(1, 16))
-    several("--keep", "shares of the coefficients kept, on either side", [0.75, 0.5, 0.25], type=contest.share)
-    several("--counts", "kept counts 1 and N only, or all from 1 to N", COUNTS, choices=COUNTS)
-    several("--batch", "images at once", [1], type=contest.integer(1))
+    several("--size", "sides of the map in pixels", [48, 24, 12, 6], type=contest.integer(1))
+    several("--channels", "numbers of narrow channels; the layer makes six times as many", [32, 96, 160],
+            type=contest.integer(1))  # fmt: skip
+    several("--block", "block sizes K in pixels", [2, 3], type=contest.integer(1, 16))
+    several("--keep", "shares of the kept coefficients on either side", [0.75, 0.5, 0.25], type=contest.share)
+    several("--counts", "kept counts: 1 and N only, or all from 1 to N", COUNTS, choices=COUNTS)
+    several("--batch", "batch sizes in images", [1], type=contest.integer(1))
     contest.add_shared_flags(parser)
     return parser.parse_args(arguments)
 
 
 def seeded_counts(rng: np.random.Generator, channels: int, num_coefs: int, keep: float, counts: str) -> np.ndarray:
-    """Kept counts [channels], descending, 1..N, whose mean comes near `keep` * N."""
+    """Returns kept counts [channels], descending, 1..N, with a mean near `keep` * N."""
     import numpy as np
 
     if counts == "levels":
@@ -56,7 +57,7 @@ def seeded_counts(rng: np.random.Generator, channels: int, num_coefs: int, keep:
 
 
 def measure(point: tuple, seed: int, rounds: int) -> contest.Row:
-    """The row of (size, channels, block, keep, counts, batch)."""
+    """Measures the row of (size, channels, block, keep, counts, batch)."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -100,7 +101,7 @@ def measure(point: tuple, seed: int, rounds: int) -> contest.Row:
 
 @reports_user_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures every point, printing each as it comes; the JSON file grows with them."""
+    """Measures every point; prints each row and rewrites the JSON file after it."""
     flags = parse(arguments)
     if max(flags.block) > min(flags.size):
         raise UserError(f"--block {max(flags.block)} is larger than the map, --size {min(flags.size)}")

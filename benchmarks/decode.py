@@ -1,10 +1,10 @@
-"""How fast training images come off the disk: decode, random part, resize to 224; beside the decoder's own ceiling.
+"""Measures how fast training images are read: decoded, cut to a random part, resized to 224; beside the decoder alone.
 
     python benchmarks/decode.py [--images DIR] [--json FILE]
 
-Without --images it makes JPEGs of 500 x 375 pixels, whose size in bytes is like ImageNet's. Figures are images per
-second of processor time of the whole process, all threads together: images per second and core. The forms take turns,
-and each round's figures are compared with the same round's decoder, so that other work on the machine falls on both.
+Without --images it makes JPEGs of 500 x 375 pixels, whose size in bytes is like ImageNet's. Rates are images per second
+of processor time of all threads, that is images per second and core. The forms take turns, and each rate is compared
+with the decoder's rate in the same round, so that other work on the machine slows both.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SIZE, BATCH = 224, 32
 
 
 def picture(seed: int) -> bytes:
-    """A JPEG of 500 x 375 pixels with a spectrum like a photograph's: amplitude falls with frequency."""
+    """Returns a JPEG of 500 x 375 pixels with a spectrum like a photograph's: amplitude falls with frequency."""
     rng = np.random.default_rng(seed)
     rows, columns = np.meshgrid(np.fft.fftfreq(375), np.fft.rfftfreq(500), indexing="ij")
     fall = 1 / np.maximum(np.hypot(rows, columns), 1 / 500)
@@ -47,7 +47,7 @@ def picture(seed: int) -> bytes:
 
 
 def make_images(folder: Path, count: int) -> None:
-    """A folder of two classes."""
+    """Makes a folder of two classes."""
     for split, number in (("train", count), ("test", 2)):
         for n in range(number):
             file = folder / split / ("ant", "bee")[n % 2] / f"{n:04}.jpg"
@@ -56,7 +56,7 @@ def make_images(folder: Path, count: int) -> None:
 
 
 def forms(folder: Path, work: Path, threads: int) -> tuple[dict[str, Callable[[], int]], float]:
-    """What is measured, each a function that handles some images and says how many; and the bytes of an image."""
+    """Returns what is measured, as functions that process images and return their number; and the bytes of an image."""
     files = sorted((folder / "train").glob("*/*"))[:256]
     encoded = [file.read_bytes() for file in files]
     crop = RandomResizedCrop()
@@ -83,7 +83,7 @@ def forms(folder: Path, work: Path, threads: int) -> tuple[dict[str, Callable[[]
             crop=crop,
             threads=threads,
         )
-        steps = max(16, len(encoded) // BATCH)  # enough that making the pipeline does not count
+        steps = max(16, len(encoded) // BATCH)  # Enough for the time of making the pipeline not to matter.
 
         def run() -> int:
             return sum(len(images) for images, _ in source.batches(0, steps))
@@ -108,11 +108,11 @@ def forms(folder: Path, work: Path, threads: int) -> tuple[dict[str, Callable[[]
 def main() -> int:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, help="a folder with train/<class>/*.jpg and test/<class>/*")
-    parser.add_argument("--count", type=int, default=96, help="how many images to make, if none are given")
-    parser.add_argument("--rounds", type=int, default=7, help="how often each form is measured")
-    parser.add_argument("--threads", type=int, default=1, help="of Grain")
-    parser.add_argument("--json", help="write the figures to this file too")
+    parser.add_argument("--images", type=Path, help="folder with train/<class>/*.jpg and test/<class>/*")
+    parser.add_argument("--count", type=int, default=96, help="number of images to make without --images (default: 96)")
+    parser.add_argument("--rounds", type=int, default=7, help="number of rounds (default: 7)")
+    parser.add_argument("--threads", type=int, default=1, help="number of Grain's threads (default: 1)")
+    parser.add_argument("--json", help="file to write the results to")
     flags = parser.parse_args()
     check_json_target(flags.json)
     with tempfile.TemporaryDirectory() as work:
@@ -125,7 +125,7 @@ def main() -> int:
             for name, run in measured.items():
                 begin = time.process_time()
                 count = run()
-                if round_:  # the first one warms up
+                if round_:  # The first round is the warm-up.
                     rates[name].append(count / (time.process_time() - begin))
     ceiling = next(iter(rates.values()))
     rows = [

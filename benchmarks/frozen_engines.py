@@ -1,4 +1,4 @@
-"""Time of frozen networks beside their dense selves, in XLA and in ONNX Runtime (docs/benchmarks.md).
+"""Times frozen networks beside their dense networks, in XLA and in ONNX Runtime (docs/benchmarks.md).
 
 python benchmarks/frozen_engines.py --frozen DIR [DIR ...] --batch 1 8 --threads 1 --json FILE
 """
@@ -27,17 +27,17 @@ COLUMNS = ("network", "mac_ratio", "batch", "engine", "dense_ms", "frozen_ms", "
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The flags."""
-    parser = contest.Parser("Time of frozen networks beside their dense selves, in XLA and in ONNX Runtime.")
-    parser.add_argument("--frozen", nargs="+", required=True, metavar="DIR", help="folders that fdjax freeze has made")
-    parser.add_argument("--batch", nargs="+", type=contest.integer(1), default=[1, 8], help="images at once")
-    parser.add_argument("--repeats", type=contest.integer(1), default=3, help="how often all is timed; medians count")
+    """Parses the flags."""
+    parser = contest.Parser("Times frozen networks beside their dense networks, in XLA and in ONNX Runtime.")
+    parser.add_argument("--frozen", nargs="+", required=True, metavar="DIR", help="folders that fdjax freeze made")
+    parser.add_argument("--batch", nargs="+", type=contest.integer(1), default=[1, 8], help="batch sizes in images")
+    parser.add_argument("--repeats", type=contest.integer(1), default=3, help="repetitions, of which the median counts")
     contest.add_shared_flags(parser)
     return parser.parse_args(arguments)
 
 
 def measure(name: str, network: FrozenNetwork, batch: int, flags: argparse.Namespace, peer: Peer | None) -> list[dict]:
-    """A row for each engine that takes the network: all contestants take turns in one run."""
+    """Measures a row for each engine that accepts the network; all of them are timed in alternation."""
     import numpy as np
 
     from fdjax.frozen.bench import compile_network, dense_network
@@ -48,7 +48,7 @@ def measure(name: str, network: FrozenNetwork, batch: int, flags: argparse.Names
     if peer is not None:
         try:
             run |= {f"onnxruntime {form}": peer(f, batch) for form, f in forms.items()}
-        except Exception as error:  # Of whatever kind its binding raises.
+        except Exception as error:  # Its binding can raise any exception.
             print(f"{name}: ONNX Runtime refuses it: {str(error).splitlines()[0]}", flush=True)
     found = [interleaved(run, flags.rounds) for _ in range(flags.repeats)]
     rows = []
@@ -64,7 +64,7 @@ def measure(name: str, network: FrozenNetwork, batch: int, flags: argparse.Names
 
 @reports_user_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures every network at every batch size, printing each row as it comes; the JSON file grows with them."""
+    """Measures every network at every batch size; prints each row and rewrites the JSON file after it."""
     flags = parse(arguments)
     runtime.limit_threads(flags.threads)
     runtime.setup()

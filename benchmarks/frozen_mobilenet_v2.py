@@ -1,10 +1,10 @@
-"""Time of pruned MobileNetV2s, frozen, beside the dense network and ONNX Runtime's (docs/benchmarks.md), or on engines.
+"""Times pruned, frozen MobileNetV2s beside the dense network and ONNX Runtime, or on engines (docs/benchmarks.md).
 
 python benchmarks/frozen_mobilenet_v2.py --masks tied paper --targets 0.8 0.5 --batch 1 8 --threads 1 --json FILE
 python benchmarks/frozen_mobilenet_v2.py --engine native xla onnxruntime openvino --masks paper=0.8 tied=0.44 \\
     channels=0.44 --batch 1 8 --threads 1 --json FILE
 
-With --engine all networks, the dense one among them, run turn by turn on all engines (docs/native.md).
+With --engine the dense and the pruned networks are timed in alternation on all engines (docs/native.md).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fdjax.frozen.bench import Peer
     from fdjax.graph.masks import MaskedGraph
 
-# Name -> variant, pixels a side, channels, classes, block, blocks by map: the paper's, where it has the network.
+# Name -> variant, side in pixels, channels, classes, block, blocks by map (the paper's, if it has the network).
 NETWORKS: dict[str, tuple[str, int, int, int, int, dict[int, int]]] = {
     "mobilenet_v2_192": ("mobilenetv2", 192, 3, 1000, 3, {}),
     "mobilenet_v2_224": ("mobilenetv2", 224, 3, 1000, 2, {7: 7}),
@@ -42,7 +42,7 @@ GATES = ("time", "macs")
 
 
 def _form(text: str) -> tuple[str, float | None]:
-    """ "tied=0.44": masks, and their own share of the MACs in place of --targets."""
+    """Parses masks, and their own share of the MACs if there is one, such as "tied=0.44"."""
     masks, equals, target = text.partition("=")
     if masks not in MASKS:
         raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(MASKS)}, alone or as in tied=0.44")
@@ -50,26 +50,26 @@ def _form(text: str) -> tuple[str, float | None]:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The flags. Of those that take several values every combination is measured."""
-    parser = contest.Parser("Time of frozen networks with seeded masks beside the dense network.")
+    """Parses the flags; every combination of their values is measured."""
+    parser = contest.Parser("Times frozen networks with random masks beside the dense network.")
 
     def several(flag: str, help_text: str, default: Sequence, **accepted) -> None:
-        parser.add_argument(flag, nargs="+", default=list(default), help=f"one or several: {help_text}", **accepted)
+        parser.add_argument(flag, nargs="+", default=list(default), help=help_text, **accepted)
 
     several("--network", "networks", ["mobilenet_v2_192"], choices=tuple(NETWORKS))
-    masks = "tied masks at levels 0, 1 and N, the paper's, or whole channels; tied=0.44 has a share of its own"
+    masks = "masks: tied at levels 0, 1 and N, the paper's, or whole channels; tied=0.44 sets its own share"
     several("--masks", masks, [("tied", None), ("paper", None)], type=_form, metavar="MASKS")
     several("--targets", "shares of the MACs by the paper's count (paper_ratio)", [0.8, 0.5], type=contest.share)
-    several("--batch", "images at once", [1, 8], type=contest.integer(1))
-    parser.add_argument("--dtype", choices=contest.DTYPES, default="float32", help="of weights and maps")
-    parser.add_argument("--block", type=contest.integer(1, 16), help="K of every layer (None: the paper's)")
-    gate = "what is released: what is slower, or no cheaper (default: time; with --engine: macs)"
+    several("--batch", "batch sizes in images", [1, 8], type=contest.integer(1))
+    parser.add_argument("--dtype", choices=contest.DTYPES, default="float32", help="type of weights and activations")
+    parser.add_argument("--block", type=contest.integer(1, 16), help="block size K of every layer (None: the paper's)")
+    gate = "layers to release: those that are slower pruned, or no cheaper (default: time; with --engine: macs)"
     parser.add_argument("--gate", choices=GATES, help=gate)
-    engines = "engines, one or several, turn by turn: native, xla, onnxruntime, openvino"
+    engines = "engines to time in alternation: native, xla, onnxruntime, openvino"
     parser.add_argument("--engine", nargs="+", default=[], help=engines)
-    parser.add_argument("--layers", action="store_true", help="time each block alone, too")
+    parser.add_argument("--layers", action="store_true", help="also time each run and layer alone")
     parser.add_argument("--no-onnxruntime", dest="peer", action="store_false", help="leave ONNX Runtime out")
-    parser.add_argument("--picture", type=contest.output_file, metavar="FILE", help="draw time beside MACs")
+    parser.add_argument("--picture", type=contest.output_file, metavar="FILE", help="plot of time against MACs to draw")
     contest.add_shared_flags(parser)
     flags = parser.parse_args(arguments)
     if flags.engine and (flags.gate == "time" or flags.layers or flags.picture or flags.dtype != "float32"):
@@ -82,7 +82,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def build_graph(name: str, tied: bool, block: int | None) -> MaskedGraph:
-    """The graph of a network at width 1.0."""
+    """Makes the graph of a network at width 1.0."""
     from fdjax.config import LearnConfig
     from fdjax.training.network import trace_network
     from fdjax.zoo import MobileNet
@@ -103,7 +103,7 @@ def build_graph(name: str, tied: bool, block: int | None) -> MaskedGraph:
 def freeze_seeded(
     graph: MaskedGraph, masks: str, target: float, seed: int, gate: str, stopwatch: Stopwatch
 ) -> tuple[Frozen, dict[str, Any]]:
-    """A network with seeded masks, and what a row says of them. Forms are chosen by measured time."""
+    """Freezes a network with random masks; forms are chosen by measured time. Returns it, and facts for a row."""
     from _seeded_masks import seeded_masks
 
     from fdjax.frozen import freeze, release_slower
@@ -129,7 +129,7 @@ def freeze_seeded(
 
 
 def measure(name: str, masks: str, target: float, batch: int, flags: argparse.Namespace, peer: Peer | None):
-    """A row, and the table of its blocks (empty unless asked for)."""
+    """Measures a row, and its runs and layers alone (empty without --layers)."""
     from fdjax.frozen import Stopwatch
     from fdjax.frozen.bench import bench, bench_layers, dense_network
 
@@ -143,7 +143,7 @@ def measure(name: str, masks: str, target: float, batch: int, flags: argparse.Na
 
 
 def measure_engines(flags: argparse.Namespace) -> None:
-    """Prints a table for each network and batch size; the JSON file grows with them."""
+    """Prints a table for each network and batch size, and rewrites the JSON file after it."""
     from _seeded_masks import seeded_masks
 
     from fdjax.frozen import freeze
@@ -172,7 +172,7 @@ def measure_engines(flags: argparse.Namespace) -> None:
 
 @reports_user_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures every row, printing each as it comes; the JSON file grows with them."""
+    """Measures every row; prints each and rewrites the JSON file after it."""
     flags = parse(arguments)
     runtime.limit_threads(flags.threads)
     runtime.setup()

@@ -1,4 +1,4 @@
-"""Time of 3x3 convolutions with groups as fdjax runs them, beside XLA's own grouped form (docs/benchmarks.md).
+"""Times 3x3 convolutions with groups as fdjax computes them, beside XLA's own grouped form (docs/benchmarks.md).
 
 python benchmarks/grouped_conv.py --threads 1 --json FILE
 """
@@ -23,22 +23,22 @@ COLUMNS = ("size", "channels", "groups", "batch", "library_ms", "ours_ms", "rati
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The flags. Of those that take several values every combination is measured."""
-    parser = contest.Parser("Time of grouped convolutions beside the library's own form.")
+    """Parses the flags; every combination of their values is measured."""
+    parser = contest.Parser("Times grouped convolutions beside the library's own form.")
 
     def several(flag: str, help_text: str, default: Sequence, **accepted) -> None:
-        parser.add_argument(flag, nargs="+", default=list(default), help=f"one or several: {help_text}", **accepted)
+        parser.add_argument(flag, nargs="+", default=list(default), help=help_text, **accepted)
 
-    several("--size", "pixels a side of the map", [8], type=contest.integer(1))
-    several("--channels", "channels of the map, and of the output", [128, 256, 512], type=contest.integer(1))
-    several("--groups", "groups", [32], type=contest.integer(1))
-    several("--batch", "images at once", [8], type=contest.integer(1))
+    several("--size", "sides of the map in pixels", [8], type=contest.integer(1))
+    several("--channels", "numbers of channels of the map and the output", [128, 256, 512], type=contest.integer(1))
+    several("--groups", "numbers of groups", [32], type=contest.integer(1))
+    several("--batch", "batch sizes in images", [8], type=contest.integer(1))
     contest.add_shared_flags(parser)
     return parser.parse_args(arguments)
 
 
 def measure(point: tuple, rounds: int) -> contest.Row:
-    """The row of (size, channels, groups, batch): the convolution, and its gradient to both of its arguments."""
+    """Measures the row of (size, channels, groups, batch): the convolution, and its gradients."""
     import jax
     import jax.numpy as jnp
     import numpy as np

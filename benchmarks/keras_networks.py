@@ -1,11 +1,11 @@
-"""Networks of Keras Applications, with seeded random weights: traced, masked, counted, frozen; a table in Markdown.
+"""Traces, masks, counts and freezes networks of Keras Applications with random weights; prints a table in Markdown.
 
     python benchmarks/keras_networks.py MobileNetV2 ResNet50 --size 64 > table.md
 
-Keras (3, on JAX) and ONNX Runtime are needed. For each network and kind of masks: processor seconds of the trace, dense
-MACs (checked against a count by Keras' own list of layers), which share of them lies in layers whose channels can be
-pruned, the MAC ratio of seeded hard masks, and the largest difference between the frozen network, as a function of JAX
-and as an ONNX file in ONNX Runtime, and the masked model, beside the largest output.
+It needs Keras 3 (on JAX) and ONNX Runtime. For each network and kind of masks it prints the processor seconds of the
+trace, the dense MACs (checked against a count by Keras' own list of layers), the share of MACs in layers whose channels
+can be pruned, the MAC ratio of random hard masks, and the largest difference of the frozen network, in JAX and in ONNX
+Runtime, from the masked model, over the largest output.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import fdjax
 from fdjax.frozen.onnx_model import onnxruntime_session, to_onnx
 from fdjax.graph.network import Graph
 
-# Network -> side of the smallest images that it takes here.
+# Network -> side of the smallest images that are tried, in pixels.
 NETWORKS = {
     "MobileNetV2": 64,
     "MobileNetV3Small": 64,
@@ -48,15 +48,15 @@ Apply = Callable[[Mapping[str, Any], Any], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-    """A network.
+    """A traced network.
 
     Attributes:
       apply: `apply(variables, images)`.
-      variables: by path.
-      images: two of them.
-      graph: of the network.
-      seconds: of processor time, that the trace took.
-      listed_macs: by Keras' own list of layers.
+      variables: the variables, by path.
+      images: two images.
+      graph: the network's channel graph.
+      seconds: processor time of the trace.
+      listed_macs: MACs by Keras' own list of layers.
     """
 
     apply: Apply
@@ -68,13 +68,13 @@ class Traced:
 
     @property
     def macs(self) -> int:
-        """Of the graph."""
+        """MACs of the graph."""
         return sum(layer.dense_macs for layer in self.graph.layers.values())
 
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-    """A network with hard masks: its MAC ratio, and differences to the masked model beside the largest output."""
+    """A network with hard masks: its MAC ratio, and differences from the masked model over the largest output."""
 
     ratio: float
     frozen: float
@@ -82,7 +82,7 @@ class Compared:
 
 
 def model_of(name: str, size: int) -> tuple[Any, Apply, dict[str, np.ndarray]]:
-    """A model of Keras, the function `apply(variables, images)`, and variables whose statistics are not 0 and 1."""
+    """Returns a Keras model, the function `apply(variables, images)`, and variables with random statistics."""
     import keras
 
     keras.utils.set_random_seed(0)
@@ -107,7 +107,7 @@ def model_of(name: str, size: int) -> tuple[Any, Apply, dict[str, np.ndarray]]:
 
 
 def listed_macs(model: Any) -> int:
-    """Multiply-accumulates by Keras' own list of layers: the size of each kernel, at how many pixels it is applied."""
+    """Counts MACs by Keras' own list of layers: the size of each kernel times the number of output pixels."""
     kinds, total = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense"), 0
     for layer in model.layers:
         if type(layer).__name__ in ("Sequential", "Functional"):
@@ -119,7 +119,7 @@ def listed_macs(model: Any) -> int:
 
 
 def trace(name: str, size: int) -> Traced:
-    """A network, traced."""
+    """Traces a network."""
     model, apply, variables = model_of(name, size)
     start = time.process_time()
     graph = fdjax.trace(apply, variables, jax.ShapeDtypeStruct((1, size, size, 3), np.float32))
@@ -129,7 +129,7 @@ def trace(name: str, size: int) -> Traced:
 
 
 def compare(traced: Traced, settings: Mapping[str, Any], seed: int = 0) -> Compared:
-    """Masks a network by seeded kept counts, and freezes it; `settings` are those of `with_masks`."""
+    """Masks a network by random kept counts, and freezes it; `settings` are those of `with_masks`."""
     network = fdjax.with_masks(traced.graph, **settings)
     rng = np.random.default_rng(seed)
     counts = {path: rng.choice(network.levels_of(path), n) for path, (n, _) in network.mask_sizes.items()}
@@ -142,7 +142,7 @@ def compare(traced: Traced, settings: Mapping[str, Any], seed: int = 0) -> Compa
 
 
 def prunable_share(graph: Graph) -> float:
-    """The share of MACs in layers of which masks of whole channels take something away."""
+    """Returns the share of MACs in layers whose MACs masks of whole channels can lower."""
     network = fdjax.with_masks(graph)
     layers = network.layers.values()
     masked = (of for of in layers if network.paths_of(of.name, "input") or network.paths_of(of.name, "output"))
@@ -150,7 +150,7 @@ def prunable_share(graph: Graph) -> float:
 
 
 def rows(name: str, size: int, seeds: int) -> list[str]:
-    """The rows of one network, with the largest differences of so many draws of masks."""
+    """Makes the rows of one network, with the largest differences over `seeds` draws of masks."""
     traced = trace(name, size)
     if traced.macs != traced.listed_macs:
         raise SystemExit(f"{name}: {traced.macs} MACs in the graph, {traced.listed_macs} by Keras' list of layers")
@@ -168,7 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", default=list(NETWORKS), help="names in keras.applications")
     parser.add_argument("--size", type=int, help="side of the images in pixels (default: the smallest tried)")
-    parser.add_argument("--seeds", type=int, default=1, help="draws of masks")
+    parser.add_argument("--seeds", type=int, default=1, help="number of draws of masks (default: 1)")
     arguments = parser.parse_args()
     print("| network, pixels | trace | dense MACs | prunable | masks | MACs | frozen | in ONNX Runtime |")
     print("|---|---|---|---|---|---|---|---|")

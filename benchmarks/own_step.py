@@ -1,9 +1,10 @@
-"""What masks cost that are laid over a plain network: `fdjax.masked` beside the zoo's own frequency layers.
+"""Times mask steps of a plain network under `fdjax.masked` beside those of the zoo's own frequency layers.
 
     python benchmarks/own_step.py --threads 1 --rounds 9 --json FILE
 
-Both are the same network with the same masks, and learn them by the same step: gradient of the cross entropy, Adam,
-clipping. The steps take turns in one process; medians count. `trace_s` is what a run's start spends on tracing.
+Both are the same network with the same masks, which learn by the same step: gradient of the cross entropy, Adam,
+clipping. The steps are timed in alternation in one process, and the medians are compared. `trace_s` is the time that
+the start of a run takes for tracing.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ COLUMNS = ("masks", "batch", "zoo_ms", "masked_ms", "ratio", "zoo_compile_s", "m
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The flags."""
-    parser = contest.Parser("Time of a masked step beside the zoo's own.")
-    parser.add_argument("--network", default="mobilenetv2_cifar10", help="a MobileNetV2 of the zoo")
-    parser.add_argument("--width", type=contest.width_multiplier, default=0.5, help="of the network")
+    """Parses the flags."""
+    parser = contest.Parser("Times a masked step beside the zoo's own.")
+    parser.add_argument("--network", default="mobilenetv2_cifar10", help="MobileNetV2 of the zoo")
+    parser.add_argument("--width", type=contest.width_multiplier, default=0.5, help="width multiplier")
     parser.add_argument("--resolution", type=contest.integer(8), default=32, help="side of the images in pixels")
     parser.add_argument("--batch", type=contest.integer(1), default=16, help="images in a step")
-    parser.add_argument("--block", type=contest.integer(1, 4), default=2, help="K")
+    parser.add_argument("--block", type=contest.integer(1, 4), default=2, help="block size K in pixels")
     parser.add_argument("--masks", nargs="+", choices=list(MASKS), default=list(MASKS), help="kinds of masks")
     contest.add_shared_flags(parser)
     return parser.parse_args(arguments)
 
 
 def step_of(apply: Any, masks: Any, variables: Any, images: Any, labels: Any) -> tuple[Any, float]:
-    """A jitted step of masks as a function without arguments, and the processor time of its compilation."""
+    """Returns a jitted mask step as a function without arguments, and the processor time of its compilation."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -64,7 +65,7 @@ def step_of(apply: Any, masks: Any, variables: Any, images: Any, labels: Any) ->
 
 
 def measure(kind: str, flags: argparse.Namespace) -> dict[str, Any]:
-    """The row of one kind of masks."""
+    """Measures the row of one kind of masks."""
     import jax
     import numpy as np
     from flax.traverse_util import flatten_dict, unflatten_dict
@@ -104,7 +105,7 @@ def measure(kind: str, flags: argparse.Namespace) -> dict[str, Any]:
 
 @reports_user_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures each kind of masks, printing its row; the JSON file grows with them."""
+    """Measures each kind of masks; prints its row and rewrites the JSON file after it."""
     flags = parse(arguments)
     runtime.limit_threads(flags.threads)
     runtime.setup()

@@ -1,4 +1,4 @@
-"""Images per second of fdjax's training steps beside PyTorch eager on the same network (docs/benchmarks.md).
+"""Measures images per second of fdjax's training steps beside PyTorch eager on the same network (docs/benchmarks.md).
 
 python benchmarks/train.py --width 0.35 --batch 128 --threads 2 --json FILE
 """
@@ -23,27 +23,28 @@ from fdjax.errors import reports_user_errors
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The flags. Of those that take several values every combination is measured."""
-    parser = contest.Parser("Images per second of a training step, fdjax beside PyTorch eager.")
+    """Parses the flags; every combination of their values is measured."""
+    parser = contest.Parser("Measures images per second of a training step, fdjax beside PyTorch eager.")
 
     def several(flag: str, help_text: str, default: Sequence, **accepted) -> None:
-        parser.add_argument(flag, nargs="+", default=list(default), help=f"one or several: {help_text}", **accepted)
+        parser.add_argument(flag, nargs="+", default=list(default), help=help_text, **accepted)
 
-    parser.add_argument("--network", choices=contest.NETWORKS, default=contest.NETWORKS[0], help="which")
+    parser.add_argument("--network", choices=contest.NETWORKS, default=contest.NETWORKS[0], help="network")
     several("--width", "width multipliers", [0.35], type=contest.width_multiplier)
-    several("--batch", "images a step", [128], type=contest.integer(1))
-    several("--resolution", "pixels a side", [32], type=contest.integer(contest.MIN_RESOLUTION))
-    several("--block", "pixels a side, of mask steps", [4], type=contest.integer(1, 16))
+    several("--batch", "batch sizes in images", [128], type=contest.integer(1))
+    several("--resolution", "sides of the images in pixels", [32], type=contest.integer(contest.MIN_RESOLUTION))
+    several("--block", "block sizes of mask steps in pixels", [4], type=contest.integer(1, 16))
     several("--dtype", "types to compute in", ["float32"], choices=contest.DTYPES)
-    several("--allocator", "the C library's, or as fdjax sets it", contest.ALLOCATORS, choices=contest.ALLOCATORS)
-    several("--step", "what is trained", contest.STEPS, choices=contest.STEPS)
+    several("--allocator", "allocator settings: the C library's, or fdjax's", contest.ALLOCATORS,
+            choices=contest.ALLOCATORS)  # fmt: skip
+    several("--step", "training steps", contest.STEPS, choices=contest.STEPS)
     parser.add_argument("--no-torch", dest="torch", action="store_false", help="leave PyTorch out")
     contest.add_shared_flags(parser)
     return parser.parse_args(arguments)
 
 
 def plan(flags: argparse.Namespace) -> Iterator[Case]:
-    """The case of every row."""
+    """Yields the case of every row."""
     for width, batch, resolution, dtype, allocator, step in itertools.product(
         flags.width, flags.batch, flags.resolution, flags.dtype, flags.allocator, flags.step
     ):
@@ -64,7 +65,7 @@ def plan(flags: argparse.Namespace) -> Iterator[Case]:
 
 
 def measure(case: Case, rounds: int, with_torch: bool) -> contest.Row:
-    """Runs a case against the weight step and PyTorch's; no more workers than that, since each holds a network."""
+    """Measures a case beside the weight step and PyTorch's; more workers would need more memory."""
     weights = dataclasses.replace(case, step="weights")
     torch = dataclasses.replace(weights, engine="torch")
     contestants = [case] if case == weights else [case, weights]
@@ -74,7 +75,7 @@ def measure(case: Case, rounds: int, with_torch: bool) -> contest.Row:
 
 @reports_user_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures every row, printing each as it comes; the JSON file grows with them."""
+    """Measures every row; prints each and rewrites the JSON file after it."""
     flags = parse(arguments)
     with_torch = flags.torch and importlib.util.find_spec("torch") is not None
     report = contest.new_report(flags)

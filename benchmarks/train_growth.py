@@ -1,4 +1,4 @@
-"""How the time and memory of fdjax's training steps grow with batch, resolution, width and block (docs/benchmarks.md).
+"""Measures how time and memory of training steps grow with batch, resolution, width and block (docs/benchmarks.md).
 
 python benchmarks/train_growth.py --json FILE --picture FILE
 """
@@ -36,7 +36,7 @@ UNITS = {"batch": "images a step", "resolution": "pixels a side", "width": "mult
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Axis:
-    """What grows, the values it takes, and where the rest stands meanwhile."""
+    """The quantity that grows, its values, and the fixed values of the others."""
 
     name: str
     values: tuple[float, ...]
@@ -46,12 +46,12 @@ class Axis:
     block: int = 4
 
     def points(self) -> list[Point]:
-        """One for each value."""
+        """Returns a point for each value."""
         base = Point(self.batch, self.resolution, self.width, self.block)
         return [dataclasses.replace(base, **{self.name: value}) for value in self.values]
 
     def title(self) -> str:
-        """The name, and what stays as it is."""
+        """Returns the name, and the fixed values of the others."""
         rest = {
             "batch": f"batch {self.batch}",
             "resolution": f"{self.resolution} x {self.resolution} pixels",
@@ -64,7 +64,7 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A place where all steps are measured."""
+    """The settings of a measurement of all steps."""
 
     batch: int
     resolution: int
@@ -74,7 +74,7 @@ class Point:
 
 AXES = (
     Axis(name="batch", values=(16, 32, 64, 128, 256), batch=64),
-    # Four times the pixels need four times the memory: a smaller batch than the others'.
+    # Four times the pixels need four times the memory, so the batch is smaller than for the other axes.
     Axis(name="resolution", values=(16, 32, 64), batch=32),
     Axis(name="width", values=(0.35, 0.5, 0.75, 1.0), batch=64),
     Axis(name="block", values=(2, 4, 8), batch=64),
@@ -89,14 +89,14 @@ QUICK_ROUNDS = 2
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The flags."""
+    """Parses the flags."""
     parser = contest.Parser("How a training step's time and memory grow with batch, resolution, width and block.")
-    parser.add_argument("--dtype", choices=contest.DTYPES, default="float32", help="to compute in")
+    parser.add_argument("--dtype", choices=contest.DTYPES, default="float32", help="type to compute in")
     parser.add_argument(
-        "--allocator", choices=contest.ALLOCATORS, default="tuned", help="the C library's, or as fdjax sets it"
+        "--allocator", choices=contest.ALLOCATORS, default="tuned", help="allocator settings: C library's or fdjax's"
     )
-    parser.add_argument("--picture", type=contest.output_file, metavar="FILE", help="draw a PNG")
-    parser.add_argument("--quick", action="store_true", help=f"two small values an axis, {QUICK_ROUNDS} rounds: a try")
+    parser.add_argument("--picture", type=contest.output_file, metavar="FILE", help="PNG file to draw the plot into")
+    parser.add_argument("--quick", action="store_true", help=f"two small values per axis, {QUICK_ROUNDS} rounds")
     contest.add_shared_flags(parser)
     flags = parser.parse_args(arguments)
     if flags.quick:
@@ -105,7 +105,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure(point: Point, flags: argparse.Namespace) -> list[contest.Row]:
-    """All steps at a point, side by side."""
+    """Measures all steps at a point in alternation."""
     cases = [
         Case(
             engine="fdjax",
@@ -125,7 +125,7 @@ def measure(point: Point, flags: argparse.Namespace) -> list[contest.Row]:
 
 
 def draw(axes: Sequence[Axis], rows_of: dict[Point, list[contest.Row]], setting: str) -> Figure:
-    """A column of panels for every axis: time per step above, memory below."""
+    """Draws a column of panels for every axis, time per step above memory."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 7), layout="constrained", facecolor="white")
@@ -150,7 +150,7 @@ def draw(axes: Sequence[Axis], rows_of: dict[Point, list[contest.Row]], setting:
 
 
 def draw_lines(panel: Axes, axis: Axis, rows: Sequence[Sequence[contest.Row]], field: str) -> None:
-    """A field of every step over the axis, whose values are the ticks of a logarithmic scale."""
+    """Draws a field of every step against the axis, on a logarithmic scale with its values as ticks."""
     from matplotlib.ticker import NullLocator
 
     for index, (label, color, marker, line) in enumerate(STEPS.values()):
@@ -163,7 +163,7 @@ def draw_lines(panel: Axes, axis: Axis, rows: Sequence[Sequence[contest.Row]], f
 
 
 def use_log_scale(panel: Axes) -> None:
-    """A logarithmic y axis with plain numbers."""
+    """Makes the y axis logarithmic, with plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     panel.set_yscale("log")
@@ -173,7 +173,7 @@ def use_log_scale(panel: Axes) -> None:
 
 
 def draw_guide(panel: Axes, axis: Axis, rows: Sequence[Sequence[contest.Row]]) -> None:
-    """Where the weight step would be, were its time in proportion to the pixels of a batch."""
+    """Draws the time of the weight step if it were in proportion to the pixels of a batch."""
     power = {"batch": 1, "resolution": 2}.get(axis.name)
     if power is None:
         return
@@ -184,14 +184,14 @@ def draw_guide(panel: Axes, axis: Axis, rows: Sequence[Sequence[contest.Row]]) -
 
 @reports_user_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures every point once, printing its rows as they come; the JSON file grows with them."""
+    """Measures every point once; prints its rows and rewrites the JSON file after them."""
     flags = parse(arguments)
     axes = QUICK_AXES if flags.quick else AXES
     report = contest.new_report(flags)
     report["settings"] |= {"network": contest.NETWORKS[0], "axes": [dataclasses.asdict(axis) for axis in axes]}
     rows_of: dict[Point, list[contest.Row]] = {}
     contest.print_heading()
-    # Axes meet in some points.
+    # Some points are on several axes.
     for point in dict.fromkeys(point for axis in axes for point in axis.points()):
         rows_of[point] = measure(point, flags)
         for row in rows_of[point]:

@@ -1,4 +1,4 @@
-"""Time of the block transforms of frozen networks alone, beside a copy of the same bytes (docs/benchmarks.md).
+"""Times the block transforms of frozen networks alone, beside a copy of the same bytes (docs/benchmarks.md).
 
 python benchmarks/transforms.py --threads 1 --json FILE
 """
@@ -23,23 +23,23 @@ COLUMNS = ("size", "channels", "block", "coefs", "batch", "copy_ms", "forward_ms
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The flags. Of those that take several values every combination is measured."""
+    """Parses the flags; every combination of their values is measured."""
     parser = contest.Parser("Time of the block transforms beside a copy of the same bytes.")
 
     def several(flag: str, help_text: str, default: Sequence, **accepted) -> None:
-        parser.add_argument(flag, nargs="+", default=list(default), help=f"one or several: {help_text}", **accepted)
+        parser.add_argument(flag, nargs="+", default=list(default), help=help_text, **accepted)
 
-    several("--size", "pixels a side of the map", [48, 24, 12], type=contest.integer(1))
-    several("--channels", "channels of the map", [32, 192, 576], type=contest.integer(1))
-    several("--block", "K", [2, 3, 4], type=contest.integer(1, 16))
+    several("--size", "sides of the map in pixels", [48, 24, 12], type=contest.integer(1))
+    several("--channels", "numbers of channels of the map", [32, 192, 576], type=contest.integer(1))
+    several("--block", "block sizes K in pixels", [2, 3, 4], type=contest.integer(1, 16))
     several("--keep", "shares of the coefficients that are computed", [1.0, 0.25], type=contest.share)
-    several("--batch", "images at once", [1], type=contest.integer(1))
+    several("--batch", "batch sizes in images", [1], type=contest.integer(1))
     contest.add_shared_flags(parser)
     return parser.parse_args(arguments)
 
 
 def measure(point: tuple, rounds: int) -> contest.Row:
-    """The row of (size, channels, block, keep, batch). What a copy moves is the map: so much is read and written."""
+    """Measures the row of (size, channels, block, keep, batch), beside a copy that reads and writes the map."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -77,7 +77,7 @@ def measure(point: tuple, rounds: int) -> contest.Row:
 
 @reports_user_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures every point, printing each as it comes; the JSON file grows with them."""
+    """Measures every point; prints each row and rewrites the JSON file after it."""
     flags = parse(arguments)
     if max(flags.block) > min(flags.size):
         raise UserError(f"--block {max(flags.block)} is larger than the map, --size {min(flags.size)}")

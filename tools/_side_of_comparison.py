@@ -1,9 +1,9 @@
-"""One side of `compare_graph.py`: the figures of one network by whichever fdjax is imported, before or after.
+"""One side of `compare_graph.py`: computes the figures of one network with the fdjax that is imported, old or new.
 
     python tools/_side_of_comparison.py SIDE CASE.json OUT.npz
 
-Nothing here reads a config file: a case says what the network and its masks are. Between the two sides a function may
-have moved; what it computes may not have changed.
+A case describes the network and its masks; no config file is read. Functions may be in different modules on the two
+sides, but have to compute the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CONVENTIONS = ("total", "paper")
 FIELDS = ("dense", "pruned", "full_transforms", "paper_total", "total")
 INPUT_MEAN, INPUT_STD = 120.0, 60.0
 BATCH = 2
-# Compiles in a fraction of the time.
+# With these options a network compiles in a fraction of the time.
 QUICK: Any = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
@@ -39,7 +39,7 @@ Pairs = list[tuple[str, str]]
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """The functions of one side, and the network as they take it (a spec before, a graph after)."""
+    """The functions of one side, and the network in the form that they take (a spec before, a graph after)."""
 
     name: str
     network: Any
@@ -51,10 +51,10 @@ class Side:
 
 
 def load_side(name: str, case: Mapping[str, Any]) -> Side:
-    """The network of a case, and the functions of a side.
+    """Returns the network of a case, and the functions of a side.
 
     Raises:
-      fdjax.errors.UserError: settings that this side does not know.
+      fdjax.errors.UserError: if this side does not know the settings.
     """
     config = importlib.import_module("fdjax.config").Config.from_dict(case["config"])
     build = importlib.import_module("fdjax.training.build").build_network
@@ -88,7 +88,7 @@ def _generator(seed: int, path: str, *more: int) -> np.random.Generator:
 
 
 def random_counts(sizes: Mapping[str, tuple[int, int]], seed: int, kind: str) -> Counts:
-    """Path -> kept counts: "all" of 0..N, "levels" 0, 1 and N, or "channels", 0 and N."""
+    """Returns path -> random kept counts: "all" of 0..N, "levels" 0, 1 and N, or "channels", 0 and N."""
     found = {}
     for path, (channels, num_coefs) in sizes.items():
         rng, levels = _generator(seed, path, len(kind)), [0, 1, num_coefs]
@@ -100,7 +100,7 @@ def random_counts(sizes: Mapping[str, tuple[int, int]], seed: int, kind: str) ->
 
 
 def closed(counts: Counts, pairs: Pairs) -> Counts:
-    """With what is dead on one end of a run dead on the other; `pairs` are the masks of its two ends."""
+    """Returns counts in which a channel dead on one end of a run is dead on both; `pairs` are the ends' masks."""
     found = dict(counts)
     for writer, reader in pairs:
         alive = (found[writer] > 0) & (found[reader] > 0)
@@ -109,7 +109,7 @@ def closed(counts: Counts, pairs: Pairs) -> Counts:
 
 
 def random_masks(sizes: Mapping[str, tuple[int, int]], seed: int, pairs: Pairs) -> dict[str, np.ndarray]:
-    """Path -> FCMask, which differ from side to side, as learned ones do; the two of a pair are the same."""
+    """Returns path -> random FCMask; masks of different sides differ, as learned ones do, those of a pair are equal."""
     found = {}
     for path, (channels, _) in sizes.items():
         rng = _generator(seed, path, 0)
@@ -118,7 +118,7 @@ def random_masks(sizes: Mapping[str, tuple[int, int]], seed: int, pairs: Pairs) 
 
 
 def random_variables(module: Any, shape: tuple[int, ...], seed: int, gain: float) -> tuple[dict[str, Any], list[Any]]:
-    """Trained-looking `params` and `batch_stats` of a module, the same on both sides; and their paths with shapes."""
+    """Returns random `params` and `batch_stats` of a module, the same on both sides, and their paths and shapes."""
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, *shape))))
     described = []
 
@@ -136,7 +136,7 @@ def random_variables(module: Any, shape: tuple[int, ...], seed: int, gain: float
 
 
 def counted(side: Side, key: str, counts: Counts) -> Iterator[tuple[str, Any]]:
-    """MACs of hard masks by every convention, in all and layer by layer."""
+    """Returns the MACs of hard masks by every convention, in total and layer by layer."""
     macs = side.network_macs(side.network, counts)
     yield from ((f"MACs/{key}/{field}", macs.to_dict()[field]) for field in FIELDS)
     for layer in macs.layers:
@@ -144,7 +144,7 @@ def counted(side: Side, key: str, counts: Counts) -> Iterator[tuple[str, Any]]:
 
 
 def expected(side: Side, key: str, masks: Mapping[str, np.ndarray], levels: Any) -> Iterator[tuple[str, float]]:
-    """Expected MACs by both conventions."""
+    """Returns the expected MACs by both conventions."""
     given = {path: jnp.asarray(mask) for path, mask in masks.items()}
     for convention in CONVENTIONS:
         yield f"expected/{key}/{convention}", float(side.expected_macs(side.network, given, levels, convention))
@@ -153,7 +153,7 @@ def expected(side: Side, key: str, masks: Mapping[str, np.ndarray], levels: Any)
 def hardened(
     side: Side, key: str, masks: Any, case: Mapping[str, Any], levels: Any, seed: int
 ) -> Iterator[tuple[str, Any]]:
-    """Counts at every target, released layers, and the ratio that meets it."""
+    """Returns the counts at every target, the released layers, and the ratio that is reached."""
     rounding = {"levels": levels, "group_multiple": case["group_multiple"]}
     for convention in CONVENTIONS if seed == 0 else CONVENTIONS[:1]:
         for target in TARGETS:
@@ -165,7 +165,7 @@ def hardened(
 
 
 def figures(side: Side, case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """All figures of a case, by name; with pairs, also those of masks that are closed beforehand."""
+    """Yields all figures of a case, by name; with pairs, also those of masks that are closed before."""
     sizes, seeds, levels = dict(side.network.mask_sizes), range(case["seeds"]), case["levels"]
     yield "masks", sorted([path, *size] for path, size in sizes.items())
     forms = {"": [], "closed/": case["pairs"]} if case["pairs"] else {"": []}
@@ -182,7 +182,7 @@ def figures(side: Side, case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from expected(side, f"{form}counts/{seed}", shares, levels)
             yield from expected(side, f"{form}rounded/{seed}", closed(rounded, pairs), levels)
             if pairs:
-                # Masks of one value on both ends are zero on both, whatever their N, at these levels only.
+                # Only at these levels are equal masks on both ends zero together, whatever their N.
                 yield from hardened(side, f"{form}{seed}", masks, case, [0, 1], seed)
             else:
                 yield from expected(side, f"{form}soft/{seed}", masks, levels)
@@ -190,22 +190,22 @@ def figures(side: Side, case: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def frozen_logits(side: Side, case: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    """Logits of the frozen network under hard masks, of seeded images."""
+    """Returns the logits of the frozen network under hard masks, for random images."""
     shape, sizes = tuple(case["shape"]), dict(side.network.mask_sizes)
     for seed in range(case["seeds"]):
         variables, described = random_variables(side.module, shape, seed, case["gain"])
         yield "variables", np.array(json.dumps(described))
-        # Large patches, which no pool averages out.
+        # The images have large patches, which pools do not average out.
         patches = _generator(seed, "images").integers(0, 256, (BATCH, 4, 4, shape[2])).astype(np.uint8)
         rows, columns = (np.arange(side) * 4 // side for side in shape[:2])
         images = patches[:, rows][:, :, columns]
-        # Compilation takes most of the time: each seed has another kind of masks.
+        # Compilation takes most of the time, so each seed has another kind of masks.
         kind = case["kinds"][seed % len(case["kinds"])]
         yield f"logits/{kind}/{seed}", side.logits(variables, random_counts(sizes, seed, kind), images)
 
 
 def main() -> int:
-    """Writes the figures of a side; the exit status 2 says that it does not know the settings."""
+    """Writes the figures of a side; exit status 2 means that it does not know the settings."""
     name, case_file, out = sys.argv[1:]
     case = json.loads(Path(case_file).read_text())
     from fdjax.errors import UserError

@@ -2,17 +2,18 @@
 
     python tools/compare_graph.py BEFORE [--only WORD]
 
-BEFORE is a checkout of the last commit that knew networks by the roles of their layers. Both sides are asked for the
-same figures of the same networks under the same seeded random masks: MACs of hard masks by every convention and layer,
-expected MACs by both conventions, hardened counts at three targets, gated, and the logits of the frozen networks, from
+BEFORE is a checkout of the last commit that knew networks by the roles of their layers. Both sides compute the same
+figures of the same networks under the same random masks: MACs of hard masks by every convention and layer, expected
+MACs by both conventions, hardened counts at three targets after the gate, and the logits of the frozen networks, from
 the same variables and images. A network that BEFORE does not know is named and left out. The exit status is 1 if
-something differs without the explanation that is checked here, or nothing was compared.
+something differs without the explanation below, or nothing was compared.
 
-One difference is by design: where one space lies between the last layer of a unit and the first of the next, its dead
-channels now die on both of its ends; before, only those counted that the layer after it removes. That this is the only
-cause is checked: under masks whose dead channels are dead on both ends beforehand both sides agree to the digit, in
-hardened counts, too; and under any hard masks, each layer's count after is its count before under masks closed like
-that, as are the expected MACs. Under soft masks, which cannot be closed, expected MACs are only held not to rise.
+One difference is by design. If a space is between the last layer of a unit and the first layer of the next, its dead
+channels now die on both of its ends; before, only those that the next layer removes counted. The tool checks that this
+is the only cause. Masks are closed if channels that are dead on one end are dead on both. Under closed masks both sides
+have to agree exactly, also in hardened counts. Under any hard masks, each layer's new count has to be its old count
+under the closed masks, and so do the expected MACs. Soft masks cannot be closed, so there expected MACs only have to be
+no higher.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ SIDE = Path(__file__).with_name("_side_of_comparison.py")
 KINDS = ("all", "levels", "channels")
 SEEDS = 3
 LOGITS_WITHIN, EXPECTED_WITHIN = 1e-5, 1e-6
-# Variance of kernels times their inputs. Where masks on every side remove most channels, a network with less no longer
-# tells images apart; where few are removed, one with more makes a thousand of a difference in the last digit.
+# Variance of kernels times their inputs. If masks on every side remove most channels, a network with less variance
+# gives all images the same logits. If few are removed, one with more amplifies a difference in the last digit a
+# thousandfold.
 GAIN_UNTIED, GAIN_TIED = 4.0, 2.0
 CLASSES = {"cifar100": 100, "imagenet2012": 1000}
 
@@ -46,20 +48,20 @@ Figures = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a side found: figures by name, and logits by name."""
+    """The results of a side: figures and logits, by name."""
 
     figures: Figures
     logits: dict[str, np.ndarray]
 
 
 def cases(only: str) -> Iterator[tuple[str, Case]]:
-    """(name, case) of all networks of configs/, with and without tied masks where they can have them."""
+    """Yields (name, case) of all networks of configs/, with and without tied masks if they can have them."""
     from fdjax.config import load_config
 
     seen = []
     for file in sorted((HERE / "configs").glob("*.py")):
         config = load_config(str(file))
-        # What has its default need not be known to the code before.
+        # Settings with their default values are left out, because the old code may not know them.
         defaults = {field.name: field.default for field in dataclasses.fields(config.model)}
         model = {
             name: value
@@ -76,7 +78,7 @@ def cases(only: str) -> Iterator[tuple[str, Case]]:
 
 
 def _case(config: Any, model: dict[str, Any], tied: bool) -> Case:
-    """What both sides are told: the network, its masks, and what to draw."""
+    """Makes the case that both sides get: the network, its masks, and the seeds."""
     from fdjax.config import Config
     from fdjax.training.build import build_network
 
@@ -101,7 +103,7 @@ def _case(config: Any, model: dict[str, Any], tied: bool) -> Case:
 
 
 def _pairs_between_units(graph: Any) -> list[tuple[str, str]]:
-    """The masks on the two ends of every run whose two layers belong to different modules."""
+    """Returns the masks on the two ends of every run whose two layers belong to different modules."""
     found = []
     for space in graph.spaces.values():
         if space.is_run and space.depthwise:
@@ -114,10 +116,10 @@ def _pairs_between_units(graph: Any) -> list[tuple[str, str]]:
 
 
 def ask(side: str, root: Path, case: Case, folder: Path) -> Found | None:
-    """What a side says of a case; None if it does not know such a network."""
+    """Returns the results of a side for a case; None if it does not know the network."""
     asked, answer = folder / f"{side}.json", folder / f"{side}.npz"
     asked.write_text(json.dumps(case))
-    # Neither a GPU nor a cache of compiled programs is to make a difference.
+    # Without a GPU and a cache of compiled programs both sides compute under the same conditions.
     environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, str(SIDE), side, str(asked), str(answer)], cwd=root, env=environment)
     if done.returncode == 2:
@@ -130,14 +132,14 @@ def ask(side: str, root: Path, case: Case, folder: Path) -> Found | None:
 
 
 def agree(key: str, before: Any, after: Any) -> bool:
-    """Equal, or for expected MACs nearly so."""
+    """Whether two figures are equal, or nearly so for expected MACs."""
     if key.startswith("expected"):
         return abs(before - after) <= EXPECTED_WITHIN * abs(before)
     return before == after
 
 
 def explained(key: str, before: Figures, after: Figures) -> bool:
-    """Whether dead channels that die on both ends now are why a figure differs: see the module's docstring."""
+    """Whether dead channels that now die on both ends explain a difference, as the module's docstring says."""
     group, *rest = key.split("/", 1)
     if "closed" in key or "paper" in key or not any("/closed/" in other for other in before):
         return False
@@ -145,27 +147,27 @@ def explained(key: str, before: Figures, after: Figures) -> bool:
         beforehand = before[f"{group}/closed/{rest[0]}"]
         return _only_cheaper(before[key], after[key]) and _totals(after[key]) == _totals(beforehand)
     if group == "expected":
-        # Soft masks cannot be closed: both ends fade.
+        # Soft masks cannot be closed, because both ends fade.
         hard = before.get(f"{group}/closed/{rest[0]}")
         return after[key] <= before[key] if hard is None else agree(key, hard, after[key])
-    # Counts that meet a target are others where these cost less.
+    # If dead channels cost less, other counts meet a target.
     return group == "hardened"
 
 
 def _totals(figure: Any) -> Any:
-    """The MACs in the cheapest form and that form; of a layer's figures the last two."""
+    """Returns the MACs in the cheapest form and that form, which are the last two of a layer's figures."""
     return figure[-2:] if isinstance(figure, list) else figure
 
 
 def _only_cheaper(before: Any, after: Any) -> bool:
-    """Whether nothing else differs, and that is less."""
+    """Whether only these differ, and are lower."""
     if isinstance(before, list):
         return before[:-2] == after[:-2] and after[-2] <= before[-2]
     return after <= before
 
 
 def compare_logits(before: Found, after: Found) -> tuple[float, bool]:
-    """The largest difference over the largest logit, and whether all is as it should be: logits tell images apart."""
+    """Returns the largest difference over the largest logit, and if it is small while images' logits differ."""
     if before.logits.keys() != after.logits.keys():
         return float("inf"), False
     worst, telling = 0.0, True
@@ -177,7 +179,7 @@ def compare_logits(before: Found, after: Found) -> tuple[float, bool]:
 
 
 def compare(name: str, before: Found, after: Found) -> bool:
-    """Prints a row; returns whether all is as it should be."""
+    """Prints a row; returns whether it has no unexplained difference."""
     row, complaints = [name], list[str]()
     if before.figures.keys() != after.figures.keys():
         complaints.append("other figures")
@@ -202,10 +204,10 @@ def compare(name: str, before: Found, after: Found) -> bool:
 
 
 def main() -> int:
-    """The comparison."""
+    """Compares the two sides."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("before", type=Path, help="a checkout of the code before")
-    parser.add_argument("--only", default="", metavar="WORD", help="only configs with this in their name")
+    parser.add_argument("before", type=Path, help="checkout of the code before the channel graph")
+    parser.add_argument("--only", default="", metavar="WORD", help="compare only configs with this word in their names")
     asked = parser.parse_args()
     sys.path.insert(0, str(HERE))
     good, compared, left_out = True, 0, list[str]()

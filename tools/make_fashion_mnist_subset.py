@@ -44,7 +44,7 @@ def read_idx(path: Path) -> np.ndarray:
     with gzip.open(path, "rb") as file:
         data = file.read()
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
-        raise ValueError(f"{path} is no idx file of unsigned bytes")
+        raise ValueError(f"{path} is not an idx file of unsigned bytes")
     rank = data[3]
     start = 4 + 4 * rank
     if len(data) < start:
@@ -70,7 +70,7 @@ def choose_balanced(labels: np.ndarray, per_class: int, seed: int, stream: int) 
     Raises:
       ValueError: a class has fewer than `per_class` examples.
     """
-    # Only the raw streams of NumPy's bit generators are the same in all its versions; its shuffles need not be.
+    # NumPy guarantees the raw streams of its bit generators in all versions, but not its shuffles.
     bits = np.random.Philox(np.random.SeedSequence([seed, stream]))
     order = np.argsort(bits.random_raw(len(labels)), kind="stable")
     chosen = []

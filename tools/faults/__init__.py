@@ -1,1 +1,1 @@
-"""Faults, tried on purpose: `python -m tools.faults`; docs/reliability.md has what came of it."""
+"""Injects faults on purpose: `python -m tools.faults`; docs/reliability.md has the results."""

@@ -1,10 +1,10 @@
-"""Damages what fdjax reads, and sees that it says so or is right all the same.
+"""Damages files that fdjax reads, and checks that it reports the damage or gives the right result nevertheless.
 
     python -m tools.faults --faults 1000 --seed 0 --out results/reliability/faults.jsonl
 
-Every fault is one of three things: right (what an undamaged one would have given), refused (exit status 1 or 2 and a
-message) or wrong (another answer, a traceback, a hang, or too much memory). The exit status is 1 if any is wrong.
-An interrupted call goes on from its --out file.
+Each fault has one of three outcomes: right (the result of an undamaged file), refused (exit status 1 or 2 and a
+message) or wrong (another result, a traceback, a hang, or too much memory). The exit status is 1 if any is wrong. An
+interrupted call resumes from its --out file.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from tools.faults.kills import KILLS, try_kills
 from tools.faults.victims import FAMILIES, Victim
 from tools.faults.worker import Worker
 
-# Bytes that a command may take beyond what it has, and seconds that one which refuses may take.
+# The most bytes of memory that a command may add, and the most seconds that one which refuses may take.
 MEMORY_LIMIT, REFUSAL_LIMIT = 1 << 30, 60.0
 
 
 def try_fault(victim: Victim, seed: int, scratch: Path, worker: Worker) -> dict[str, Any]:
-    """One seeded fault: what was damaged, what came of it."""
+    """Injects one seeded fault; returns what was damaged, and the outcome."""
     rng = random.Random(f"{victim.name} {seed}")
     place = scratch / "fault"
     shutil.rmtree(place, ignore_errors=True)
@@ -56,13 +56,13 @@ def try_fault(victim: Victim, seed: int, scratch: Path, worker: Worker) -> dict[
 
 
 def plan(victims: list[Victim], faults: int) -> list[tuple[Victim, int]]:
-    """So many faults, each victim by its share."""
+    """Plans `faults` faults, with the victims in proportion to their shares."""
     total = sum(victim.share for victim in victims)
     return [(victim, seed) for victim in victims for seed in range(max(1, round(faults * victim.share / total)))]
 
 
 def _table(results: list[dict[str, Any]]) -> str:
-    """Rows of victims, and how their faults ended."""
+    """Returns a table of the victims and the outcomes of their faults."""
     counts: dict[str, collections.Counter[str]] = {}
     for entry in results:
         counts.setdefault(entry["victim"], collections.Counter())[entry["result"]] += 1
@@ -73,14 +73,15 @@ def _table(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    """The campaign."""
+    """Runs the campaign."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--faults", type=int, default=1000, help="how many files are damaged")
-    parser.add_argument("--kills", type=int, default=30, help="how many runs are killed, stopped or starved")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", choices=(*FAMILIES, "kills"), default=(*FAMILIES, "kills"))
-    parser.add_argument("--stage", type=Path, help="where the undamaged things are kept (default: a new folder)")
-    parser.add_argument("--out", type=Path, help="file of all faults and what came of them, a JSON object a line")
+    parser.add_argument("--faults", type=int, default=1000, help="number of damaged files (default: 1000)")
+    parser.add_argument("--kills", type=int, default=30, help="number of runs that are disturbed (default: 30)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the faults (default: 0)")
+    parser.add_argument("--only", nargs="*", choices=(*FAMILIES, "kills"), default=(*FAMILIES, "kills"),
+                        help="families of victims (default: all)")  # fmt: skip
+    parser.add_argument("--stage", type=Path, help="folder for the undamaged files (default: a new folder)")
+    parser.add_argument("--out", type=Path, help="file of all faults and outcomes, a JSON object a line")
     given = parser.parse_args()
     stage = (given.stage or Path(tempfile.mkdtemp(prefix="fdjax-faults-"))).absolute()
     stage.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Ways to damage a file, each from a seeded generator of random numbers; every one says what it did."""
+"""Ways to damage a file with a seeded generator of random numbers; each returns what it did."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Values that a JSON file may come to hold in the place of another.
+# Values that replace others in a JSON file.
 _ODD: tuple[Any, ...] = (
     None, True, -1, 0, 10**30, 1e308, float("nan"), "", "x" * 5000, [], {}, [[]], {"a": 1}, "0", -0.5, [None], "\u0000",
 )  # fmt: skip
@@ -103,17 +103,17 @@ BYTES: tuple[Callable[[Path, random.Random], str], ...] = (
 
 
 def of_bytes(file: Path, rng: random.Random) -> str:
-    """Damages a file as disks, copies and people do."""
+    """Damages a file as failing disks, bad copies and mistakes do."""
     return rng.choice(BYTES)(file, rng)
 
 
 def of_itself(file: Path, rng: random.Random) -> str:
-    """As `of_bytes`, but never another sound file in its place, which nothing could notice."""
+    """Damages a file as `of_bytes` does, but never replaces it by another sound file, which could not be detected."""
     return rng.choice([way for way in BYTES if way is not _other])(file, rng)
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Paths of all that lies in a JSON value."""
+    """Returns the paths of all values in a JSON value."""
     items: list[tuple[Any, Any]] = []
     if isinstance(value, dict):
         items = list(value.items())
@@ -126,7 +126,7 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def change_json(value: Any, rng: random.Random) -> tuple[Any, str]:
-    """A JSON value with one thing in it changed, and what."""
+    """Returns a JSON value with one thing changed, and a description of the change."""
     path: tuple[Any, ...] = rng.choice(_places(value)[1:] or [()])
     if not path:
         return rng.choice(_ODD), "all of it replaced"
@@ -149,7 +149,7 @@ def change_json(value: Any, rng: random.Random) -> tuple[Any, str]:
 
 
 def of_json(file: Path, rng: random.Random) -> str:
-    """Changes one thing in a JSON file, which stays JSON."""
+    """Changes one thing in a JSON file, which is still valid JSON."""
     value, said = change_json(json.loads(file.read_text()), rng)
     file.write_text(json.dumps(value))
     return said

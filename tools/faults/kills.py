@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, doubled or starved of disk, and then go on."""
+"""Disturbs runs: kills or stops them, starts them twice, or limits their disk; then resumes them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tools.faults.worker import Worker
 
 KILLS = "a run's process or disk"
 _WAYS = ("kill", "kill", "kill", "terminate", "interrupt", "two at once", "full disk", "read-only disk")
-# What a stop may take, in seconds, and what a run may.
+# The most seconds that a stop and a run may take.
 _STOP_LIMIT, _RUN_LIMIT = 15.0, 300.0
-# Bytes of a disk on which some checkpoints have room.
+# Bytes of a disk with room for a few checkpoints.
 _SMALL_DISK = 1_500_000
 
 
@@ -33,7 +33,7 @@ def _end(process: subprocess.Popen) -> tuple[int, str]:
 
 
 def _wait_for_a_moment(workdir: Path, rng: random.Random) -> str:
-    """Waits until a run has as many steps as chance has it, and then a little longer, into the middle of something."""
+    """Waits until a run has done a random number of steps, and then a random moment longer."""
     steps, rest = rng.randint(0, 8), rng.random() * 1.5
     began = time.monotonic()
 
@@ -48,7 +48,7 @@ def _wait_for_a_moment(workdir: Path, rng: random.Random) -> str:
 
 
 def _stop(workdir: Path, rng: random.Random, way: str) -> tuple[str, str | None]:
-    """Starts a run and stops it: when, and what was wrong with how it ended."""
+    """Starts a run and stops it; returns when, and what was wrong with its end."""
     process = _start(workdir)
     when = _wait_for_a_moment(workdir, rng)
     if process.poll() is not None:
@@ -57,7 +57,7 @@ def _stop(workdir: Path, rng: random.Random, way: str) -> tuple[str, str | None]
     began = time.monotonic()
     process.send_signal(sent)
     status, said = _end(process)
-    # A signal in the first second of a process finds Python's own handlers, or none.
+    # In the first second a process has Python's own signal handlers, or none.
     expected = {"kill": (-9,), "terminate": (143, -15, 0), "interrupt": (130, -2, 0, 1)}[way]
     if status not in expected:
         return when, f"exit status {status}: {said[-500:]}"
@@ -79,7 +79,7 @@ def _two(workdir: Path, rng: random.Random) -> tuple[str, str | None]:
 
 
 def _starved(workdir: Path, rng: random.Random, way: str, disk: Path) -> tuple[str, str | None]:
-    """A run on a small disk, or on one that becomes read-only; what it had done is then moved to a large one."""
+    """Executes a run on a small disk, or on one that becomes read-only; then moves its files to a large one."""
     size = _SMALL_DISK + rng.randrange(_SMALL_DISK)
     disk.mkdir(exist_ok=True)
     mounted = subprocess.run(
@@ -106,7 +106,7 @@ def _starved(workdir: Path, rng: random.Random, way: str, disk: Path) -> tuple[s
 
 
 def try_kills(seed: int, stage: Path, worker: Worker) -> dict[str, Any]:
-    """One seeded mishap of a process or a disk, and the same command again: the weights are the undisturbed run's."""
+    """Disturbs a process or a disk once, gives the same command again, and compares the weights with the right ones."""
     make_run(stage, worker)
     rng, way, began = random.Random(f"kills {seed}"), _WAYS[seed % len(_WAYS)], time.monotonic()
     workdir = stage / "killed"

@@ -1,6 +1,6 @@
-"""What is damaged: files of runs, of frozen networks, of data, weights and configs; and what is asked of each then.
+"""The victims: files of runs, frozen networks, data sets, weights and configs, and the commands that read them.
 
-A victim is a folder that is copied, damaged and given to a command. It knows what the undamaged one gives.
+A victim is a folder that is copied, damaged and given to a command. It knows the result for the undamaged folder.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from tools.faults.damage import of_bytes, of_itself, of_json
 from tools.faults.worker import Outcome, Worker
 
 ROOT = Path(__file__).parents[2]
-# A run of seconds that goes through every kind of phase; {} is its workdir.
+# A short run with every kind of phase; {} is its workdir.
 TRAIN = (
     f"train --config {ROOT}/configs/quickstart_paper.py --workdir {{}} --model.width 0.2 --phases pretrain "
     "learn refine --pretrain.steps 6 --learn.steps 6 --refine.steps 6 --data.batch-size 16 --data.validation 0.1 "
     "--learn.target-macs 0.8 --checkpoint.every-epochs 0.004 --checkpoint.keep 4 --checkpoint.no-time"
 ).split()
-# From which step on the stopped run has no checkpoints: in the phase that learns the masks.
+# The stopped run has no checkpoints from this step on, which is in the phase that learns masks.
 _STOPPED_AFTER = 10
 
 
@@ -40,12 +40,12 @@ class Victim:
     """Something to damage.
 
     Attributes:
-      name: of it.
-      folder: undamaged.
-      damage: damages a copy, and says how.
-      command: the arguments of the command that reads the copy; {out} is a path for what it writes.
-      verdict: whether what it gave, with status 0, is right: None, or what is wrong with it.
-      share: how many of the faults are its, beside the others'.
+      name: the victim's name.
+      folder: the undamaged folder.
+      damage: damages a copy, and returns what it did.
+      command: arguments of the command that reads the copy; {out} is a path for its output.
+      verdict: checks the result of a command that ended with status 0; returns None if it is right, or what is wrong.
+      share: its share of the faults, relative to the others'.
     """
 
     name: str
@@ -57,12 +57,12 @@ class Victim:
 
 
 def with_folder(command: Sequence[str], folder: Path) -> list[str]:
-    """A command line with its {} filled in."""
+    """Returns a command line with its placeholders filled in."""
     return [word.format(folder) for word in command]
 
 
 def damaged_file(pattern: str = "*", how: Callable[[Path, random.Random], str] = of_bytes):
-    """Damages one of the files that a pattern finds, at any depth."""
+    """Returns a function that damages one of the files that match a pattern, at any depth."""
 
     def damage(folder: Path, rng: random.Random) -> str:
         file = rng.choice(sorted(path for path in folder.rglob(pattern) if path.is_file()))
@@ -72,7 +72,7 @@ def damaged_file(pattern: str = "*", how: Callable[[Path, random.Random], str] =
 
 
 def expect(worker: Worker, *arguments: str) -> Outcome:
-    """Runs a command that has to succeed."""
+    """Executes a command that has to succeed."""
     outcome = worker.run(*arguments)
     if outcome.status != 0:
         raise RuntimeError(f"{' '.join(arguments)} failed:\n{outcome.out}\n{outcome.err}")
@@ -80,7 +80,7 @@ def expect(worker: Worker, *arguments: str) -> Outcome:
 
 
 def any_answer(copy: Path, out: Path, outcome: Outcome, worker: Worker) -> str | None:
-    """Whatever it gives is right: the file's format has nothing to notice the damage by."""
+    """Accepts any result, because the file's format cannot detect the damage."""
     return None
 
 
@@ -88,7 +88,7 @@ def any_answer(copy: Path, out: Path, outcome: Outcome, worker: Worker) -> str |
 
 
 def make_run(stage: Path, worker: Worker) -> None:
-    """stage/run: a finished run. stage/stopped: the same, killed in the middle."""
+    """Makes stage/run, a finished run, and stage/stopped, the same run killed in the middle."""
     if (stage / "stopped").exists():
         return
     run = stage / "run"
@@ -100,7 +100,7 @@ def make_run(stage: Path, worker: Worker) -> None:
         if int(step.name) > _STOPPED_AFTER:
             shutil.rmtree(step)
     if not list((draft / "checkpoints").iterdir()):
-        # Only the last steps are kept: a run with fewer phases leaves earlier ones.
+        # Only the last checkpoints are kept, so a run with fewer phases makes the earlier ones.
         shutil.rmtree(draft)
         draft.mkdir()
         words = with_folder(TRAIN, draft)
@@ -109,7 +109,7 @@ def make_run(stage: Path, worker: Worker) -> None:
 
 
 def of_runs(stage: Path, worker: Worker) -> list[Victim]:
-    """A finished run that is evaluated or run again, and a stopped one that goes on."""
+    """Returns the victims of runs: a finished run that is evaluated or run again, and a stopped one that is resumed."""
     make_run(stage, worker)
     right = expect(worker, "weights", str(stage / "run")).out
     evaluations = {}
@@ -165,7 +165,7 @@ def of_runs(stage: Path, worker: Worker) -> list[Victim]:
 
 
 def _sign(folder: Path) -> None:
-    """Makes the checksums of a frozen network right again."""
+    """Corrects the checksums of a frozen network."""
 
     def digest(name: str) -> str:
         return hashlib.sha256((folder / name).read_bytes()).hexdigest()
@@ -178,7 +178,7 @@ def _sign(folder: Path) -> None:
 
 
 def _change_arrays(file: Path, rng: random.Random) -> str:
-    """Another shape, type, name or value of one array."""
+    """Changes the shape, type, name or a value of one array."""
     with np.load(file) as stored:
         arrays = {name: stored[name] for name in stored.files}
     name = rng.choice(sorted(arrays))
@@ -199,7 +199,7 @@ def _change_arrays(file: Path, rng: random.Random) -> str:
 
 
 def of_frozen(stage: Path, worker: Worker) -> list[Victim]:
-    """A frozen network that predicts or is exported: damaged, and with checksums that are made right again."""
+    """Returns the victims of frozen networks, which are used or exported: damaged, and with corrected checksums."""
     if not (stage / "frozen").exists():
         make_run(stage, worker)
     frozen, picture, out = stage / "frozen", stage / "picture.png", stage / "prediction.json"
@@ -259,20 +259,20 @@ def of_frozen(stage: Path, worker: Worker) -> list[Victim]:
 
 
 def _facts(value: Any) -> Any:
-    """A report without what differs from one call to the next: folders, and checksums of what was written."""
+    """Returns a report without entries that differ between calls: folders, and checksums of written files."""
     return json.loads(re.sub(r"(/[\w.-]+)+/|[0-9a-f]{64}", "", json.dumps(value, sort_keys=True)))
 
 
 def _same_as(right: Any, copy: Path, out: Path, outcome: Outcome, worker: Worker) -> str | None:
     found = _facts(json.loads(out.read_text()))
     if found.get("problems"):
-        return None  # It was asked for problems, and names some.
+        return None  # The command reports problems, as it should.
     differ = [key for key in {**right, **found} if key != "path" and right.get(key) != found.get(key)]
     return f"another set than the undamaged one: {differ}" if differ else None
 
 
 def of_data(stage: Path, worker: Worker) -> list[Victim]:
-    """Archives, folders of pictures and prepared sets."""
+    """Returns the victims of data sets: archives, folders of pictures and prepared sets."""
     if not (stage / "data").exists():
         draft = stage / "data.draft"
         shutil.rmtree(draft, ignore_errors=True)
@@ -332,7 +332,7 @@ def of_data(stage: Path, worker: Worker) -> list[Victim]:
 
 
 def of_weights(stage: Path, worker: Worker) -> list[Victim]:
-    """Weights of a public ResNet-20, where FDJAX_TEST_DATA has them."""
+    """Returns the victims of weights: those of a public ResNet-20, if FDJAX_TEST_DATA has them."""
     found = sorted(Path(os.environ.get("FDJAX_TEST_DATA", "nowhere")).glob("resnet20-*.th"))
     if not found:
         return []
@@ -371,7 +371,7 @@ _ODD_VALUES = ("", "-1", "0", "1e400", "nan", "inf", "1e18", "None", "x" * 300, 
 
 
 def of_configs(stage: Path, worker: Worker) -> list[Victim]:
-    """Config files with changed text, and flags with odd values."""
+    """Returns the victims of configs and flags: config files with changed text, and flags with odd values."""
     folder = stage / "config"
     folder.mkdir(exist_ok=True)
     for file in ("quickstart.py", "quickstart_paper.py"):

@@ -1,4 +1,4 @@
-"""Commands of fdjax, one after the other in a process of their own, with their output, memory and a time limit."""
+"""Executes commands of fdjax one after the other in another process, and records their output, memory and time."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-# Seconds after which a command hangs.
+# Seconds after which a command counts as hanging.
 TIME_LIMIT = 120.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a command did.
+    """The outcome of a command.
 
     Attributes:
-      status: its exit status; None where it ended by an exception or not at all.
-      out: what it printed.
-      err: what it printed as errors, with the traceback of an exception.
-      seconds: how long it took.
-      grown: bytes of memory at most, beyond what the process had before.
+      status: its exit status; None if it ended by an exception, or not at all.
+      out: its standard output.
+      err: its standard error, with the traceback of an exception.
+      seconds: its time.
+      grown: the most bytes of memory that it added to the process.
     """
 
     status: int | None
@@ -36,7 +36,7 @@ class Outcome:
     grown: int
 
     def problem(self) -> str | None:
-        """What is wrong with how it ended, whatever it was asked; None: nothing."""
+        """Returns what is wrong with its end, whatever the command was; None if nothing is."""
         if self.status is None:
             return f"ended by {self.err.strip().splitlines()[-1][:200]}"
         if "Traceback" in self.err or "Traceback" in self.out:
@@ -53,13 +53,13 @@ class Outcome:
 
 
 def _memory(name: str) -> int:
-    """VmRSS, or VmHWM: the most of it so far."""
+    """Returns the memory of the process in bytes: VmRSS, or VmHWM for its peak."""
     found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(found.group(1)) * 1024 if found else 0
 
 
 def _weights(path: str) -> str:
-    """A checksum of a checkpoint's weights, statistics and masks."""
+    """Returns a checksum of a checkpoint's weights, statistics and masks."""
     import jax
 
     from fdjax.training.restore import open_checkpoint
@@ -112,13 +112,13 @@ def _serve(pipe: Any) -> None:
 
 
 class Worker:
-    """A process that runs commands; a new one is begun after one hangs or dies, and after `most` commands."""
+    """A process that executes commands; it is replaced after it hangs or dies, and after `most` commands."""
 
     def __init__(self, most: int = 200):
         self._most, self._done, self._process, self._pipe = most, 0, None, None
 
     def run(self, *arguments: str) -> Outcome:
-        """Runs `fdjax ...`, `train ...`, `eval ...`, or `weights DIR`, which prints a checksum."""
+        """Executes `fdjax ...`, `train ...`, `eval ...`, or `weights DIR`, which prints a checksum."""
         if self._process is None or self._done >= self._most:
             self.close()
             context = multiprocessing.get_context("spawn")
