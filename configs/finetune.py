@@ -1,8 +1,7 @@
 r"""Fine-tuning: an imported MobileNetV2 1.0 on a folder of your own pictures, pruned to half of its MACs.
 
-    python -m fdjax import --config configs/finetune.py --data.path DIR --format torchvision --weights FILE \
-        --new-classifier --out imported
-    python train.py --config configs/finetune.py --data.path DIR --init imported --workdir runs/finetune
+    fdjax import --config finetune --data.path DIR --format torchvision --weights FILE --new-classifier --out imported
+    fdjax train --config finetune --data.path DIR --init imported --workdir run
 
 DIR holds train/<class>/* and test/<class>/*, and validation/<class>/* if there is a validation set. docs/finetune.md
 describes the way from there to a faster file.
@@ -32,7 +31,7 @@ def get_config() -> Config:
             tied=True,
             levels="0,N",
             group_multiple=16,
-            block=5,
+            block=1,
             penalty="macs",
             target_macs=0.5,
             gate="time",
