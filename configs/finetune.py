@@ -1,4 +1,4 @@
-r"""Fine-tuning: an imported MobileNetV2 1.0 on a folder of your own pictures, pruned to half of its MACs.
+"""Fine-tuning: an imported MobileNetV2 1.0 on a folder of your own pictures, pruned to half of its MACs.
 
     fdjax import --config finetune --data.path DIR --format torchvision --weights FILE --new-classifier --out imported
     fdjax train --config finetune --data.path DIR --init imported --workdir run
@@ -8,8 +8,10 @@ describes the way from there to a faster file.
 
 Hyperparameters: the learning rates suit pretrained weights. SGD with Nesterov momentum 0.9 starts at 0.02 for the
 classifier and a fifth of that for the body, with a cosine schedule and label smoothing 0.1. Augmentation is a random
-part of at least half of each picture, and flips. Masks are as in configs/quickstart.py: whole channels in multiples of
-16, gated by the time that one image takes.
+part of at least half of each picture, and flips. Tied masks keep nothing, the
+mean or everything of a channel, in multiples of 16 channels, in blocks of 5 pixels, which divide all maps of a picture
+of 160 pixels. Masks of whole channels (levels 0,N) need many more steps, since a deep network whose channels all fade
+at once knows nothing any more. The gate is by the time that one image takes.
 """
 
 from fdjax.config import CheckpointConfig, Config, DataConfig, LearnConfig, ModelConfig, WeightPhaseConfig
@@ -29,9 +31,9 @@ def get_config() -> Config:
             epochs=3,
             learning_rate=0.3,
             tied=True,
-            levels="0,N",
+            levels="0,1,N",
             group_multiple=16,
-            block=1,
+            block=5,
             penalty="macs",
             target_macs=0.5,
             gate="time",
