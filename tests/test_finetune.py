@@ -94,6 +94,8 @@ def test_fine_tuning_alone_is_a_dense_run_that_freezes(imported, tmp_path, quick
     assert fdjax_command(command) == 0
     manifest = json.loads((tmp_path / "frozen" / "manifest.json").read_text())
     assert manifest["macs"]["ratio"] == 1
+    # Blocks can be chosen from there, which needs weights that no mask has touched.
+    assert not restore(*find_checkpoint(str(tmp_path / "run"))).weights_adapted
     # A further run goes on from there, and does not fine-tune again.
     pruned = train(CONFIG, str(tmp_path / "pruned"), init=str(tmp_path / "run"))
     assert [phase["name"] for phase in pruned["phases"]] == ["learn", "refine"]
