@@ -1,4 +1,4 @@
-"""Markdown of every setting and flag, read from the code, so that the documentation's reference cannot go stale.
+"""Prints a Markdown reference of all settings and flags, which it reads from the code.
 
 python -m tools.docs_reference
 """
@@ -18,14 +18,14 @@ from typing import Any
 from fdjax.commands import evaluate, main, train
 from fdjax.config import Config
 
-# Scripts of the root, which are commands of `fdjax` too.
+# Scripts in the repository's root that are also commands of `fdjax`.
 _SCRIPTS = {train: "train.py", evaluate: "eval.py"}
-# A command parses its dataclass under its program's name, or under the name that it was started by.
+# The call in which a command parses its dataclass. Its second argument is the program's name, or a variable with it.
 _PARSES = re.compile(r"parse_\w+\(\s*(\w+Arguments), (?:\"([^\"]+)\"|program)")
 
 
 def field_docs(kind: type) -> dict[str, tuple[str, str]]:
-    """Field -> (its annotation, the text below it) of a dataclass and those that it inherits from."""
+    """Returns field -> (annotation, text below the field) of a dataclass and its base classes."""
     found: dict[str, tuple[str, str]] = {}
     for base in reversed(kind.__mro__):
         if not dataclasses.is_dataclass(base):
@@ -42,7 +42,7 @@ def field_docs(kind: type) -> dict[str, tuple[str, str]]:
 
 
 def settings() -> Iterator[tuple[str, type, list[tuple[str, str, str, str]]]]:
-    """Of a config: the name of each part ("" for the whole), its class, and rows (flag, type, default, text)."""
+    """Yields for each part of a config its name ("" for the config itself), its class, and its rows (see `rows_of`)."""
     parts: dict[str, type] = {"": Config}
     for field in dataclasses.fields(Config):
         if dataclasses.is_dataclass(field.default):
@@ -53,7 +53,7 @@ def settings() -> Iterator[tuple[str, type, list[tuple[str, str, str, str]]]]:
 
 
 def commands() -> Iterator[tuple[str, type]]:
-    """The program's name and the dataclass of its flags, for every command."""
+    """Yields the program's name and the dataclass of the flags of each command."""
     modules = [*_SCRIPTS, *(importlib.import_module(function.__module__) for function, _ in main.COMMANDS.values())]
     for module in dict.fromkeys(modules):
         for kind, program in dict.fromkeys(_PARSES.findall(inspect.getsource(module))):
@@ -61,6 +61,7 @@ def commands() -> Iterator[tuple[str, type]]:
 
 
 def rows_of(kind: type, prefix: str = "", default: Any = None) -> Iterator[tuple[str, str, str, str]]:
+    """Yields (flag, type, default, text) for each field of a dataclass."""
     docs = field_docs(kind)
     for field in dataclasses.fields(kind):
         annotation, text = docs[field.name]
@@ -84,7 +85,7 @@ def _shown(value: Any) -> str:
 
 
 def _type_words(annotation: str) -> str:
-    """`Literal['a', 'b']` as a, b; other annotations as they are, without tyro's."""
+    """Describes a type: `Literal['a', 'b']` becomes "a, b", and tyro's annotations are removed."""
     choices = re.search(r"Literal\[(.*?)\]", annotation)
     if choices:
         words = ", ".join(re.findall(r"'([^']+)'", choices[1]))
@@ -106,7 +107,7 @@ def _table(rows: Iterator[tuple[str, str, str, str]] | list[tuple[str, str, str,
 
 
 def markdown() -> str:
-    """The tables of all settings, then of all commands."""
+    """Returns the tables of all settings, then those of all commands."""
     parts = ["## Settings of a config"]
     for name, kind, rows in settings():
         title = f"### {name}" if name else "### The run"

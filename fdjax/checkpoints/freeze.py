@@ -146,7 +146,7 @@ def _time(
 
 
 def _estimated(graph: MaskedGraph, frozen: Frozen, estimate: Estimate) -> dict[str, Any]:
-    """The target, what was expected of every form, and of the whole network beside its dense self."""
+    """Returns the target, and the estimated cycles of every form, of the whole network and of the dense network."""
     networks = {"dense": dense_network(graph), "pruned": frozen}
     dense, pruned = compare_ahead(estimate.target, networks, estimate.batch, estimate.dtype)
     expected = {"dense_cycles": dense["cycles"], "cycles": pruned["cycles"], "ratio": pruned["cycle_ratio"]}

@@ -115,7 +115,7 @@ def _in_few_words(box: str, program: str) -> str:
 
 
 def training_program() -> tuple[str, ...]:
-    """The beginning of a command that trains, as it is given here: in a checkout, or with the package installed."""
+    """Returns the first words of a command that trains: `python train.py` in a checkout, otherwise `fdjax train`."""
     return ("python", "train.py") if Path("train.py").is_file() else ("fdjax", "train")
 
 

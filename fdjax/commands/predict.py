@@ -81,7 +81,7 @@ def predict_command(arguments: Sequence[str]) -> int:
 
 
 def _network(parsed: PredictArguments) -> Any:
-    """What --frozen names: a folder or an ONNX file, ready to predict."""
+    """Loads the network of --frozen, which is a folder or an ONNX file."""
     if parsed.frozen.endswith(".onnx"):
         from fdjax.frozen.onnx_file import load_onnx
 

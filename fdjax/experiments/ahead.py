@@ -28,7 +28,7 @@ _STEPS_PER_EPOCH = 10
 
 
 class _Uncompiled:
-    """In place of a feed: a step as it is, for whoever compiles it."""
+    """Takes the place of a feed, and returns steps as they are."""
 
     @staticmethod
     def compile(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,19 +36,19 @@ class _Uncompiled:
 
 
 def compile_artifact(folder: Path, target: str, batches: Sequence[int], dtype: str) -> list[dict[str, Any]]:
-    """Compiles the frozen network in `folder` and its dense self.
+    """Compiles the frozen network in `folder` and the dense one.
 
     Args:
-      folder: the artifact.
+      folder: directory of the frozen network.
       target: one of `fdjax.frozen.targets.TARGETS`.
-      batches: images at once.
-      dtype: "bfloat16" or "float32".
+      batches: batch sizes in images.
+      dtype: type of weights and activations, "bfloat16" or "float32".
 
     Returns:
       Rows of `fdjax.frozen.targets.compare_ahead`.
 
     Raises:
-      UserError: no sound artifact, or the target's compiler is not there or refuses.
+      UserError: if the folder has no valid frozen network, or the target's compiler is not installed or refuses one.
     """
     artifact = load(folder)
     networks = {"dense": dense_of(artifact), "pruned": artifact.frozen}
@@ -57,12 +57,12 @@ def compile_artifact(folder: Path, target: str, batches: Sequence[int], dtype: s
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A step of a run, to be compiled.
+    """A training step that is to be compiled.
 
     Attributes:
-      form: its phase and kind, as in "learn: mask step".
-      function: of `arguments`.
-      arguments: the state, and what has the shape and type of images and labels.
+      form: phase and kind of the step, such as "learn: mask step".
+      function: the step, a function of `arguments`.
+      arguments: the state, and objects with the shape and dtype of images [B, H, W, C] and labels [B].
     """
 
     form: str
@@ -71,15 +71,15 @@ class Step:
 
 
 def training_steps(config: Config, shape: tuple[int, int, int], num_classes: int) -> Iterator[Step]:
-    """The weight steps and mask steps of a config's phases; no data are needed.
+    """Makes the weight steps and mask steps of a config's phases, without reading data.
 
     Args:
-      config: of a run.
-      shape: (H, W, C) of its images.
-      num_classes: of its data.
+      config: the config of a run.
+      shape: (H, W, C) of an image.
+      num_classes: number of classes.
 
     Yields:
-      Steps in the order of their phases. The masks of hard phases are all ones.
+      The steps in the order of the phases. The masks of hard phases are all ones.
     """
     network, graph = build_network(config, shape, num_classes)
     graph = dataclasses.replace(graph, input_mean=(127.0,) * shape[2], input_std=(64.0,) * shape[2])
@@ -91,14 +91,18 @@ def training_steps(config: Config, shape: tuple[int, int, int], num_classes: int
 
 
 def compile_steps(config: Config, target: str) -> list[dict[str, Any]]:
-    """Compiles `training_steps` of a config, with the images that its data set has.
+    """Compiles the `training_steps` of a config, for images of the shape that its data set has.
+
+    Args:
+      config: the config of a run.
+      target: one of `fdjax.frozen.targets.TARGETS`.
 
     Returns:
-      A row for each, JSON types: `form` (phase and kind of step), `target`, `batch`, `dtype`, `compile_seconds`,
-      `memory_mb`, `cycles` (None where the compiler expects nothing).
+      A row for each step, in JSON types: `form` (phase and kind of step), `target`, `batch`, `dtype`,
+      `compile_seconds`, `memory_mb`, and `cycles` (None if the compiler gives no estimate).
 
     Raises:
-      UserError: the target's compiler is not there or refuses a step.
+      UserError: if the target's compiler is not installed or refuses a step.
     """
     data = config.data
     shape, classes = describe_source(data.name, data.path, data.image_size, data.grayscale)
@@ -112,14 +116,14 @@ def compile_steps(config: Config, target: str) -> list[dict[str, Any]]:
 
 
 def _steps_of(config: Config, network: Any, graph: MaskedGraph, phase: Phase) -> list[tuple[str, Any, Any]]:
-    """A phase's steps by kind, each with the state that it takes: shapes and types, but for the masks."""
+    """Returns (kind, step, state) of each of a phase's steps; only the masks of the state have values."""
 
     def begin() -> TrainState:
         variables = init_variables(network, graph.input_shape, config.seed)
         state = create_state(variables, config.seed, *optimizers_for(config, phase))
         return state.with_teacher() if config.distill.weight > 0 else state
 
-    # Nothing is initialised: for a large network that takes longer than some steps take to compile.
+    # No weights are initialised, because for a large network that takes longer than compiling some steps.
     state = jax.eval_shape(begin)
     state = state.replace(fcmask=jax.tree.map(lambda mask: np.ones(mask.shape, mask.dtype), state.fcmask))
     feed: Any = _Uncompiled()

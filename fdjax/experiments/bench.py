@@ -26,22 +26,22 @@ def bench_artifact(
     layers: bool = False,
     any_engine: bool = False,
 ) -> dict[str, Any]:
-    """Times the frozen network in `folder`.
+    """Times the frozen network in `folder` beside the dense one.
 
     Args:
-      folder: the artifact.
-      batches: images at once; a row each.
-      threads: processor cores of this process, for the rows and for ONNX Runtime.
-      dtype: "float32" or "bfloat16".
-      rounds: as `fdjax.frozen.bench.bench` has them.
-      layers: time each block alone, too, at every batch size.
-      any_engine: also where the network was made for another engine, or another batch.
+      folder: directory of the frozen network.
+      batches: batch sizes in images; each makes a row.
+      threads: number of processor cores of this process, which is recorded and which ONNX Runtime uses.
+      dtype: type of weights and activations, "float32" or "bfloat16".
+      rounds: number of rounds, as in `fdjax.frozen.bench.bench`.
+      layers: whether to time each run and layer alone as well, at every batch size.
+      any_engine: whether to accept a network that was made for another engine or batch size.
 
     Returns:
       JSON types: `rows`; `layers`, lists by batch size; `machine`; `remarks`, lines to print.
 
     Raises:
-      UserError: no sound artifact, or one that was made for another engine or batch.
+      UserError: if the folder has no valid frozen network, or one that was made for another engine or batch size.
     """
     artifact = load(folder)
     network, manifest = artifact.network, artifact.manifest
@@ -69,21 +69,22 @@ def bench_artifact_on(
     rounds: int | None = None,
     any_engine: bool = False,
 ) -> dict[str, Any]:
-    """Times the frozen network in `folder` and the dense one on engines, turn by turn.
+    """Times the frozen network in `folder` and the dense one on several engines, in alternation.
 
     Args:
-      folder: the artifact.
+      folder: directory of the frozen network.
       engines: some of `fdjax.frozen.engines.ENGINES`.
-      batches: images at once.
-      threads: processor cores of this process, for ONNX Runtime and OpenVINO.
-      rounds: as `fdjax.frozen.bench.bench` has them.
-      any_engine: also where the network was made for none of these engines, or another batch.
+      batches: batch sizes in images.
+      threads: number of processor cores of this process, which ONNX Runtime and OpenVINO use.
+      rounds: number of rounds, as in `fdjax.frozen.bench.bench`.
+      any_engine: whether to accept a network that was made for none of these engines, or for another batch size.
 
     Returns:
       JSON types: `rows` of `fdjax.frozen.engine_bench.bench_engines`; `machine`; `remarks`, lines to print.
 
     Raises:
-      UserError: no sound artifact, one that was made for another engine or batch, or an engine that is not there.
+      UserError: if the folder has no valid frozen network, or one that was made for another engine or batch size, or
+        if an engine is not installed.
     """
     check_engines(engines)
     artifact = load(folder)
@@ -99,15 +100,15 @@ def bench_artifact_on(
 
 
 def slower_remarks(network: FrozenNetwork, file: Path, *, measure: bool) -> list[str]:
-    """That an exported network is slower than its dense self on the engines that such a file is for, if so.
+    """Returns a remark if an exported network is slower than the dense one on the engines that its file is for.
 
     Args:
-      network: the artifact.
-      file: whose suffix says the format.
-      measure: time it where its manifest does not say, on the first of these engines that is there.
+      network: the frozen network.
+      file: the exported file; its suffix is the format.
+      measure: whether to measure the time if the manifest has none, on the first of these engines that is installed.
 
     Returns:
-      Lines, none or one.
+      A list of one line, or of none.
     """
     engines, manifest = engines_of_file(file), network.manifest
     speed = manifest.get("time")
@@ -121,6 +122,6 @@ def slower_remarks(network: FrozenNetwork, file: Path, *, measure: bool) -> list
 
 
 def machine() -> dict[str, str | None]:
-    """What times depend on beside the network."""
+    """Returns the facts other than the network on which times depend: processor, device, and versions."""
     device = jax.devices()[0].device_kind
     return {"processor": processor(), "device": device, "jax": jax.__version__, "commit": commit()}

@@ -43,7 +43,7 @@ def seeded_variables(network: MaskedGraph, seed: int = 0) -> list[np.ndarray]:
     for value, path in operations.variables.items():
         shape, name = operations.shapes[value], path.rpartition("/")[2]
         if path == f"{IMAGE_SCALING}/mean" and network.input_mean:
-            # Without a mean no operation would subtract it, which takes time where an image is padded afterwards.
+            # A mean of 0 would be left out, but to subtract one takes time if the image is padded afterwards.
             made.append(np.array(network.input_mean))
         elif len(shape) > 1:
             inputs = np.prod(shape[:-1]) if len(shape) != 3 else np.prod(shape[:2])

@@ -102,9 +102,9 @@ def _dtype_of(x: Value | np.ndarray) -> str:
 
 
 def _by_channel_of_image(call: _Call) -> bool:
-    """Whether an image is combined with a number for each of its few channels.
+    """Returns whether an image of 2 to 4 channels is combined with a number for each channel.
 
-    Engines then take [B, C, H, W] many times as fast: along the last axis they do so pixel by pixel.
+    Engines do this many times as fast on [B, C, H, W]: along the last axis they compute pixel by pixel.
     """
     height, width, channels = call.shapes[0] if len(call.shapes[0]) == 3 else (1, 1, 0)
     arrays = [x for x in call.inputs if isinstance(x, np.ndarray) and x.size > 1]

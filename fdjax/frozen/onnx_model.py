@@ -22,7 +22,7 @@ from fdjax.frozen.program import Apply, Program
 from fdjax.graph.masks import MaskedGraph
 
 _OPSET, _IR_VERSION = 17, 9
-# Of a run's data settings, how a picture becomes an input.
+# The data settings of a run that say how a picture is turned into an image of the network.
 PICTURE_FACTS = ("eval_crop", "background")
 
 
@@ -67,7 +67,7 @@ def facts_for_onnx(network: MaskedGraph, data: Mapping[str, Any] | None = None) 
 
     Args:
       network: the graph that the network was frozen from.
-      data: the data settings in the manifest, for how pictures are resized; None: not said.
+      data: the data settings in the manifest, which say how pictures are resized; None: they are not written.
     """
     given = {"layout": "NHWC", "range": [0, 255], "shape": list(network.input_shape)}
     inside = {"mean": list(network.input_mean), "std": list(network.input_std)}

@@ -24,7 +24,7 @@ from fdjax.frozen.program import Chain, Run, Step
 _MAX_GROUPS = 4
 # A number of channels that is a multiple of this fills vector units.
 _EVEN = 16
-# The schedule with all channels of the space, removed ones as zeros.
+# The schedule with all channels of the space, in which removed channels are zeros.
 DENSE = "dense"
 
 # Schedules by name: the operation, and its arrays.
@@ -159,7 +159,7 @@ def _filled(run: RunParts) -> RunParts:
 
 
 def _with_zeros(run: RunParts, zeros: np.ndarray) -> RunParts:
-    """Adds removed channels of the space, by their numbers, as zeros that the reader multiplies by zero."""
+    """Adds the removed channels with the numbers `zeros` to the run; all their weights are zero."""
     narrow, made, read, out = (counts.copy() for counts in run.counts)
     made[zeros], read[zeros] = run.writer.block**2, run.reader.block**2
     alive = run.alive.copy()

@@ -46,8 +46,8 @@ def figures(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 
     Returns:
       `top1`, a share, 0 to 1; `top5` for more than 10 classes; `loss`, the mean cross entropy in nats; `num_examples`;
-      up to 50 classes `confusion`, for each class how many of its images were taken for each class. Images with logits
-      that are not finite are in no column of it.
+      for up to 50 classes `confusion`, the confusion matrix: rows are the classes of images, columns the predicted
+      classes. Images with logits that are not finite are in none of its columns.
     """
     finite = np.all(np.isfinite(logits), axis=1, keepdims=True)
     own = np.take_along_axis(logits, labels[:, None], axis=1)

@@ -36,7 +36,14 @@ def classes_section(summary: Mapping[str, Any]) -> list[str]:
 
 
 def class_lines(summary: Mapping[str, Any]) -> list[str]:
-    """The accuracy of each class as lines of text, the first of them headings; nothing without a confusion matrix."""
+    """Makes a table of the accuracy on each class, as text.
+
+    Args:
+      summary: as in `classes_section`.
+
+    Returns:
+      The lines of the table; empty if the summary has no confusion matrix.
+    """
     confusion, names = _matrix(summary)
     if confusion is None:
         return []
@@ -52,7 +59,7 @@ def class_lines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _matrix(summary: Mapping[str, Any]) -> tuple[np.ndarray | None, list[str]]:
-    """The confusion matrix of a summary and the names of its classes; None where there is none, or not a sound one."""
+    """Returns the confusion matrix of a summary and the names of its classes; None if it has none or an invalid one."""
     try:
         confusion = np.array(summary["confusion"], np.int64)
     except (KeyError, TypeError, ValueError):

@@ -233,7 +233,7 @@ class Run:
         return state
 
     def _measure_and_save(self, state: TrainState, phase: Phase) -> TrainState:
-        """Ends a phase that has not been measured yet, of one that may end early with the weights that were best."""
+        """Ends a phase that has not been measured yet; if it may end early, it continues with the best weights."""
         state, progress = self.devices.replicate(state), Progress(phase, phase.steps, quiet=not self.devices.is_writer)
         ended = None
         try:
@@ -250,6 +250,7 @@ class Run:
         return state
 
     def _catch_up(self, phase: Phase, state: TrainState, progress: Progress) -> None:
+        """Does the evaluation before which a run was stopped, if a phase that may end early needs it."""
         if early_stopping.lacks_evaluation(self.config, phase, int(state.step), self.done):
             score, text = self.measure.evaluate_midway(phase, int(state.step), state, self.done)
             progress.say(text)

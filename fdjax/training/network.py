@@ -102,9 +102,10 @@ def trace_network(
 
 
 def _floors(graph: Graph, masks: Mapping[str, Mask], learn: LearnConfig) -> dict[str, int]:
-    """Of masks with which the network would end: a space of which nothing is left, or what nothing bypasses.
+    """Returns a floor of 1 for masks that would cut the network if they removed all channels.
 
-    The paper's masks, on single sides of layers, come down as they are learned.
+    These are masks of whole spaces and, with tied masks, masks that no connection bypasses. The paper's masks, on
+    single sides of layers, have no floors, because they are rounded as they were learned.
     """
     ends = cutting_masks(graph, masks) if learn.tied else ()
     return {path: 1 for path, mask in masks.items() if path in ends or mask.members is not None}

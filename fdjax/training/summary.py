@@ -39,15 +39,18 @@ def evaluation_summary(figures: dict[str, float], macs: NetworkMacs) -> dict[str
 def run_summary(
     config: Config, graph: MaskedGraph, done: Past, figures: dict[str, float], macs: NetworkMacs, made_by: dict
 ) -> dict[str, Any]:
-    """What `summary.json` holds, but for the time of the frozen network.
+    """Makes the contents of `summary.json`, without the time of the frozen network.
 
     Args:
-      config: of the run.
+      config: the run's config.
       graph: channel graph of the network.
       done: the run's past.
-      figures: of the test images.
-      macs: of the network as it stands.
-      made_by: the versions that the run began with.
+      figures: metrics on the test images.
+      macs: MACs of the network at the end of the run.
+      made_by: versions at the start of the run.
+
+    Returns:
+      The summary, in JSON types.
     """
     learn = config.learn
     return {
