@@ -148,6 +148,18 @@ def test_fields_of_a_summary_are_those_on_the_page() -> None:
         assert f"`{field}`" in page, field
 
 
+def test_the_way_to_the_mask_step_is_as_short_as_the_map_says() -> None:
+    rows = re.findall(r"^\| `([^`]+)` \| (.*?) \| .* \| (.*?) ?\|$", section(
+        "architecture.md", "From train.py to a step that updates masks"), re.MULTILINE)  # fmt: skip
+    assert 1 <= len(rows) <= 3
+    assert "run_phases(" in (ROOT / "fdjax" / "training" / "run.py").read_text()
+    for (file, functions, called), (_, following, _) in zip(rows, [*rows[1:], ("", "", "")], strict=True):
+        text = (ROOT / file).read_text()
+        assert all(f"def {name}(" in text for name in re.findall(r"`(\w+)`", functions))
+        assert called == following
+        assert all(f"{name}(" in text for name in re.findall(r"`(\w+)`", called))
+
+
 def string_keys(function: object) -> set[str]:
     """The keys of all dicts that a function writes out."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))  # type: ignore[arg-type]
