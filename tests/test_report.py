@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
 import http.server
 import json
+import re
 import shutil
 import subprocess
 import threading
@@ -17,7 +20,9 @@ import pytest
 from fdjax.commands.main import fdjax_command
 from fdjax.errors import UserError
 from fdjax.experiments.report import write_report_page
+from fdjax.ops import block_dct, block_idct
 from fdjax.reports import progression_figure, read_result
+from fdjax.reports.closer import closer_section
 from fdjax.reports.frequency import coef_mask_figure, equivalence, image_frequencies_figure, strategies_figure
 from fdjax.reports.html import page, picture, table
 from fdjax.reports.words import asked_words, outcome_words
@@ -140,7 +145,9 @@ def test_a_real_run_has_its_words_pictures_and_times(real_page):
 
 def test_a_page_is_whole_in_itself(real, real_page):
     assert real.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
-    assert not real_page.all("script") and not real_page.all("link") and not real_page.all("iframe")
+    assert not real_page.all("link") and not real_page.all("iframe")
+    # Numbers, and the one script that the policy allows by its hash.
+    assert real_page.all("script") == [{"type": "application/json"}, {}]
     assert all((image["src"] or "").startswith("data:image/") and image["alt"] for image in real_page.all("img"))
     assert all((link["href"] or "").startswith("#") for link in real_page.all("a"))
     metas = real_page.all("meta")
@@ -149,6 +156,9 @@ def test_a_page_is_whole_in_itself(real, real_page):
     assert "default-src 'none'" in str(policy)
     assert real_page.all("html") == [{"lang": "en"}]
     source = real.read_text(encoding="utf-8")
+    script = source[source.rindex("<script>") + len("<script>") : source.rindex("</script>")]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert str(policy).endswith(f"script-src 'sha256-{digest}'") and "unsafe-inline'; script" in str(policy)
     style = source[source.index("<style>") : source.index("</style>")]
     assert "url(" not in style and "@import" not in style and "@media print" in style
 
@@ -186,6 +196,14 @@ def test_names_cannot_become_markup(tmp_path):
     shown = Page((tmp_path / "out.html").read_text(encoding="utf-8"))
     assert "<b>&amp;'\"" in shown.text and not shown.all("b")
     assert Page(table(["<i>"], [["</td>&"]])).tables == [[["<i>"], ["</td>&"]]]
+
+
+def test_what_a_file_says_cannot_end_the_script_of_numbers() -> None:
+    counts = dict.fromkeys(("dense", "pruned", "paper_total", "total"), 1)
+    layers = [{"name": "</script><b>x", "kind": "pointwise", **counts}, {"name": "without counts"}]
+    (part,) = closer_section(layers, np.zeros((0, 1, 1, 1), np.uint8), ())
+    assert part.count("</script>") == 1 and "\\u003c/script>\\u003cb>x" in part and "without counts" not in part
+    assert closer_section([], np.zeros((0, 1, 1, 1), np.uint8), ()) == []
 
 
 def test_a_run_whose_data_are_gone_is_reported_without_images(tmp_path):
@@ -379,6 +397,83 @@ def test_a_browser_shows_it_at_any_width_without_fetching_anything(real, tmp_pat
     assert sorted(set(asked) - {"/favicon.ico"}) == [
         "/fetching.html", "/missing.png", "/probe.html", "/report.html", "/wide.html",
     ]  # fmt: skip
+
+
+EXPLORER = """<!DOCTYPE html><title>probe</title><body>
+<iframe src="report.html" width="{width}" height="900"></iframe><script>
+onload = () => {{
+  const frame = document.querySelector("iframe"), inside = frame.contentDocument;
+  const all = q => [...inside.querySelectorAll(q)];
+  const one = q => inside.querySelector(q).textContent, hover = new frame.contentWindow.Event("pointerenter");
+  const rows = all(".closer .bars button"), found = {{ layers: rows.map(row => row.firstChild.textContent) }};
+  rows[1].dispatchEvent(hover);
+  found.hovered = one(".closer .told");
+  rows[2].click();
+  rows[1].dispatchEvent(hover);
+  found.kept = one(".closer .told strong");
+  rows[2].click();
+  rows[1].dispatchEvent(hover);
+  found.groups = all(".closer .strip button").map(piece => {{
+    piece.dispatchEvent(hover);
+    return one(".closer .told .group");
+  }});
+  const shown = () => rows[0].querySelectorAll("i").length - all(".closer .bars button:first-child i").filter(
+    bar => frame.contentWindow.getComputedStyle(bar).display === "none").length;
+  found.bars = [shown()];
+  all(".closer input[type=checkbox]")[0].click();
+  found.bars.push(shown());
+  const range = inside.querySelector(".closer input[type=range]");
+  const errorAt = count => {{
+    range.value = count;
+    range.dispatchEvent(new frame.contentWindow.Event("input"));
+    return parseFloat(one(".closer .picture .group").match(/error ([0-9.]+)/)[1]);
+  }};
+  found.errors = [1, 2, 3, 4].map(errorAt);
+  found.fits = inside.scrollingElement.scrollWidth <= {width};
+  document.body.textContent = JSON.stringify(found);
+}};
+</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_explores_layers_groups_and_an_image(real, tmp_path, width):
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no chromium is installed (Debian: apt-get install chromium)")
+    shutil.copy(real, tmp_path / "report.html")
+    (tmp_path / "probe.html").write_text(EXPLORER.format(width=width))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = subprocess.run(
+            [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+             "--dump-dom", f"http://127.0.0.1:{server.server_port}/probe.html"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    shown = Page(done.stdout[done.stdout.index("<body") : done.stdout.rindex("</body>") + len("</body>")]).text
+    found = json.loads(shown)
+    layers = json.loads((QUICKSTART / "summary.json").read_text())["layers"]
+    assert found["layers"] == [layer["name"] for layer in layers]
+    assert f"{layers[1]['name']}: {layers[1]['kind']}" in found["hovered"]
+    assert f"dense {layers[1]['dense']:,}" in found["hovered"] and f"form {layers[1]['total']:,}" in found["hovered"]
+    assert found["kept"] == layers[2]["name"], "a click keeps a layer"
+    kept = {side: counts for side, counts in layers[1]["kept_counts"].items() if counts}
+    expected = [f"{n} of {sum(counts)} channels" for counts in kept.values() for n in counts if n]
+    assert len(found["groups"]) == len(expected) > 1
+    assert all(part in said for part, said in zip(expected, found["groups"], strict=True))
+    assert found["bars"] == [4, 3] and found["fits"]
+    # The script's DCT is that of fdjax.ops.
+    source = real.read_text(encoding="utf-8")
+    numbers = re.search(r'<script type="application/json">(.*?)</script>', source, re.DOTALL)
+    assert numbers is not None
+    first = json.loads(numbers[1])["images"][0]
+    image = np.array(first["pixels"], np.float32).reshape(first["height"], first["width"], first["channels"])
+    for count, error in enumerate(found["errors"], 1):
+        back = np.asarray(block_idct(block_dct(image, 2)[..., :count, :], 2, image.shape[:2]))
+        assert abs(float(np.sqrt(np.mean((back - image) ** 2))) - error) <= 0.051
 
 
 def test_a_page_has_the_accuracy_of_each_class_and_what_is_taken_for_what() -> None:

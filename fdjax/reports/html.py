@@ -1,4 +1,4 @@
-"""Writes one HTML page in one file, with figures as data URIs and a style sheet; it needs no script and no network."""
+"""Writes one HTML page in one file, with figures as data URIs and a style sheet; it needs no network."""
 
 from __future__ import annotations
 
@@ -43,8 +43,34 @@ thead th:first-child, .text th { background: #f3f3f3; }
 .strong td { font-weight: 600; }
 figure { margin: 1rem 0 1.5rem; }
 figure img { display: block; max-width: 100%; height: auto; }
+.closer .choices { display: flex; flex-wrap: wrap; gap: .4rem 1rem; align-items: center; margin: .6rem 0; }
+.closer .choices i { display: inline-block; width: .8rem; height: .8rem; margin: 0 .3rem; }
+.closer .choices select { font: inherit; min-height: 2rem; }
+.closer .choices label { display: flex; align-items: center; }
+.closer .choices input[type=range] { flex: 1 1 10rem; min-height: 2rem; }
+.closer button { font: inherit; text-align: left; border: 0; background: none; color: inherit; cursor: pointer; }
+.closer .bars button { display: grid; grid-template-columns: minmax(6rem, 13rem) 1fr; gap: .6rem; width: 100%;
+  padding: .2rem .3rem; font-size: .875rem; align-items: center; }
+.closer .bars button.here { background: #eaf3fa; }
+.closer button:focus-visible { outline: 2px solid #0072b2; }
+.closer .tracks i { display: block; height: .3rem; margin: 1px 0; min-width: 1px; }
+.closer i.dense { background: #999; } .closer i.pruned { background: #009e73; }
+.closer i.paper_total { background: #e69f00; } .closer i.total { background: #0072b2; }
+.closer .without-dense i.dense, .closer .without-pruned i.pruned, .closer .without-paper_total i.paper_total,
+.closer .without-total i.total { display: none; }
+.closer .bars button[aria-pressed=true] { box-shadow: inset 3px 0 #0072b2; }
+.closer .beside { display: grid; grid-template-columns: 1fr minmax(18rem, 26rem); gap: 1rem; align-items: start; }
+.closer .told { border: 1px solid #ccc; border-radius: 4px; padding: .3rem .7rem; min-height: 11rem; background: #fff;
+  position: sticky; top: .5rem; font-size: .9rem; }
+.closer .strip { display: flex; height: 2rem; gap: 1px; background: #555; border: 1px solid #555; margin: .3rem 0; }
+.closer .strip button { min-width: 3px; padding: 0; flex-basis: 0; }
+.closer .canvases { display: flex; flex-wrap: wrap; gap: 1rem; }
+.closer .canvases figure { margin: 0; flex: 1 1 6rem; max-width: 20rem; }
+.closer canvas { width: 100%; image-rendering: pixelated; border: 1px solid #ccc; }
 figcaption { font-size: .9rem; color: #333; max-width: 46rem; margin-top: .3rem; }
 @media (max-width: 45rem) {
+  .closer .beside { grid-template-columns: 1fr; }
+  .closer .told { top: auto; bottom: 0; min-height: 0; }
   figure.wide img { max-width: none; width: var(--width, 44rem); }
   th:first-child, td:first-child { white-space: normal; min-width: 5rem; max-width: 42vw;
     overflow-wrap: break-word; }
@@ -59,6 +85,7 @@ figcaption { font-size: .9rem; color: #333; max-width: 46rem; margin-top: .3rem;
   figure, .facts, tr { break-inside: avoid; }
   figure.wide img { width: auto; max-width: 100%; max-height: 22cm; }
   h2, h3 { break-after: avoid; }
+  .closer { display: none; }
   thead { display: table-header-group; }
   nav { display: none; }
 }
@@ -155,11 +182,18 @@ def _data_uri(figure: Figure, form: str) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-def page(title: str, body: str) -> str:
-    """Returns the whole document."""
+def page(title: str, body: str, scripts: str = "") -> str:
+    """Returns the whole document.
+
+    Args:
+      title: plain text.
+      body: HTML.
+      scripts: what the security policy says of scripts; without it a browser runs none.
+    """
+    policy = f"{_POLICY}; {scripts}" if scripts else _POLICY
     head = (
         '<meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style>"
     )

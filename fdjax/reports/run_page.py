@@ -13,6 +13,7 @@ import numpy as np
 from fdjax.reports import html
 from fdjax.reports.bench import bench_figure
 from fdjax.reports.classes import classes_section
+from fdjax.reports.closer import closer_script, closer_section, script_policy
 from fdjax.reports.fcmask_plot import fcmask_figure
 from fdjax.reports.figures import NoDataError
 from fdjax.reports.frequency import coef_mask_figure, equivalence, image_frequencies_figure, strategies_figure
@@ -101,7 +102,8 @@ def report_page(
         parts += [_bench(name, found) for name, found in benches.items()]
     parts += _mathematics(runs[0].result)
     parts.append(html.paragraph(f"Made by fdjax {version} from the runs' files."))
-    return html.page(title, "\n".join(parts))
+    parts.append(closer_script())
+    return html.page(title, "\n".join(parts), script_policy())
 
 
 def _contents(names: Sequence[str]) -> str:
@@ -172,6 +174,7 @@ def _run_section(run: RunFigures, number: int) -> list[str]:
         *_curves(run),
         html.element("h3", "Layers"),
         _layer_table(summary["layers"]),
+        *closer_section(summary["layers"], run.images.pixels, run.images.names),
         html.element("h3", "Measured time"),
         *([_bench(name, found) for name, found in run.benches.items()] or [_no_bench(result)]),
         html.element("h3", "Images in the frequency domain"),
