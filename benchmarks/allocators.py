@@ -1,4 +1,4 @@
-"""Processor time of a training step under one allocator: glibc's, glibc's as `fdjax.runtime` sets it, or a preloaded one.
+"""Times a training step under one allocator: glibc's, glibc's as `fdjax.runtime` sets it, or a preloaded one.
 
     python benchmarks/allocators.py default
     python benchmarks/allocators.py tuned
