@@ -135,7 +135,7 @@ def test_schedules_are_chosen_by_the_clock_of_an_engine(tmp_path, fast_clock, mo
 def test_a_network_that_is_slower_is_said(tied, monkeypatch, tmp_path, capsys) -> None:
     words = slower_words(SLOWER)
     assert words is not None and len(words.splitlines()) == 1
-    assert "takes 1.25x of its dense self's time (8 images)" in words
+    assert "takes 1.25x of the dense network's time (8 images)" in words
     assert "fdjax freeze --choose time --engine onnxruntime --engine-batch 8" in words
     assert slower_words({**SLOWER, "ratio": 1.01}) is None and slower_words({**SLOWER, "ratio": None}) is None
     graph, frozen = tied
@@ -152,9 +152,9 @@ def test_where_no_time_is_known_an_export_measures(tied, monkeypatch, tmp_path, 
     save(tmp_path / "frozen", graph, frozen, {"macs": {"ratio": 0.5}})
     command = ["export", "--frozen", str(tmp_path / "frozen"), "--out", str(tmp_path / "network.onnx")]
     assert fdjax_command(command) == 0
-    assert "on onnxruntime this network takes 1.25x of its dense self's time (1 image)" in capsys.readouterr().out
+    assert "on onnxruntime this network takes 1.25x of the dense network's time (1 image)" in capsys.readouterr().out
     assert fdjax_command([*command, "--no-time"]) == 0
-    assert "dense self" not in capsys.readouterr().out
+    assert "the dense network's time" not in capsys.readouterr().out
 
 
 def test_an_artifact_for_another_engine_or_batch_is_refused() -> None:

@@ -91,9 +91,9 @@ def slower_words(speed: Mapping[str, Any]) -> str | None:
         return None
     flags = f"--engine {speed['engine']} --engine-batch {speed['batch']}"
     return (
-        f"on {speed['engine']} this network takes {speed['ratio']:.2f}x of its dense self's time "
+        f"on {speed['engine']} this network takes {speed['ratio']:.2f}x of the dense network's time "
         f"({images_words(speed['batch'])}): fdjax freeze --choose time {flags} takes the fastest schedules, with "
-        "--release it lets go of masks that cost time; or learn the masks with --learn.gate time or "
+        "--release also removes masks that cost time; or learn the masks with --learn.gate time or "
         f"--learn.target-time and --learn.engine {speed['engine']}"
     )
 

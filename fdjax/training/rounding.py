@@ -80,7 +80,7 @@ def _no_slower(learn: LearnConfig, graph: MaskedGraph, fcmask: Any, hard: HardMa
 
 def _nothing_pruned(learn: LearnConfig) -> str:
     where_it_runs = f"{learn.engine} at {images_words(learn.engine_batch)}"
-    return f"on {where_it_runs} nothing is faster pruned, and nothing is pruned; more images at once may change that"
+    return f"on {where_it_runs} no pruning saves time, so nothing is pruned; larger batches may change that"
 
 
 def _without_masks(graph: MaskedGraph) -> HardMasks:
