@@ -1,7 +1,7 @@
-"""The part of the report page that can be explored: layers and their channel groups, and an image in frequencies.
+"""The part of the report page that can be explored: layers with their channel groups, and an image in frequencies.
 
-The numbers stand in the page as JSON, and one script of the page draws them. Its hash is in the page's security policy,
-so that a browser runs this script and no other. Without scripts the part is hidden, and the page has all it had.
+The page holds the numbers as JSON, and one script draws them. The page's security policy has the hash of that script,
+so that a browser runs it and no other. Without scripts, this part is hidden, and the rest of the page is complete.
 """
 
 from __future__ import annotations
@@ -27,29 +27,32 @@ COUNTS = (
     ("total", "pruned, cheapest exact form"),
 )
 _LAYER_FIELDS = ("name", "kind", "block", "num_coefs", "form", "released", "kept_counts")
-# So that the page stays small: as many images, and none with more pixels on a side.
+# Limits that keep the page small: the number of images, and the pixels of their longest side.
 _MOST_IMAGES, _LARGEST_SIDE = 4, 256
 
 
 @functools.cache
 def script() -> str:
-    """The script of the page."""
+    """Returns the script of the page."""
     return (importlib.resources.files("fdjax.reports") / "closer.js").read_text(encoding="utf-8")
 
 
 def script_policy() -> str:
-    """What the security policy says of scripts: this one, by its hash."""
+    """Returns the directive of the security policy that allows this script, by its hash."""
     digest = base64.b64encode(hashlib.sha256(script().encode()).digest()).decode()
     return f"script-src 'sha256-{digest}'"
 
 
 def closer_data(layers: Sequence[Mapping[str, Any]], pixels: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """The numbers of a run's part, as plain JSON types.
+    """Collects the numbers that the part of a run needs.
 
     Args:
-      layers: those of `summary.json`; layers that lack a count are left out.
-      pixels: uint8 [n, H, W, C], example images; n may be 0.
-      names: of the images.
+      layers: the layers of `summary.json`; layers that lack a count are left out.
+      pixels: example images, uint8 [n, H, W, C]; n may be 0.
+      names: names of the images.
+
+    Returns:
+      The numbers in plain JSON types.
     """
     shown = [layer for layer in layers if all(key in layer for key, _ in COUNTS)]
     blocks = {layer["block"] for layer in shown if layer.get("block")} | {2, 4, 8}
@@ -77,11 +80,20 @@ def closer_data(layers: Sequence[Mapping[str, Any]], pixels: np.ndarray, names: 
 
 
 def closer_section(layers: Sequence[Mapping[str, Any]], pixels: np.ndarray, names: Sequence[str]) -> list[str]:
-    """The part of a run's section, as HTML; arguments as of `closer_data`."""
+    """Formats the part of a run.
+
+    Args:
+      layers: as in `closer_data`.
+      pixels: as in `closer_data`.
+      names: as in `closer_data`.
+
+    Returns:
+      HTML; empty if there is nothing to show.
+    """
     data = closer_data(layers, pixels, names)
     if not data["layers"] and not data["images"]:
         return []
-    # Within a script nothing is escaped; this is what could end it.
+    # Browsers do not unescape the contents of a script element, and only "<" can end it.
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     parts = [html.element("h3", "Look closer")]
     if data["layers"]:
@@ -98,5 +110,5 @@ def closer_section(layers: Sequence[Mapping[str, Any]], pixels: np.ndarray, name
 
 
 def closer_script() -> str:
-    """The script element, once at the end of the page."""
+    """Returns the script element, which stands once at the end of the page."""
     return f"<script>{script()}</script>"
