@@ -1,11 +1,11 @@
-"""Times a training step under one allocator: glibc's, glibc's as `fdjax.runtime` sets it, or a preloaded one.
+"""Times a training step with one allocator: glibc's, glibc's with fdjax's settings, or one that is preloaded.
 
     python benchmarks/allocators.py default
     python benchmarks/allocators.py tuned
     LD_PRELOAD=.../libjemalloc.so.2 python benchmarks/allocators.py jemalloc
 
-Prints the allocator's name and the milliseconds of a step (weights, width 0.35, batch 64, one core). An allocator is
-chosen before a process starts, so that each needs a process of its own; run them in turn, several times.
+It prints the allocator's name and the milliseconds of a step (weights, width 0.35, batch 64, one core). An allocator
+is chosen before a process starts, so each needs its own process; run them in alternation, several times.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _WARM_UP, _STEPS = 4, 12
 
 
 def main(name: str) -> None:
-    """Times the step; "tuned" is the allocator as commands of fdjax have it, any other name leaves it as it is."""
+    """Times the step; "tuned" sets the allocator as fdjax's commands do, any other name changes nothing."""
     from fdjax import runtime
 
     if name == "tuned":

@@ -188,7 +188,7 @@ def page(title: str, body: str, scripts: str = "") -> str:
     Args:
       title: plain text.
       body: HTML.
-      scripts: what the security policy says of scripts; without it a browser runs none.
+      scripts: directive of the security policy about scripts; if empty, a browser executes none.
     """
     policy = f"{_POLICY}; {scripts}" if scripts else _POLICY
     head = (
