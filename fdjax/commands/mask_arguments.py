@@ -63,8 +63,6 @@ class MaskArguments:
     def mask_settings(self, restored: Restored) -> LearnConfig:
         """Returns the run's settings for masks, with the values of these flags."""
         learn = dataclasses.replace(restored.config.learn, tied=self.tied, sides=self.sides)
-        if not self.tied:
-            learn = dataclasses.replace(learn, group_multiple=1)
         if self.block is not None:
             learn = dataclasses.replace(learn, block=self.block, block_by_map=(), block_by_layer=())
         return learn

@@ -95,7 +95,7 @@ class LearnConfig(Checked):
     levels: str = "all"
     """Kept counts that masks fade between and are rounded to: all, or a list such as 0,1,N."""
     group_multiple: int = 1
-    """Multiple to which the number of a block's channels with each kept count is rounded, with tied masks. With
+    """Multiple to which the number of channels with each kept count or more is rounded, for every mask. With
     target_time, 1 means the engine's preferred multiple: 8 (xla, native) or 16 (onnxruntime, openvino)."""
     block: int = 4
     """Side of the square DCT block in pixels, 1 to 16."""
@@ -154,9 +154,6 @@ class LearnConfig(Checked):
         self._require(1 <= self.engine_batch <= 65_536, "engine_batch", "from 1 to 65,536")
         self._require(bool(self.include), "include", "at least one rule ('*' for all layers)")
         self._require(self.group_multiple >= 1, "group_multiple", "at least 1")
-        self._require(
-            self.group_multiple == 1 or self.tied, "group_multiple", "1 where masks are not tied (--learn.tied)"
-        )
         self._require(0 < self.ramp <= 1, "ramp", "above 0 and at most 1")
         self._require(
             self.target is not None or self.lambda_ is not None, "lambda_", "a number when target_macs is None"

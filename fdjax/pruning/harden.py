@@ -64,11 +64,11 @@ def round_masks(network: MaskedGraph, fcmasks: FcMasks, levels: Levels = None, o
 
 
 def even_groups(network: MaskedGraph, fcmasks: FcMasks, counts: Counts, multiple: int) -> Counts:
-    """Makes the groups of tied channels as wide as hardware prefers.
+    """Makes the groups of channels that keep a count as wide as hardware prefers.
 
-    For every tied mask and every kept count, the number of channels with at least that count becomes the nearest
-    multiple of `multiple` (rounded half up), or all channels. The channels with the nearest masks change. The network's
-    floor for the mask still holds.
+    For every mask and every kept count, the number of channels with at least that count becomes the nearest multiple
+    of `multiple` (rounded half up), or all channels. The channels with the nearest masks change. The network's floor
+    for the mask still holds. A mask of fewer channels than `multiple` stays as it is.
 
     Args:
       network: the graph with its masks.
@@ -83,7 +83,7 @@ def even_groups(network: MaskedGraph, fcmasks: FcMasks, counts: Counts, multiple
     if multiple == 1:
         return evened
     for path, mask in network.masks.items():
-        if not mask.tied:
+        if mask.channels < multiple:
             continue
         old = counts[path]
         # Highest mask first; among equal masks, the first channel.
@@ -209,7 +209,7 @@ def harden(
       gate: "macs", or "none" to release nothing.
       convention: how the gate counts, "total" or "paper".
       offset: added to every FCMask before rounding, if there is no target.
-      group_multiple: multiple that the sizes of tied groups are rounded to (`even_groups`).
+      group_multiple: multiple that the sizes of groups are rounded to (`even_groups`).
       released: layers to release whatever they cost.
       time: a function for the gate to compare in place of MACs.
 

@@ -71,7 +71,7 @@ def _advice(learn: LearnConfig) -> str:
         ways.append(f"--learn.gate time {_engine(learn)} (releases layers that are slower pruned)")
     if learn.counts_below_whole != (0,):
         ways.append("--learn.levels 0,N (whole channels)")
-    if learn.tied and learn.group_multiple == 1:
+    if learn.group_multiple == 1:
         ways.append("--learn.group-multiple 8 (widths that fill vector units)")
     return " or ".join(ways) or "a wider network, a larger batch, or the dense network"
 
