@@ -2,8 +2,8 @@
 
 python benchmarks/ahead.py --target tpu:v5e tpu:v6e cuda:h100 --json FILE --page FILE
 
-Compiling takes minutes. Rows that the JSON file already has are not compiled again, and `--limit` ends compilations
-that take too long.
+Compiling takes minutes: what the JSON file has is not compiled again, and `--limit` ends what takes too long, which a
+later call with a higher limit tries again.
 """
 
 from __future__ import annotations
@@ -154,7 +154,8 @@ def work(flags: argparse.Namespace) -> None:
     (target,) = flags.target
     find_target(target)
     rows = read_rows(flags.json)
-    done, same = {key_of(row) for row in rows}, {(row.get("digest"), row["target"]): row for row in rows}
+    done = {key_of(row) for row in rows if row.get("limit", flags.limit) >= flags.limit}
+    same = {(row.get("digest"), row["target"]): row for row in rows}
     found = (
         config_rows(flags.config[0], target) if flags.config else network_rows(flags.network[0], target, flags.batch)
     )
@@ -215,11 +216,11 @@ def compile_all(flags: argparse.Namespace, what: Sequence[str], target: str, rep
             raise UserError(f"the worker for {' '.join(what)} and {target} ended with status {worker.returncode}")
         late = worker.returncode == -signal.SIGPROF
         why = f"not finished in {flags.limit} s" if late else f"the compiler ended with status {worker.returncode}"
-        _add(report, {**begun, "problem": why, "commit": commit()}, flags)
+        _add(report, {**begun, "problem": why, "limit": flags.limit, "commit": commit()}, flags)
 
 
 def _add(report: dict[str, Any], row: Row, flags: argparse.Namespace) -> None:
-    report["rows"].append(row)
+    report["rows"] = [*(other for other in report["rows"] if key_of(other) != key_of(row)), row]
     write_report(flags.json, report)
     said = row.get("problem") or f"{row['processor_seconds']:.0f} s, {row['memory_mb']:.1f} MB, {row['cycles']} cycles"
     print(f"{row['target']}  {row['what']}  {row['form']}  {row['batch']}: {said}", flush=True)

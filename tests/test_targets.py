@@ -125,7 +125,7 @@ def test_an_estimate_compiles_what_a_clock_would_time_and_the_dense_schedule(mon
     assert len(compiled) == times
 
 
-@pytest.mark.parametrize("dear", [True, False])
+@pytest.mark.parametrize("dear", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_masks_that_are_expected_to_cost_time_are_let_go(tmp_path, monkeypatch, capsys, dear) -> None:
     monkeypatch.setattr(
         targets, "compile_frozen", expects(lambda program: program.macs() + 10**7 * dear * transforms(program))
