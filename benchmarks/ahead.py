@@ -42,6 +42,7 @@ FORMS = {"dense": 1.0, "channels": 0.5, "tied": 0.5, "paper": 0.8}
 FORMS |= {f"{masks}{ESTIMATED}": FORMS[masks] for masks in ("channels", "tied")}
 # The side of images and the number of classes that are assumed for folders that are not here.
 _SIDE, _CLASSES = 32, 10
+_TARGETS = ("cuda:h100", "tpu:v5e", "tpu:v6e")
 _COMMAND = "python benchmarks/ahead.py --target cuda:h100 tpu:v5e tpu:v6e --json ahead.json --page README.md"
 _KEY = ("what", "form", "batch", "target")
 
@@ -235,7 +236,7 @@ def write_page(flags: argparse.Namespace, report: dict[str, Any]) -> None:
     if flags.page is None:
         return
     rows = {key_of(row): row for row in report["rows"]}
-    targets = list(dict.fromkeys(row["target"] for row in rows.values()))
+    targets = list(dict.fromkeys([*_TARGETS, *(row["target"] for row in rows.values())]))
     lines = [*_heading(report, rows), "", "## Frozen networks", "", *_table(rows, targets, False)]
     lines += ["", "## Training steps", "", *_table(rows, targets, True)]
     Path(flags.page).write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -259,7 +260,17 @@ def _heading(report: dict[str, Any], rows: dict[tuple[Any, ...], Row]) -> list[s
 
 
 def _table(rows: dict[tuple[Any, ...], Row], targets: Sequence[str], steps: bool) -> list[str]:
-    own = {key[:3]: row for key, row in rows.items() if ("macs" in row) != steps}
+    own: dict[tuple[Any, ...], Row] = {key[:3]: row for key, row in rows.items() if ("macs" in row) != steps}
+    seen = {what for what, *_ in own}
+    own |= {
+        missing: {"dtype": "-"}
+        for missing in (
+            ((config, "every step", "-") for config in CONFIGS if config not in seen)
+            if steps
+            else itertools.product(NETWORKS, FORMS, (1, 64))
+        )
+        if missing not in own
+    }
     head = ["config", "step"] if steps else ["network", "masks", "MACs"]
     heads = [*head, "images", "type", *(f"{t}: s, MB{'' if t.startswith('cuda') else ', cycles'}" for t in targets)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
@@ -270,7 +281,8 @@ def _table(rows: dict[tuple[Any, ...], Row], targets: Sequence[str], steps: bool
         cells = [Path(what).stem, form, *share, str(batch), row["dtype"]]
         for target in targets:
             whole = None if steps else rows.get((what, "dense", batch, target))
-            cells.append(_cell(rows.get((what, form, batch, target)), whole))
+            nothing = form.endswith(ESTIMATED) and target.startswith("cuda")
+            cells.append("-" if nothing else _cell(rows.get((what, form, batch, target)), whole))
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

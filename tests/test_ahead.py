@@ -102,6 +102,8 @@ def test_the_page_says_what_was_compiled_and_what_was_not(ahead, tmp_path) -> No
     report = {"machine": {"cpu": "Some CPU", "jax": "1"}, "rows": rows}
     ahead.write_page(SimpleNamespace(page=str(tmp_path / "page.md")), report)
     page = (tmp_path / "page.md").read_text()
-    assert "| n | dense | 1.00x | 1 | bfloat16 | 3, 1.5, 1,000 | 3, 1.5 |" in page
-    assert "| n | tied | 0.40x | 1 | bfloat16 | 3, 1.5, 1,500 (1.50x) | not measured |" in page
-    assert "| c | learn: mask step | 1 | bfloat16 | not finished in 9 s | not measured |" in page
+    assert "| n | dense | 1.00x | 1 | bfloat16 | 3, 1.5 | 3, 1.5, 1,000 | not measured |" in page
+    assert "| n | tied | 0.40x | 1 | bfloat16 | not measured | 3, 1.5, 1,500 (1.50x) | not measured |" in page
+    assert "| c | learn: mask step | 1 | bfloat16 | not measured | not finished in 9 s | not measured |" in page
+    assert "| quickstart | every step | - | - | not measured | not measured | not measured |" in page
+    assert "| mobilenet_v2_192 | tied, by estimate | - | 64 | - | - | not measured | not measured |" in page
