@@ -2,8 +2,8 @@
 
 python benchmarks/ahead.py --target tpu:v5e tpu:v6e cuda:h100 --json FILE --page FILE
 
-Compiling takes minutes: what the JSON file has is not compiled again, and `--limit` ends what takes too long, which a
-later call with a higher limit tries again.
+Compiling takes minutes. Rows that the JSON file already has are not compiled again, and `--limit` ends compilations
+that take too long; a later call with a higher limit tries them again.
 """
 
 from __future__ import annotations
