@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -31,3 +32,18 @@ def test_an_example_prunes_to_half_of_its_macs(name, package) -> None:
 @pytest.mark.parametrize("name", ["linen", "nnx", "equinox", "keras"])
 def test_an_example_is_short(name) -> None:
     assert len((ROOT / "examples" / f"own_{name}.py").read_text().splitlines()) < 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["quickstart", "photograph"])
+def test_a_notebook_runs_from_its_first_cell_to_its_last(name, tmp_path) -> None:
+    """Its code is plain Python, so that it runs without Jupyter; what it claims, it asserts."""
+    notebook = json.loads((ROOT / "examples" / "notebooks" / f"{name}.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) >= 5 and sum("assert " in cell for cell in cells) >= 2
+    (tmp_path / "notebook.py").write_text("\n\n".join(cells))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+    command = [sys.executable, "notebook.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    assert not any(cell.get("outputs") for cell in notebook["cells"]), "kept without outputs"
