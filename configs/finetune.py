@@ -8,9 +8,10 @@ describes the way from there to a faster file.
 
 Hyperparameters: the learning rates suit pretrained weights. SGD with Nesterov momentum 0.9 starts at 0.02 for the
 classifier and a fifth of that for the body, with a cosine schedule and label smoothing 0.1. Augmentation is a random
-part of at least half of each picture, and flips. Masks remove whole channels (levels 0,N), in multiples of 16: at equal
-time in ONNX Runtime they keep more of the network than masks that can also keep the mean (results/finetune). Blocks have
-5x5 pixels, which divide all maps of a picture of 160 pixels. The gate decides by the time that one image takes.
+part of at least half of each picture, and flips. Masks remove whole channels (levels 0,N), in multiples of 16: at
+equal time in ONNX Runtime they keep more of the network than masks that can also keep the mean (results/finetune).
+Blocks have 5x5 pixels, which divide all maps of a picture of 160 pixels. The gate decides by the time that one image
+takes.
 """
 
 from fdjax.config import CheckpointConfig, Config, DataConfig, LearnConfig, ModelConfig, WeightPhaseConfig

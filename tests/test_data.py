@@ -176,7 +176,7 @@ def test_folder_reads_large_images_in_order_through_threads(tmp_path: Path) -> N
     np.testing.assert_array_equal(dataset.train_images[2:].min(axis=(1, 2, 3)), np.arange(150))
     np.testing.assert_array_equal(dataset.train_images[2:].max(axis=(1, 2, 3)), np.arange(150))
     (tmp_path / "train" / "bee" / "b120.bmp").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"b120\.bmp is no image"):
+    with pytest.raises(UserError, match=r"b120\.bmp is not an image"):
         data.load_dataset("folder", str(tmp_path))
 
 

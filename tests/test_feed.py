@@ -36,8 +36,10 @@ def plain(tmp_path_factory) -> tuple[dict, list[dict]]:
 
 @pytest.mark.parametrize(
     "compute",
-    [ComputeConfig(data_on_device="yes", steps_per_dispatch=4), ComputeConfig(data_on_device="no")],
-    ids=["four-steps-a-dispatch", "from-the-host"],
+    [
+        pytest.param(ComputeConfig(data_on_device="yes", steps_per_dispatch=4), id="four-steps-a-dispatch"),
+        pytest.param(ComputeConfig(data_on_device="no"), id="from-the-host", marks=pytest.mark.slow),
+    ],
 )
 def test_figures_do_not_depend_on_how_steps_are_fed(plain, tmp_path, compute):
     summary = train(dataclasses.replace(CONFIG, compute=compute), str(tmp_path / "run"))

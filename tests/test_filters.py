@@ -330,7 +330,7 @@ def test_a_pruned_checkpoint_is_a_smaller_network_that_can_be_refined(checkpoint
     ("flags", "says"),
     [
         (("--method", "l2", "--target-macs", "0.5"), "no pruning method 'l2'; accepted are channel"),
-        (("--method", "l1", "--target-macs", "0.01"), "not to 0.01x"),
+        (("--method", "l1", "--target-macs", "0.01"), "not 0.01x"),
         (("--method", "l1", "--percentile", "30"), "give --target-macs RATIO"),
         (("--method", "l1", "--target-macs", "0.5", "--out", "."), "is not empty"),
     ],

@@ -80,6 +80,7 @@ def test_a_run_trains_imported_weights_and_then_prunes_them(imported, tmp_path, 
     assert "Its weights were imported from body.pth and fine-tuned here." in outcome_words(result)
 
 
+@pytest.mark.slow
 def test_fine_tuning_alone_is_a_dense_run_that_freezes(imported, tmp_path, quick_runs) -> None:
     config = dataclasses.replace(CONFIG, phases=("pretrain",))
     summary = train(config, str(tmp_path / "run"), init=str(imported))

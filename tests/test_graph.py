@@ -98,7 +98,7 @@ def test_a_network_survives_json() -> None:
     ("change", "message"),
     [
         ({"format_version": 99}, "format 99"),
-        ({"format": "other"}, "no graph"),
+        ({"format": "other"}, "do not describe a graph"),
         ({"outputs": [10**6]}, "damaged"),
         ({"operations": [["add", [0, 10**6], [1], {}, ""]]}, "damaged"),
         ({"shapes": 3}, "damaged"),

@@ -323,7 +323,7 @@ def test_a_new_classifier_is_begun(had: str, by_order: bool, state, expected, tm
 def test_without_the_flag_it_is_named(state, tmp_path: Path) -> None:
     body = {name: tensor for name, tensor in state.items() if not name.startswith("classifier")}
     torch.save(body, tmp_path / "w.pth")
-    with pytest.raises(UserError, match="The weights have no classifier; --new-classifier begins with one"):
+    with pytest.raises(UserError, match="The weights have no classifier; --new-classifier start"):
         fitted(tmp_path / "w.pth")
 
 

@@ -109,7 +109,7 @@ def test_under_the_gate_by_time_forms_are_chosen_by_time(pruned, bench_says, mon
         ),
         ({"gate": "time"}, ("--learn.levels 0,N",), ("--learn.gate ",)),
         ({"levels": "0,N"}, ("--learn.gate time",), ("--learn.levels",)),
-        ({"tied": False}, ("--learn.gate time",), ("--learn.group-multiple",)),
+        ({"tied": False}, ("--learn.gate time", "--learn.group-multiple 8"), ()),
         ({"gate": "time", "levels": "0,N", "group_multiple": 16}, ("a wider network",), ("--learn",)),
     ],
 )

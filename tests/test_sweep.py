@@ -357,7 +357,13 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "runs"), [("the group is killed", 12), ("as the terminal interrupts", 4), ("the command is terminated", 4)]
+    ("how", "runs"),
+    [
+        pytest.param("the group is killed", 12, marks=pytest.mark.slow),
+        ("the group is killed", 4),
+        ("as the terminal interrupts", 4),
+        pytest.param("the command is terminated", 4, marks=pytest.mark.slow),
+    ],
 )
 def test_runs_ended_half_way_and_started_again_repeat_nothing(tmp_path, sweep_file, how, runs):
     file, out = (

@@ -259,6 +259,7 @@ def test_settings_of_phases_that_have_not_begun_may_change(tmp_path):
 
 
 @pytest.mark.usefixtures("few_test_images")
+@pytest.mark.slow
 def test_tied_masks_with_expected_macs_as_penalty(tmp_path):
     learn = dataclasses.replace(CONFIG.learn, tied=True, penalty="macs", block_by_map=())
     config = dataclasses.replace(CONFIG, phases=("pretrain", "learn", "refine"), learn=learn)
@@ -270,6 +271,7 @@ def test_tied_masks_with_expected_macs_as_penalty(tmp_path):
 
 
 @pytest.mark.usefixtures("few_test_images")
+@pytest.mark.slow
 def test_a_target_by_the_papers_count(tmp_path):
     learn = dataclasses.replace(CONFIG.learn, target_convention="paper", target_macs=0.9)
     summary = train(dataclasses.replace(CONFIG, phases=("pretrain", "learn"), learn=learn), str(tmp_path / "run"))
@@ -278,6 +280,7 @@ def test_a_target_by_the_papers_count(tmp_path):
 
 
 @pytest.mark.usefixtures("few_test_images")
+@pytest.mark.slow
 def test_a_fixed_lambda_without_a_target(tmp_path):
     learn = dataclasses.replace(CONFIG.learn, target_macs=None, lambda_=0.5, gate="none")
     summary = train(dataclasses.replace(CONFIG, phases=("pretrain", "learn"), learn=learn), str(tmp_path / "run"))
@@ -325,6 +328,7 @@ def test_fewer_steps_than_are_done_and_another_init_are_refused(finished, tmp_pa
 
 
 @pytest.mark.usefixtures("few_test_images")
+@pytest.mark.slow
 def test_profile_traces_some_steps_and_changes_nothing_else(tmp_path, capsys):
     config = dataclasses.replace(CONFIG, phases=("pretrain",))
     traced = train(config, str(tmp_path / "traced"), profile=2)
@@ -428,6 +432,7 @@ def test_weights_that_were_trained_under_masks_are_no_teacher(finished, tmp_path
 
 
 @pytest.mark.usefixtures("few_test_images")
+@pytest.mark.slow
 def test_weights_that_were_trained_under_masks_are_no_teacher_two_runs_later(finished, tmp_path):
     """Also if the first run was stopped in the midst of it, and the second one has only learned masks since."""
     alternating = finished / CHECKPOINT_FOLDER / str(start_of("alternate") + 4)
@@ -452,6 +457,7 @@ def test_init_from_unpruned_weights_makes_them_the_teacher(finished, tmp_path, p
 
 
 @pytest.mark.usefixtures("few_test_images")
+@pytest.mark.slow
 def test_init_from_a_taught_run_hands_its_teacher_on(taught, tmp_path):
     train(dataclasses.replace(BRIEF, distill=TAUGHT.distill), str(tmp_path / "run"), init=str(taught))
     begun = at(tmp_path / "run", 1).state
@@ -460,6 +466,7 @@ def test_init_from_a_taught_run_hands_its_teacher_on(taught, tmp_path):
 
 
 @pytest.mark.usefixtures("few_test_images")
+@pytest.mark.slow
 def test_init_from_a_taught_run_leaves_the_teacher_behind_where_none_is_asked_for(taught, tmp_path):
     train(BRIEF, str(tmp_path / "run"), init=str(taught))
     restored = restore(*find_checkpoint(str(tmp_path / "run")))

@@ -317,7 +317,7 @@ def test_filters_that_are_removed_shrink_the_network() -> None:
     pruned, full = (network_for(module, (32, 32, 3)).layers for module in (network, ResNet("resnet20", 10)))
     saved = [full[name].dense_macs - pruned[name].dense_macs for name in full]
     assert saved[:3] == [0, 32 * 32 * 9 * 16 * 12, 32 * 32 * 9 * 12 * 16] and not any(saved[3:])
-    with pytest.raises(ValueError, match="one number for each of the 9 blocks of resnet20, got 1"):
+    with pytest.raises(ValueError, match="one number per block, 9 for resnet20, got 1"):
         network_for(ResNet("resnet20", 10, inner_channels=(4,)), (32, 32, 3))
 
 

@@ -68,7 +68,7 @@ def even_groups(network: MaskedGraph, fcmasks: FcMasks, counts: Counts, multiple
 
     For every mask and every kept count, the number of channels with at least that count becomes the nearest multiple
     of `multiple` (rounded half up), or all channels. The channels with the nearest masks change. The network's floor
-    for the mask still holds. A mask of fewer channels than `multiple` stays as it is.
+    for the mask still holds. A mask of one side with fewer channels than `multiple` stays as it is.
 
     Args:
       network: the graph with its masks.
@@ -83,7 +83,7 @@ def even_groups(network: MaskedGraph, fcmasks: FcMasks, counts: Counts, multiple
     if multiple == 1:
         return evened
     for path, mask in network.masks.items():
-        if mask.channels < multiple:
+        if not mask.tied and mask.channels < multiple:
             continue
         old = counts[path]
         # Highest mask first; among equal masks, the first channel.
