@@ -104,7 +104,7 @@ def _dtype_of(x: Value | np.ndarray) -> str:
 def _by_channel_of_image(call: _Call) -> bool:
     """Returns whether an image of 2 to 4 channels is combined with a number for each channel.
 
-    Engines do this many times as fast on [B, C, H, W]: along the last axis they compute pixel by pixel.
+    [B, C, H, W] is then faster: along a last axis of so few channels, ONNX Runtime works pixel by pixel.
     """
     height, width, channels = call.shapes[0] if len(call.shapes[0]) == 3 else (1, 1, 0)
     arrays = [x for x in call.inputs if isinstance(x, np.ndarray) and x.size > 1]

@@ -123,7 +123,9 @@ def schedules(run: RunParts) -> Candidates:
             candidates["filled"] = build(_filled(run), {"bands": run.alive})
         zeros = np.flatnonzero(~run.alive)
         some = min(-int(run.alive.sum()) % _EVEN, len(zeros))
-        for name, filling in (("even", zeros[:some]), (DENSE, zeros[: len(zeros) * (some < len(zeros))])):
+        # If "even" takes all removed channels, it is the dense schedule already.
+        fillings = {"even": zeros[:some]} if some == len(zeros) else {"even": zeros[:some], DENSE: zeros}
+        for name, filling in fillings.items():
             if len(filling) and run.alive.any():
                 filled = _with_zeros(_filled(run), filling)
                 candidates[name] = build(filled, {"bands": filled.alive})
