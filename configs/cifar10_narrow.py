@@ -8,7 +8,7 @@ Data: a folder of images with train/<class>/* and test/<class>/*, 32x32 RGB. The
 Hyperparameters: SGD with Nesterov momentum 0.9, cosine, weight decay 4e-5, batch 128, crop (padding 4) and flip, as in
 configs/cifar10_mobilenetv2.py, over as few epochs as a CPU allows. The penalty is that of expected MACs.
 
-Expected: results/cifar10/README.md has measured accuracy and times.
+Expected: results/time/README.md has measured accuracy and times.
 """
 
 from fdjax.config import CheckpointConfig, Config, DataConfig, LearnConfig, ModelConfig, WeightPhaseConfig
@@ -17,7 +17,7 @@ from fdjax.config import CheckpointConfig, Config, DataConfig, LearnConfig, Mode
 def get_config() -> Config:
     return Config(
         phases=("pretrain", "learn", "refine"),
-        data=DataConfig(name="folder", path="data/cifar10-jpeg", batch_size=128, crop_padding=4, flip=True),
+        data=DataConfig(name="folder", path="data/cifar10", batch_size=128, crop_padding=4, flip=True),
         model=ModelConfig(name="mobilenetv2_cifar100", width=0.35),
         pretrain=WeightPhaseConfig(epochs=20, learning_rate=0.1, warmup_epochs=1),
         learn=LearnConfig(epochs=2, block=2, tied=True, levels="0,1,N", penalty="macs", target_macs=0.5),

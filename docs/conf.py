@@ -24,7 +24,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "docs/index"
 include_patterns = [
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md"),
-    *("docs/**.md", "results/*/README.md", "results/*/*/table.md"),
+    *("docs/**.md", "results/**README.md", "results/**/table.md"),
 ]
 # In docstrings `x` is code, as in Markdown.
 default_role = "code"
@@ -57,8 +57,8 @@ def navigation(index: str) -> str:
         made.append(
             "\n".join(["```{toctree}", ":hidden:", f":caption: {title}", "", *(f"/{page}" for page in pages), "```"])
         )
-    results = sorted(file.parent.name for file in (ROOT / "results").glob("*/README.md"))
-    entries = [f"/results/{name}/README" for name in results]
+    results = sorted((ROOT / "results").rglob("README.md"), key=lambda file: (len(file.parts), file))
+    entries = [f"/{file.relative_to(ROOT).with_suffix('')}" for file in results]
     made.append("\n".join(["```{toctree}", ":hidden:", ":caption: Results", "", "/README", *entries, "```"]))
     return "\n\n".join(made)
 

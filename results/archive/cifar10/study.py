@@ -1,6 +1,6 @@
 """The runs behind this folder's tables: each a call of train.py, several at a time, finished ones skipped.
 
-    python results/cifar10/study.py --data DIR --workdir DIR [--jobs 2] [--only 'forms/*' ...] [--list]
+    python results/archive/cifar10/study.py --data DIR --workdir DIR [--jobs 2] [--only 'forms/*' ...] [--list]
 
 Every run is an ordinary workdir under --workdir, with its log beside it; interrupted, the same command goes on. A run
 starts once the run that it is pruned from is finished. `--list` prints the calls.
@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CONFIG = "configs/cifar10_narrow.py"
 
 
@@ -125,8 +125,8 @@ def runs() -> list[Run]:
     pruned("options/distillation_seed1", 1, f"--learn.target-macs 0.33 {OPTIONS['distillation']} {SHORT}")
     for seed in (0, 1):
         pruned(f"main/nothing_pruned_seed{seed}", seed, "--phases refine")
-    # The baselines of results/profiled. Smaller input: the dense network, trained on at that size for as many epochs
-    # as main/half_seed0 learns and refines.
+    # The baselines of results/archive/profiled. Smaller input: the dense network, trained on at that size for as many
+    # epochs as main/half_seed0 learns and refines.
     for side in (24, 20, 16):
         pruned(f"resolution/size{side}", 0, f"--phases refine --refine.epochs 7 --data.image-size {side}")
     flags = "--data.image-size 24 --learn.target-macs 0.5"

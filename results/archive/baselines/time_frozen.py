@@ -1,6 +1,6 @@
 """Times frozen networks beside each other: medians over interleaved rounds, and ratios to the first one.
 
-    taskset -c 0 python results/baselines/time_frozen.py --batch 1 8 --json FILE DENSE_FROZEN OTHER_FROZEN ...
+    taskset -c 0 python results/archive/baselines/time_frozen.py --batch 1 8 --json FILE DENSE_FROZEN OTHER_FROZEN ...
 
 The clock is the processor's, of one core: what other programs take does not count.
 """
@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(1, str(Path(__file__).resolve().parents[3]))
 
 
 def main() -> int:
