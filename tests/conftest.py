@@ -40,10 +40,10 @@ def test_data() -> Path:
 @pytest.fixture
 def few_test_images(monkeypatch: pytest.MonkeyPatch) -> int:
     """Runs in this process evaluate on one batch of the test set, whose program is the one for all; how many images."""
-    from fdjax.training import run
+    from fdjax.training import opening
     from fdjax.training.evaluate import EVAL_BATCH
 
-    open_data = run.open_data
+    open_data = opening.open_data
 
     def open_few(*arguments, **options):
         dataset = open_data(*arguments, **options)
@@ -52,7 +52,7 @@ def few_test_images(monkeypatch: pytest.MonkeyPatch) -> int:
         few = {"test_images": dataset.test_images[:EVAL_BATCH], "test_labels": dataset.test_labels[:EVAL_BATCH]}
         return dataclasses.replace(dataset, **few)
 
-    monkeypatch.setattr(run, "open_data", open_few)
+    monkeypatch.setattr(opening, "open_data", open_few)
     return EVAL_BATCH
 
 

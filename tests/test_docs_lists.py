@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import itertools
 import json
 import re
 import textwrap
@@ -148,16 +149,38 @@ def test_fields_of_a_summary_are_those_on_the_page() -> None:
         assert f"`{field}`" in page, field
 
 
-def test_the_way_to_the_mask_step_is_as_short_as_the_map_says() -> None:
-    rows = re.findall(r"^\| `([^`]+)` \| (.*?) \| .* \| (.*?) ?\|$", section(
-        "architecture.md", "From train.py to a step that updates masks"), re.MULTILINE)  # fmt: skip
-    assert 1 <= len(rows) <= 3
-    assert "run_phases(" in (ROOT / "fdjax" / "training" / "run.py").read_text()
-    for (file, functions, called), (_, following, _) in zip(rows, [*rows[1:], ("", "", "")], strict=True):
-        text = (ROOT / file).read_text()
-        assert all(f"def {name}(" in text for name in re.findall(r"`(\w+)`", functions))
-        assert called == following
-        assert all(f"{name}(" in text for name in re.findall(r"`(\w+)`", called))
+def names_used(function: ast.FunctionDef) -> set[str]:
+    """The names that a function calls or hands on."""
+    return {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
+
+
+def names_imported(tree: ast.Module) -> set[str]:
+    """What a file imports by `from module import name`, also within its functions, as `module.name`."""
+    found = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))
+    return {f"{node.module}.{alias.name}" for node in found for alias in node.names}
+
+
+def test_a_reader_of_three_files_gets_from_train_py_to_the_mask_step() -> None:
+    """Each function that the map names exists in its file, and uses the next one, which it has from the next file."""
+    rows = re.findall(
+        r"^\| `([^`]+)` \| (`.*?`) \| .* \| (.*?) ?\|$",
+        section("architecture.md", "From train.py to a step that updates masks"),
+        re.MULTILINE,
+    )
+    assert 2 <= len(rows) <= 3
+    assert rows[0][0] == "train.py" and rows[-1][0] == "fdjax/training/steps.py"
+    way = [(file, name) for file, names, _ in rows for name in re.findall(r"`(\w+)`", names)]
+    assert way[-1][1] == "make_mask_step"
+    assert [called for *_, called in rows[:-1]] == [f"`{names.split('`')[1]}`" for _, names, _ in rows[1:]]
+    for (file, name), (next_file, following) in itertools.pairwise(way):
+        tree = ast.parse((ROOT / file).read_text())
+        function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
+        assert following in names_used(function), f"{file}: {name} does not use {following}"
+        if next_file != file:
+            module = next_file.removesuffix(".py").replace("/", ".")
+            assert f"{module}.{following}" in names_imported(tree), (
+                f"{file} does not import {following} from {next_file}"
+            )
 
 
 def string_keys(function: object) -> set[str]:

@@ -12,10 +12,10 @@ import pytest
 
 from fdjax.config import ComputeConfig
 from fdjax.data import TrainingOrder
+from fdjax.training.chunks import chunks_of
 from fdjax.training.devices import Devices
 from fdjax.training.feed import Feed
 from fdjax.training.phases import plan_phases
-from fdjax.training.programs import chunks_of
 from fdjax.training.run import train
 from tests.tiny_run import PHASES, get_config
 

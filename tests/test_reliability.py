@@ -180,7 +180,7 @@ def test_a_damaged_record_that_nothing_can_stand_in_for_is_named(runs, tmp_path,
         raise RunInterrupted("asked", 143)
 
     with monkeypatch.context() as patch, pytest.raises(RunInterrupted):
-        patch.setattr(loop.Run, "run_phases", stop)
+        patch.setattr(loop.Run, "begin_phase", stop)
         train(config, str(tmp_path / "run"), init=str(runs["finished"]))
     for name in ("init.json", "config.json"):
         (tmp_path / "run" / name).write_bytes(b"{")

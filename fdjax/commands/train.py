@@ -8,8 +8,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import tyro
 
@@ -52,9 +52,26 @@ class TrainArguments:
     settings: Annotated[Config, tyro.conf.arg(name="")]
 
 
-@reports_user_errors
-def train_command(arguments: Sequence[str] | None = None, program: str = "train.py") -> int:
-    """Runs `train.py` or `fdjax train` and returns its exit status."""
+class Asked(NamedTuple):
+    """What the flags ask for, and the time by `time.monotonic` until which the run may last (None: no limit)."""
+
+    flags: TrainArguments
+    until: float | None
+
+
+def read_flags(arguments: Sequence[str] | None = None, program: str = "train.py") -> Asked:
+    """Parses and checks the flags of `train.py` or `fdjax train`.
+
+    Args:
+      arguments: the arguments; None: those of the process.
+      program: what the command is called.
+
+    Returns:
+      What they ask for.
+
+    Raises:
+      UserError: if a flag is unknown, missing, or has a value that is not accepted.
+    """
     given, began = list(sys.argv[1:] if arguments is None else arguments), time.monotonic()
     asks_for_help = bool({"-h", "--help"} & set(given))
     if flag_value(given, program) is None and not asks_for_help:
@@ -62,42 +79,62 @@ def train_command(arguments: Sequence[str] | None = None, program: str = "train.
             ("python train.py", "configs/quickstart.py") if program == "train.py" else (program, "quickstart")
         )
         raise UserError(f"--config FILE is missing: {began_by} --config {example} --workdir DIR")
-    parsed = parse_with_config(TrainArguments, program, given)
-    check_json_target(parsed.json)
-    for name, value in (("profile", parsed.profile), ("connect-timeout", parsed.connect_timeout)):
+    flags = parse_with_config(TrainArguments, program, given)
+    check_json_target(flags.json)
+    for name, value in (("profile", flags.profile), ("connect-timeout", flags.connect_timeout)):
         if value < 0:
             raise UserError(f"--{name} must be 0 or more, got {value:g}")
-    if parsed.time_limit is not None and not 0 < parsed.time_limit < math.inf:
-        raise UserError(f"--time-limit must be a number of seconds above 0, got {parsed.time_limit:g}")
-    if not parsed.compilation_cache:
-        from fdjax.training.compilation import disable_compilation_cache
+    if flags.time_limit is not None and not 0 < flags.time_limit < math.inf:
+        raise UserError(f"--time-limit must be a number of seconds above 0, got {flags.time_limit:g}")
+    return Asked(flags, None if flags.time_limit is None else began + flags.time_limit)
 
-        disable_compilation_cache()
+
+def carry_out(asked: Asked, train: Callable[..., dict[str, Any]]) -> int:
+    """Calls `train` with what was asked for, in one process or in one of several that have found each other.
+
+    Args:
+      asked: what `read_flags` returned.
+      train: `fdjax.training.run.train`.
+
+    Returns:
+      The exit status.
+    """
+    from fdjax.training.compilation import disable_compilation_cache
     from fdjax.training.distributed import ends_with_its_peers, join
-    from fdjax.training.run import train
     from fdjax.training.stopping import Stopping
 
-    run = json.dumps([parsed.settings.to_dict(), parsed.workdir, parsed.init], sort_keys=True)
+    flags = asked.flags
+    if not flags.compilation_cache:
+        disable_compilation_cache()
+    run = json.dumps([flags.settings.to_dict(), flags.workdir, flags.init], sort_keys=True)
     join(
-        parsed.coordinator,
-        parsed.num_processes,
-        parsed.process_id,
-        parsed.connect_timeout,
+        flags.coordinator,
+        flags.num_processes,
+        flags.process_id,
+        flags.connect_timeout,
         hashlib.sha256(run.encode()).hexdigest(),
     )
     try:
-        limit = None if parsed.time_limit is None else began + parsed.time_limit
-        with Stopping(limit) as stopping, ends_with_its_peers():
+        with Stopping(asked.until) as stopping, ends_with_its_peers():
             summary = train(
-                parsed.settings,
-                parsed.workdir,
-                parsed.init,
-                local_devices=parsed.devices,
-                profile=parsed.profile,
+                flags.settings,
+                flags.workdir,
+                flags.init,
+                local_devices=flags.devices,
+                profile=flags.profile,
                 stopping=stopping,
             )
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    write_report(parsed.json, summary)
+    write_report(flags.json, summary)
     return 0
+
+
+@reports_user_errors
+def train_command(arguments: Sequence[str] | None = None, program: str = "train.py") -> int:
+    """Runs `fdjax train` as `train.py` runs, and returns its exit status."""
+    asked = read_flags(arguments, program)
+    from fdjax.training.run import train
+
+    return carry_out(asked, train)

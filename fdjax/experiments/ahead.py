@@ -20,19 +20,11 @@ from fdjax.graph.masks import MaskedGraph
 from fdjax.training.build import build_network
 from fdjax.training.optimizers import optimizers_for
 from fdjax.training.phases import Phase, plan_phases
-from fdjax.training.programs import make_programs
+from fdjax.training.run import make_steps
 from fdjax.training.state import TrainState, create_state, init_variables
 
 # The phases of a run do not depend on how many steps an epoch has.
 _STEPS_PER_EPOCH = 10
-
-
-class _Uncompiled:
-    """Takes the place of a feed, and returns steps as they are."""
-
-    @staticmethod
-    def compile(step: Callable[..., Any]) -> Callable[..., Any]:
-        return step
 
 
 def compile_artifact(folder: Path, target: str, batches: Sequence[int], dtype: str) -> list[dict[str, Any]]:
@@ -126,7 +118,6 @@ def _steps_of(config: Config, network: Any, graph: MaskedGraph, phase: Phase) ->
     # No weights are initialised, because for a large network that takes longer than compiling some steps.
     state = jax.eval_shape(begin)
     state = state.replace(fcmask=jax.tree.map(lambda mask: np.ones(mask.shape, mask.dtype), state.fcmask))
-    feed: Any = _Uncompiled()
-    programs = make_programs(config, network, graph, phase, state, feed, np.arange(graph.num_classes))
+    steps = make_steps(config, network, graph, phase, state, np.arange(graph.num_classes))
     kinds = {("masks", False): "mask step", ("weights", True): "weight step"}
-    return [(kinds[key], step, state) for key, step in programs.items() if key in kinds]  # type: ignore[index]
+    return [(kinds[key], step, state) for key, step in steps.items() if key in kinds]  # type: ignore[index]

@@ -1,9 +1,10 @@
-"""The loop of a run: its phases, on one state, from where the run starts or resumes to its summary."""
+"""What a run does around its steps: it starts or resumes, begins and ends phases, records, evaluates and saves."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fdjax.training import checks, early_stopping
 from fdjax.training.announce import announcement, beginning, changes
 from fdjax.training.build import build_network, facts_of
 from fdjax.training.cadence import Cadence
+from fdjax.training.chunks import chunks_of
 from fdjax.training.devices import Devices
 from fdjax.training.entering import enter_phase
 from fdjax.training.feed import Feed, Waiting
@@ -27,24 +29,23 @@ from fdjax.training.mask_warnings import mask_warnings
 from fdjax.training.measure import Measurements
 from fdjax.training.optimizers import optimizers_for
 from fdjax.training.phases import Phase, has_teacher, plan_phases
-from fdjax.training.programs import chunks_of, make_programs
 from fdjax.training.progress import Progress
 from fdjax.training.restore import Past, Restored
 from fdjax.training.saving import BackgroundSaves
 from fdjax.training.state import TrainState, create_state, init_variables
+from fdjax.training.steps import Step
 from fdjax.training.stopping import Stopping
-from fdjax.training.streaming import make_feed
-from fdjax.training.summary import describe, run_summary, versions
+from fdjax.training.summary import run_summary, versions
 from fdjax.training.time_table import table_of
 from fdjax.training.trace import Trace
-from fdjax.training.workdir import SUMMARY_FILE, read_json, write_json
+from fdjax.training.workdir import SUMMARY_FILE, write_json
 from fdjax.zoo import FCMASK
 
 _PROFILE_FOLDER = "profile"
 
 
 class Run:
-    """One run in one workdir. Only `train` uses it; the methods are in the order in which they are called."""
+    """One run in one workdir. Only `fdjax.training.run` uses it; methods are in the order in which they are called."""
 
     def __init__(
         self,
@@ -75,7 +76,6 @@ class Run:
         self.phases = plan_phases(config, self.order.per_epoch)
         self.skipped = dataset.skipped
         self.train_images, self.train_labels = dataset.train_images, dataset.train_labels
-        self.own_labels = self.train_labels[self.train_indices]
         self.checkpoints = Checkpoints(
             workdir / CHECKPOINT_FOLDER, keep=config.checkpoint.keep, keep_best=len(held_out[1]) > 0
         )
@@ -124,20 +124,6 @@ class Run:
         self.phases = tuple(dataclasses.replace(phase, start=phase.start - first) for phase in self.phases[count:])
         self.done.skipped = count
 
-    def summary_if_finished(self) -> dict[str, Any] | None:
-        """Returns the summary in the workdir if the run is finished, else None."""
-        last, resumed = self.phases[-1], self.resumed
-        if resumed is None or resumed.phase.name != last.name or resumed.phase_step < last.steps:
-            return None
-        summary = read_json(self.workdir / SUMMARY_FILE)
-        try:
-            if summary is None or summary["phases"] != resumed.done.history:
-                return None
-            describe(summary)
-        except (KeyError, TypeError, ValueError, AttributeError):
-            return None  # A damaged summary is written again.
-        return summary
-
     def announce(self) -> None:
         """Prints what the run will do."""
         if not self.devices.is_writer:
@@ -146,9 +132,9 @@ class Run:
         print(announcement(self.config, self.graph, self.phases, sizes, self.skipped))
         print(f"on {self.devices.describe()}, workdir {self.workdir}", flush=True)
         begun = beginning(self.config, self.init, self.resumed, self.done.skipped, self.done.inherited)
-        changed = changes(self.resumed.made_on, self.made_on()) if self.resumed else ""
-        for line in filter(None, (begun, changed)):
-            print(line, flush=True)
+        for line in (begun, changes(self.resumed.made_on, self.made_on()) if self.resumed else ""):
+            if line:
+                print(line, flush=True)
 
     def made_on(self) -> dict[str, str]:
         """Returns what results depend on beside the config: runs that agree in it give the same bits."""
@@ -203,34 +189,46 @@ class Run:
             checks.warn_of_chance(self.done.dense_top1, self.graph.num_classes)
         return enter_phase(self.config, self.network, self.graph, self.done, state, phase, soft_before=soft_before)
 
-    def run_phases(self, state: TrainState, index: int, phase_step: int) -> TrainState:
-        """Runs the phases from what `start` returned to the end.
+    def begin_phase(self, state: TrainState, phase: Phase, phase_step: int) -> tuple[TrainState, bool]:
+        """Makes the state ready for a phase, or for the rest of it.
 
         Args:
-          state, index, phase_step: what `start` returned.
+          state: the state at the end of the phase before, or what `start` returned.
+          phase: the phase.
+          phase_step: number of the phase's steps that are done.
 
         Returns:
-          The state at the end of the last phase.
+          The state, and whether steps of the phase remain to be done.
         """
-        feed = make_feed(self.config, self.devices, self.train_images, self.train_labels, self.order)
-        for phase in self.phases[index:]:
-            if phase_step == 0 and phase is not self.phases[0]:
-                previous = self.phases[self.phases.index(phase) - 1]
-                state = self._enter(state, phase, soft_before=not previous.hard)
-            elif phase_step >= phase.steps or early_stopping.out_of_patience(self.config, phase, self.done):
-                if phase.name not in [entry["name"] for entry in self.done.history]:
-                    # The run was stopped before the end of the phase was evaluated.
-                    state = self._measure_and_save(state, phase)
-                phase_step = 0
-                continue
-            else:
-                # A finished phase that the config has made longer goes on, so it is removed from the history.
-                self.done.history = [p for p in self.done.history if p["name"] != phase.name]
-            state = self._run_phase(state, phase, phase_step, feed)
-            if self.done.best:
+        if phase_step == 0 and phase is not self.phases[0]:
+            previous = self.phases[self.phases.index(phase) - 1]
+            return self._enter(state, phase, soft_before=not previous.hard), True
+        if phase_step >= phase.steps or early_stopping.out_of_patience(self.config, phase, self.done):
+            if phase.name not in [entry["name"] for entry in self.done.history]:
+                # The run was stopped before the end of the phase was evaluated.
                 state = self._measure_and_save(state, phase)
-            phase_step = 0
-        return state
+            return state, False
+        # A finished phase that the config has made longer goes on, so it is removed from the history.
+        self.done.history = [p for p in self.done.history if p["name"] != phase.name]
+        return state, True
+
+    def run_phase(
+        self, state: TrainState, phase: Phase, phase_step: int, feed: Feed, steps: dict[Hashable, Step]
+    ) -> TrainState:
+        """Does the steps of a phase that remain, with its records, evaluations and checkpoints.
+
+        Args:
+          state: what `begin_phase` returned.
+          phase: the phase.
+          phase_step: number of the phase's steps that are done.
+          feed: the feed of the run's examples.
+          steps: the phase's steps by the keys of its chunks.
+
+        Returns:
+          The state at the end of the phase.
+        """
+        state = self._do_steps(state, phase, phase_step, feed, steps)
+        return self._measure_and_save(state, phase) if self.done.best else state
 
     def _measure_and_save(self, state: TrainState, phase: Phase) -> TrainState:
         """Ends a phase that has not been measured yet; if it may end early, it continues with the best weights."""
@@ -256,8 +254,10 @@ class Run:
             progress.say(text)
             self._save(phase, int(state.step) - phase.start, state, score)
 
-    def _run_phase(self, state: TrainState, phase: Phase, phase_step: int, feed: Feed) -> TrainState:
-        programs = make_programs(self.config, self.network, self.graph, phase, state, feed, self.own_labels, self.table)
+    def _do_steps(
+        self, state: TrainState, phase: Phase, phase_step: int, feed: Feed, steps: dict[Hashable, Step]
+    ) -> TrainState:
+        programs = {key: feed.compile(step) for key, step in steps.items()}
         cadence = Cadence(self.config, phase)
         later = sum(other.steps for other in self.phases[self.phases.index(phase) + 1 :])
         progress = Progress(phase, phase_step, later, quiet=not self.devices.is_writer)
@@ -383,7 +383,7 @@ class Run:
         """Evaluates the network, writes plots and the summary, and adds the time of the frozen network.
 
         Args:
-          state: the state that `run_phases` returned.
+          state: the state at the end of the last phase.
 
         Returns:
           The summary; JSON types.

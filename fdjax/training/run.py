@@ -1,34 +1,48 @@
-"""A run, from a config and a workdir to a summary. If it is interrupted, it can resume."""
+"""A run, from a config and a workdir to a summary: the order of its phases, and the steps of each.
+
+The way from `train` to a step: `train` opens the run, `_train_phases` goes through its phases, `make_steps` makes what
+a phase repeats. If a run is interrupted, it can resume.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
-from fdjax.checkpoint import CHECKPOINT_FOLDER, Checkpoints
-from fdjax.config import Config, continuation_problem
-from fdjax.errors import RunStopped, UserError, first_line
+import numpy as np
+
+from fdjax.config import Config, WeightPhaseConfig
+from fdjax.errors import RunStopped, UserError
+from fdjax.graph.masks import MaskedGraph
+from fdjax.pruning.timed import TimeTable
+from fdjax.training.build import counts_of, hard_network
 from fdjax.training.compilation import tidy_after_compilations
-from fdjax.training.datasets import open_data
 from fdjax.training.devices import Devices
-from fdjax.training.health import Diverged
 from fdjax.training.lock import locked
 from fdjax.training.loop import Run
-from fdjax.training.restore import Restored, open_checkpoint, restore_latest
-from fdjax.training.stopping import Stopping
-from fdjax.training.summary import describe
-from fdjax.training.workdir import (
-    CONFIG_FILE,
-    INIT_FILE,
-    check_folder,
-    check_nothing_lost,
-    read_config,
-    read_json,
-    write_json,
+from fdjax.training.opening import open_run, stopped, summary_if_finished, write_beginning
+from fdjax.training.optimizers import optimizers_for
+from fdjax.training.own_network import Network
+from fdjax.training.phases import Phase, has_teacher, phase_settings
+from fdjax.training.state import TrainState
+from fdjax.training.steps import (
+    Step,
+    balancing_weights,
+    labels_alone,
+    make_distillation,
+    make_mask_step,
+    make_prepare,
+    make_weight_step,
+    skip_nonfinite,
+    with_class_weights,
 )
+from fdjax.training.stopping import Stopping
+from fdjax.training.streaming import make_feed
+from fdjax.training.summary import describe
+from fdjax.training.workdir import CONFIG_FILE, check_folder
 
 
 def train(
@@ -69,8 +83,8 @@ def train(
         begun = (folder / CONFIG_FILE).exists()
         if begun and devices.is_writer:
             held.enter_context(locked(folder))
-        run, source = _prepare(_with_absolute_paths(config), folder, init, devices, profile, stopping)
-        summary = run.summary_if_finished()
+        run, source = open_run(config, folder, init, devices, profile, stopping)
+        summary = summary_if_finished(run)
         if summary is not None:
             if devices.is_writer:
                 print(f"the run in {folder} is finished; nothing to do. Its result:\n{describe(summary)}")
@@ -86,91 +100,97 @@ def train(
                     held.enter_context(locked(folder))
                     if (folder / CONFIG_FILE).exists():
                         raise UserError(f"--workdir {folder}: another process has begun a run there; give another one")
-                _write_beginning(folder, run.config, source)
+                write_beginning(folder, run.config, source)
             run.announce()
-            summary = run.finish(run.run_phases(*run.start()))
+            summary = run.finish(_train_phases(run))
         except (RunStopped, OSError) as error:
-            raise _stopped(error, folder) from error
+            raise stopped(error, folder) from error
         if devices.is_writer:
             print(f"{describe(summary)}\nresults:  {folder}")
         devices.wait_for_all("after the run")
         return summary
 
 
-def _with_absolute_paths(config: Config) -> Config:
-    """Makes the paths of the data absolute, so that the checkpoint can be evaluated from any directory."""
-    absolute = {
-        field: str(Path(path).expanduser().resolve())
-        for field in ("path", "unlabelled")
-        if (path := getattr(config.data, field)) is not None
-    }
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **absolute))
+def _train_phases(run: Run) -> TrainState:
+    """Trains the phases in their order, from where the run starts or resumes; returns the state at the end."""
+    state, index, phase_step = run.start()
+    feed = make_feed(run.config, run.devices, run.train_images, run.train_labels, run.order)
+    labels = run.train_labels[run.train_indices]
+    for phase in run.phases[index:]:
+        state, unfinished = run.begin_phase(state, phase, phase_step)
+        if unfinished:
+            steps = make_steps(run.config, run.network, run.graph, phase, state, labels, run.table)
+            state = run.run_phase(state, phase, phase_step, feed, steps)
+        phase_step = 0
+    return state
 
 
-def _prepare(
-    config: Config, folder: Path, init: str | None, devices: Devices, profile: int, stopping: Stopping | None
-) -> tuple[Run, str | None]:
-    """Makes the run and checks it against its workdir and the checkpoint it starts from; writes nothing.
+def make_steps(
+    config: Config,
+    network: Network,
+    graph: MaskedGraph,
+    phase: Phase,
+    state: TrainState,
+    labels: np.ndarray,
+    table: TimeTable | None = None,
+) -> dict[Hashable, Step]:
+    """Makes the steps of a phase: its mask step, its weight steps, or in `alternate` both.
+
+    Args:
+      config: the run's config.
+      network: with soft masks.
+      graph: channel graph of the network.
+      phase: the phase.
+      state: the state at the beginning of the phase; in hard phases its masks are constants of the steps.
+      labels: labels of the training examples, int [n].
+      table: measured times, if the target is a time.
 
     Returns:
-      The run, and the path of the checkpoint that --init names.
+      The steps by the keys of the phase's chunks: "masks" or "weights", and whether batch norm is trained.
     """
-    checkpoints = Checkpoints(folder / CHECKPOINT_FOLDER)
-    found = restore_latest(checkpoints) if (folder / CONFIG_FILE).exists() else None
-    resumed = None if found is None else found[1]
-    saved = read_config(folder, resumed.config if resumed else None)
-    if saved is not None:
-        if resumed is None:
-            check_nothing_lost(folder, checkpoints.folder)
-        problem = continuation_problem(saved, config, resumed.phase.name if resumed else None)
-        if problem:
-            raise UserError(f"--workdir {folder} holds another run ({problem}); give another directory for this one")
-    source = _init_source(folder, init, begun=saved is not None, resumed=resumed)
-    start_from = open_checkpoint(source)[-1] if source is not None and resumed is None else None
-    dataset = open_data(config.data, config.seed)
-    begun = resumed or start_from
-    if begun is not None:
-        dataset = dataset.in_order_of(begun.graph.class_names)
-    run = Run(config, folder, dataset, devices, start_from, resumed, profile, stopping)
-    run.check()
-    return run, source
+    trained = _network_for(network, graph, phase, state)
+    data, settings = config.data, phase_settings(config, phase.name)
+    prepare = make_prepare(
+        graph,
+        data.crop_padding,
+        data.flip,
+        config.model.precision,
+        jitter=data.jitter,
+        cutout=data.cutout,
+        erase=data.erase,
+        crop_area=0.0 if data.loading == "stream" else data.crop_area,  # a stream cuts while it decodes
+    )
+    weight_opt, mask_opt = optimizers_for(config, phase)
+    objective = labels_alone
+    if has_teacher(config, phase):
+        objective = make_distillation(dataclasses.replace(network, mode="off"), config.distill)
+    if data.class_weights == "balanced":
+        objective = with_class_weights(objective, balancing_weights(labels, graph.num_classes))
+    guarded = skip_nonfinite if config.skip_nonfinite else lambda step: step
+    steps: dict[Hashable, Step] = {}
+    if phase.learns_masks:
+        step = make_mask_step(
+            trained, graph, mask_opt, prepare, config.learn, objective, mixup_alpha=data.mixup, table=table
+        )
+        steps["masks", False] = guarded(step)
+    if isinstance(settings, WeightPhaseConfig):
+        for train_batch_norm in (True, False):
+            step = make_weight_step(
+                trained,
+                weight_opt,
+                prepare,
+                objective,
+                train_batch_norm=train_batch_norm,
+                label_smoothing=settings.label_smoothing,
+                mixup_alpha=data.mixup,
+            )
+            steps["weights", train_batch_norm] = guarded(step)
+    return steps
 
 
-def _write_beginning(folder: Path, config: Config, source: str | None) -> None:
-    if source is not None:
-        write_json(folder / INIT_FILE, {"checkpoint": source})
-    write_json(folder / CONFIG_FILE, config.to_dict())
-
-
-def _stopped(error: RunStopped | OSError, folder: Path) -> RunStopped:
-    """Makes the one-line message: what happened, which checkpoint is the last good one, what to do."""
-    if isinstance(error, OSError):
-        what = f"{error.strerror or first_line(error)}{f': {error.filename}' if error.filename else ''}"
-    else:
-        what = str(error)
-    step = next(Checkpoints(folder / CHECKPOINT_FOLDER).sound_steps(), None) if folder.is_dir() else None
-    last = f"the last good checkpoint is step {step:,}" if step is not None else "no checkpoint was saved"
-    if isinstance(error, Diverged):
-        return RunStopped(f"{what}; {last}, in {folder}")
-    again = "resumes from it" if step is not None else "begins anew"
-    return RunStopped(f"the run stops: {what}; {last}, in {folder}; after that is fixed, the same command {again}")
-
-
-def _init_source(folder: Path, init: str | None, *, begun: bool, resumed: Restored | None) -> str | None:
-    """Returns the absolute path of --init; for a run that has begun, that with which it was begun."""
-    asked = None if init is None else str(Path(init).expanduser().resolve())
-    if not begun:
-        return asked
-    file = folder / INIT_FILE
-    recorded = (read_json(file) or {}).get("checkpoint")
-    lost = recorded is None and (file.exists() or (resumed is not None and bool(resumed.done.inherited)))
-    if lost or not isinstance(recorded, str | None):
-        if resumed is None:
-            raise UserError(f"{file} is damaged, and nothing has been saved yet; give another --workdir to begin anew")
-        # The run's own checkpoint has all that was taken from --init.
-        print(f"warning: {file} is damaged or missing; going on without it", file=sys.stderr)
-        return asked
-    if asked is not None and asked != recorded:
-        was = f"--init {recorded}" if recorded else "no --init"
-        raise UserError(f"--workdir {folder} holds a run begun with {was}; give another directory for --init {init}")
-    return recorded
+def _network_for(network: Network, graph: MaskedGraph, phase: Phase, state: TrainState) -> Network:
+    if phase.learns_masks:
+        return dataclasses.replace(network, mode="soft")
+    if phase.hard:
+        return hard_network(network, graph, counts_of(graph, state.fcmask))
+    return dataclasses.replace(network, mode="off")
