@@ -188,7 +188,7 @@ def string_keys(function: object) -> set[str]:
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))  # type: ignore[arg-type]
     return {
         key.value for node in ast.walk(tree) if isinstance(node, ast.Dict)
-        for key in node.keys if isinstance(key, ast.Constant)
+        for key in node.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)
     }  # fmt: skip
 
 
