@@ -78,6 +78,13 @@ def test_the_haar_transform_is_the_dct_of_2x2_blocks() -> None:
     assert haar(np.ones((3, 5, 1)))[0].shape == (6, 1)
 
 
+def test_random_scores_are_an_order_of_the_layers_own() -> None:
+    found = [METHODS["random"](measured(seed, filters=40)) for seed in (0, 0, 1)]
+    assert sorted(found[0]) == [*range(40)]
+    np.testing.assert_array_equal(found[0], found[1])
+    assert (found[0] != found[2]).any()
+
+
 def test_fpwt_by_pairwise_distances() -> None:
     layer = measured(2)
     found = METHODS["fpwt"](layer)

@@ -74,7 +74,7 @@ def energies(graph, seed: int) -> dict[str, np.ndarray]:
 
 def pieces(method: str, mask: np.ndarray) -> np.ndarray:
     """What of a mask is pruned as one piece: a truth value each, after making sure that it is one piece."""
-    axis = {"channel": 0, "coefficient": 1}.get(method)
+    axis = {"channel": 0, "random_channel": 0, "coefficient": 1}.get(method)
     if axis is None:
         return mask.ravel()
     assert (mask.any(axis=axis) == mask.all(axis=axis)).all()
@@ -133,7 +133,7 @@ def test_what_a_higher_share_keeps_a_lower_one_keeps_too(method, scope, seed, sh
 def test_bands_are_low_frequency_prefixes_and_channels_are_whole(seed, share, scope):
     graph = GRAPHS["both"]
     measured = energies(graph, seed)
-    for method in ("band", "channel"):
+    for method in ("band", "channel", "random_channel"):
         masks = prune_share(graph, score(method, measured), share, scope)
         counts = prefix_counts(masks)
         assert counts is not None

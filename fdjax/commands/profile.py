@@ -17,8 +17,8 @@ class ProfileArguments(MaskArguments):
     """Measures the accuracy of a trained network that is pruned by profiled energies, before any refinement."""
 
     methods: tuple[str, ...] = ()
-    """Methods: channel, coefficient, channel_coefficient, band (default: all, or none with --contiguity or
-    --sensitivity)."""
+    """Methods: channel, coefficient, channel_coefficient, band, random_channel (default: all, or none with --contiguity
+    or --sensitivity)."""
     ratios: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
     """MAC ratios to prune to, above 0 to 1."""
     convention: Literal["bare", "paper"] = "bare"

@@ -27,8 +27,8 @@ class PruneArguments(MaskArguments):
     """Prunes a trained network by its measured energies; train.py --init OUT --phases refine then refines it."""
 
     method: str
-    """Method. For masks: channel, band, or coefficient (if its masks are low-frequency prefixes). For filters inside
-    residual blocks: l1, dct, fpwt or thinet."""
+    """Method. For masks: channel, band, random_channel, or coefficient (if its masks are low-frequency prefixes). For
+    filters inside residual blocks: l1, dct, fpwt, thinet or random."""
     out: str
     """Directory to write the checkpoint into: new or empty."""
     target_macs: float | None = None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -142,11 +143,25 @@ def reconstruction_scores(measured: Measured) -> np.ndarray:
     return scores
 
 
+def random_scores(measured: Measured) -> np.ndarray:
+    """Draws a score for every filter: the baseline that a criterion has to beat.
+
+    Args:
+      measured: the layer; the bytes of its `kernel` seed the draw, so that a layer has the same scores each time.
+
+    Returns:
+      [D], a permutation of 0 .. D - 1.
+    """
+    kernel = np.asarray(measured.kernel, np.float64)
+    return np.random.default_rng(zlib.crc32(kernel.tobytes())).permutation(kernel.shape[-1]).astype(np.float64)
+
+
 METHODS: Mapping[str, Callable[[Measured], np.ndarray]] = {
     "l1": l1_scores,
     "dct": dct_scores,
     "fpwt": wavelet_scores,
     "thinet": reconstruction_scores,
+    "random": random_scores,
 }
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
@@ -77,15 +78,29 @@ def band_scores(energy: np.ndarray) -> np.ndarray:
     return np.minimum.accumulate(np.stack(fitted, axis=1), axis=0)
 
 
+def random_channel_scores(energy: np.ndarray) -> np.ndarray:
+    """Draws a score for every channel: the baseline that a criterion for whole channels has to beat.
+
+    Args:
+      energy: [N, channels]; its bytes seed the draw, so that a network has the same scores each time.
+
+    Returns:
+      [1, channels], a permutation of 0 .. channels - 1.
+    """
+    draw = np.random.default_rng(zlib.crc32(np.asarray(energy, np.float64).tobytes()))
+    return draw.permutation(energy.shape[1])[None].astype(np.float64)
+
+
 # Method -> a function from the energy [N, channels] of a side to its scores.
 METHODS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "channel": lambda energy: energy.sum(axis=0, keepdims=True),
     "coefficient": lambda energy: energy.sum(axis=1, keepdims=True),
     "channel_coefficient": lambda energy: np.asarray(energy, np.float64),
     "band": band_scores,
+    "random_channel": random_channel_scores,
 }
 # Methods whose masks are whole channels or low-frequency prefixes, either always or if energies fall with frequency.
-DENSE_METHODS = ("channel", "band", "coefficient")
+DENSE_METHODS = ("channel", "band", "coefficient", "random_channel")
 
 
 def check_methods(methods: Sequence[str]) -> None:

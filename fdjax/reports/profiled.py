@@ -18,8 +18,9 @@ _NAMES = {
     "coefficient": "coefficient",
     "channel_coefficient": "channel-coefficient (sparse)",
     "band": "channel-frequency band",
+    "random_channel": "random channels",
 }
-_STYLES = dict(zip(_NAMES, zip((BLUE, PURPLE, GREEN, ORANGE), "oD^s", strict=True), strict=True))
+_STYLES = dict(zip(_NAMES, zip((BLUE, PURPLE, GREEN, ORANGE, "0.5"), "oD^sv", strict=True), strict=True))
 _RUN_MARKERS = "PX*vhd<>"
 _AXES = (
     ("bare_ratio", "MACs / dense MACs, without transforms (×)"),
