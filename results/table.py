@@ -1,6 +1,6 @@
 """Makes the tables of results, and the figures in their text, from table.toml and the files beside the runs.
 
-    python results/table.py            # rewrites results/README.md and README.md
+    python results/table.py            # rewrites the pages that are named in PAGES
     python results/table.py --check    # only says, by its exit status, whether they are up to date
 
 In a page, the table stands between `<!-- table -->` and `<!-- end of table -->`. A figure in its text is a comment with
@@ -139,23 +139,27 @@ def _group(row: Row) -> str:
     return row.name.partition(".")[0]
 
 
-def full_table(rows: list[Row]) -> str:
+def full_table(rows: list[Row], links: bool = True) -> str:
     """Makes the table of results/README.md; rows of one network that have no figure are one line."""
     head = ["network; data", "pruned", "MACs", "dense", "control", "pruned top-1", "beside the control"]
-    lines = [[*head, "native code", "ONNX Runtime", "seeds", "the paper, or the record"]]
-    measured = [row for row in rows if row.is_measured()]
+    head += ["native code", "ONNX Runtime", "seeds", "the paper, or the record"]
+    measured, lines = [row for row in rows if row.is_measured()], [head]
+
+    def masks(group: list[Row]) -> str:
+        lines_of = group[0].lines
+        known = any(_group(row) == _group(group[0]) for row in measured)
+        words = "; ".join(row.lines["masks"] for row in group) if known else lines_of.get("planned", lines_of["masks"])
+        return f"[{words}]({lines_of['page']})" if links and "page" in lines_of else words
+
     for place, row in enumerate(measured):
         columns = [row.words(name) for name in ("macs", "dense", "control", "pruned", "loss", *TIMES)]
-        linked = f"[{row.lines['masks']}]({row.lines['page']})"
-        lines.append([_network(measured, place), linked, *columns, row.seeds(), row.lines.get("reference", NOT_THERE)])
+        reference = row.lines.get("reference", NOT_THERE)
+        lines.append([_network(measured, place), masks([row]), *columns, row.seeds(), reference])
     for _, same in itertools.groupby(rows[len(measured) :], _group):
         group = list(same)
-        masks = "; ".join(row.lines["masks"] for row in group)
-        lines_of = group[0].lines
-        linked = f"[{masks}]({lines_of['page']})" if "page" in lines_of else masks
         references = "; ".join(row.lines["reference"] for row in group if "reference" in row.lines)
-        columns = [NOT_MEASURED if name == "pruned top-1" else NOT_THERE for name in lines[0][2:-1]]
-        lines.append([lines_of["network"], linked, *columns, references or NOT_THERE])
+        columns = [NOT_MEASURED if name == "pruned top-1" else NOT_THERE for name in head[2:-1]]
+        lines.append([group[0].lines["network"], masks(group), *columns, references or NOT_THERE])
     return _markdown(lines)
 
 
@@ -181,7 +185,17 @@ def renewed(text: str, rows: list[Row], table: Callable[[list[Row]], str]) -> st
     return _FIGURE.sub(lambda found: found[1] + by_name[found[2]].words(found[3]), text)
 
 
-PAGES = {HERE / "README.md": full_table, ROOT / "README.md": short_table}
+def table_of(network: str) -> Callable[[list[Row]], str]:
+    """Returns what makes the table of one network's page."""
+    return lambda rows: full_table([row for row in rows if _group(row) == network], links=False)
+
+
+PAGES = {
+    HERE / "README.md": full_table,
+    ROOT / "README.md": short_table,
+    HERE / "cifar10_lossless" / "README.md": table_of("half_width"),
+    HERE / "filters_lossless" / "README.md": table_of("resnet56"),
+}
 
 
 def main() -> int:

@@ -1,0 +1,87 @@
+"""Times this study's networks, and draws accuracy against MACs and against time, with error bars over seeds.
+
+    taskset -c 0 python results/cifar10_lossless/figures.py --runs runs/cifar10_lossless   # times first, then draws
+    python results/cifar10_lossless/figures.py                                             # draws anew
+
+Before it, the runs are recorded (`python -m fdjax results`, see README.md); figures are those of results/table.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(1, str(HERE.parent))
+
+from studies import Point, draw, is_finished, time_networks  # noqa: E402
+from table import Row, load  # noqa: E402
+
+ENGINES = {"native": "native code", "onnxruntime": "ONNX Runtime"}
+
+
+def measure(runs: Path, out: Path, rounds: int, repeats: int) -> None:
+    """Times all finished networks of a seed in turn, beside the dense one, on each engine at one image."""
+    from fdjax import runtime
+
+    runtime.limit_threads(1)
+    runtime.setup()
+    finished = [run for run in sorted(runs.glob("*_seed?")) if is_finished(run)]
+    rows = []
+    for engine in ENGINES:
+        for seed in sorted({run.name[-1] for run in finished}):
+            names = [run.name for run in finished if run.name.endswith(f"_seed{seed}")]
+            names = [name for name in names if not name.startswith(("dense", "control"))]
+            dense = next(run.name for run in finished if run.name in (f"dense_seed{seed}", "dense_seed0"))
+            rows += time_networks(runs, dense, names, engine, 1, rounds, repeats)
+            out.write_text(json.dumps({"rounds": rounds, "repeats": repeats, "rows": rows}, indent=1) + "\n")
+
+
+def point(row: Row, column: str) -> Point | None:
+    """Returns a row's point, with x the figure of a column; None if it is not measured."""
+    pairs = zip(row.figures.get(column, []), row.figures.get("pruned", []), strict=False)
+    found = [(x, 100 * top1) for x, top1 in pairs if x is not None and top1 is not None]
+    if not found:
+        return None
+    x, top1 = zip(*found, strict=True)
+    errors = [stdev(of) if len(of) > 1 else 0.0 for of in (x, top1)]
+    return Point(row.name.partition(".")[2].partition("_")[0], mean(x), mean(top1), *errors)
+
+
+def points(rows: list[Row], column: str) -> list[Point]:
+    """Returns the points of all rows, and the control at 1."""
+    controls = [top1 for row in rows for top1 in row.figures.get("control", []) if top1 is not None]
+    found = [at for row in rows if (at := point(row, column))]
+    if found and controls:
+        seeds = sorted({100 * top1 for top1 in controls})
+        found.append(Point("control", 1.0, mean(seeds), 0.0, stdev(seeds) if len(seeds) > 1 else 0.0))
+    return found
+
+
+def main() -> int:
+    """Measures if there are runs to measure, then draws; returns 1 if there is nothing to draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, help="folder of the runs; without it the pictures are drawn anew")
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=5)
+    flags = parser.parse_args()
+    if flags.runs is not None:
+        measure(flags.runs, HERE / "time.json", flags.rounds, flags.repeats)
+    rows = [row for row in load() if row.name.startswith("half_width.")]
+    by_macs = points(rows, "macs")
+    by_time = {title: points(rows, engine) for engine, title in ENGINES.items()}
+    by_time = {title: found for title, found in by_time.items() if found}
+    if not by_macs:
+        print("no run is recorded: nothing to draw")
+        return 1
+    draw({"MobileNetV2 0.5, CIFAR-10": by_macs}, HERE / "macs.png", "MACs over the dense network's (×)")
+    if by_time:
+        draw(by_time, HERE / "time.png", "time over the dense network's, 1 image (×)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
