@@ -190,11 +190,26 @@ def table_of(network: str) -> Callable[[list[Row]], str]:
     return lambda rows: full_table([row for row in rows if _group(row) == network], links=False)
 
 
+def int8_table(rows: list[Row]) -> str:
+    """Makes the table of results/int8: a row for each file, with its times at 1 and 8 images."""
+    lines = [["network", "numbers", "top-1", "file", "1 image", "", "8 images", ""]]
+    for name in ("narrow.json", "clothes.json"):
+        path = HERE / "int8" / name
+        found = json.loads(path.read_text())["rows"] if path.is_file() else []
+        for one, eight in zip(found[: len(found) // 2], found[len(found) // 2 :], strict=True):
+            times = [words for row in (one, eight) for words in (f"{row['ms']:.2f} ms", f"{row['time_ratio']:.2f}x")]
+            size = f"{one['bytes'] / 1000:,.0f} kB"
+            kind = one["kind"].replace("_signed", ", signed activations")
+            lines.append([one["network"], kind, f"{100 * one['top1']:.2f}%", size, *times])
+    return _markdown(lines)
+
+
 PAGES = {
     HERE / "README.md": full_table,
     ROOT / "README.md": short_table,
     HERE / "cifar10_lossless" / "README.md": table_of("half_width"),
     HERE / "filters_lossless" / "README.md": table_of("resnet56"),
+    HERE / "int8" / "README.md": int8_table,
 }
 
 

@@ -1,9 +1,9 @@
-"""Quantizes a dense and a pruned network by ONNX Runtime, and measures all four files: accuracy, size, time.
+"""Quantizes a dense and a pruned network by ONNX Runtime, and measures all files: accuracy, size, time.
 
     taskset -c 0 python results/int8/measure.py --runs runs/time --data DIR --work FOLDER
 
 The two networks are finished runs in --runs (--names); DIR is their data. The ONNX files stay in --work. The figures go
-into int8.json here.
+into narrow.json here, or --json.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np  # noqa: E402
 
 from fdjax import runtime  # noqa: E402
 
-KINDS = ("float32", "int8")
+KINDS = ("float32", "int8", "int8_signed")
 
 
 def write_float(run: Path, images: int, data: str, file: Path) -> tuple[Any, np.ndarray]:
@@ -45,9 +45,12 @@ def write_float(run: Path, images: int, data: str, file: Path) -> tuple[Any, np.
     return dataset, training_sample(restored.config, dataset, images)[0]
 
 
-def quantize(model: Path, images: np.ndarray, file: Path) -> None:
-    """Quantizes a file statically: QDQ, int8 weights for each channel, int8 activations calibrated on images."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+def quantize(model: Path, images: np.ndarray, file: Path, signed: bool) -> None:
+    """Quantizes a file statically: QDQ, int8 weights for each channel, activations of 8 bits calibrated on images.
+
+    Signed activations are ONNX Runtime's default; with unsigned ones it fuses all layers.
+    """
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):
@@ -61,8 +64,17 @@ def quantize(model: Path, images: np.ndarray, file: Path) -> None:
             return None if image is None else {"images": image[None].astype(np.float32)}
 
     prepared = file.with_suffix(".prepared.onnx")
-    quant_pre_process(str(model), str(prepared))
-    quantize_static(str(prepared), str(file), Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
+    # Its symbolic inference does not know the Resize of block means; ONNX's own, which follows, does.
+    quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
+    quantize_static(
+        str(prepared),
+        str(file),
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
 
 
 def session(file: Path) -> Any:
@@ -87,8 +99,9 @@ def times(files: dict[str, Path], batch: int, rounds: int, repeats: int) -> dict
     """Returns the milliseconds of each file: processor time, all files in turn, a median for each repetition."""
     from fdjax.frozen.clock import interleaved
 
-    image = np.random.default_rng(0).uniform(0, 255, (batch, 32, 32, 3)).astype(np.float32)
     opened = {name: session(file) for name, file in files.items()}
+    size = next(iter(opened.values())).get_inputs()[0].shape[1:]
+    image = np.random.default_rng(0).uniform(0, 255, (batch, *size)).astype(np.float32)
 
     def call(name: str) -> Any:
         return lambda: opened[name].run(None, {"images": image})
@@ -98,7 +111,7 @@ def times(files: dict[str, Path], batch: int, rounds: int, repeats: int) -> dict
 
 
 def main() -> None:
-    """Writes, quantizes and measures the four files."""
+    """Writes, quantizes and measures the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--names", nargs=2, metavar=("DENSE", "PRUNED"), default=("control_s0", "channels_ort07_s0"))
@@ -107,16 +120,17 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=512, help="training images to calibrate on")
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path, default=HERE / "int8.json")
+    parser.add_argument("--json", type=Path, default=HERE / "narrow.json")
     flags = parser.parse_args()
     runtime.limit_threads(1)
     runtime.setup()
     flags.work.mkdir(parents=True, exist_ok=True)
     files, accuracies = {}, {}
     for name in flags.names:
-        of_kind = {kind: flags.work / f"{name}_{kind}.onnx" for kind in KINDS}
+        of_kind = {kind: flags.work / f"{Path(name).name}_{kind}.onnx" for kind in KINDS}
         dataset, images = write_float(flags.runs / name, flags.images, flags.data, of_kind["float32"])
-        quantize(of_kind["float32"], images, of_kind["int8"])
+        for kind in KINDS[1:]:
+            quantize(of_kind["float32"], images, of_kind[kind], signed=kind.endswith("signed"))
         for kind, file in of_kind.items():
             files[f"{name} {kind}"] = file
             accuracies[f"{name} {kind}"] = top1(file, dataset.test_images, np.asarray(dataset.test_labels))
