@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fdjax.config import LearnConfig
-from fdjax.training.controller import first_lambda, next_lambda
-from tests.small_network import small
+from fdjax.pruning.expected import expected_ratio
+from fdjax.training.controller import first_lambda, next_lambda, offset_of, ratio_at, wanted_offset
+from fdjax.training.steps import excess_penalty
+from tests.small_network import one_unit, small
 
 STEPS, RATE, MOMENTUM = 400, 0.1, 0.9
 
@@ -71,3 +78,58 @@ def test_the_first_lambda_is_the_users_or_follows_from_the_length_of_the_phase()
     for penalty in ("fcmask", "macs"):
         learn = LearnConfig(penalty=penalty)
         assert first_lambda(learn, graph, 100) == pytest.approx(2 * first_lambda(learn, graph, 200))
+
+
+@pytest.mark.parametrize("target", [0.8, 0.5, 0.2])
+@pytest.mark.parametrize("steps", [100, 400])
+def test_masks_follow_the_aim_in_short_phases_too(target: float, steps: int) -> None:
+    rng = np.random.default_rng(0)
+    strength, masks, adam = 10.0 ** rng.uniform(-4, -2, 200), np.ones(200, np.float32), optax.adam(0.04)
+    update, state, shares = jax.jit(adam.update), adam.init(jnp.asarray(masks)), []
+    for step in range(steps):
+        excess = max(0.0, masks.mean() - ratio_at(wanted_offset(-1.0, step / steps, 0.75), target))
+        gradient = 200 * 2 * excess / 200 - strength * (1.5 - masks) + rng.normal(0, 1e-4, 200)
+        moves, state = update(jnp.asarray(gradient, jnp.float32), state)
+        masks = np.clip(masks + np.asarray(moves), 0, 1)
+        shares.append(masks.mean())
+    assert np.abs(np.array(shares[-steps // 10 :]) - target).max() < 0.02
+    assert min(shares) > target - 0.03
+    # What the task misses most is kept.
+    assert np.corrcoef(np.log(strength), masks)[0, 1] > 0.7
+
+
+@given(ratio=st.floats(0, 2), target=st.floats(0.01, 1))
+def test_an_offset_and_its_ratio_are_inverse(ratio: float, target: float) -> None:
+    assert ratio_at(offset_of(ratio, target), target) == pytest.approx(ratio, abs=1e-9)
+
+
+@given(start=st.floats(-2, 1), progress=st.floats(0, 1), ramp=st.floats(0.01, 1))
+def test_the_aim_rises_from_the_start_to_the_target_and_stays_there(start: float, progress: float, ramp: float) -> None:
+    aim = wanted_offset(start, progress, ramp)
+    assert min(start, 0) <= aim <= 0
+    assert aim <= wanted_offset(start, min(1.0, progress + 0.01), ramp)
+    assert wanted_offset(start, ramp, ramp) == 0
+    assert wanted_offset(start, 0, ramp) == min(start, 0)
+
+
+@pytest.mark.parametrize("penalty", ["macs", "fcmask"])
+def test_only_the_excess_over_the_aim_is_penalized(penalty: str) -> None:
+    learn = LearnConfig(penalty=penalty, levels="0,1,N", tied=True, approach="aim", target_macs=0.5)
+    graph = one_unit(channels=4, wide=8, features=6, side=8, stride=1, block=2)
+    masks = {path: jnp.full(channels, 0.8) for path, (channels, _) in graph.mask_sizes.items()}
+    cost = float(expected_ratio(graph, masks, learn.counts_below_whole))
+    value = jax.jit(jax.value_and_grad(lambda masks, offset: excess_penalty(graph, masks, learn, offset)))
+
+    below, still = value(masks, jnp.float32(offset_of(cost + 0.01, 0.5)))
+    assert below == 0 and not any(leaf.any() for leaf in jax.tree.leaves(still))
+    above, pulled = value(masks, jnp.float32(offset_of(cost - 0.1, 0.5)))
+    assert above == pytest.approx(0.1**2 if penalty == "macs" else 2 * 0.1 * 0.8, abs=1e-5)
+    assert all((leaf > 0).all() for leaf in jax.tree.leaves(pulled))
+
+
+def test_an_aim_needs_a_target() -> None:
+    with pytest.raises(ValueError, match="approach"):
+        LearnConfig(approach="aim", target_macs=None, lambda_=1.0)
+    assert first_lambda(LearnConfig(approach="aim"), small(), 100) == first_lambda(
+        LearnConfig(approach="aim"), small(), 9
+    )

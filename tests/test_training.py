@@ -290,6 +290,23 @@ def test_a_fixed_lambda_without_a_target(tmp_path):
 
 
 @pytest.mark.usefixtures("few_test_images")
+@pytest.mark.slow
+def test_with_an_aim_lambda_is_constant_and_the_cost_comes_down(tmp_path):
+    whole = {"tied": True, "levels": "0,N", "penalty": "macs", "gate": "none", "target_macs": 0.6}
+    how = {"approach": "aim", "optimizer": "adam", "learning_rate": 0.02, "steps": 60}
+    pretrain = dataclasses.replace(CONFIG.pretrain, steps=1)
+    learn = dataclasses.replace(CONFIG.learn, **whole, **how)
+    train(
+        dataclasses.replace(CONFIG, phases=("pretrain", "learn"), learn=learn, pretrain=pretrain), str(tmp_path / "run")
+    )
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    found = {record["step"] - 1: record for record in records if "expected_ratio" in record}
+    assert {record["lambda"] for record in found.values()} == {200.0}
+    assert found[20]["expected_ratio"] == pytest.approx(1 - 0.4 * 20 / (learn.ramp * 60), abs=0.1)
+    assert found[60]["expected_ratio"] == pytest.approx(0.6, abs=0.1)
+
+
+@pytest.mark.usefixtures("few_test_images")
 def test_a_damaged_checkpoint_is_passed_over_and_written_again(tmp_path, capsys):
     config = dataclasses.replace(CONFIG, phases=("pretrain",))
     first = train(config, str(tmp_path / "run"))

@@ -115,11 +115,15 @@ class LearnConfig(Checked):
     learn.engine_batch images and one thread. Needs tied masks with levels such as 0,1,N, or levels 0,N."""
     target_convention: Literal["total", "paper"] = "total"
     """Convention of the target, the gate and expected MACs. total: macs.ratio. paper: macs.paper_ratio."""
+    approach: Literal["lambda", "aim"] = "lambda"
+    """How a target is approached. lambda: a controller changes the weight of the penalty. aim: the penalty is lambda
+    times the squared excess of the expected cost over an aim, which falls linearly to the target by the end of ramp.
+    In short phases it works with optimizer=adam only."""
     ramp: float = 0.75
-    """Share of the phase, above 0 to 1, by the end of which the controller aims to have reached the target."""
+    """Share of the phase, above 0 to 1, by the end of which the controller or the aim reaches the target."""
     lambda_: Annotated[float | None, tyro.conf.arg(name="lambda")] = None
-    """Weight of the penalty. With a target, it is only the initial value (None: chosen automatically). Without a
-    target, it is required."""
+    """Weight of the penalty. With a target, it is only the initial value, or with approach=aim the constant value
+    (None: chosen automatically). Without a target, it is required."""
     gate: Literal["macs", "time", "none"] = "macs"
     """Gate before refinement, which releases layers. macs: those that are no cheaper pruned than whole. time: also
     those that are slower pruned, when frozen and timed on this machine. none: releases no layer."""
@@ -154,6 +158,9 @@ class LearnConfig(Checked):
         self._require(1 <= self.engine_batch <= 65_536, "engine_batch", "from 1 to 65,536")
         self._require(bool(self.include), "include", "at least one rule ('*' for all layers)")
         self._require(self.group_multiple >= 1, "group_multiple", "at least 1")
+        self._require(
+            self.approach == "lambda" or self.target is not None, "approach", "'lambda' where there is no target"
+        )
         self._require(0 < self.ramp <= 1, "ramp", "above 0 and at most 1")
         self._require(
             self.target is not None or self.lambda_ is not None, "lambda_", "a number when target_macs is None"

@@ -1,4 +1,4 @@
-"""Measures what the masks cost while they are learned, and updates lambda."""
+"""Measures what the masks cost while they are learned, and updates lambda or the aim."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ from fdjax.config import LearnConfig
 from fdjax.graph.masks import MaskedGraph
 from fdjax.pruning.expected import expected_ratio
 from fdjax.pruning.harden import cost_ratio
-from fdjax.pruning.timed import TimeTable, expected_parts, soft_ratio
+from fdjax.pruning.timed import TimeTable, expected_parts, expected_time, soft_ratio
 from fdjax.training.build import flat_masks, hard_masks
-from fdjax.training.controller import next_lambda
+from fdjax.training.controller import next_lambda, offset_of, wanted_offset
 from fdjax.training.devices import Devices
 from fdjax.training.state import TrainState
 
-# The offset is divided by 1 - target; the target counts as at most this, so that the divisor does not vanish.
-_HIGHEST_TARGET = 0.95
-
 
 class MaskControl:
-    """Measures the masks of a state and updates its lambda."""
+    """Measures the masks of a state and updates its lambda or its aim."""
 
     def __init__(self, learn: LearnConfig, graph: MaskedGraph, devices: Devices, table: TimeTable | None = None):
         """Makes a control for the masks of `graph`; `table` has the measured times if the target is a time."""
@@ -31,11 +28,12 @@ class MaskControl:
         else:
             parts = jax.jit(lambda masks: expected_parts(graph, masks, table))
             self._expected = lambda masks: soft_ratio(table, parts(masks))
+            self._convex = jax.jit(lambda masks: expected_time(graph, masks, table))
 
     def look(
         self, state: TrainState, mask_step: int, mask_steps: int, interval: int
     ) -> tuple[TrainState, dict[str, float]]:
-        """Measures the masks, and updates lambda if there is a target.
+        """Measures the masks; if there is a target, updates lambda or the aim, which the step reads as the offset.
 
         Only mask steps count: in turns that learn weights, neither the masks nor the target offset change.
 
@@ -46,27 +44,38 @@ class MaskControl:
           interval: number of mask steps between two measurements.
 
         Returns:
-          The state with the new lambda, and the measured figures.
+          The state with the new lambda or aim, and the measured figures.
         """
-        learn = self._learn
-        hard, target = hard_masks(learn, self._spec, state.fcmask, to_target=False, table=self._table), learn.target
+        learn, target = self._learn, self._learn.target
+        hard = hard_masks(learn, self._spec, state.fcmask, to_target=False, table=self._table)
         figures = {"macs_ratio": hard.macs.ratio, "macs_paper_ratio": hard.macs.paper_ratio}
         if hard.time is not None:
             figures["time_ratio"] = hard.time
         if target is None:
             return state, figures
-        figures["expected_ratio"] = float(self._expected(flat_masks(state.fcmask)))
-        on_the_way = mask_step < learn.ramp * mask_steps
-        ratio = figures["expected_ratio"] if on_the_way else cost_ratio(hard, learn.target_convention)
-        offset = (target - ratio) / (1 - min(target, _HIGHEST_TARGET))
-        previous, start = (float(state.controller[name]) for name in ("offset", "start"))
-        lambda_ = float(state.lambda_)
+        masks = flat_masks(state.fcmask)
+        figures["expected_ratio"] = float(self._expected(masks))
+        progress, share = mask_step / mask_steps, interval / mask_steps
+        lambda_, previous, start = (float(state.lambda_), *(float(state.controller[n]) for n in ("offset", "start")))
+        by_lambda = learn.approach == "lambda"
+        soft = not by_lambda or mask_step < learn.ramp * mask_steps
+        offset = offset_of(figures["expected_ratio"] if soft else cost_ratio(hard, learn.target_convention), target)
+        figures["offset"] = offset
         if np.isnan(start):
             start = offset
-        else:
-            progress, share = mask_step / mask_steps, interval / mask_steps
+        elif by_lambda:
             lambda_ = next_lambda(lambda_, offset, previous, start, progress, share, learn.ramp)
+        if not by_lambda:
+            offset = self._aim(start, progress, masks, figures["expected_ratio"])
         controller = {"offset": np.float32(offset), "start": np.float32(start)}
-        figures["offset"] = offset
         moved = self._devices.replicate({"lambda_": np.float32(lambda_), "controller": controller})
         return state.replace(**moved), figures
+
+    def _aim(self, start: float, progress: float, masks: dict[str, np.ndarray], ratio: float) -> float:
+        """Returns the offset to allow. The step compares times on convex envelopes, which lie below the table's."""
+        wanted = wanted_offset(start, progress, self._learn.ramp)
+        if self._table is None:
+            return wanted
+        target = self._learn.target
+        assert target is not None
+        return wanted + offset_of(float(self._convex(masks)), target) - offset_of(ratio, target)

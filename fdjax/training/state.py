@@ -27,7 +27,8 @@ class TrainState(struct.PyTreeNode):
       mask_opt: optax state of the masks.
       teacher: params and batch_stats of the unpruned network for distillation; otherwise empty.
       lambda_: float32, the weight of the penalty.
-      controller: float32 scalars, the memory of the controller of lambda.
+      controller: float32 scalars: `start`, the offset from the target at the beginning of a phase; `offset`, the last
+        one measured, or with `approach="aim"` the one that is allowed now.
     """
 
     step: jax.Array

@@ -16,8 +16,9 @@ from fdjax.config import DistillConfig, LearnConfig
 from fdjax.data import augment, mixup, normalize
 from fdjax.graph.masks import MaskedGraph
 from fdjax.ops.fcmask import fcmask_penalty
-from fdjax.pruning import expected_macs
+from fdjax.pruning.expected import expected_macs, expected_ratio
 from fdjax.pruning.timed import TimeTable, expected_time
+from fdjax.training.controller import ratio_at
 from fdjax.training.own_network import Network
 from fdjax.training.state import TrainState
 from fdjax.zoo import FCMASK
@@ -260,6 +261,34 @@ def mask_penalty(graph: MaskedGraph, fcmask: Any, learn: LearnConfig, table: Tim
     return expected / float(sum(layer.dense_macs for layer in graph.counted_layers.values()))
 
 
+def excess_penalty(
+    graph: MaskedGraph, fcmask: Any, learn: LearnConfig, offset: jax.Array, table: TimeTable | None = None
+) -> jax.Array:
+    """Computes the penalty of masks whose expected cost is above the aim.
+
+    Args:
+      graph: channel graph of the network.
+      fcmask: the collection, values in [0, 1].
+      learn: the kind of penalty, levels, convention and target.
+      offset: a scalar, the offset from the target that the aim allows (`fdjax.training.controller`).
+      table: measured times, if the target is a time.
+
+    Returns:
+      A scalar: the square of the excess of the expected cost, over the dense network's, above the aim; 0 below it. With
+      the paper's penalty, twice the excess, without its gradient, times the mean FCMask.
+    """
+    masks: dict[str, Any] = flatten_dict(fcmask, sep="/")
+    if table is None:
+        cost = expected_ratio(graph, masks, learn.counts_below_whole, learn.target_convention)
+    else:
+        cost = expected_time(graph, masks, table)
+    assert learn.target is not None
+    excess = jax.nn.relu(cost - ratio_at(offset, learn.target))
+    if learn.penalty == "fcmask":
+        return 2 * jax.lax.stop_gradient(excess) * fcmask_penalty(jax.tree.leaves(fcmask)) / max(1, len(masks))
+    return excess**2
+
+
 def make_mask_step(
     network: Network,
     graph: MaskedGraph,
@@ -285,7 +314,11 @@ def make_mask_step(
             logits = network.apply({**state.variables(), FCMASK: fcmask}, x, train=False)
             assert isinstance(logits, jax.Array)
             loss = loss_from(logits, targets)
-            return loss + state.lambda_ * mask_penalty(graph, fcmask, learn, table), (loss, logits)
+            if learn.approach == "aim":
+                penalty = excess_penalty(graph, fcmask, learn, state.controller["offset"], table)
+            else:
+                penalty = mask_penalty(graph, fcmask, learn, table)
+            return loss + state.lambda_ * penalty, (loss, logits)
 
         (_, (loss, logits)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.fcmask)
         updates, mask_opt = optimizer.update(grads, state.mask_opt, state.fcmask)
