@@ -301,9 +301,19 @@ def test_an_image_size_may_be_of_height_and_width(root: Path, stream: bool) -> N
         DataConfig(image_size=(16, 0))
 
 
-def test_pictures_of_one_pixel_are_read(root: Path) -> None:
-    save(root / "train" / "ant" / "1.png", np.full((1, 1, 3), 77, np.uint8))
-    save(root / "train" / "ant" / "2.jpg", np.full((1, 1, 3), 77, np.uint8))
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_pictures_of_a_single_pixel_are_refused(kind: str, root: Path) -> None:
+    save(root / "train" / "ant" / f"1.{kind}", np.full((1, 1, 3), 77, np.uint8))
+    for stream in (False, True):
+        with pytest.raises(
+            UserError, match=rf"1\.{kind} is a picture of a single pixel, which shows nothing; remove it"
+        ):
+            data.open_dataset("folder", str(root), 8, stream=stream).train_images[:]
+
+
+def test_pictures_with_a_side_of_one_pixel_are_read(root: Path) -> None:
+    save(root / "train" / "ant" / "1.png", np.full((1, 2, 3), 77, np.uint8))
+    save(root / "train" / "ant" / "2.jpg", np.full((2, 1, 3), 77, np.uint8))
     save(root / "train" / "ant" / "3.png", np.full((1, 300, 3), 77, np.uint8))
     for stream in (False, True):
         images = data.open_dataset("folder", str(root), 8, stream=stream).train_images[1:4]

@@ -86,7 +86,7 @@ def open_stream(stream: Any, mode: str, name: str, background: str = BACKGROUND)
       The image, upright.
 
     Raises:
-      UserError: the image is damaged, too large, in an unknown format, or has 32-bit pixels.
+      UserError: the image is damaged, too large, a single pixel, in an unknown format, or has 32-bit pixels.
     """
     try:
         image = Image.open(stream)
@@ -105,7 +105,9 @@ def open_stream(stream: Any, mode: str, name: str, background: str = BACKGROUND)
 
 
 def check_pixels(height: int, width: int, name: str) -> None:
-    """Raises `UserError` if an image has more pixels than the limit."""
+    """Raises `UserError` if an image has more pixels than the limit, or a single one."""
+    if height == width == 1:
+        raise UserError(f"{name} is a picture of a single pixel, which shows nothing; remove it")
     if height * width > MOST_PIXELS:
         raise _too_large(name, f" of {width:,} by {height:,} pixels")
 
