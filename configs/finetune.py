@@ -10,6 +10,8 @@ Hyperparameters: the learning rates suit pretrained weights. SGD with Nesterov m
 classifier and a fifth of that for the body, with a cosine schedule and label smoothing 0.1. Augmentation is a random
 part of at least half of each picture, and flips. Masks remove whole channels (levels 0,N), in multiples of 16: at
 equal time in ONNX Runtime they keep more of the network than masks that can also keep the mean (results/finetune).
+They come down along an aim (`approach`), because the phase has few steps, with Adam, whose moves do not depend on how
+much a mask's layer costs.
 Blocks have 5x5 pixels, which divide all maps of a picture of 160 pixels. The gate decides by the time that one image
 takes.
 """
@@ -25,11 +27,13 @@ def get_config() -> Config:
         ),
         model=ModelConfig(name="mobilenetv2", padding="torch", count_classifier=True),
         pretrain=WeightPhaseConfig(
-            epochs=6, learning_rate=0.02, body_rate=0.2, warmup_epochs=0.5, label_smoothing=0.1
+            epochs=3, learning_rate=0.02, body_rate=0.2, warmup_epochs=0.5, label_smoothing=0.1
         ),
         learn=LearnConfig(
-            epochs=3,
-            learning_rate=0.3,
+            epochs=2,
+            optimizer="adam",
+            learning_rate=0.04,
+            approach="aim",
             tied=True,
             levels="0,N",
             group_multiple=16,
@@ -38,6 +42,6 @@ def get_config() -> Config:
             target_macs=0.5,
             gate="time",
         ),
-        refine=WeightPhaseConfig(epochs=10, learning_rate=0.01, label_smoothing=0.1),
+        refine=WeightPhaseConfig(epochs=6, learning_rate=0.01, label_smoothing=0.1),
         checkpoint=CheckpointConfig(every_epochs=1, evaluate_every_epochs=1),
     )  # fmt: skip
