@@ -190,6 +190,15 @@ def table_of(network: str) -> Callable[[list[Row]], str]:
     return lambda rows: full_table([row for row in rows if _group(row) == network], links=False)
 
 
+# Runs of results/int8 -> what they are.
+INT8_NAMES = {
+    "control_s0": "narrow, CIFAR-10: dense",
+    "channels_ort07_s0": "narrow: whole channels, 0.592x",
+    "dense0": "1.0-160, clothes: dense",
+    "old/pruned0": "1.0-160: whole channels, 0.500x",
+}
+
+
 def int8_table(rows: list[Row]) -> str:
     """Makes the table of results/int8: a row for each file, with its times at 1 and 8 images."""
     lines = [["network", "numbers", "top-1", "file", "1 image", "", "8 images", ""]]
@@ -200,7 +209,7 @@ def int8_table(rows: list[Row]) -> str:
             times = [words for row in (one, eight) for words in (f"{row['ms']:.2f} ms", f"{row['time_ratio']:.2f}x")]
             size = f"{one['bytes'] / 1000:,.0f} kB"
             kind = one["kind"].replace("_signed", ", signed activations")
-            lines.append([one["network"], kind, f"{100 * one['top1']:.2f}%", size, *times])
+            lines.append([INT8_NAMES[one["network"]], kind, f"{100 * one['top1']:.2f}%", size, *times])
     return _markdown(lines)
 
 

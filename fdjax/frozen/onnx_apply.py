@@ -118,8 +118,12 @@ def _by_channel_of_image(call: _Call) -> bool:
 
 def _elementwise(call: _Call) -> list[Value]:
     as_map = call.on_maps or _by_channel_of_image(call)
-    names = [call.operand(x, as_map) for x in call.inputs]
     dtype = "bool" if call.kind in _COMPARISONS else _dtype_of(call.inputs[-1])
+    if call.kind == "add" and _by_channel_of_image(call) and isinstance(call.inputs[1], np.ndarray):
+        # Quantization leaves Sub as it is. An integer Add of a number for each channel takes longer than the network.
+        names = [call.operand(x, as_map) for x in (call.inputs[0], -call.inputs[1])]
+        return call.made(call.graph.op("Sub", *names), as_map, dtype)
+    names = [call.operand(x, as_map) for x in call.inputs]
     return call.made(_nodes(call, names), as_map, dtype)
 
 
