@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from fdjax.config import Config, LearnConfig, load_config
 from fdjax.errors import UserError
 from fdjax.experiments.launch import core_shares
 from fdjax.experiments.settings import as_flags, with_settings
-from fdjax.experiments.sweep import Sweep, SweepRun, plan_sweep
+from fdjax.experiments.sweep import Sweep, SweepRun, load_sweep, plan_sweep
 from fdjax.reports import MOBILENET_V2_IMAGENET, pareto_figure, pareto_front, read_result, references_for
 from tests.fake_runs import CONFIG, changed, make_run, make_summary
 from tests.fake_train import FAILING, SILENT, STEPS
@@ -484,3 +485,15 @@ def test_the_published_figures_are_those_of_their_sources():
         ordered = sorted(reference.points)
         assert [top1 for _, top1 in ordered] == sorted(top1 for _, top1 in ordered) and reference.source
     assert all(0 < macs < 600 and 40 < top1 < 80 for macs, top1 in points)
+
+
+def test_the_rows_of_the_lossless_study_are_those_of_its_sweep(tmp_path, monkeypatch):
+    file = ROOT / "results" / "cifar10_lossless" / "sweep.py"
+    monkeypatch.delenv("SEEDS", raising=False)
+    runs = plan_sweep(load_sweep(str(file)), tmp_path, file.parent)
+    # Those that matter most come first, and all start from a run before them.
+    assert [run.name for run in runs[:3]] == ["dense_seed0", "control_seed0", "tied_0.5_seed0"]
+    assert all(run.after in {before.name for before in runs[:place]} for place, run in enumerate(runs) if place)
+    lines = tomllib.loads((ROOT / "results" / "table.toml").read_text())["half_width"]
+    named = {f"{row}_seed{seed}" for row in lines["rows"] for seed in lines["seeds"] if not row.startswith("random")}
+    assert named == {run.name for run in runs if not run.name.startswith(("dense", "control"))}
