@@ -22,6 +22,7 @@ from fdjax.config.phases import PHASES
 from fdjax.frozen import artifact
 from fdjax.frozen.engines import ENGINES
 from fdjax.importers.formats import FORMATS
+from fdjax.training.build import build_network
 from tools import docs_reference
 
 from .test_docs import PAGES, QUICKSTART, ROOT
@@ -147,6 +148,22 @@ def test_fields_of_a_summary_are_those_on_the_page() -> None:
         assert f"`{field}`" in page, field
     for field in {name for record in records for name in record}:
         assert f"`{field}`" in page, field
+
+
+@pytest.mark.slow
+def test_counts_of_octave_networks_are_those_on_the_page() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)`, (\d+) \|.* M \| (.*) \|$", section("networks.md", "Octave convolution"), re.MULTILINE
+    )
+    assert len(rows) >= 5
+    for name, side, cells in rows:
+        at_224 = side == "224"
+        shape = (int(side), int(side), 1 if name.endswith("small") else 3)
+        for octave, cell in zip((0.25, 0.375, 0.5), cells.split(" | "), strict=True):
+            for maps, millions in zip(("wide", "all"), cell.split(", "), strict=True):
+                model = ModelConfig(name=name, octave=octave, octave_maps=maps, count_classifier=at_224)  # type: ignore[arg-type]
+                _, graph = build_network(Config(model=model), shape, 1000 if at_224 else 10)
+                assert f"{sum(layer.dense_macs for layer in graph.counted_layers.values()) / 1e6:.2f}" == millions, name
 
 
 def names_used(function: ast.FunctionDef) -> set[str]:
