@@ -10,7 +10,7 @@ import pytest
 from fdjax.checkpoint import CHECKPOINT_FOLDER, Checkpoints
 from fdjax.commands.main import fdjax_command
 from fdjax.training.lock import locked
-from fdjax.training.workdir import CONFIG_FILE, METRICS_FILE, MetricsLog
+from fdjax.training.workdir import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, MetricsLog
 from tests.frozen_checkpoints import CONFIG, write_checkpoint
 
 
@@ -43,6 +43,16 @@ def test_a_sound_run(workdir, tmp_path) -> None:
     last = Checkpoints(workdir / CHECKPOINT_FOLDER).steps()[-1]
     assert (status, damaged(found), found["sound"]) == (0, [], True)
     assert found["next"] == f"the same train.py command goes on from step {last:,}"
+
+
+def test_of_a_finished_run_it_says_so(workdir, tmp_path) -> None:
+    last = Checkpoints(workdir / CHECKPOINT_FOLDER).steps()[-1]
+    summary = {"top1": 0.5, "phases": [{"name": "pretrain", "steps": last - 1}, {"name": "learn", "steps": 1}]}
+    (workdir / SUMMARY_FILE).write_text(json.dumps(summary))
+    assert "is finished" in check(workdir, tmp_path)[1]["next"]
+    summary["phases"].pop()  # A run that was prolonged after it had finished, and is not finished again.
+    (workdir / SUMMARY_FILE).write_text(json.dumps(summary))
+    assert f"goes on from step {last:,}" in check(workdir, tmp_path)[1]["next"]
 
 
 def test_what_is_damaged_is_named_and_what_follows_is_said(workdir, tmp_path) -> None:

@@ -109,6 +109,8 @@ def _what_follows(workdir: Path, checkpoints: Checkpoints, sound: list[int]) -> 
     held = holder(workdir)
     if held:
         return f"{held} is at work there"
+    if sound and max(sound) == _last_step_of_summary(workdir):
+        return "the run is finished: the same train.py command does nothing"
     if sound:
         return f"the same train.py command goes on from step {max(sound):,}"
     if checkpoints.steps():
@@ -118,6 +120,14 @@ def _what_follows(workdir: Path, checkpoints: Checkpoints, sound: list[int]) -> 
     except UserError as error:
         return str(error)
     return "no step had been saved: the same train.py command begins anew"
+
+
+def _last_step_of_summary(workdir: Path) -> int | None:
+    """Returns the number of steps that the run in its summary did; None if the summary does not say."""
+    try:
+        return sum(phase["steps"] for phase in (read_json(workdir / SUMMARY_FILE) or {})["phases"])
+    except (KeyError, TypeError):
+        return None
 
 
 def check_frozen(folder: Path) -> Health:
