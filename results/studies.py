@@ -53,6 +53,8 @@ def call(command: Sequence[str], log: Path) -> int:
             signal.signal(number, handler)
     if ended:
         sys.exit("interrupted; the same command goes on")
+    if status:
+        print(f"failed with exit status {status}: see {log}", flush=True)
     return status
 
 
@@ -79,6 +81,7 @@ def prune_then_refine(workdir: Path, prune: Sequence[str], refine: Sequence[str]
     report = pruned.with_name(f"{pruned.name}.json")
     if not report.is_file():
         shutil.rmtree(pruned, ignore_errors=True)  # Of an interrupted call.
+        report.parent.mkdir(parents=True, exist_ok=True)
         if call(["-m", "fdjax", "prune", *prune, "--out", str(pruned), "--json", str(report)], log):
             return False
     flags = json.loads(report.read_text())["flags"]
