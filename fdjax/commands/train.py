@@ -125,7 +125,7 @@ def carry_out(asked: Asked, train: Callable[..., dict[str, Any]]) -> int:
                 stopping=stopping,
             )
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("\ninterrupted; the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
         return 130
     write_report(flags.json, summary)
     return 0

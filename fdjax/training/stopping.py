@@ -112,5 +112,6 @@ class Stopping:
 
     @staticmethod
     def _end_at_once(status: int) -> None:
-        print("stopped at once; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+        hint = "the same command goes on from the last checkpoint, if there is one"
+        print(f"stopped at once; {hint}", file=sys.stderr, flush=True)
         os._exit(status)
