@@ -42,7 +42,7 @@ def cost(run: str, seed: int) -> tuple[float, float]:
     if run != "pruned":
         return 1.0, 1.0
     row = next(row for row in read(run, seed, "bench.json")["rows"] if row["form"] == "pruned")
-    return row["mac_ratio"], row["time_ratio"]
+    return read(run, seed, "summary.json")["macs"]["ratio"], row["time_ratio"]
 
 
 def main() -> None:
