@@ -116,7 +116,7 @@ def import_command(arguments: Sequence[str]) -> int:
         "notes": notes,
         "mapping": [list(pair) for pair in fitted.mapping],
     }
-    print(_describe(report, parsed, config))
+    print(_describe(report, parsed, config, masked=bool(graph.masks)))
     write_report(parsed.json, report)
     return 0
 
@@ -231,7 +231,7 @@ def _size(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _describe(report: dict[str, Any], parsed: ImportArguments, config: Config) -> str:
+def _describe(report: dict[str, Any], parsed: ImportArguments, config: Config, *, masked: bool) -> str:
     mean, std = (" ".join(f"{value:g}" for value in report[name]) for name in ("input_mean", "input_std"))
     padding, epsilon = report["padding"], report["batch_norm_epsilon"]
     command = [
@@ -239,6 +239,13 @@ def _describe(report: dict[str, Any], parsed: ImportArguments, config: Config) -
         "--phases", *(["pretrain"] if parsed.new_classifier else []), "learn", "refine",
         "--model.padding", padding, "--model.batch-norm-epsilon", str(epsilon),
     ]  # fmt: skip
+    others = ", with any other flags that were given here"
+    if not (masked or parsed.new_classifier):
+        # A network without pointwise layers in blocks has no masks to learn; its filters can be removed.
+        fdjax = ["python", "-m", "fdjax"] if training_program()[0] == "python" else ["fdjax"]
+        command = [*fdjax, "prune", "--checkpoint", str(report["checkpoint"]), "--method", "l1",
+                   "--target-macs", "0.5", "--out", "PRUNED"]  # fmt: skip
+        others = ""
     how = "by order and shape" if parsed.by_order else f"by the names of {report['format']}"
     names = "names not known (0, 1, ...)" if report["class_names"] is None else f"named {report['class_names'][0]}, ..."
     return "\n".join(
@@ -250,8 +257,7 @@ def _describe(report: dict[str, Any], parsed: ImportArguments, config: Config) -
             f"conventions: padding {padding}, batch norm epsilon {epsilon}, input mean {mean}, std {std} (of 0..255)",
             f"its test images: the middle {report['eval_crop']:g} of the shorter side, {report['interpolation']}; "
             f"here: {config.data.eval_crop:g} (data.eval_crop), bilinear",
-            f"checkpoint: {report['checkpoint']}; to {'train' if parsed.new_classifier else 'prune'} it, with any "
-            "other flags that were given here:",
+            f"checkpoint: {report['checkpoint']}; to {'train' if parsed.new_classifier else 'prune'} it{others}:",
             f"  {shlex.join(command)}",
         ]
     )
