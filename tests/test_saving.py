@@ -14,7 +14,7 @@ import pytest
 
 from fdjax.checkpoint import Checkpoints
 from fdjax.errors import RunStopped
-from fdjax.training import programs
+from fdjax.training import run as training_run
 from fdjax.training.run import train
 from fdjax.training.saving import BackgroundSaves
 from fdjax.training.steps import labels_alone
@@ -70,7 +70,7 @@ def nan_at(steps, state, x):
 
 @pytest.mark.usefixtures("quick_runs")
 def test_steps_that_are_not_finite_are_skipped_on_request(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(programs, "labels_alone", functools.partial(nan_at, (1, 2)))
+    monkeypatch.setattr(training_run, "labels_alone", functools.partial(nan_at, (1, 2)))
     config = dataclasses.replace(get_config(), phases=("pretrain",))
     with pytest.raises(RunStopped, match="the loss is nan"):
         train(config, str(tmp_path / "stops"))
@@ -82,6 +82,6 @@ def test_steps_that_are_not_finite_are_skipped_on_request(tmp_path, monkeypatch,
     losses = [record["train_loss"] for record in records if "train_loss" in record]
     assert losses and np.isfinite(losses).all()
     every = range(config.pretrain.steps or 1000)
-    monkeypatch.setattr(programs, "labels_alone", functools.partial(nan_at, tuple(every)))
+    monkeypatch.setattr(training_run, "labels_alone", functools.partial(nan_at, tuple(every)))
     with pytest.raises(RunStopped, match=r"none of the last \d+ steps was finite"):
         train(skipping, str(tmp_path / "never_goes_on"))

@@ -50,21 +50,23 @@ def main() -> None:
     figure = new_figure(6.0, 3.6)
     axes = figure.subplots()
     for run, (words, color, marker) in RUNS.items():
-        times, accuracies = [], []
+        times, accuracies, counts = [], [], []
         for seed in SEEDS:
             test, both, count = top1(run, seed)
             macs, time = cost(run, seed)
             print(f"| `{run}_seed{seed}`: {words} | {seed} | {test:.2f}% | {both:.2f}% | {macs:.3f}x | {time:.2f}x |")
             times.append(time)
             accuracies.append(both)
-        errors = [100 * math.sqrt(share * (1 - share) / count) for share in (both / 100 for both in accuracies)]
+            counts.append(count)
+        shares = [accuracy / 100 for accuracy in accuracies]
+        errors = [100 * math.sqrt(p * (1 - p) / n) for p, n in zip(shares, counts, strict=True)]
         # The dense networks have the same time; beside one another their error bars can be told apart.
         shift = {"dense": -0.012, "control": 0.012, "pruned": 0.0}[run]
         places = [time + shift + 0.006 * seed for time, seed in zip(times, SEEDS, strict=True)]
         axes.errorbar(places, accuracies, errors, color=color, marker=marker, linestyle="", capsize=3, label=words)
     axes.set_xlim(0.35, 1.06)
     axes.set_xlabel("measured time in ONNX Runtime, 1 image / dense network's (×)")
-    axes.set_ylabel(f"Top-1 of {count} pictures (%)")
+    axes.set_ylabel("Top-1, validation and test (%)")
     axes.grid(color="0.92", linewidth=0.7)
     figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=9)
     save_figure(figure, HERE / "accuracy_time.png")
