@@ -11,9 +11,8 @@ classifier and a fifth of that for the body, with a cosine schedule and label sm
 part of at least half of each picture, and flips. Masks remove whole channels (levels 0,N), in multiples of 16: at
 equal time in ONNX Runtime they keep more of the network than masks that can also keep the mean (results/finetune).
 They come down along an aim (`approach`), because the phase has few steps, with Adam, whose moves do not depend on how
-much a mask's layer costs.
-Blocks have 5x5 pixels, which divide all maps of a picture of 160 pixels. The gate decides by the time that one image
-takes.
+much a mask's layer costs. Blocks have 5x5 pixels, which divide all maps of a picture of 160 pixels. The gate decides by
+the time that one image takes.
 """
 
 from fdjax.config import CheckpointConfig, Config, DataConfig, LearnConfig, ModelConfig, WeightPhaseConfig

@@ -86,9 +86,10 @@ def test_masks_follow_the_aim_in_short_phases_too(target: float, steps: int) -> 
     rng = np.random.default_rng(0)
     strength, masks, adam = 10.0 ** rng.uniform(-4, -2, 200), np.ones(200, np.float32), optax.adam(0.04)
     update, state, shares = jax.jit(adam.update), adam.init(jnp.asarray(masks)), []
+    lambda_ = first_lambda(LearnConfig(approach="aim", target_macs=target), small(), steps)
     for step in range(steps):
         excess = max(0.0, masks.mean() - ratio_at(wanted_offset(-1.0, step / steps, 0.75), target))
-        gradient = 200 * 2 * excess / 200 - strength * (1.5 - masks) + rng.normal(0, 1e-4, 200)
+        gradient = lambda_ * 2 * excess / 200 - strength * (1.5 - masks) + rng.normal(0, 1e-4, 200)
         moves, state = update(jnp.asarray(gradient, jnp.float32), state)
         masks = np.clip(masks + np.asarray(moves), 0, 1)
         shares.append(masks.mean())

@@ -416,7 +416,7 @@ def get_config():
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "published"), [("resnet20", 91.73), ("resnet56", 93.39)])
 def test_resnets_of_others_have_their_published_accuracy(
-    name: str, published: float, test_data, tmp_path: Path
+    name: str, published: float, test_data, tmp_path: Path, capsys
 ) -> None:
     """CIFAR-10 ResNets by Y. Idelbayev, on the lossless test images."""
     import tarfile
@@ -436,6 +436,8 @@ def test_resnets_of_others_have_their_published_accuracy(
     (tmp_path / "config.py").write_text(RESNET_CONFIG.format(path=str(root)))
     given = ["--config", str(tmp_path / "config.py"), "--model.name", name, "--weights", str(files[0])]
     assert fdjax_command(["import", *given, "--format", "torchvision", "--out", str(tmp_path / "out")]) == 0
+    # There are no masks to learn in it, so the next command removes filters.
+    assert f"prune --checkpoint {tmp_path / 'out'} --method l1" in capsys.readouterr().out
     assert eval_command(["--checkpoint", str(tmp_path / "out"), "--json", str(tmp_path / "eval.json")]) == 0
     found = json.loads((tmp_path / "eval.json").read_text())
     assert found["num_examples"] == 10_000 and abs(100 * found["top1"] - published) <= 0.05

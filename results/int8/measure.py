@@ -9,6 +9,7 @@ into narrow.json here, or --json.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -65,7 +66,8 @@ def quantize(model: Path, images: np.ndarray, file: Path, signed: bool) -> None:
 
     prepared = file.with_suffix(".prepared.onnx")
     # Its symbolic inference does not know the Resize of block means; ONNX's own, which follows, does.
-    quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
+    with contextlib.chdir(file.parent):  # It leaves a file with the weights in the current directory.
+        quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
     quantize_static(
         str(prepared),
         str(file),
@@ -125,6 +127,7 @@ def main() -> None:
     runtime.limit_threads(1)
     runtime.setup()
     flags.work.mkdir(parents=True, exist_ok=True)
+    flags.work = flags.work.resolve()
     files, accuracies = {}, {}
     for name in flags.names:
         of_kind = {kind: flags.work / f"{Path(name).name}_{kind}.onnx" for kind in KINDS}
