@@ -216,6 +216,7 @@ def int8_table(rows: list[Row]) -> str:
 PAGES = {
     HERE / "README.md": full_table,
     ROOT / "README.md": short_table,
+    HERE / "cifar10_transfer" / "README.md": table_of("transfer"),
     HERE / "cifar10_lossless" / "README.md": table_of("half_width"),
     HERE / "filters_lossless" / "README.md": table_of("resnet56"),
     HERE / "int8" / "README.md": int8_table,

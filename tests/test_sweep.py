@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -487,13 +488,19 @@ def test_the_published_figures_are_those_of_their_sources():
     assert all(0 < macs < 600 and 40 < top1 < 80 for macs, top1 in points)
 
 
-def test_the_rows_of_the_lossless_study_are_those_of_its_sweep(tmp_path, monkeypatch):
-    file = ROOT / "results" / "cifar10_lossless" / "sweep.py"
+@pytest.mark.parametrize(("study", "third"), [("cifar10_lossless", "tied"), ("cifar10_transfer", "channels")])
+def test_the_rows_of_a_study_are_those_of_its_sweep(study, third, tmp_path, monkeypatch):
+    file = ROOT / "results" / study / "sweep.py"
     monkeypatch.delenv("SEEDS", raising=False)
-    runs = plan_sweep(load_sweep(str(file)), tmp_path, file.parent)
-    # Those that matter most come first, and all start from a run before them.
-    assert [run.name for run in runs[:3]] == ["dense_seed0", "control_seed0", "tied_0.5_seed0"]
-    assert all(run.after in {before.name for before in runs[:place]} for place, run in enumerate(runs) if place)
-    lines = tomllib.loads((ROOT / "results" / "table.toml").read_text())["half_width"]
+    monkeypatch.setenv("IMPORTED", str(tmp_path))
+    runs = plan_sweep(load_sweep(str(file)), tmp_path / "runs", file.parent)
+    # Those that matter most come first, and all but imported networks start from a run before them.
+    assert [run.name for run in runs[:3]] == ["dense_seed0", "control_seed0", f"{third}_0.5_seed0"]
+    made = [
+        run.name.startswith("dense") or run.after in {before.name for before in runs[:i]} for i, run in enumerate(runs)
+    ]
+    assert all(made)
+    key = runpy.run_path(str(file))["TABLE"]
+    lines = tomllib.loads((ROOT / "results" / "table.toml").read_text())[key]
     named = {f"{row}_seed{seed}" for row in lines["rows"] for seed in lines["seeds"] if not row.startswith("random")}
     assert named == {run.name for run in runs if not run.name.startswith(("dense", "control"))}

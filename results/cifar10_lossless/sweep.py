@@ -3,7 +3,8 @@
     CIFAR10=DIR python -m fdjax sweep --config results/cifar10_lossless/sweep.py --workdir runs/cifar10_lossless
 
 DIR is a folder of pictures with train/ and test/. `SEEDS="0"` in the environment makes those seeds only. Runs are in
-the order of their importance, and every one goes on where it was interrupted. run.py makes these and the random rows.
+the order of their importance, and every one goes on where it was interrupted. ../run_study.py makes these and the
+random rows.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 
 from fdjax.experiments.sweep import Sweep, SweepRun
 
+# The study's key in ../table.toml, its title in pictures, and its config.
+TABLE, TITLE, CONFIG = "half_width", "MobileNetV2 0.5, CIFAR-10", "configs/cifar10_mobilenetv2.py"
 LEARN_EPOCHS, REFINE_EPOCHS = 4, 12
 MAC_TARGETS = (0.5, 0.33)
 TIME_TARGET, ENGINES = 0.6, ("native", "onnxruntime")
@@ -85,4 +88,4 @@ def get_sweep() -> Sweep:
     others = sorted({DENSE_OF[seed] for seed in seeds} - {*seeds})
     runs = [run for seed in others for run in itertools.islice(of_seed(seed), 1)]
     runs += [run for seed in seeds for run in of_seed(seed)]
-    return Sweep(config="../../configs/cifar10_mobilenetv2.py", settings=ALL, runs=runs)
+    return Sweep(config=f"../../{CONFIG}", settings=ALL, runs=runs)

@@ -1,9 +1,10 @@
-"""Times this study's networks, and draws accuracy against MACs and against time, with error bars over seeds.
+"""Times the networks of a study, and draws accuracy against MACs and against time, with error bars over seeds.
 
-    taskset -c 0 python results/cifar10_lossless/figures.py --runs runs/cifar10_lossless   # times first, then draws
-    python results/cifar10_lossless/figures.py                                             # draws anew
+    taskset -c 0 python results/draw_study.py cifar10_lossless --runs runs/cifar10_lossless   # times first, then draws
+    python results/draw_study.py cifar10_lossless                                             # draws anew
 
-Before it, the runs are recorded (`python -m fdjax results`, see README.md); figures are those of results/table.py.
+The pictures and times are written into the study's folder. Before it, the runs are recorded (`python -m fdjax results`,
+see the study's README.md); figures are those of table.py.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(1, str(HERE.parent))
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
-from studies import Point, draw, is_finished, time_networks  # noqa: E402
-from table import Row, load  # noqa: E402
+from run_study import HERE, STUDIES, load_study
+from studies import Point, draw, is_finished, time_networks
+from table import Row, load
 
 ENGINES = {"native": "native code", "onnxruntime": "ONNX Runtime"}
 
@@ -64,22 +65,24 @@ def points(rows: list[Row], column: str) -> list[Point]:
 def main() -> int:
     """Measures if there are runs to measure, then draws; returns 1 if there is nothing to draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--runs", type=Path, help="folder of the runs; without it the pictures are drawn anew")
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=5)
     flags = parser.parse_args()
+    folder, study = HERE / flags.study, load_study(flags.study)
     if flags.runs is not None:
-        measure(flags.runs, HERE / "time.json", flags.rounds, flags.repeats)
-    rows = [row for row in load() if row.name.startswith("half_width.")]
+        measure(flags.runs, folder / "time.json", flags.rounds, flags.repeats)
+    rows = [row for row in load() if row.name.startswith(f"{study.TABLE}.")]
     by_macs = points(rows, "macs")
     by_time = {title: points(rows, engine) for engine, title in ENGINES.items()}
     by_time = {title: found for title, found in by_time.items() if found}
     if not by_macs:
         print("no run is recorded: nothing to draw")
         return 1
-    draw({"MobileNetV2 0.5, CIFAR-10": by_macs}, HERE / "macs.png", "MACs over the dense network's (×)")
+    draw({study.TITLE: by_macs}, folder / "macs.png", "MACs over the dense network's (×)")
     if by_time:
-        draw(by_time, HERE / "time.png", "time over the dense network's, 1 image (×)")
+        draw(by_time, folder / "time.png", "time over the dense network's, 1 image (×)")
     return 0
 
 
