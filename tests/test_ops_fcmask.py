@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fdjax.ops import coef_mask, fcmask_penalty, hard_coef_mask, kept_counts
-from fdjax.ops.fcmask import counts_to_fcmask, level_counts
+from fdjax.ops.fcmask import counts_to_fcmask, level_counts, nearest_level
 
 CHANNELS = 6
 TOTALS = (1, 4, 9, 16, 49)
@@ -113,6 +113,15 @@ def test_kept_counts_next_to_every_threshold(num_coefs: int) -> None:
     around = np.concatenate([np.nextafter(thresholds, side, dtype=np.float32) for side in (0, 1)] + [thresholds])
     mask = np.asarray(coef_mask(jnp.asarray(around), num_coefs))
     np.testing.assert_array_equal(kept_counts(jnp.asarray(around), num_coefs), (mask >= 0.5).sum(axis=0))
+
+
+@given(FCMASKS, st.sampled_from(TOTALS), st.sampled_from([None, (0, 1), (0,)]))
+def test_the_nearest_level_keeps_the_counts_and_has_no_half_kept_coefficient(fcmask, num_coefs, levels) -> None:
+    mask = jnp.asarray(fcmask)
+    nearest = nearest_level(mask, num_coefs, levels)
+    np.testing.assert_array_equal(kept_counts(nearest, num_coefs, levels), kept_counts(mask, num_coefs, levels))
+    soft = np.asarray(coef_mask(nearest, num_coefs, levels))
+    np.testing.assert_allclose(soft, soft.round(), atol=1e-5)
 
 
 @given(FCMASKS, st.sampled_from(TOTALS))

@@ -121,6 +121,9 @@ class LearnConfig(Checked):
     In short phases it works with optimizer=adam only."""
     ramp: float = 0.75
     """Share of the phase, above 0 to 1, by the end of which the controller or the aim reaches the target."""
+    sharpen: float = 0.0
+    """Share of its way to the nearest level, 0 to 1, that a step moves each mask at the end of the phase, so that
+    rounding changes little. It rises from 0 at the end of ramp."""
     lambda_: Annotated[float | None, tyro.conf.arg(name="lambda")] = None
     """Weight of the penalty. With a target, it is only the initial value, or with approach=aim the constant value
     (None: chosen automatically). Without a target, it is required."""
@@ -162,6 +165,7 @@ class LearnConfig(Checked):
             self.approach == "lambda" or self.target is not None, "approach", "'lambda' where there is no target"
         )
         self._require(0 < self.ramp <= 1, "ramp", "above 0 and at most 1")
+        self._require(0 <= self.sharpen <= 1, "sharpen", "0 to 1")
         self._require(
             self.target is not None or self.lambda_ is not None, "lambda_", "a number when target_macs is None"
         )

@@ -75,12 +75,32 @@ def kept_counts(fcmask: jax.Array, num_coefs: int, levels: Sequence[int] | None 
       int32 [C]; each value is one of the levels.
     """
     counts = level_counts(num_coefs, levels)
-    scaled = fcmask * (len(counts) - 1)
-    # floor(scaled + 0.5) would round the sum as well, and give 1 for a value just below 0.5.
-    below = jnp.floor(scaled)
-    rounded = jnp.clip(below + (scaled - below >= 0.5), 0, len(counts) - 1).astype(jnp.int32)
+    rounded = _nearest(fcmask, len(counts) - 1)
     # With all levels, the index is the count itself, and no table is needed.
     return rounded if len(counts) == num_coefs + 1 else jnp.asarray(counts, jnp.int32)[rounded]
+
+
+def nearest_level(fcmask: jax.Array, num_coefs: int, levels: Sequence[int] | None = None) -> jax.Array:
+    """Rounds FCMasks to the nearest values at which no coefficient is half kept; their kept counts do not change.
+
+    Args:
+      fcmask: FCMasks, [C], in [0, 1].
+      num_coefs: the number of coefficients N.
+      levels: as in `level_counts`.
+
+    Returns:
+      [C], each value one of s/S for s = 0..S, where S is the number of intervals between levels.
+    """
+    intervals = len(level_counts(num_coefs, levels)) - 1
+    return _nearest(fcmask, intervals).astype(fcmask.dtype) / intervals
+
+
+def _nearest(fcmask: jax.Array, intervals: int) -> jax.Array:
+    """Returns the index of the nearest level, int32 [C], half up."""
+    scaled = fcmask * intervals
+    # floor(scaled + 0.5) would round the sum as well, and give 1 for a value just below 0.5.
+    below = jnp.floor(scaled)
+    return jnp.clip(below + (scaled - below >= 0.5), 0, intervals).astype(jnp.int32)
 
 
 def hard_coef_mask(fcmask: jax.Array, num_coefs: int) -> jax.Array:

@@ -61,6 +61,14 @@ def mask_optimizer(learn: LearnConfig) -> optax.GradientTransformation:
     return optax.sgd(learn.learning_rate, momentum=learn.momentum)
 
 
+def sharpening(learn: LearnConfig, phase: Phase) -> optax.Schedule | None:
+    """Returns the pull towards levels by the run's step: 0 until the ramp ends, then rising to `learn.sharpen`."""
+    if not learn.sharpen:
+        return None
+    ramp = round(learn.ramp * phase.steps)
+    return optax.linear_schedule(0.0, learn.sharpen, max(1, phase.steps - ramp), phase.start + ramp)
+
+
 def optimizers_for(config: Config, phase: Phase) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
     """Makes the optimizers of a phase, for weights and for masks; one that is not used in the phase has no state."""
     weights = masks = optax.identity()

@@ -24,7 +24,7 @@ from fdjax.training.devices import Devices
 from fdjax.training.lock import locked
 from fdjax.training.loop import Run
 from fdjax.training.opening import open_run, stopped, summary_if_finished, write_beginning
-from fdjax.training.optimizers import optimizers_for
+from fdjax.training.optimizers import optimizers_for, sharpening
 from fdjax.training.own_network import Network
 from fdjax.training.phases import Phase, has_teacher, phase_settings
 from fdjax.training.state import TrainState
@@ -170,7 +170,15 @@ def make_steps(
     steps: dict[Hashable, Step] = {}
     if phase.learns_masks:
         step = make_mask_step(
-            trained, graph, mask_opt, prepare, config.learn, objective, mixup_alpha=data.mixup, table=table
+            trained,
+            graph,
+            mask_opt,
+            prepare,
+            config.learn,
+            objective,
+            mixup_alpha=data.mixup,
+            table=table,
+            pull=sharpening(config.learn, phase),
         )
         steps["masks", False] = guarded(step)
     if isinstance(settings, WeightPhaseConfig):

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fdjax.config import DistillConfig, LearnConfig
 from fdjax.data import augment, mixup, normalize
 from fdjax.graph.masks import MaskedGraph
-from fdjax.ops.fcmask import fcmask_penalty
+from fdjax.ops.fcmask import fcmask_penalty, nearest_level
 from fdjax.pruning.expected import expected_macs, expected_ratio
 from fdjax.pruning.timed import TimeTable, expected_time
 from fdjax.training.controller import ratio_at
@@ -299,11 +299,20 @@ def make_mask_step(
     *,
     mixup_alpha: float = 0.0,
     table: TimeTable | None = None,
+    pull: optax.Schedule | None = None,
 ) -> Step:
     """Makes a step that updates the masks by the loss of section 3.3 and projects them to [0, 1].
 
-    Weights and batch norm do not change.
+    Weights and batch norm do not change. With `pull`, each mask also moves a share of its way to the nearest level,
+    decoupled from the gradient, as weight decay is in AdamW; `pull` has the share, 0 to 1, by the number of the step.
     """
+
+    def ways_to_levels(fcmask: Any) -> Any:
+        ways = {}
+        for path, mask in flatten_dict(fcmask, sep="/").items():
+            levels = graph.levels_of(path, learn.counts_below_whole)
+            ways[path] = nearest_level(mask, graph.masks[path].num_coefs, levels) - mask
+        return unflatten_dict(ways, sep="/")
 
     def step(state: TrainState, images: jax.Array, labels: jax.Array):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -322,6 +331,9 @@ def make_mask_step(
 
         (_, (loss, logits)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.fcmask)
         updates, mask_opt = optimizer.update(grads, state.mask_opt, state.fcmask)
+        if pull is not None:
+            share, ways = pull(state.step), ways_to_levels(state.fcmask)
+            updates = jax.tree.map(lambda update, way: update + share * way, updates, ways)
         # Outside [0, 1] the gradient of a mask is zero, so that it could not come back.
         fcmask = jax.tree.map(lambda m: jnp.clip(m, 0, 1), optax.apply_updates(state.fcmask, updates))
         state = state.replace(step=state.step + 1, fcmask=fcmask, mask_opt=mask_opt)

@@ -42,6 +42,7 @@ PRUNED = {
     "refine.epochs": REFINE_EPOCHS,
     "learn.group_multiple": 8,
     "learn.gate": "macs",
+    "learn.sharpen": 0.3,
 }
 MASKS: Mapping[str, Mapping[str, Any]] = {
     "channels": {"learn.levels": "0,N"},
