@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from fdjax.config import LearnConfig
 from fdjax.pruning.expected import expected_ratio
 from fdjax.training.controller import first_lambda, next_lambda, offset_of, ratio_at, wanted_offset
-from fdjax.training.optimizers import sharpening
-from fdjax.training.phases import Phase
 from fdjax.training.steps import excess_penalty
 from tests.small_network import one_unit, small
 
@@ -136,14 +134,3 @@ def test_an_aim_needs_a_target() -> None:
     assert first_lambda(LearnConfig(approach="aim"), small(), 100) == first_lambda(
         LearnConfig(approach="aim"), small(), 9
     )
-
-
-def test_masks_are_pulled_to_levels_after_the_ramp_only() -> None:
-    phase = Phase("learn", 1, 100, 40, 20)
-    pull = sharpening(LearnConfig(ramp=0.75, sharpen=0.4), phase)
-    assert pull is not None and sharpening(LearnConfig(), phase) is None
-    shares = [float(pull(step)) for step in range(100, 141)]
-    assert shares[:31] == [0] * 31 and shares[-1] == pytest.approx(0.4)
-    assert shares == sorted(shares)
-    with pytest.raises(ValueError, match="sharpen"):
-        LearnConfig(sharpen=1.5)
