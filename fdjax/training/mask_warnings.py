@@ -15,7 +15,11 @@ def mask_warnings(learn: LearnConfig, macs: NetworkMacs) -> list[str]:
     by_time = learn.target_time is not None
     found, target, reached = [], None if by_time else learn.target_macs, mac_ratio(macs, learn.target_convention)
     if target is not None and abs(reached / target - 1) > _TOLERANCE:
-        found.append(f"the target of {target:g}x MACs is out of reach here; the nearest is {reached:.3f}x")
+        said = f"the target of {target:g}x MACs is out of reach here; the nearest is {reached:.3f}x"
+        if reached < target:
+            # Masks that were learned down to 0 are equal, so that no rounding brings back only some of them.
+            said += "; if the masks were learned below the target, give more learn.epochs, or learn.approach aim"
+        found.append(said)
     gone = [
         layer.name
         for layer in macs.layers
