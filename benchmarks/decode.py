@@ -9,13 +9,12 @@ with the decoder's rate in the same round, so that other work on the machine slo
 
 from __future__ import annotations
 
-import argparse
 import io
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +22,14 @@ from PIL import Image
 
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
+import _contest as contest
+
 from fdjax.commands.output_files import check_json_target, write_report
 from fdjax.data import RandomResizedCrop, TrainingOrder, TrainingStream, open_dataset
 from fdjax.data.decode import read_pixels
 from fdjax.data.prepare import prepare
 from fdjax.data.stream import crop_and_resize, cv2, position_uniforms, simplejpeg
+from fdjax.errors import reports_user_errors
 
 SIZE, BATCH = 224, 32
 
@@ -105,15 +107,17 @@ def forms(folder: Path, work: Path, threads: int) -> tuple[dict[str, Callable[[]
     return found, statistics.mean(map(len, encoded))
 
 
-def main() -> int:
+@reports_user_errors
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = contest.Parser("Measures how fast training images are read, beside the decoder alone.")
     parser.add_argument("--images", type=Path, help="folder with train/<class>/*.jpg and test/<class>/*")
-    parser.add_argument("--count", type=int, default=96, help="number of images to make without --images (default: 96)")
-    parser.add_argument("--rounds", type=int, default=7, help="number of rounds (default: 7)")
-    parser.add_argument("--threads", type=int, default=1, help="number of Grain's threads (default: 1)")
+    made = "number of images to make without --images"
+    parser.add_argument("--count", type=contest.integer(BATCH), default=96, help=made)
+    parser.add_argument("--rounds", type=contest.integer(1), default=7, help="number of rounds")
+    parser.add_argument("--threads", type=contest.integer(1), default=1, help="number of Grain's threads")
     parser.add_argument("--json", help="file to write the results to")
-    flags = parser.parse_args()
+    flags = parser.parse_args(arguments)
     check_json_target(flags.json)
     with tempfile.TemporaryDirectory() as work:
         folder = flags.images or Path(work) / "images"

@@ -152,6 +152,7 @@ def test_the_benchmarks_of_layers_and_transforms(tmp_path) -> None:
         ("banded_layer", ("--size", "2", "--block", "3"), "larger than the map"),
         ("transforms", ("--keep", "2"), "share"),
         ("grouped_conv", ("--groups", "5"), "does not divide"),
+        ("decode", ("--count", "4"), "at least 32"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_set_up(monkeypatch, capsys, script, flags, says) -> None:
