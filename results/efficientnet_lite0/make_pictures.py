@@ -9,6 +9,7 @@ whole, and nine squares cut from it (seeded; 50 to 100% of its shorter side). No
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import sys
 from pathlib import Path
@@ -46,4 +47,13 @@ def main(out: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to make, new or without these two folders")
+    flags = parser.parse_args()
+    # Before anything is written, so that a second try finds no folder of the first.
+    for package in (package for packages in PHOTOGRAPHS.values() for package in packages):
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            parser.exit(2, f"error: {package} is not installed; the top of this file says which packages are needed\n")
+    sys.exit(main(flags.out))
