@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,10 @@ def _compile_onnxruntime(
 def _compile_openvino(
     program: Program, arrays: Arrays, shapes: Sequence[tuple[int, ...]], threads: int, part: bool
 ) -> Compiled:
-    import openvino
+    with warnings.catch_warnings():
+        # Its telemetry forks a process while it is imported. JAX warns of a deadlock, but the child never calls JAX.
+        warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+        import openvino
 
     core = openvino.Core()
     model = core.read_model(to_onnx(program, arrays, channels_first=part).SerializeToString())
