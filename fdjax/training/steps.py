@@ -308,8 +308,9 @@ def make_mask_step(
     """
 
     def ways_to_levels(fcmask: Any) -> Any:
+        masks: dict[str, Any] = flatten_dict(fcmask, sep="/")
         ways = {}
-        for path, mask in flatten_dict(fcmask, sep="/").items():
+        for path, mask in masks.items():
             levels = graph.levels_of(path, learn.counts_below_whole)
             ways[path] = nearest_level(mask, graph.masks[path].num_coefs, levels) - mask
         return unflatten_dict(ways, sep="/")
