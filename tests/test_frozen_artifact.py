@@ -24,6 +24,7 @@ from fdjax.frozen import Stopwatch, choice, clock, load, release_slower, save
 from fdjax.frozen.artifact import ARRAYS, CHECKSUM, FORMAT_VERSION, GRAPH, MANIFEST, file_sha256
 from fdjax.frozen.clock import Times, interleaved
 from fdjax.frozen.score import agreement, figures
+from fdjax.reports.tables import frozen_table
 from fdjax.training.network import graph_variables
 from fdjax.training.restore import restore
 from tests.frozen_checkpoints import write_checkpoint
@@ -79,6 +80,10 @@ def test_the_manifest_says_what_was_frozen(artifact) -> None:
     assert sorted(path.name for path in artifact.iterdir()) == sorted([MANIFEST, ARRAYS, GRAPH, CHECKSUM])
     assert {unit["name"]: unit["form"] for unit in manifest["units"]}["block00"] == "groups"
     assert 0 < manifest["macs"]["ratio"] < 1
+    assert manifest["program_macs"] == load(artifact).frozen.program.macs()
+    assert "The frozen network computes" not in frozen_table(manifest)
+    merged = manifest | {"program_macs": 2 * manifest["macs"]["total"]}
+    assert f"The frozen network computes {merged['program_macs']:,}" in frozen_table(merged)
     assert [layer["name"] for layer in manifest["layers"] if layer["released"]] == ["head"]
     assert manifest["versions"]["jax"] and manifest["choice"]["by"] == "macs"
 

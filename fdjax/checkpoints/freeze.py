@@ -114,6 +114,7 @@ def freeze_checkpoint(
     facts = {
         "macs": macs.to_dict(),
         "layers": [layer.to_dict() for layer in macs.layers],
+        "program_macs": frozen.program.macs(),
         "units": [_described(name, program, stopwatch) for name, (program, _) in layers_of(frozen).items()],
         "choice": {
             "by": "time" if stopwatch else "estimate" if estimate else "macs",
