@@ -129,6 +129,7 @@ def test_a_network_that_is_slower_as_a_whole_is_pruned_less_or_not(monkeypatch, 
     assert ("and these are kept" in said) == (kept == "whole channels")
     assert ("on xla at 1 image no pruning saves time, so nothing is pruned" in said) == (kept == "nothing")
     assert ("every layer released for being slower pruned; 1.000x MACs" in said) == (kept == "nothing")
+    assert ("every layer, but for the channels that are removed whole," in said) == (kept == "whole channels")
 
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):

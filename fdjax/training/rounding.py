@@ -48,6 +48,8 @@ def gated_masks(
     slower = ", ".join(name for name in hard.released if name not in by_macs.released) or "nothing"
     if {*hard.released} == {*graph.wrapped_layers}:
         slower = "every layer"
+        if hard.macs.ratio < 1:
+            slower = "every layer, but for the channels that are removed whole,"
     print(f"gate: {slower} released for being slower pruned; {hard.macs.ratio:.3f}x MACs", flush=True)
     return hard
 
