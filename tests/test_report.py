@@ -143,6 +143,13 @@ def test_a_real_run_has_its_words_pictures_and_times(real_page):
     assert "bench.json: medians for a batch, on Some CPU, jax 0.10.2." in real_page.text
 
 
+def test_the_way_that_masks_went_is_said():
+    by_aim = changed(CONFIG, learn={"approach": "aim", "sharpen": 0.3})
+    for config, end in ((CONFIG, "constant"), (by_aim, "; along an aim; drawn to their levels, 0.3 of the way")):
+        words = dict(asked_words(read_result("run", config, make_summary(config)), [{"name": "learn", "steps": 10}]))
+        assert words["Phase learn"].endswith(end)
+
+
 def test_a_page_is_whole_in_itself(real, real_page):
     assert real.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert not real_page.all("link") and not real_page.all("iframe")

@@ -107,5 +107,8 @@ def _phase_words(config: Config, phase: str, steps: int | None) -> str:
     rate = f"{settings.optimizer}, learning rate {settings.learning_rate:g}, {schedule}"
     taught = config.distill.weight and phase != "pretrain"
     teacher = f"; taught by the unpruned network, weight {config.distill.weight:g}" if taught else ""
-    kind = what.get(phase, under)
-    return f"{steps:,} steps{epochs} of {kind}: {rate}{teacher}"
+    kind, way = what.get(phase, under), ""
+    if phase in ("learn", "alternate"):
+        way += "; along an aim" if config.learn.approach == "aim" else ""
+        way += f"; drawn to their levels, {config.learn.sharpen:g} of the way" if config.learn.sharpen else ""
+    return f"{steps:,} steps{epochs} of {kind}: {rate}{way}{teacher}"
