@@ -9,6 +9,7 @@ a row's name and a column, and what follows up to the next space: `<!-- narrow.t
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import re
@@ -225,16 +226,19 @@ PAGES = {
 
 def main() -> int:
     """Rewrites the pages, or checks them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; status 1 if a page is not up to date")
+    check = parser.parse_args().check
     rows, stale = load(), []
     for page, table in PAGES.items():
         old = page.read_text()
         new = renewed(old, rows, table)
         if old != new:
             stale.append(str(page.relative_to(ROOT)))
-            if "--check" not in sys.argv[1:]:
+            if not check:
                 page.write_text(new)
     print(f"rewritten: {', '.join(stale)}" if stale else "up to date")
-    return int(bool(stale) and "--check" in sys.argv[1:])
+    return int(bool(stale) and check)
 
 
 if __name__ == "__main__":
