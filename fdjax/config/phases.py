@@ -123,7 +123,7 @@ class LearnConfig(Checked):
     """Share of the phase, above 0 to 1, by the end of which the controller or the aim reaches the target."""
     sharpen: float = 0.0
     """Share of its way to the nearest level, 0 to 1, that a step moves each mask at the end of the phase, so that
-    rounding changes little. It rises from 0 at the end of ramp."""
+    rounding changes little. It rises from 0 at the end of ramp, and with approach=aim waits until the aim is met."""
     lambda_: Annotated[float | None, tyro.conf.arg(name="lambda")] = None
     """Weight of the penalty. With a target, it is only the initial value, or with approach=aim the constant value
     (None: chosen automatically). Without a target, it is required."""

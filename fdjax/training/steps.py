@@ -238,6 +238,10 @@ def skip_nonfinite(step: Step) -> Step:
     return guarded
 
 
+# The penalty up to which masks count as being at the aim: an excess of 2% of the dense network's cost.
+_ON_AIM = 0.02**2
+
+
 def mask_penalty(graph: MaskedGraph, fcmask: Any, learn: LearnConfig, table: TimeTable | None = None) -> jax.Array:
     """Computes the penalty that lambda weighs.
 
@@ -305,6 +309,7 @@ def make_mask_step(
 
     Weights and batch norm do not change. With `pull`, each mask also moves a share of its way to the nearest level,
     decoupled from the gradient, as weight decay is in AdamW; `pull` has the share, 0 to 1, by the number of the step.
+    With an aim, masks above it are not moved so.
     """
 
     def ways_to_levels(fcmask: Any) -> Any:
@@ -328,12 +333,15 @@ def make_mask_step(
                 penalty = excess_penalty(graph, fcmask, learn, state.controller["offset"], table)
             else:
                 penalty = mask_penalty(graph, fcmask, learn, table)
-            return loss + state.lambda_ * penalty, (loss, logits)
+            return loss + state.lambda_ * penalty, (loss, logits, penalty)
 
-        (_, (loss, logits)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.fcmask)
+        (_, (loss, logits, penalty)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.fcmask)
         updates, mask_opt = optimizer.update(grads, state.mask_opt, state.fcmask)
         if pull is not None:
             share, ways = pull(state.step), ways_to_levels(state.fcmask)
+            if learn.approach == "aim":
+                # Masks that are still above the aim have to come down first: the pull would hold them.
+                share = jnp.where(penalty <= _ON_AIM, share, 0.0)
             updates = jax.tree.map(lambda update, way: update + share * way, updates, ways)
         # Outside [0, 1] the gradient of a mask is zero, so that it could not come back.
         fcmask = jax.tree.map(lambda m: jnp.clip(m, 0, 1), optax.apply_updates(state.fcmask, updates))

@@ -18,12 +18,12 @@ from studies import LOOKS, Point, draw, is_finished, time_networks  # noqa: E402
 # Engine and images at once -> the suffix of the networks that were learned for it.
 ENGINES = {("native", 1): "native06", ("xla", 8): "xla05", ("onnxruntime", 1): "ort07"}
 # What every engine times: networks that are no engine's own.
-COMMON = ("width025_s0", "width015_s0", "pixels24_s0")
+COMMON = ("width025", "pixels24")
 # On the other engines the paper's masks are slower than the dense network, so that the gate by time releases them.
-PAPER = {"native": ("paper_native_s0",)}
+PAPER = {"native": ("paper_native",)}
 
 
-def measure(runs: Path, out: Path, rounds: int, repeats: int) -> None:
+def measure(runs: Path, seed: int, out: Path, rounds: int, repeats: int) -> None:
     """Writes a row for each network and engine: top-1, MACs and time over those of the dense network."""
     from fdjax import runtime
 
@@ -31,10 +31,10 @@ def measure(runs: Path, out: Path, rounds: int, repeats: int) -> None:
     runtime.setup()
     rows = []
     for (engine, batch), suffix in ENGINES.items():
-        names = [f"channels_{suffix}_s0", f"tied_{suffix}_s0", *COMMON, *PAPER.get(engine, ())]
-        names = [name for name in names if is_finished(runs / name)]
-        if f"channels_{suffix}_s0" in names:
-            rows += time_networks(runs, "dense_s0", names, engine, batch, rounds, repeats)
+        kinds = [f"channels_{suffix}", f"tied_{suffix}", *COMMON, *PAPER.get(engine, ())]
+        names = [name for kind in kinds if is_finished(runs / (name := f"{kind}_s{seed}"))]
+        if f"channels_{suffix}_s{seed}" in names:
+            rows += time_networks(runs, f"dense_s{seed}", names, engine, batch, rounds, repeats)
             out.write_text(json.dumps({"rounds": rounds, "repeats": repeats, "rows": rows}, indent=1) + "\n")
 
 
@@ -42,7 +42,7 @@ def pictures(file: Path) -> None:
     """Accuracy against time, a panel for each engine."""
     rows = json.loads(file.read_text())["rows"]
     # The dense network beside them is the control, which was trained as long as the pruned ones.
-    control = json.loads((HERE / "control_s0" / "summary.json").read_text())["top1"]
+    (control,) = (json.loads((run / "summary.json").read_text())["top1"] for run in file.parent.glob("control_s?"))
     panels: dict[str, list[Point]] = {}
     for row in rows:
         kind = row["network"].partition("_")[0]
@@ -58,12 +58,13 @@ def main() -> None:
     """Measures, unless told only to draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, help="folder of the runs; without it the picture is drawn anew")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the runs, the end of their names")
     parser.add_argument("--json", type=Path, default=HERE / "time.json")
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=5)
     flags = parser.parse_args()
     if flags.runs is not None:
-        measure(flags.runs, flags.json, flags.rounds, flags.repeats)
+        measure(flags.runs, flags.seed, flags.json, flags.rounds, flags.repeats)
     pictures(flags.json)
 
 
