@@ -393,10 +393,9 @@ def test_two_processes_end_with_the_state_of_one(two_and_one):
     end = STEPS * len(PHASES)
     left, right = (restore(Checkpoints(workdir / CHECKPOINT_FOLDER), end).state for workdir in two_and_one[:2])
     for mine, other in zip(jax.tree.leaves(left.params), jax.tree.leaves(right.params), strict=True):
-        # Sums in another order differ by rounding, which training amplifies, on processors without AVX-512 more.
-        assert np.abs(mine - other).max() <= 5e-4 * max(np.abs(other).max(), 0.1)
+        assert np.abs(mine - other).max() <= 1e-4 * max(np.abs(other).max(), 1e-2)
     for mine, other in zip(jax.tree.leaves(left.fcmask), jax.tree.leaves(right.fcmask), strict=True):
-        np.testing.assert_allclose(mine, other, atol=5e-4)
+        np.testing.assert_allclose(mine, other, atol=1e-4)
     assert int(left.step) == int(right.step) == end
 
 
