@@ -382,6 +382,21 @@ def test_masks_that_are_all_one_are_shifted_down_and_all_zero_up() -> None:
     assert harden_to_target(graph, ones, 1.0).macs.ratio == 1
 
 
+@pytest.mark.parametrize("levels", ["0,1,N", "0,N"])
+@pytest.mark.parametrize("kind", ["wide", "tied, one block size"])
+def test_of_equal_masks_only_as_many_change_as_the_target_asks_for(kind: str, levels: str) -> None:
+    graph = GRAPHS[kind]
+    ones = {path: np.ones(channels, np.float32) for path, (channels, _) in graph.mask_sizes.items()}
+    for target in TARGETS:
+        hard = harden_to_target(graph, ones, target, levels=LEVELS[levels], gate="none")
+        assert abs(hard.macs.ratio - target) <= 0.02 * target
+        # Every mask keeps the same share of its channels, but for whole numbers, and keeps its first channels.
+        falling = [counts for counts in hard.counts.values() if np.ptp(counts)]
+        shares = [((counts == counts.max()).mean(), 1 / len(counts)) for counts in falling]
+        assert max(share - one for share, one in shares) <= min(share + one for share, one in shares)
+        assert all((np.diff(counts) <= 0).all() for counts in falling)
+
+
 def test_a_network_with_masks_on_one_side_hardens_too() -> None:
     """sides="output": the project layers' wide side has no mask, so that expand's masks decide alone."""
     graph = GRAPHS["output"]

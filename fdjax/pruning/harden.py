@@ -24,7 +24,8 @@ class HardMasks:
     Attributes:
       counts: path of every FCMask -> kept counts [channels], 0 to N.
       released: names of the layers that the gate released.
-      offset: the number added to every FCMask before rounding.
+      offset: the number added to every FCMask before rounding. Of equal masks that it moves across a threshold,
+        `harden_to_target` may leave some below it.
       macs: MACs of the network with these masks.
       time: time over the dense network's by a time table; None without one.
     """
@@ -219,7 +220,23 @@ def harden(
     if target_macs is not None:
         rounding = {"levels": levels, "gate": gate, "convention": convention, "group_multiple": group_multiple}
         return harden_to_target(network, fcmasks, target_macs, released=released, **rounding)
-    counts = dict(even_groups(network, fcmasks, round_masks(network, fcmasks, levels, offset), group_multiple))
+    rounded = round_masks(network, fcmasks, levels, offset)
+    return _settle(network, fcmasks, rounded, offset, gate, convention, group_multiple, released, time)
+
+
+def _settle(
+    network: MaskedGraph,
+    fcmasks: FcMasks,
+    rounded: Counts,
+    offset: float,
+    gate: str,
+    convention: str,
+    group_multiple: int,
+    released: Collection[str],
+    time: Time | None,
+) -> HardMasks:
+    """Makes hard masks of rounded ones: group sizes, layers to release, the gate, and what they cost."""
+    counts = dict(even_groups(network, fcmasks, rounded, group_multiple))
     for name in network.wrapped_layers:
         for path in _paths(network, name) if name in released else ():
             counts[path] = _whole(counts[path], network.masks[path].num_coefs)
@@ -256,8 +273,8 @@ def harden_to_target(
     """Finds the offset whose hard masks come nearest to a target.
 
     The offset tells how far learning still has to go: it is negative while the masks are too high, and 0 when they meet
-    the target as they are. Equal masks change together, so that the ratio moves in steps and the target is met as
-    closely as they allow.
+    the target as they are. Equal masks reach a threshold together. Where all of them would miss the target, a part of
+    them changes: the same share of every layer's, its last channels first.
 
     Args:
       network: the graph with its masks.
@@ -275,29 +292,52 @@ def harden_to_target(
       The hard masks, with their offset.
     """
 
-    def at(offset: float) -> tuple[float, HardMasks]:
-        hard = harden(
-            network,
-            fcmasks,
-            levels=levels,
-            gate=gate,
-            convention=convention,
-            offset=offset,
-            group_multiple=group_multiple,
-            released=released,
-            time=time,
-        )
+    def settled(rounded: Counts, offset: float) -> tuple[float, HardMasks]:
+        hard = _settle(network, fcmasks, rounded, offset, gate, convention, group_multiple, released, time)
         return abs(cost_ratio(hard, convention) - target), hard
 
     low, high = -1.0, 1.0
-    best = at(0.0)
+    best = settled(round_masks(network, fcmasks, levels), 0.0)
     for _ in range(iterations):
         middle = (low + high) / 2
-        candidate = at(middle)
+        candidate = settled(round_masks(network, fcmasks, levels, middle), middle)
         if candidate[0] < best[0]:
             best = candidate
         if cost_ratio(candidate[1], convention) > target:
             high = middle
         else:
             low = middle
+    # What is left between the two offsets changes at one of them.
+    fewer, more = (round_masks(network, fcmasks, levels, offset) for offset in (low, high))
+    order = _falling_order(fcmasks, fewer, more)
+    least, most = 0, len(order)
+    while most - least > 1:
+        middle = (least + most) // 2
+        candidate = settled(_lowered(more, fewer, order[:middle]), high)
+        if candidate[0] < best[0]:
+            best = candidate
+        if cost_ratio(candidate[1], convention) > target:
+            least = middle
+        else:
+            most = middle
     return best[1]
+
+
+def _falling_order(fcmasks: FcMasks, fewer: Counts, more: Counts) -> list[tuple[str, int]]:
+    """Lists the channels (path, index) whose counts differ: lowest mask first, equal masks spread over the layers."""
+    places = []
+    for path, counts in more.items():
+        channels = np.flatnonzero(counts != fewer[path])[::-1]
+        places += [
+            (float(fcmasks[path][channel]), (rank + 0.5) / len(channels), path, int(channel))
+            for rank, channel in enumerate(channels)
+        ]
+    return [(path, channel) for _, _, path, channel in sorted(places)]
+
+
+def _lowered(more: Counts, fewer: Counts, channels: Sequence[tuple[str, int]]) -> Counts:
+    """Returns the higher counts, but with the lower ones for these channels."""
+    counts = {path: of.copy() for path, of in more.items()}
+    for path, channel in channels:
+        counts[path][channel] = fewer[path][channel]
+    return counts
