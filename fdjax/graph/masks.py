@@ -327,7 +327,7 @@ def layer_blocks(
         if found[name] > min(layer.in_size):
             raise ValueError(
                 f"block {found[name]} is larger than the {layer.in_size[0]}x{layer.in_size[1]} map of layer {name}; "
-                "give that map a smaller one (block_by_map or block_by_layer)"
+                f"give a block of at most {min(layer.in_size)}, or that map its own one (block_by_map, block_by_layer)"
             )
     return found
 
