@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from functools import partial
 
@@ -93,7 +94,8 @@ def test_masks_around_the_mean_need_no_transform(size, block: int, channels: int
         mask(width) if sides in (side, "both") else None for side, width in (("input", channels), ("output", features))
     ]
 
-    def value_and_gradients(block_means: bool):
+    @functools.partial(jax.jit, static_argnames="block_means")
+    def value_and_gradients(x, kernel, masks, block_means: bool):
         def loss(x, kernel, masks):
             y = masked_pointwise(x, kernel, block, *masks, block_means=block_means)
             return jnp.sum(jnp.sin(y)), y
@@ -103,9 +105,8 @@ def test_masks_around_the_mean_need_no_transform(size, block: int, channels: int
         grouped = [(d[0], d[1:].sum(axis=0)) for d in dmasks if d is not None]
         return y, dx, dkernel, grouped
 
-    for got, expected in zip(
-        jax.tree.leaves(value_and_gradients(True)), jax.tree.leaves(value_and_gradients(False)), strict=True
-    ):
+    results = (jax.tree.leaves(value_and_gradients(x, kernel, masks, block_means)) for block_means in (True, False))
+    for got, expected in zip(*results, strict=True):
         np.testing.assert_allclose(got, expected, atol=2e-4)
 
 
