@@ -8,8 +8,8 @@ whole channels (tied masks, kept counts 0 and N) in multiples of 8, gated by the
 configs/quickstart_paper.py. Both save as many MACs, but less time or none.
 
 Hyperparameters: SGD with Nesterov momentum 0.9, cosine, weight decay 4e-5, as in configs/cifar10_mobilenetv2.py, over
-as few epochs as this network needs on 10,000 images. Masks are learned by SGD at a rate of 0.3, with the penalty of
-expected MACs.
+as few epochs as this network needs on 10,000 images. Masks come down along an aim (`approach`), with Adam, as in
+configs/finetune.py: their phase has few steps.
 
 Expected: results/quickstart/README.md has measured accuracy and times.
 """
@@ -25,7 +25,9 @@ def get_config() -> Config:
         pretrain=WeightPhaseConfig(epochs=12, learning_rate=0.1, warmup_epochs=1),
         learn=LearnConfig(
             epochs=2,
-            learning_rate=0.3,
+            approach="aim",
+            optimizer="adam",
+            learning_rate=0.04,
             tied=True,
             levels="0,N",
             group_multiple=8,
