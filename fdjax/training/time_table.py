@@ -20,9 +20,6 @@ from fdjax.graph.counting import GroupRun
 from fdjax.graph.masks import Counts, MaskedGraph
 from fdjax.pruning.timed import Point, RunTimes, TimeTable, corners, counts_at, grid, timed_runs
 
-# How often a whole network is measured; the median counts.
-_REPEATS = 3
-
 
 def stopwatch_of(learn: LearnConfig) -> Stopwatch:
     """Makes a stopwatch for the engine and its batch size; with a target of time it uses one thread."""
@@ -173,8 +170,6 @@ def measured_ratio(
 ) -> tuple[float, dict[str, float]]:
     """Measures the time of the whole network with hard masks over the dense network's; schedules are chosen by time.
 
-    It is the median of several measurements: on a busy machine one varies by about 2%.
-
     Args:
       graph: channel graph of the network.
       weights: the variables, as `fdjax.frozen.freeze` takes them.
@@ -188,8 +183,7 @@ def measured_ratio(
       UserError: if the engine refuses the network.
     """
     pair = {"dense": _pair(dense_network(graph)), "pruned": _pair(freeze(graph, weights, counts, stopwatch.choose))}
-    turns = [stopwatch.now(pair, part=False) for _ in range(_REPEATS)]
-    if any(len(times) < len(pair) for times in turns):
+    times = stopwatch.now(pair, part=False)
+    if len(times) < len(pair):
         raise UserError(f"the engine {stopwatch.engine} refuses the network")
-    ratio = float(np.median([times["pruned"] / times["dense"] for times in turns]))
-    return ratio, {name: float(np.median([times[name] for times in turns])) for name in pair}
+    return times["pruned"] / times["dense"], times

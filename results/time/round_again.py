@@ -14,19 +14,21 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from flax.traverse_util import unflatten_dict
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 
 from fdjax import runtime
-from fdjax.frozen.bench import seeded_variables
-from fdjax.training.restore import open_checkpoint
-from fdjax.training.rounding import gated_masks
-from fdjax.training.time_table import measure_table, measured_ratio, stopwatch_of
 
 
 def round_again(run: Path, repeats: int) -> dict:
     """Returns a row: what was asked for, and the MACs and measured times of the rounded masks."""
+    from flax.traverse_util import unflatten_dict
+
+    from fdjax.frozen.bench import seeded_variables
+    from fdjax.training.restore import open_checkpoint
+    from fdjax.training.rounding import gated_masks
+    from fdjax.training.time_table import measure_table, measured_ratio, stopwatch_of
+
     restored = open_checkpoint(str(run))[2]
     learn, graph = restored.config.learn, restored.graph
     with np.load(run / "soft_masks.npz") as soft:
