@@ -137,7 +137,7 @@ def test_a_real_run_has_its_words_pictures_and_times(real_page):
     asked = {row[0]: row[1] for table in real_page.tables for row in table if len(row) == 2}
     assert asked["Network"].startswith("mobilenetv2_small at width 1") and asked["Seed"] == "0"
     assert "0.5 of the dense network's MACs, transforms included" in asked["Target"]
-    assert "epochs) of masks: sgd" in asked["Phase learn"]
+    assert "epochs) of masks: adam" in asked["Phase learn"]
     times = real_page.table("batch")
     assert [row[:5] for row in times[1:]] == [[str(n), "1", "float32", "2.000", "1.250"] for n in (1, 8)]
     assert "bench.json: medians for a batch, on Some CPU, jax 0.10.2." in real_page.text

@@ -75,10 +75,9 @@ def _compile_onnxruntime(
 def _compile_openvino(
     program: Program, arrays: Arrays, shapes: Sequence[tuple[int, ...]], threads: int, part: bool
 ) -> Compiled:
-    with warnings.catch_warnings():
-        # Its telemetry forks a process while it is imported. JAX warns of a deadlock, but the child never calls JAX.
-        warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
-        import openvino
+    # Its telemetry forks a process, some time after the import. JAX warns of a deadlock, but the child never calls JAX.
+    warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+    import openvino
 
     core = openvino.Core()
     model = core.read_model(to_onnx(program, arrays, channels_first=part).SerializeToString())
