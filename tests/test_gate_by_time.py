@@ -132,6 +132,16 @@ def test_a_network_that_is_slower_as_a_whole_is_pruned_less_or_not(monkeypatch, 
     assert ("every layer, but for the channels that are removed whole," in said) == (kept == "whole channels")
 
 
+def test_where_only_whole_channels_are_pruned_the_gate_has_nothing_to_release(monkeypatch, whole_network, capsys):
+    monkeypatch.setattr(rounding, "Stopwatch", FakeStopwatch)
+    whole_network[:] = [0.7]
+    learn = dataclasses.replace(LEARN, levels="0,N", gate="time")
+    network = small(tied=True, levels=learn.counts_below_whole, block_by_map={})
+    hard = rounding.gated_masks(learn, network, masks(), learned=True)
+    assert hard.macs.ratio < 1 and {*hard.released} == {*network.wrapped_layers}
+    assert "gate: nothing released for being slower pruned" in capsys.readouterr().out
+
+
 def test_several_processes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checks.jax, "process_count", lambda: 2)
     base = get_config()

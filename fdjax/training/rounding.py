@@ -48,7 +48,7 @@ def gated_masks(
     stopwatch = Stopwatch(learn.engine_batch, runtime.times_cache_dir(), learn.engine)
     hard = _no_slower(learn, graph, fcmask, hard_masks_by_time(learn, graph, fcmask, stopwatch), stopwatch)
     slower = ", ".join(name for name in hard.released if name not in by_macs.released) or "nothing"
-    if {*hard.released} == {*graph.wrapped_layers}:
+    if slower != "nothing" and {*hard.released} == {*graph.wrapped_layers}:
         slower = "every layer"
         if hard.macs.ratio < 1:
             slower = "every layer, but for the channels that are removed whole,"
