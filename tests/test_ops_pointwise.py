@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from functools import partial
 
@@ -94,7 +93,7 @@ def test_masks_around_the_mean_need_no_transform(size, block: int, channels: int
         mask(width) if sides in (side, "both") else None for side, width in (("input", channels), ("output", features))
     ]
 
-    @functools.partial(jax.jit, static_argnames="block_means")
+    @partial(jax.jit, static_argnames="block_means")
     def value_and_gradients(x, kernel, masks, block_means: bool):
         def loss(x, kernel, masks):
             y = masked_pointwise(x, kernel, block, *masks, block_means=block_means)

@@ -292,18 +292,19 @@ def harden_to_target(
       The hard masks, with their offset.
     """
 
-    def settled(rounded: Counts, offset: float) -> tuple[float, HardMasks]:
+    tried: list[tuple[float, HardMasks]] = []
+
+    def too_dear(rounded: Counts, offset: float) -> bool:
         hard = _settle(network, fcmasks, rounded, offset, gate, convention, group_multiple, released, time)
-        return abs(cost_ratio(hard, convention) - target), hard
+        cost = cost_ratio(hard, convention)
+        tried.append((abs(cost - target), hard))
+        return cost > target
 
     low, high = -1.0, 1.0
-    best = settled(round_masks(network, fcmasks, levels), 0.0)
+    too_dear(round_masks(network, fcmasks, levels), 0.0)
     for _ in range(iterations):
         middle = (low + high) / 2
-        candidate = settled(round_masks(network, fcmasks, levels, middle), middle)
-        if candidate[0] < best[0]:
-            best = candidate
-        if cost_ratio(candidate[1], convention) > target:
+        if too_dear(round_masks(network, fcmasks, levels, middle), middle):
             high = middle
         else:
             low = middle
@@ -313,14 +314,12 @@ def harden_to_target(
     least, most = 0, len(order)
     while most - least > 1:
         middle = (least + most) // 2
-        candidate = settled(_lowered(more, fewer, order[:middle]), high)
-        if candidate[0] < best[0]:
-            best = candidate
-        if cost_ratio(candidate[1], convention) > target:
+        if too_dear(_lowered(more, fewer, order[:middle]), high):
             least = middle
         else:
             most = middle
-    return best[1]
+    # Of equally near ones, the first.
+    return min(tried, key=lambda found: found[0])[1]
 
 
 def _falling_order(fcmasks: FcMasks, fewer: Counts, more: Counts) -> list[tuple[str, int]]:

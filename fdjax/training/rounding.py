@@ -111,7 +111,7 @@ def _to_measured_time(learn: LearnConfig, graph: MaskedGraph, fcmask: Any, table
         return _without_masks(graph)
     missed = ""
     if abs(measured / target - 1) > _MISSED:
-        missed = "; the target was missed: time moves in steps as layers fall away; give more learn.epochs"
+        missed = "; the target was missed: no rounding of these masks came nearer; give more learn.epochs"
     print(
         f"time: {measured:.3f}x of the dense network's, asked for {target:g} ({where(learn)}; {len(tried)} measured); "
         f"{hard.macs.ratio:.3f}x MACs{missed}",
