@@ -25,6 +25,7 @@ from fdjax.reports import progression_figure, read_result
 from fdjax.reports.closer import closer_section
 from fdjax.reports.frequency import coef_mask_figure, equivalence, image_frequencies_figure, strategies_figure
 from fdjax.reports.html import page, picture, table
+from fdjax.reports.results import epochs_words
 from fdjax.reports.words import asked_words, outcome_words
 from tests.fake_runs import CONFIG, changed, make_run, make_summary
 
@@ -266,6 +267,14 @@ def test_what_came_out_is_said_with_its_uncertainty():
     assert "0.20 points more" in outcome_words(read_result("a", CONFIG, make_summary(top1=0.602, dense_top1=0.6)))
     dense = changed(CONFIG, phases=("pretrain",))
     assert outcome_words(read_result("a", dense, make_summary(dense))).startswith("The dense network has 70.00%")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "words"),
+    [(1, "1 epoch"), (1.0, "1 epoch"), (0.00213, "0.00213 epochs"), (1.1875, "1.19 epochs"), (1234, "1234 epochs")],
+)
+def test_lengths_are_in_words(epochs, words):
+    assert epochs_words(epochs) == words
 
 
 def test_phases_of_the_run_before_are_said_to_be_its_own():

@@ -315,6 +315,12 @@ def _block_words(config: Config) -> str:
     return f"{learn.block} ({', '.join([*maps, *layers])})" if maps or layers else str(learn.block)
 
 
+def epochs_words(epochs: float) -> str:
+    """Returns a length in words, such as "1 epoch" or "2.5 epochs"."""
+    rounded = f"{round(epochs, 2):g}" if epochs >= 1 else f"{epochs:.3g}"
+    return f"{rounded} epoch{'' if rounded == '1' else 's'}"
+
+
 def mask_words(config: Config) -> list[str]:
     """Describes the masks of a config: sides, levels, penalty, and the weight of distillation if there is any."""
     learn, distillation = config.learn, config.distill.weight

@@ -12,7 +12,7 @@ import numpy as np
 
 from fdjax.reports.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILION, NoDataError, save_figure
 from fdjax.reports.panels import labelled, legend_below, top1_panels
-from fdjax.reports.results import Result, mask_words
+from fdjax.reports.results import Result, epochs_words, mask_words
 from fdjax.reports.seeds import seed_groups, settings_key
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def _lengths(result: Result, phases: Sequence[str]) -> list[str]:
     words = []
     for phase in phases:
         settings = getattr(result.config, phase)
-        length = f"{settings.epochs:g} epochs" if settings.steps is None else f"{settings.steps:,} steps"
+        length = epochs_words(settings.epochs) if settings.steps is None else f"{settings.steps:,} steps"
         words.append(f"{phase} {length}")
     return words
 

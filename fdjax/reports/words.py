@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fdjax.config import Config
-from fdjax.reports.results import Result, mask_words
+from fdjax.reports.results import Result, epochs_words, mask_words
 
 
 def asked_words(result: Result, phases: list[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -100,7 +100,7 @@ def _phase_words(config: Config, phase: str, steps: int | None) -> str:
     if steps is None:
         return "done by the run that this one started from"
     settings = getattr(config, phase)
-    epochs = f" ({settings.epochs:g} epochs)" if settings.steps is None else ""
+    epochs = f" ({epochs_words(settings.epochs)})" if settings.steps is None else ""
     what = {"learn": "masks", "alternate": "masks and weights in turn", "scratch": "new weights under rounded masks"}
     under = "weights under rounded masks" if phase == "refine" else "weights"
     schedule = "constant" if phase == "learn" else settings.schedule

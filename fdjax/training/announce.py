@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from fdjax.config import Config
 from fdjax.graph.counting import network_macs
 from fdjax.graph.masks import MaskedGraph
+from fdjax.reports.results import epochs_words
 from fdjax.training.phases import Phase
 from fdjax.training.restore import Restored
 
@@ -43,7 +44,7 @@ def announcement(
         goal = f", masks to {learn.target_macs}x MACs" if learn.target_macs else f", lambda {learn.lambda_ or 0:g}"
         if learn.target_time is not None:
             goal = f", masks to {learn.target_time}x of the time on {learn.engine}, batch {learn.engine_batch}"
-        what = f"  {phase.name}: {phase.steps:,} steps of {config.data.batch_size} ({share:.3g} epochs)"
+        what = f"  {phase.name}: {phase.steps:,} steps of {config.data.batch_size} ({epochs_words(share)})"
         lines.append(what + (goal if phase.learns_masks else ""))
     return "\n".join(lines)
 
