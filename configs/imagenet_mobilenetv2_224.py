@@ -4,8 +4,8 @@
     python train.py --config configs/imagenet_mobilenetv2_224.py --workdir runs/imagenet224 --init DIR
 
 Data: the TFDS set `imagenet2012` prepared as array_record (`fdjax data prepare`), or a folder of images (`--data.name
-folder --data.path DIR`). `--init` may name an imported network (docs/import.md); pretraining is then skipped. The
-network has 300.77 M MACs dense, classifier included. The paper's dense network reaches 71.8%.
+folder --data.path DIR`). `--init` may name an imported network (docs/import.md); `--phases learn scratch` then skips
+pretraining. The network has 300.77 M MACs dense, classifier included. The paper's dense network reaches 71.8%.
 
 Scheme: the paper's for ImageNet. Masks are learned on the trained network, and new weights are then trained with them.
 

@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fdjax.config import LearnConfig
+from fdjax.errors import UserError
 from fdjax.graph.counting import effective_counts, network_macs
 from fdjax.graph.masks import SIDES, MaskedGraph
 from fdjax.ops import kept_counts
@@ -124,6 +125,22 @@ def test_levels_of_a_config_speak_of_n() -> None:
         for num_coefs, counts in expected.items():
             assert level_counts(num_coefs, LearnConfig(levels=text).counts_below_whole) == counts
     assert LearnConfig(levels="all").counts_below_whole is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"target_macs": 2.0}, "target_macs is 2.0"),
+        ({"target_macs": 0.0}, "target_macs is 0.0"),
+        ({"gate": "time"}, "'macs', 'none'"),
+        ({"convention": "all"}, "'total', 'paper'"),
+        ({"group_multiple": 0}, "give 1 or more"),
+    ],
+)
+def test_settings_that_do_not_exist_are_named(settings, named) -> None:
+    graph = GRAPHS["both"]
+    with pytest.raises(UserError, match=named):
+        harden(graph, random_masks(graph, 0), **settings)
 
 
 def test_hard_masks_survive_the_trip_through_the_collection() -> None:

@@ -50,7 +50,7 @@ def coef_mask(fcmask: jax.Array, num_coefs: int, levels: Sequence[int] | None = 
     Args:
       fcmask: FCMasks, [C], in [0, 1].
       num_coefs: the number of coefficients N.
-      levels: as in `level_counts`.
+      levels: the kept counts between 0 and N to allow, such as (1,); others are ignored. None allows all.
 
     Returns:
       [N, C] in [0, 1], non-increasing along the coefficients. The gradient at m = 1 is the one just below 1.
@@ -69,7 +69,7 @@ def kept_counts(fcmask: jax.Array, num_coefs: int, levels: Sequence[int] | None 
     Args:
       fcmask: FCMasks, [C], in [0, 1].
       num_coefs: the number of coefficients N.
-      levels: as in `level_counts`.
+      levels: the kept counts between 0 and N to allow, such as (1,); others are ignored. None allows all.
 
     Returns:
       int32 [C]; each value is one of the levels.
@@ -86,7 +86,7 @@ def nearest_level(fcmask: jax.Array, num_coefs: int, levels: Sequence[int] | Non
     Args:
       fcmask: FCMasks, [C], in [0, 1].
       num_coefs: the number of coefficients N.
-      levels: as in `level_counts`.
+      levels: the kept counts between 0 and N to allow, such as (1,); others are ignored. None allows all.
 
     Returns:
       [C], each value one of s/S for s = 0..S, where S is the number of intervals between levels.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
+from fdjax.errors import UserError
 from fdjax.graph.counting import NetworkMacs, layer_totals, network_macs
 from fdjax.graph.masks import SIDES, Counts, MaskedGraph
 from fdjax.ops.macs import pointwise_macs
@@ -200,7 +201,7 @@ def harden(
     released: Collection[str] = (),
     time: Time | None = None,
 ) -> HardMasks:
-    """Rounds masks, and releases what is cheaper whole.
+    """Rounds masks, and releases what is no cheaper pruned than whole.
 
     Args:
       network: the graph with its masks.
@@ -216,12 +217,26 @@ def harden(
 
     Returns:
       The kept counts, the released layers, and their MACs.
+
+    Raises:
+      UserError: if the target, the gate, the convention or the multiple is none of those above.
     """
+    _check(target_macs, gate, convention, group_multiple)
     if target_macs is not None:
         rounding = {"levels": levels, "gate": gate, "convention": convention, "group_multiple": group_multiple}
         return harden_to_target(network, fcmasks, target_macs, released=released, **rounding)
     rounded = round_masks(network, fcmasks, levels, offset)
     return _settle(network, fcmasks, rounded, offset, gate, convention, group_multiple, released, time)
+
+
+def _check(target_macs: float | None, gate: str, convention: str, group_multiple: int) -> None:
+    if target_macs is not None and not 0 < target_macs <= 1:
+        raise UserError(f"target_macs is {target_macs}; give a share above 0 and at most 1, or None for no target")
+    for name, value, accepted in (("gate", gate, ("macs", "none")), ("convention", convention, ("total", "paper"))):
+        if value not in accepted:
+            raise UserError(f"{name} is {value!r}; give one of {', '.join(map(repr, accepted))}")
+    if group_multiple < 1:
+        raise UserError(f"group_multiple is {group_multiple}; give 1 or more, such as 8")
 
 
 def _settle(
