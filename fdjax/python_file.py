@@ -44,7 +44,7 @@ def load_made(path: str, what: str, function: str, kind: type[Made], name: str) 
         made = namespace[function]()
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{path}: {type(error).__name__}: {error}") from error
     if not isinstance(made, kind):
         raise UserError(f"{path}: {function}() {must}, got {type(made).__name__}")
@@ -91,7 +91,7 @@ def import_function(reference: str, flag: str) -> Callable[..., Any]:
             f"{flag} {reference}: there is no module {error.name!r} in {folder} or among the installed packages; run "
             "the command in the folder that holds it, or add that folder to PYTHONPATH"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{flag} {reference}: importing {module_name} fails: {what_failed(error)}") from error
     if not hasattr(module, name):
         functions = [other for other, value in vars(module).items() if callable(value) and not other.startswith("_")]

@@ -140,10 +140,21 @@ def compilation_cache_dir() -> Path | None:
     return Path(base) / "fdjax" / "xla"
 
 
-def times_cache_dir() -> Path | None:
-    """Returns the directory of measured times of layers, beside the compiled programs; None if nothing is cached."""
+def cache_dir(of: str) -> Path | None:
+    """Returns the directory of another cache: in $FDJAX_CACHE_DIR, or else beside XLA's; None if nothing is cached.
+
+    Args:
+      of: its name, such as "times" or "native".
+    """
     compiled = compilation_cache_dir()
-    return compiled.parent / "times" if compiled else None
+    if compiled is None:
+        return None
+    return (compiled if os.environ.get(CACHE_VARIABLE) else compiled.parent) / of
+
+
+def times_cache_dir() -> Path | None:
+    """Returns the directory of measured times of layers; None if nothing is cached."""
+    return cache_dir("times")
 
 
 def setup() -> None:

@@ -84,6 +84,7 @@ def refused(tmp_path, capsys):
         (["--pretrain.steps", "1000000000"], "at most 1,000,000,000 are counted"),
         (["--data.crop-padding", "100000"], "from 0 to 1,024 pixels"),
         (["--json", "/does/not/exist/file.json"], "directory that exists"),
+        (["--json", "picture.png"], "ends in .json"),
         (["--profile", "-1"], "--profile must be 0 or more"),
         (["--connect-timeout", "-1"], "--connect-timeout must be 0 or more"),
         (["--devices", "0"], "--devices 0: this process has"),
@@ -108,6 +109,7 @@ def test_wrong_flags_are_refused(refused, arguments, expected):
         ("from fdjax.config import *\ndef get_config(): return Config(learn=LearnConfig(target_macs=2))", "at most 1"),
         ("x = 1", "no get_config()"),
         ("def get_config(): return 3", "must return an fdjax.config.Config"),
+        ("import sys\nsys.exit(3)", "SystemExit: 3"),
         ("this is no python", "SyntaxError"),
     ],
 )

@@ -18,7 +18,7 @@ from fdjax import data
 from fdjax.config import Config, DataConfig
 from fdjax.data.class_list import read_class_list
 from fdjax.data.decode import read_pixels
-from fdjax.data.folder import list_folder, natural
+from fdjax.data.folder import list_folder, natural, readable
 from fdjax.errors import UserError
 from tests.original_layouts import random_pixels
 
@@ -281,6 +281,30 @@ def test_pictures_are_turned_upright_by_their_exif_orientation(orientation: int,
 
     whole = crop_and_resize(file.read_bytes(), crop, np.full((10, 4), 0.5), (16, 24), 3, "it")
     assert np.abs(whole.astype(int) - upright).max() <= 3
+
+
+def test_an_orientation_in_xmp_alone_counts_as_well(tmp_path: Path) -> None:
+    levels = np.arange(0, 240, 10, dtype=np.uint8).repeat(16).reshape(24, 16)
+    xmp = (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        '<rdf:Description rdf:about="" xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+        "</rdf:RDF></x:xmpmeta>"
+    )
+    file = tmp_path / "turned.jpg"
+    Image.fromarray(levels).save(file, quality=100, xmp=xmp.encode())
+    found = [data.load_image(str(file), (16, 24, 1)), read_pixels(file.read_bytes(), 1, "it")]
+    assert found[0].shape == found[1].shape == (16, 24, 1)
+    np.testing.assert_allclose(found[0].astype(int), found[1].astype(int), atol=3)
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, root: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    os.mkdir(root / "train" / name)
+    save(root / "train" / name / "0.png", random_pixels(1, 8, 8, 3))
+    with pytest.raises(UserError, match="a name that is not UTF-8; rename it") as refusal:
+        data.open_dataset("folder", str(root), 16)
+    assert str(refusal.value).encode()
+    assert readable(name) == "caf\ufffd"
 
 
 # Sizes

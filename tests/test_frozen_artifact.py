@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import shutil
 import subprocess
@@ -281,6 +282,49 @@ def test_a_frozen_network_is_replaced_in_one_move(copy) -> None:
     save(copy, network.network, network.frozen, {"note": "second"})
     assert load(copy).manifest["note"] == "second"
     assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
+def test_what_lies_beside_a_frozen_network_is_not_lost(copy) -> None:
+    network = load(copy)
+    (copy / "mine.onnx").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"holds mine\.onnx beside a frozen network"):
+        save(copy, network.network, network.frozen, {})
+    assert (copy / "mine.onnx").read_bytes() == b"mine" and load(copy).manifest == network.manifest
+
+
+def test_a_link_stays_a_link_and_the_current_directory_stays(copy, tmp_path, monkeypatch) -> None:
+    network = load(copy)
+    (tmp_path / "link").symlink_to(copy)
+    save(tmp_path / "link", network.network, network.frozen, {"note": "by the link"})
+    assert (tmp_path / "link").is_symlink() and load(copy).manifest["note"] == "by the link"
+    monkeypatch.chdir(copy)
+    save(Path(), network.network, network.frozen, {"note": "from within"})
+    assert load(copy).manifest["note"] == "from within" and Path.cwd().samefile(copy)
+    assert sorted(path.name for path in copy.iterdir()) == sorted([MANIFEST, ARRAYS, GRAPH, CHECKSUM])
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_and_keeps_what_it_had(copy, monkeypatch) -> None:
+    network = load(copy)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(UserError, match="cannot be written: No space left on device"):
+        save(copy, network.network, network.frozen, {})
+    assert load(copy).manifest == network.manifest
+
+
+def test_data_that_cannot_be_read_are_named_in_place_of_an_accuracy(checkpoint, tmp_path, monkeypatch, capsys) -> None:
+    def damaged(*_, **__):
+        raise UserError("3.png is a damaged image")
+
+    monkeypatch.setattr("fdjax.checkpoints.freeze.run_data", damaged)
+    out = tmp_path / "out"
+    assert fdjax_command(["freeze", "--no-time", "--checkpoint", str(checkpoint), "--out", str(out)]) == 0
+    assert "accuracy: not measured: 3.png is a damaged image" in capsys.readouterr().out
+    manifest = load(out).manifest
+    assert manifest["accuracy"] is None and manifest["accuracy_problem"] == "3.png is a damaged image"
 
 
 @pytest.mark.parametrize(

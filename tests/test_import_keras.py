@@ -128,6 +128,31 @@ def test_every_layout_holds_the_same(module, tmp_path: Path, file: str) -> None:
         np.testing.assert_array_equal(array, layers[layer][leaf], err_msg=name)
 
 
+@pytest.mark.parametrize("file", ["whole.h5", "keras3.weights.h5"])
+def test_a_model_within_the_model_has_the_same_weights(module, tmp_path: Path, file: str) -> None:
+    """Transfer learning: a base of Keras Applications is one layer of a new model."""
+    layers = keras_layers(module)
+    top = {"predictions": layers.pop("predictions")}
+    with h5py.File(tmp_path / file, "w") as root:
+        if file == "whole.h5":
+            write_keras2(root, top, suffix="")
+            root.attrs["layer_names"] = [b"base", b"predictions"]
+            base = root.create_group("base")
+            names = [f"{layer}/{leaf}" for layer, weights in layers.items() for leaf in weights]
+            base.attrs["weight_names"] = [name.encode() for name in names]
+            for name in names:
+                layer, _, leaf = name.rpartition("/")
+                base[name] = layers[layer][leaf]
+        else:
+            write_keras3(root, top)
+            write_keras3(root.create_group("layers/functional"), layers)
+    found = read_weights(str(tmp_path / file))
+    for name, array in found.items():
+        layer, _, leaf = name.rpartition("/")
+        np.testing.assert_array_equal(array, {**layers, **top}[layer][leaf], err_msg=name)
+    assert len(found) == sum(map(len, {**layers, **top}.values()))
+
+
 def test_layer_names_that_keras_has_cut_up_are_read(module, tmp_path: Path) -> None:
     """HDF5 holds no attribute of more than 64 KB."""
     with h5py.File(tmp_path / "w.h5", "w") as root:

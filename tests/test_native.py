@@ -285,6 +285,12 @@ def test_a_library_of_another_compiler_or_processor_is_not_taken(tmp_path, monke
     assert len({first, second, compile_source(source, folder=tmp_path)}) == 3
 
 
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path) -> None:
+    (tmp_path / "file").touch()
+    made = compile_source('extern "C" int two() { return 2; }', folder=tmp_path / "file" / "cache")
+    assert made.is_file() and tmp_path not in made.parents
+
+
 def test_without_a_compiler_one_line_says_so() -> None:
     with pytest.raises(UserError, match=r"needs a C\+\+17 compiler; none found") as raised:
         find_compiler({"PATH": ""})

@@ -64,6 +64,9 @@ def test_an_exported_source_tests_itself(tmp_path) -> None:
     assert "void model(const std::uint8_t* images, float* logits, void* workspace)" in text
     with pytest.raises(UserError, match="begin with a letter"):
         export(frozen, tmp_path / "2nd.cc")
+    for name in ("main", "double", "exp", "image", "IMAGE", "read"):
+        with pytest.raises(UserError, match=f"{name} has a meaning"):
+            export(frozen, tmp_path / f"{name}.cc")
 
 
 def test_a_saved_network_runs_natively_and_is_timed(tmp_path, capsys) -> None:

@@ -234,6 +234,7 @@ def refused(tmp_path, capsys):
         ("small = 3", "small is not a function but int"),
         ("def small(depth): pass", r"takes \(depth\), and is called with \(\): missing a required argument: 'depth'"),
         ("def small(): raise ValueError('no such depth')", r"call fails: ValueError: no such depth \(.*line 1\)"),
+        ("def small(): raise SystemExit(4)", r"call fails: SystemExit: 4"),
         ("def small(): return 3", r"must return a Flax Linen module .* got builtins\.int"),
         ("from flax import nnx\ndef small(): return nnx.Linear(2, 3, rngs=nnx.Rngs(0))", r"other libraries.*Python"),
         ("NET\n    def __call__(self, images): return images", r"must take \(images, train\).* it takes \(images\)"),

@@ -277,6 +277,25 @@ def test_a_changed_source_is_begun_anew(tmp_path: Path, monkeypatch: pytest.Monk
     assert load_dataset("mnist", str(tmp_path / "out")).train_labels.tolist() == [3] * 20
 
 
+def test_pictures_that_have_changed_places_are_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_folder(tmp_path / "from")
+    write_metadata = writer._write_metadata
+    monkeypatch.setattr(writer, "_write_metadata", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        prepare("pictures", str(source), str(tmp_path / "out"))
+    first, second = (sorted((source / "train" / name).iterdir())[0] for name in ("cat", "dog"))
+    contents = [file.read_bytes() for file in (first, second)]
+    for file, content in zip((second, first), contents, strict=True):
+        file.unlink()
+        file.write_bytes(content)
+    monkeypatch.setattr(writer, "_write_metadata", write_metadata)
+    prepare("pictures", str(source), str(tmp_path / "out"))
+    prepare("pictures", str(source), str(tmp_path / "anew"))
+    found, expected = (load_dataset("pictures", str(tmp_path / out), 16) for out in ("out", "anew"))
+    np.testing.assert_array_equal(found.train_images, expected.train_images)
+    np.testing.assert_array_equal(found.train_labels, expected.train_labels)
+
+
 # Bad input
 
 
@@ -434,6 +453,17 @@ def test_a_folder_without_a_split_or_images(tmp_path: Path) -> None:
     (source / "train" / "zebra").rmdir()
     shutil.rmtree(source / "test")
     with pytest.raises(UserError, match="has no folder 'test'"):
+        prepare("pictures", str(source), str(tmp_path / "out"))
+
+
+def test_names_that_could_not_be_read_back(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "from")
+    for name in ("folder", "prepared", "fashion_mnist_subset"):
+        with pytest.raises(UserError, match="means something else; give the set another name"):
+            prepare(name, str(source), str(tmp_path / "out"))
+    for split in ("train", "test"):
+        (source / split / "cat").rename(source / split / "cat ")
+    with pytest.raises(UserError, match="'cat ' begins or ends with a space"):
         prepare("pictures", str(source), str(tmp_path / "out"))
 
 

@@ -492,6 +492,22 @@ def test_init_from_a_taught_run_leaves_the_teacher_behind_where_none_is_asked_fo
     assert train(longer, str(tmp_path / "run"))["phases"][-1]["steps"] == 2
 
 
+def test_a_damaged_picture_in_an_evaluation_costs_no_training(tmp_path, monkeypatch, quick_runs):
+    def damaged(*_, **__):
+        raise UserError("3.png is a damaged image")
+
+    config = dataclasses.replace(CONFIG, phases=("pretrain",))
+    with monkeypatch.context() as patch:
+        patch.setattr("fdjax.training.measure.Measurements.evaluate", damaged)
+        with pytest.raises(UserError, match=r"3\.png is a damaged image \(the training up to here is saved"):
+            train(config, str(tmp_path / "run"))
+    restored = at(tmp_path / "run", Checkpoints(tmp_path / "run" / CHECKPOINT_FOLDER).steps()[-1])
+    assert restored.phase_step > 0
+    train(config, str(tmp_path / "run"))
+    train(config, str(tmp_path / "whole"))
+    assert same(*(at(tmp_path / name, STEPS).state.params for name in ("run", "whole")))
+
+
 # Fewer training images
 
 

@@ -55,6 +55,14 @@ def test_pictures_of_another_size_are_cut_to_that_of_the_set_and_streamed_alike(
     np.testing.assert_array_equal(in_memory.train_images[:], streamed.train_images[:])
 
 
+def test_transparent_parts_have_the_background_of_the_set(tmp_path) -> None:
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGBA", (28, 28), (0, 0, 0, 0)).save(tmp_path / "pictures" / "0.png")
+    subset = load_dataset("fashion_mnist_subset")
+    for background, level in (("white", 255), ("black", 0)):
+        assert (with_unlabelled(subset, tmp_path / "pictures", background).train_images == level).all()
+
+
 def test_a_network_is_pruned_by_pictures_alone(tmp_path, quick_runs) -> None:
     trained = write_checkpoint(tmp_path / "trained", "pretrain")
     draw(tmp_path / "pictures", 40)

@@ -124,7 +124,7 @@ def freeze_checkpoint(
             **(_estimated(graph, frozen, estimate) if estimate else {}),
         },
         "time": _time(graph, frozen, counts, compare_on),
-        "accuracy": _accuracy(restored, frozen, counts, hard.counts if newly else None, data_path),
+        **_accuracy(restored, frozen, counts, hard.counts if newly else None, data_path),
         "checkpoint": {
             "step": restored.phase.start + restored.phase_step,
             "phase": restored.phase.name,
@@ -162,7 +162,7 @@ def _described(name: str, program: Program, stopwatch: Stopwatch | None) -> dict
 
 def _accuracy(
     restored: Restored, frozen: Frozen, counts: Counts, before: Counts | None, data_path: str | None
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
     """Evaluates the frozen network on the test set beside the masked one.
 
     Args:
@@ -173,16 +173,17 @@ def _accuracy(
       data_path: directory of the data set.
 
     Returns:
-      The figures, JSON types; None if the data set is missing.
+      Entries of the manifest, JSON types: `accuracy`, the figures; None if the data set cannot be read, and then
+      `accuracy_problem` says why.
     """
     try:
         dataset = run_data(restored.graph, dataclasses.asdict(restored.config.data), data_path)
-    except UserError:
+    except UserError as error:
         if data_path is not None:
             raise
         grey = np.full((1, *restored.graph.input_shape), 128, np.uint8)
         check_finite(masked_logits(restored, counts, grey), "the checkpoint's network")
-        return None
+        return {"accuracy": None, "accuracy_problem": str(error)}
     images, labels = dataset.test_images, dataset.test_labels
     masked = masked_logits(restored, counts, images)
     check_finite(masked, "the checkpoint's network")
@@ -191,7 +192,7 @@ def _accuracy(
     found = {**figures(logits, labels), "masked": {**figures(masked, labels), **agreement(logits, masked)}}
     if before is not None:
         found["before_release"] = figures(masked_logits(restored, before, images), labels)
-    return found
+    return {"accuracy": found}
 
 
 def evaluate_frozen(network: FrozenNetwork, data_path: str | None = None) -> dict[str, Any]:

@@ -28,13 +28,14 @@ def check_file_target(flag: str, path: str | None, suffixes: Sequence[str] = ())
     writable = os.access(file if file.exists() else file.parent, os.W_OK)
     if file.is_dir() or not file.parent.is_dir() or not writable:
         raise UserError(f"{flag} {path}: give a file that can be written, in a directory that exists")
-    if suffixes and file.suffix not in suffixes:
+    # A device, such as /dev/stdout, has no suffix and nothing to lose.
+    if suffixes and file.suffix not in suffixes and (file.is_file() or not file.exists()):
         raise UserError(f"{flag} {path}: give a file that ends in {' or '.join(suffixes)}")
 
 
 def check_json_target(path: str | None) -> None:
-    """Calls `check_file_target` for --json."""
-    check_file_target("--json", path)
+    """Calls `check_file_target` for --json, whose file has to end in .json: no other is overwritten by mistake."""
+    check_file_target("--json", path, (".json",))
 
 
 def write_report(path: str | None, value: Any) -> None:

@@ -105,6 +105,7 @@ def _predictions(network: Any, files: Sequence[str], top: int) -> Iterator[dict[
     import numpy as np
 
     from fdjax.data import load_image
+    from fdjax.data.folder import readable
 
     data = network.manifest.get("data", {})
     share, background = data.get("eval_crop", 1.0), data.get("background", "white")
@@ -124,10 +125,10 @@ def _predictions(network: Any, files: Sequence[str], top: int) -> Iterator[dict[
             likeliest = dict(zip(pictures, _likeliest(network, batch, top), strict=False))
         for file in chunk:
             if file in errors:
-                yield {"image": file, "error": errors[file]}
+                yield {"image": readable(file), "error": readable(errors[file])}
             else:
                 classes = [{"name": name, "probability": p} for name, p in likeliest[file]]
-                yield {"image": file, "classes": classes}
+                yield {"image": readable(file), "classes": classes}
 
 
 def _likeliest(network: Any, batch: Any, top: int) -> list[list[tuple[str, float]]]:

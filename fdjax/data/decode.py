@@ -23,7 +23,7 @@ BACKGROUND = "white"
 # Pillow's limit. Such an image takes half a gigabyte of memory.
 MOST_PIXELS = 178_956_970
 _ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 258
-_EXIF, _EXIF_WITHIN = b"Exif\x00\x00", 1 << 16
+_EXIF, _XMP, _EXIF_WITHIN = b"Exif\x00\x00", b"http://ns.adobe.com/xap/", 1 << 16
 # EXIF orientation -> the function that brings pixels upright.
 _UPRIGHT = {
     2: lambda x: x[:, ::-1],
@@ -164,8 +164,8 @@ def fit_middle(image: Image.Image, size: Size, share: float = 1.0) -> Image.Imag
 
 
 def orientation_of(encoded: bytes) -> int:
-    """Returns the EXIF orientation of an encoded JPEG, 1 to 8; 1 (upright) if it has none."""
-    if encoded.find(_EXIF, 0, _EXIF_WITHIN) < 0:
+    """Returns the orientation of an encoded JPEG by EXIF, or else by XMP, 1 to 8; 1 (upright) if it has none."""
+    if all(encoded.find(mark, 0, _EXIF_WITHIN) < 0 for mark in (_EXIF, _XMP)):
         return 1
     try:
         with Image.open(io.BytesIO(encoded)) as image:

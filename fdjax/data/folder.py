@@ -110,6 +110,8 @@ def _list_split(folder: Path, skipped: Counter[str], *, may_be_empty: bool) -> d
         if not entry.is_dir():
             skipped["files beside class folders"] += 1
             continue
+        if entry.name != readable(entry.name):
+            raise UserError(f"the class folder {readable(entry.path)} has a name that is not UTF-8; rename it")
         files = []
         for inner in scan(entry.path, skipped):
             if inner.is_dir():
@@ -180,6 +182,11 @@ def picture_suffixes() -> frozenset[str]:
         for suffix, kind in Image.registered_extensions().items()
         if kind in Image.OPEN and kind not in _NO_PICTURES
     )
+
+
+def readable(path: str) -> str:
+    """Returns a path with a replacement character for each byte that is not UTF-8, so that it can be written."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def scan(folder: str | Path, skipped: Counter[str] | None = None) -> list[os.DirEntry[str]]:

@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from fdjax.data.decode import load_image, open_file
+from fdjax.data.decode import BACKGROUND, load_image, open_file
 from fdjax.data.images import StoredImages
 from fdjax.data.sources import Dataset, read_images
 from fdjax.errors import UserError
@@ -54,11 +55,19 @@ def read_pictures(folder: str | Path, shape: tuple[int, int, int], share: float 
     return np.stack([load_image(file, shape, share) for file in list_pictures(Path(folder))])
 
 
-def with_unlabelled(dataset: Dataset, folder: str | Path) -> Dataset:
+def with_unlabelled(dataset: Dataset, folder: str | Path, background: str = BACKGROUND) -> Dataset:
     """Replaces the training images of a set by the pictures of a folder, at any depth.
 
     They take the form of the set's own images: the same size and channels, in memory or on disk. Their labels are all 0
     and have no meaning.
+
+    Args:
+      dataset: the set.
+      folder: the folder.
+      background: the colour behind transparent parts, by name or as #rrggbb.
+
+    Returns:
+      The set with these training images.
 
     Raises:
       UserError: there are no pictures, or one cannot be read.
@@ -73,11 +82,13 @@ def with_unlabelled(dataset: Dataset, folder: str | Path) -> Dataset:
             except OSError as error:
                 raise UserError(f"the file {files[index]} cannot be read: {error.strerror}") from error
 
-        images = StoredImages(encoded, files.__getitem__, np.arange(len(files)), size, channels)
+        images = StoredImages(encoded, files.__getitem__, np.arange(len(files)), size, channels, background=background)
     else:
         mode = "L" if channels == 1 else "RGB"
-        images, _ = read_images(
-            len(files), lambda index: open_file(files[index], mode), files.__getitem__, size, None, "reading pictures"
-        )
+
+        def opened(index: int) -> Image.Image:
+            return open_file(files[index], mode, background)
+
+        images, _ = read_images(len(files), opened, files.__getitem__, size, None, "reading pictures")
     labels = np.zeros(len(files), np.int32)
     return dataclasses.replace(dataset, train_images=images, train_labels=labels)

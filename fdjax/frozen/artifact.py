@@ -30,6 +30,7 @@ from fdjax.graph.masks import Counts, MaskedGraph
 FORMAT, FORMAT_VERSION = "fdjax frozen network", 3
 MANIFEST, ARRAYS, GRAPH, CHECKSUM = "manifest.json", "arrays.npz", "network.json", "manifest.json.sha256"
 ONNX = "network.onnx"
+_DRAFT = ".draft"
 
 
 def file_sha256(path: Path) -> str:
@@ -187,13 +188,24 @@ def freeze_network(
 
 def check_target(folder: Path) -> None:
     """Raises `UserError` if `folder` cannot be written, or holds anything but a frozen network."""
-    if folder.is_dir() and any(folder.iterdir()) and not _is_artifact(folder):
-        raise UserError(f"{folder} is not empty and holds no frozen network; give another directory")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; give a directory")
-    parent = next(path for path in folder.absolute().parents if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"{folder} cannot be made: {parent} is no directory that can be written; give another one")
+    held = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
+    if held and not _is_artifact(folder):
+        raise UserError(f"{folder} is not empty and holds no frozen network; give another directory")
+    others = sorted(held - {MANIFEST, ARRAYS, GRAPH, CHECKSUM, ONNX, _DRAFT})
+    if others:
+        few = f"{', '.join(others[:3])}{' and others' if len(others) > 3 else ''}"
+        raise UserError(f"{folder} holds {few} beside a frozen network; move them away, or give another directory")
+    parent = next(path for path in folder.resolve().parents if path.exists())
+    where = folder if _stays(folder.resolve()) else parent
+    if not where.is_dir() or not os.access(where, os.W_OK | os.X_OK):
+        raise UserError(f"{folder} cannot be made: {where} is no directory that can be written; give another one")
+
+
+def _stays(folder: Path) -> bool:
+    """Whether this directory cannot be replaced by another one: a mounted one, or the one that a shell is in."""
+    return folder.is_dir() and (folder.is_mount() or Path.cwd().is_relative_to(folder))
 
 
 def _is_artifact(folder: Path) -> bool:
@@ -206,7 +218,9 @@ def _is_artifact(folder: Path) -> bool:
 def save(
     folder: Path, network: MaskedGraph, frozen: Frozen, facts: Mapping[str, Any], *, onnx: bool = False
 ) -> dict[str, Any]:
-    """Writes a frozen network into a folder, atomically.
+    """Writes a frozen network into a folder, at once: whoever reads it finds the network before or the new one.
+
+    The files of a mounted directory, or of the current one, are replaced one by one, the checksum last.
 
     Args:
       folder: new, empty, or a frozen network to replace.
@@ -219,9 +233,8 @@ def save(
       The manifest, JSON types.
 
     Raises:
-      UserError: if the folder holds something else.
+      UserError: if the folder holds something else, or cannot be written.
     """
-    folder = folder.absolute()
     check_target(folder)
     # The ONNX model is made first, so that nothing is written if it cannot be.
     written = (
@@ -229,10 +242,20 @@ def save(
         if onnx
         else None
     )
+    try:
+        return _write(folder.resolve(), network, frozen, facts, written)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}; give another directory") from error
+
+
+def _write(
+    folder: Path, network: MaskedGraph, frozen: Frozen, facts: Mapping[str, Any], written: bytes | None
+) -> dict[str, Any]:
+    """Writes a draft, and puts it in the place of the folder."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft, old = (folder.with_name(f".{folder.name}.{word}") for word in ("draft", "old"))
-    for leftover in (draft, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    stays = _stays(folder)
+    draft = folder / _DRAFT if stays else folder.with_name(f".{folder.name}{_DRAFT}")
+    shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     np.savez(draft / ARRAYS, **frozen.arrays)  # type: ignore[arg-type]
     (draft / GRAPH).write_text(json.dumps(network.to_dict(), separators=(",", ":")) + "\n")
@@ -258,7 +281,17 @@ def save(
     }
     (draft / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     (draft / CHECKSUM).write_text(f"{file_sha256(draft / MANIFEST)}  {MANIFEST}\n")
+    if stays:
+        if ONNX not in names:
+            (folder / ONNX).unlink(missing_ok=True)
+        for name in (*names, MANIFEST, CHECKSUM):
+            (draft / name).replace(folder / name)
+        draft.rmdir()
+        return manifest
+    old = folder.with_name(f".{folder.name}.old")
     if folder.exists():
+        # What an ended process left under this name is older than the folder.
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     draft.rename(folder)
     shutil.rmtree(old, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -112,8 +113,9 @@ class Stopwatch:
         if found is None:
             found = self.now(candidates, part=part)
             if self.cache is not None:
-                self.cache.mkdir(parents=True, exist_ok=True)
-                (self.cache / f"{key}.json").write_text(json.dumps(found))
+                with contextlib.suppress(OSError):  # A cache that cannot be written is done without.
+                    self.cache.mkdir(parents=True, exist_ok=True)
+                    (self.cache / f"{key}.json").write_text(json.dumps(found))
         self._known[key] = found
         self.times.setdefault(layer, {}).update(found)
         return found

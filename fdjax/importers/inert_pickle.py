@@ -25,6 +25,8 @@ _BUILTIN_TYPES = frozenset((
     "bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object", "range", "set",
     "slice", "str", "tuple",
 ))  # fmt: skip
+# Bound methods and nested classes are pickled as calls of it, which is left uncalled like all others.
+_BUILTIN_FUNCTIONS = frozenset(("getattr",))
 _MARK = object()
 
 
@@ -121,7 +123,9 @@ class InertPickle:
             raise ValueError("a name is not text")
         module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)  # The names in old pickles.
         full = f"{module}.{name}"
-        if module.partition(".")[0] in _ATTACKERS or (module == "builtins" and name not in _BUILTIN_TYPES):
+        if module.partition(".")[0] in _ATTACKERS or (
+            module == "builtins" and name not in _BUILTIN_TYPES | _BUILTIN_FUNCTIONS
+        ):
             raise UserError(
                 f"{self._file} is a pickle that wants to execute code when it is read ({full}), which fdjax never "
                 "does: only tensors are read; save the state dict alone (torch.save(model.state_dict(), FILE)), or use "

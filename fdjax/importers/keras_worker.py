@@ -116,17 +116,31 @@ def _by_layer_names(reader: _Reader, root: Any) -> dict[str, np.ndarray]:
     weights = {}
     for layer in reader.strings(root, "layer_names"):
         group = reader.member(root, layer)
-        for name in reader.strings(group, "weight_names"):
-            leaf = name.rpartition("/")[2].partition(":")[0]
+        names = reader.strings(group, "weight_names")
+        leaves = [name.rpartition("/")[2].partition(":")[0] for name in names]
+        # A layer has each weight once; a model within the model has those of its layers, which its names begin with.
+        is_model = len(set(leaves)) < len(leaves)
+        for name, leaf in zip(names, leaves, strict=True):
+            owner = name.split("/")[-2] if is_model and "/" in name else layer
             array = reader.array(reader.member(group, name), f"{layer}/{name}")
-            weights[f"{layer}/{'kernel' if leaf == 'depthwise_kernel' else leaf}"] = array
+            _put(weights, f"{owner}/{'kernel' if leaf == 'depthwise_kernel' else leaf}", array)
     return weights
+
+
+def _put(weights: dict[str, np.ndarray], name: str, array: np.ndarray) -> None:
+    if name in weights:
+        raise Refused(f"it has two weights named {name!r}, of models within the model; save those one by one")
+    weights[name] = array
 
 
 def _numbered(reader: _Reader, layers: Any) -> dict[str, np.ndarray]:
     weights = {}
     for number in layers:
         group = reader.member(layers, number)
+        within = reader.member(group, "layers")
+        if within is not None:  # A model within the model, such as the base of transfer learning.
+            for name, array in _numbered(reader, within).items():
+                _put(weights, name, array)
         variables = reader.member(group, "vars")
         if variables is None or not len(variables):
             continue
@@ -138,7 +152,7 @@ def _numbered(reader: _Reader, layers: Any) -> dict[str, np.ndarray]:
         layer = _text(reader.attribute(variables, "name"))
         names = _NORM if len(variables) == len(_NORM) else _KERNEL
         for at, name in enumerate(names[: len(variables)]):
-            weights[f"{layer}/{name}"] = reader.array(reader.member(variables, str(at)), f"{layer}/{name}")
+            _put(weights, f"{layer}/{name}", reader.array(reader.member(variables, str(at)), f"{layer}/{name}"))
     return weights
 
 

@@ -114,6 +114,10 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> _Tensor | No
     tensor = _Tensor(storage, _size(offset), tuple(map(_size, shape)), tuple(map(_size, strides)))
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True))
     elements = math.prod(tensor.shape)
+    if elements > storage.size > last:
+        raise ValueError(
+            f"a tensor of shape {tensor.shape} repeats its {storage.size} numbers (torch.expand); save its .clone()"
+        )
     if elements > storage.size or (elements and last >= storage.size):
         raise ValueError(f"a tensor of shape {tensor.shape} does not fit its storage of {storage.size} elements")
     return tensor

@@ -90,7 +90,8 @@ def frozen_table(manifest: Mapping[str, Any]) -> str:
         )
     accuracy = manifest["accuracy"]
     if accuracy is None:
-        rows.append("accuracy: not measured, the test set is not there (--data-path says where it is)")
+        problem = manifest.get("accuracy_problem", "the test set is not there")
+        rows.append(f"accuracy: not measured: {problem} (--data-path says where the data are)")
         return "\n".join(rows)
     masked = accuracy["masked"]
     rows.append(

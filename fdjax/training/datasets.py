@@ -23,5 +23,5 @@ def open_data(data: DataConfig, seed: int) -> Dataset:
         background=data.background,
     )
     if data.unlabelled is not None:
-        dataset = with_unlabelled(dataset, data.unlabelled)
+        dataset = with_unlabelled(dataset, data.unlabelled, data.background)
     return limit_training(dataset, data.train_limit, seed)

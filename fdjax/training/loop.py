@@ -13,7 +13,7 @@ import jax
 from fdjax.checkpoint import CHECKPOINT_FOLDER, Checkpoints
 from fdjax.config import Config
 from fdjax.data import Dataset, TrainingOrder, split_validation, training_statistics
-from fdjax.errors import RunInterrupted
+from fdjax.errors import RunInterrupted, UserError
 from fdjax.provenance import cpu_model
 from fdjax.pruning.timed import TimeTable
 from fdjax.training import checks, early_stopping
@@ -306,6 +306,13 @@ class Run:
                     self._save(phase, phase_step, state, None)
                     self.saves.wait()
                     raise
+                except UserError as error:
+                    # Such as a damaged test picture. Other processes may not have met it, and would wait for this one.
+                    if self.devices.processes > 1:
+                        raise
+                    self._save(phase, phase_step, state, None)
+                    self.saves.wait()
+                    raise UserError(f"{error} (the training up to here is saved: the same command goes on)") from error
                 if saves or last or (evaluates and self.done.best):
                     self._save(phase, phase_step, state, score)
                 if early_stopping.out_of_patience(self.config, phase, self.done):

@@ -194,7 +194,7 @@ def _call(factory: str, function: Callable[..., Any], arguments: dict[str, Any],
         ) from error
     try:
         return function(**arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{FLAG} {factory}: the call fails: {what_failed(error)}") from error
 
 

@@ -13,7 +13,15 @@ from fdjax.data.prepare.idx import open_idx
 from fdjax.data.prepare.imagenet import open_imagenet
 from fdjax.data.prepare.source import Source, check_files
 from fdjax.data.prepare.writer import write_set
-from fdjax.data.tfds_sets import MANIFEST_FILE, TFDS_NAME, default_data_dir, tfds_names
+from fdjax.data.tfds_sets import (
+    FASHION_MNIST_SUBSET,
+    FOLDER,
+    MANIFEST_FILE,
+    PREPARED,
+    TFDS_NAME,
+    default_data_dir,
+    tfds_names,
+)
 from fdjax.errors import UserError, suggestion
 
 CIFAR, IDX, IMAGENET = ("cifar10", "cifar100"), ("mnist", "fashion_mnist", "kmnist"), "imagenet2012"
@@ -63,6 +71,8 @@ def _open(name: str, path: Path, labels: Path | None, skip_damaged: bool, unpubl
         match = TFDS_NAME.fullmatch(name)
         if match is None or match["config"] or match["version"] or name != name.lower():
             raise UserError(f"a set cannot be named {name!r}: give lower-case letters, digits and _, a letter first")
+        if name in (FASHION_MNIST_SUBSET, FOLDER, PREPARED):
+            raise UserError(f"--data.name {name} means something else; give the set another name")
         if name in tfds_names():
             raise UserError(
                 f"{name} is another set of TFDS, whose original layout fdjax does not know; it knows those of "

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from fdjax.data.folder import list_folder
+from fdjax.data.folder import list_folder, readable
 from fdjax.data.prepare.pictures import checked_picture
 from fdjax.data.prepare.source import DamagedExample, Source, SourceSplit
 from fdjax.errors import UserError
@@ -31,6 +31,9 @@ def open_folder(name: str, path: Path) -> Source:
 
     listing = list_folder(path)
     class_names = list(listing.classes)
+    for class_name in class_names:
+        if class_name != class_name.strip():
+            raise UserError(f"the class folder {class_name!r} begins or ends with a space, which TFDS drops; rename it")
     features = tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=(None, None, 3)),
@@ -50,7 +53,7 @@ def _split(files: list[tuple[str, int]]) -> SourceSplit:
             encoded = Path(file).read_bytes()
         except OSError as error:
             raise DamagedExample(f"the file {file} cannot be read: {error.strerror}") from error
-        return {"image": checked_picture(encoded, file), "file_name": "/".join(Path(file).parts[-2:])}
+        return {"image": checked_picture(encoded, file), "file_name": readable("/".join(Path(file).parts[-2:]))}
 
     try:
         num_bytes = sum(os.path.getsize(file) for file, _ in files)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -130,8 +131,21 @@ def _fingerprint(source: Source, skip_damaged: bool) -> dict[str, Any]:
         "counts": {name: [split.count, split.num_bytes] for name, split in source.splits.items()},
         "class_names": list(source.class_names),
         "files": [[str(f), s.st_size, s.st_mtime_ns] for f, s in zip(source.files, stats, strict=True)],
-        "ends": [[split.name_of(0), split.name_of(split.count - 1)] for split in source.splits.values() if split.count],
+        "examples": {name: _digest(split) for name, split in source.splits.items()},
     }
+
+
+def _digest(split: SourceSplit) -> str:
+    """Returns a hash of the examples' names and labels, and of the times of those that are files of their own."""
+    digest = hashlib.sha256()
+    for index in range(split.count):
+        name, label, written = split.name_of(index), None, None
+        with contextlib.suppress(DamagedExample):
+            label = split.label(index)
+        with contextlib.suppress(OSError):
+            written = os.stat(name).st_mtime_ns
+        digest.update(repr((name, label, written)).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def _read_journal(draft: Path, fingerprint: dict[str, Any]) -> dict[str, Any]:

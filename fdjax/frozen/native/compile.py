@@ -23,7 +23,7 @@ import numpy as np
 from fdjax.errors import UserError
 from fdjax.frozen.native.emit import NativeCode, emit
 from fdjax.frozen.program import Program
-from fdjax.runtime import compilation_cache_dir
+from fdjax.runtime import cache_dir
 
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared")
@@ -81,7 +81,7 @@ def compile_source(source: str, flags: Sequence[str] = FLAGS, folder: Path | Non
     Args:
       source: C++17.
       flags: the compiler's flags.
-      folder: the cache; None: the folder beside the other compiled programs, or a temporary one if nothing is cached.
+      folder: the cache; None: that of the user, or a temporary one if nothing is cached or it cannot be written.
 
     Returns:
       The library.
@@ -92,13 +92,11 @@ def compile_source(source: str, flags: Sequence[str] = FLAGS, folder: Path | Non
     compiler = find_compiler()
     facts = [source, compiler_version(compiler), *flags, cpu_features()]
     digest = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:32]
-    if folder is None:
-        cache = compilation_cache_dir()
-        folder = cache.parent / "native" if cache else Path(tempfile.mkdtemp(prefix="fdjax_native_"))
+    folder = folder or cache_dir("native")
+    if folder is not None and (folder / f"{digest}.so").is_file():
+        return folder / f"{digest}.so"
+    folder = _writable(folder)
     library = folder / f"{digest}.so"
-    if library.is_file():
-        return library
-    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as draft:
         file, made = Path(draft) / f"{_NAME}.cc", Path(draft) / f"{_NAME}.so"
         file.write_text(source)
@@ -108,6 +106,16 @@ def compile_source(source: str, flags: Sequence[str] = FLAGS, folder: Path | Non
             raise UserError(f"the C++ compiler {compiler} cannot compile the network: {said}; set CXX to another")
         made.replace(library)
     return library
+
+
+def _writable(folder: Path | None) -> Path:
+    """Returns the folder, which is made, or a temporary one if there is none or it cannot be written."""
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK | os.X_OK):
+                return folder
+    return Path(tempfile.mkdtemp(prefix="fdjax_native_"))
 
 
 def _large_pages(size: int) -> np.ndarray:

@@ -16,6 +16,22 @@ from fdjax.frozen.native.emit import emit
 from fdjax.frozen.xla import apply
 
 _PER_LINE = 12
+# Names that a function cannot have: words of C++, and functions that its libraries have, which it would replace.
+_TAKEN = frozenset((
+    "alignas", "alignof", "and", "asm", "auto", "bitand", "bitor", "bool", "break", "case", "catch", "char", "class",
+    "compl", "const", "continue", "decltype", "default", "delete", "do", "double", "dynamic_cast", "else", "enum",
+    "explicit", "export", "extern", "false", "float", "for", "friend", "goto", "if", "inline", "int", "long",
+    "mutable", "namespace", "new", "noexcept", "not", "nullptr", "operator", "or", "private", "protected", "public",
+    "register", "return", "short", "signed", "sizeof", "static", "struct", "switch", "template", "this",
+    "thread_local", "throw", "true", "try", "typedef", "typeid", "typename", "union", "unsigned", "using", "virtual",
+    "void", "volatile", "wchar_t", "while", "xor", "abort", "abs", "accept", "acos", "asin", "atan", "atan2", "bind",
+    "calloc", "cbrt", "ceil", "clock", "close", "connect", "cos", "cosh", "div", "erf", "exit", "exp", "fabs",
+    "floor", "fmod", "fork", "free", "gamma", "getenv", "j0", "j1", "jn", "kill", "labs", "lgamma", "link", "listen",
+    "log", "log10", "log2", "lrint", "main", "malloc", "memcpy", "memmove", "memset", "modf", "open", "pipe", "poll",
+    "pow", "printf", "puts", "qsort", "raise", "rand", "read", "realloc", "remainder", "remove", "rename", "rint",
+    "round", "scanf", "select", "send", "signal", "sin", "sinh", "sleep", "socket", "sqrt", "srand", "std", "stat",
+    "strlen", "system", "tan", "tanh", "tgamma", "time", "trunc", "wait", "write", "y0", "y1", "yn",
+))  # fmt: skip
 # XLA evaluates the network once, for the expected results; without optimisation it compiles faster.
 _ONCE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
@@ -83,12 +99,19 @@ def write_source(frozen: Frozen, file: Path) -> None:
 
     Raises:
       UserError: if there is no kernel for an operation, or the file's name, which becomes the function's, does not
-        begin with a letter.
+        begin with a letter or has another meaning.
     """
     name = re.sub(r"\W", "_", file.stem, flags=re.ASCII)
     if not re.match(r"[A-Za-z]", name):
         raise UserError(f"{file}: the function is named after the file, whose name has to begin with a letter")
     code = emit(frozen.program, frozen.arrays, name, interface=False)
+    # A name that stands anywhere in the code could be hidden by the function, or hide it.
+    words = re.sub(r"//.*", "", code.source + _INTERFACE.replace("{name}", "") + _MAIN.replace("{name}", ""))
+    if name in _TAKEN or re.search(rf"\b{name}\b", words):
+        raise UserError(
+            f"{file}: the function is named after the file, and {name} has a meaning in C++ or in this code; give "
+            "another name"
+        )
     image = (np.arange(np.prod(code.input_shape)) * 37 % 251).astype(np.uint8).reshape(1, *code.input_shape)
     arrays = {key: jnp.asarray(array) for key, array in frozen.arrays.items()}
     made = jax.jit(functools.partial(apply, frozen.program), compiler_options=_ONCE)(arrays, jnp.asarray(image))
