@@ -209,7 +209,7 @@ def string_keys(function: object) -> set[str]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("writer", [artifact.save, freeze.freeze_checkpoint])
+@pytest.mark.parametrize("writer", [artifact._write, freeze.freeze_checkpoint, freeze._accuracy])
 def test_fields_of_a_manifest_are_those_on_the_page(writer: object) -> None:
     page = (DOCS / "reference" / "files.md").read_text()
     keys = string_keys(writer)

@@ -104,7 +104,7 @@ def test_a_whole_network_has_the_median_of_several_measurements(tied, monkeypatc
 
 @needs_onnx
 def test_schedules_are_chosen_by_the_clock_of_an_engine(tmp_path, fast_clock, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(freezing, "_accuracy", lambda *_: None)
+    monkeypatch.setattr(freezing, "_accuracy", lambda *_: {"accuracy": None})
     checkpoint = write_checkpoint(tmp_path / "run", "refine")
     out = tmp_path / "frozen"
     command = ["freeze", "--no-time", "--checkpoint", str(checkpoint), "--out", str(out), "--choose", "time"]

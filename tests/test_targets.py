@@ -131,7 +131,7 @@ def test_masks_that_are_expected_to_cost_time_are_let_go(tmp_path, monkeypatch, 
         targets, "compile_frozen", expects(lambda program: program.macs() + 10**7 * dear * transforms(program))
     )
     monkeypatch.setattr("fdjax.frozen.targets.find_target", lambda name: None)
-    monkeypatch.setattr("fdjax.checkpoints.freeze._accuracy", lambda *_: None)
+    monkeypatch.setattr("fdjax.checkpoints.freeze._accuracy", lambda *_: {"accuracy": None})
     checkpoint = write_checkpoint(tmp_path / "run", "refine")
     command = ["freeze", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "frozen"), "--choose", "estimate"]
     assert fdjax_command([*command, "--target", "tpu:v5e", "--engine-batch", "4"]) == 0
