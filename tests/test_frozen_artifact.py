@@ -286,6 +286,8 @@ def test_a_frozen_network_is_replaced_in_one_move(copy) -> None:
 
 def test_what_lies_beside_a_frozen_network_is_not_lost(copy) -> None:
     network = load(copy)
+    (copy / ".DS_Store").touch()
+    save(copy, network.network, network.frozen, dict(network.manifest))
     (copy / "mine.onnx").write_bytes(b"mine")
     with pytest.raises(UserError, match=r"holds mine\.onnx beside a frozen network"):
         save(copy, network.network, network.frozen, {})

@@ -31,6 +31,8 @@ FORMAT, FORMAT_VERSION = "fdjax frozen network", 3
 MANIFEST, ARRAYS, GRAPH, CHECKSUM = "manifest.json", "arrays.npz", "network.json", "manifest.json.sha256"
 ONNX = "network.onnx"
 _DRAFT = ".draft"
+# What systems leave in folders that are looked at.
+_LITTER = frozenset((".DS_Store", "Thumbs.db", "desktop.ini"))
 
 
 def file_sha256(path: Path) -> str:
@@ -191,9 +193,9 @@ def check_target(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; give a directory")
     held = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
-    if held and not _is_artifact(folder):
+    if held - _LITTER and not _is_artifact(folder):
         raise UserError(f"{folder} is not empty and holds no frozen network; give another directory")
-    others = sorted(held - {MANIFEST, ARRAYS, GRAPH, CHECKSUM, ONNX, _DRAFT})
+    others = sorted(held - {MANIFEST, ARRAYS, GRAPH, CHECKSUM, ONNX, _DRAFT} - _LITTER)
     if others:
         few = f"{', '.join(others[:3])}{' and others' if len(others) > 3 else ''}"
         raise UserError(f"{folder} holds {few} beside a frozen network; move them away, or give another directory")
