@@ -18,7 +18,7 @@ from fdjax.ops.fcmask import counts_to_fcmask, level_counts
 from fdjax.training.network import graph_variables
 from fdjax.zoo import FCMASK, FrequencyNetwork
 
-# Frozen networks are as many programs as there are masks: compiled in haste, each runs once.
+# There are as many frozen programs as masks, and each runs once, so that they are compiled with little optimisation.
 HASTE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
