@@ -17,8 +17,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fdjax.graph.counting import network_macs
 from fdjax.graph.masks import SIDES, MaskedGraph
-from fdjax.ops import banded_pointwise, plan_bands, pointwise
-from fdjax.ops.fcmask import counts_to_fcmask
+from fdjax.ops import banded_pointwise, masked_pointwise, plan_bands, pointwise
+from fdjax.ops.fcmask import coef_mask, counts_to_fcmask
 from fdjax.pruning import gate_counts
 from fdjax.training.build import hard_network
 from fdjax.zoo import FCMASK, MOBILENETS, FrequencyPointwise, MobileNet, frequency, normalization
@@ -541,6 +541,28 @@ def test_soft_masks_that_stand_at_hard_values_are_hard() -> None:
     variables = {**random_variables(TINY), FCMASK: masks_of(network_for(TINY, SHAPE), counts)}
     soft, hard = (logits(dataclasses.replace(TINY, mode=mode), variables) for mode in ("soft", "hard"))
     np.testing.assert_allclose(soft, hard, atol=1e-4)
+
+
+def test_soft_masks_of_whole_channels_are_those_between_transforms() -> None:
+    """The layer multiplies its kernel by them; the same masks between a DCT and its inverse are the oracle."""
+    rng = np.random.default_rng(4)
+    x, kernel = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 4, 6, 3), (3, 5)))
+    # At 0 and at 1 the gradient is the one inside the range.
+    masks = {"input": np.array([0, 0.3, 1], np.float32), "output": rng.uniform(size=5).astype(np.float32)}
+    layer = FrequencyPointwise(5, 2, levels=())
+
+    def by_layer(masks: Any, kernel: Any) -> Any:
+        return layer.apply({"params": {"kernel": kernel}, FCMASK: masks}, x)
+
+    def by_transforms(masks: Any, kernel: Any) -> Any:
+        return masked_pointwise(x, kernel, 2, *(coef_mask(masks[side], 4, ()) for side in SIDES))
+
+    (value, grads), (expected, expected_grads) = (
+        jax.value_and_grad(lambda *given, of=of: jnp.sum(jnp.sin(of(*given))), (0, 1))(masks, kernel)
+        for of in (by_layer, by_transforms)
+    )
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), grads, expected_grads)
 
 
 def test_layers_of_whole_channels_need_no_transform() -> None:

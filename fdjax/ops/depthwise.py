@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fdjax.ops.chunks import over_chunks
+from fdjax.ops.materialize import materialize
 
 PADDINGS = ("same", "torch")
 
@@ -171,7 +172,8 @@ def _best_form(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> ja
 
 
 def _depthwise_forward(x, kernel, stride, padding):
-    return _best_form(x, kernel, stride, padding), (x, kernel)
+    # In a step, several loops read the result; XLA on the CPU would compute it again in each.
+    return materialize(_best_form(x, kernel, stride, padding)), (x, kernel)
 
 
 def _depthwise_backward(stride, padding, residuals, g):

@@ -32,7 +32,7 @@ class FrequencyPointwise(nn.Module):
       levels: kept counts between which soft masks fade; None for all (`fdjax.ops.fcmask.level_counts`).
       whole_channels: with mode="hard", promises that all kept counts are 0 or N, so that no transform is needed.
       block_means: with mode="hard", promises that all kept counts are 0, 1 or N, so that block means replace the
-        transform. With mode="soft", `levels` implies it.
+        transform. With mode="soft", `levels` implies both.
     """
 
     features: int
@@ -92,11 +92,15 @@ class FrequencyPointwise(nn.Module):
             return dense(x, kernel)
 
         num_coefs = self.block**2
-        if self.mode == "hard" and self.whole_channels:
-            if input_fcmask is not None:
-                kernel = kernel * (input_fcmask > 0.5).astype(x.dtype)[:, None]
-            if output_fcmask is not None:
-                kernel = kernel * (output_fcmask > 0.5).astype(x.dtype)
+        accepted = {*level_counts(num_coefs, self.levels)}
+        if self.whole_channels if self.mode == "hard" else accepted <= {0, num_coefs}:
+            # A mask is one factor a channel, and the kernel takes it without a transform.
+
+            def factor(fcmask: jax.Array) -> jax.Array:
+                return (fcmask > 0.5 if self.mode == "hard" else coef_mask(fcmask, 1)[0]).astype(x.dtype)
+
+            kernel = kernel if input_fcmask is None else kernel * factor(input_fcmask)[:, None]
+            kernel = kernel if output_fcmask is None else kernel * factor(output_fcmask)
             return dense(x, kernel)
 
         def to_mask(fcmask: jax.Array) -> jax.Array:
@@ -105,7 +109,6 @@ class FrequencyPointwise(nn.Module):
             return coef_mask(fcmask, num_coefs, self.levels).astype(x.dtype)
 
         masks = [None if fcmask is None else to_mask(fcmask) for fcmask in (input_fcmask, output_fcmask)]
-        accepted = level_counts(num_coefs, self.levels)
-        block_means = {*accepted} <= {0, 1, num_coefs} if self.mode != "hard" else self.block_means
+        block_means = accepted <= {0, 1, num_coefs} if self.mode != "hard" else self.block_means
         y = masked_pointwise(x, kernel, self.block, *masks, block_means=block_means)
         return y if norm is None else norm(y, channels=outputs)
