@@ -39,18 +39,19 @@ def test_a_grouped_convolution_is_pytorchs(channels: int, features: int, groups:
 
 
 @pytest.mark.parametrize(("padding", "stride"), [("same", 2), ("torch", 1)])
-def test_the_gradients_are_those_of_the_librarys_grouped_form(padding: str, stride: int) -> None:
-    x, kernel = map(jnp.asarray, arrays(64, 64, 16, 3, (7, 8)))
+@pytest.mark.parametrize(("groups", "window"), [(16, 3), (1, 3), (1, 5), (1, 1)])
+def test_the_gradients_are_those_of_the_library(groups: int, window: int, padding: str, stride: int) -> None:
+    x, kernel = map(jnp.asarray, arrays(64, 64, groups, window, (7, 8)))
 
     def library(x, kernel):
-        pads = [conv_pads(length, stride, 3, padding) for length in x.shape[1:3]]
+        pads = [conv_pads(length, stride, window, padding) for length in x.shape[1:3]]
         numbers = ("NHWC", "HWIO", "NHWC")
         return lax.conv_general_dilated(
-            x, kernel, (stride, stride), pads, dimension_numbers=numbers, feature_group_count=16
+            x, kernel, (stride, stride), pads, dimension_numbers=numbers, feature_group_count=groups
         )
 
     def ours(x, kernel):
-        return grouped_conv(x, kernel, stride, padding, 16)
+        return grouped_conv(x, kernel, stride, padding, groups)
 
     found, expected = (
         jax.jit(jax.value_and_grad(lambda x, kernel, f=f: jnp.sum(jnp.sin(f(x, kernel))), argnums=(0, 1)))(x, kernel)

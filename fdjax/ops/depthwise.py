@@ -72,10 +72,20 @@ def unpad_map(padded: jax.Array, size: tuple[int, int], stride: int, padding: st
     return padded[:, top : top + size[0], left : left + size[1]]
 
 
-def _views(
+def shifted_views(
     padded: jax.Array, size: tuple[int, int], strides: tuple[int, int], window: tuple[int, ...]
 ) -> list[jax.Array]:
-    """Returns the shifted views [B, *size, C] that the taps multiply, row by row."""
+    """Lists what each tap of a window reads.
+
+    Args:
+      padded: the padded map, [B, ..., ..., C].
+      size: (H', W') of the output.
+      strides: (row stride, column stride).
+      window: (rows, columns) of the window.
+
+    Returns:
+      Views [B, H', W', C], row by row of the window.
+    """
     batch, channels = padded.shape[0], padded.shape[-1]
     last = [(length - 1) * stride + 1 for length, stride in zip(size, strides, strict=True)]
     return [
@@ -100,7 +110,7 @@ def correlate(padded: jax.Array, kernel: jax.Array, size: tuple[int, int], strid
       [B, H', W', C].
     """
     strides = (stride, stride) if isinstance(stride, int) else stride
-    views, taps = _views(padded, size, strides, kernel.shape[:2]), kernel.reshape(-1, kernel.shape[-1])
+    views, taps = shifted_views(padded, size, strides, kernel.shape[:2]), kernel.reshape(-1, kernel.shape[-1])
     return functools.reduce(jnp.add, [view * tap for view, tap in zip(views, taps, strict=True)])
 
 
@@ -142,7 +152,7 @@ def correlate_grads(
         dilated, (0, top, left, 0), (g.shape[0], top + last[0], left + last[1], g.shape[3]), (1, stride, stride, 1)
     )
     dtype = jnp.promote_types(g.dtype, jnp.float32)
-    views = _views(padded, (g.shape[1], g.shape[2]), (stride, stride), kernel.shape[:2])
+    views = shifted_views(padded, (g.shape[1], g.shape[2]), (stride, stride), kernel.shape[:2])
     products = [view.astype(dtype) * g.astype(dtype) for view in views]
     zeros = [jnp.zeros((), dtype)] * len(views)
     sums = lax.reduce(products, zeros, lambda a, b: [u + v for u, v in zip(a, b, strict=True)], (1, 2))

@@ -42,6 +42,7 @@ def main() -> int:
     )
     parser.add_argument("--epochs", type=int, default=10, help="epochs of refinement, of the control too")
     parser.add_argument("--targets", type=float, nargs="+", default=[0.5, 0.4], help="MACs over the whole network's")
+    parser.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS), help="scores of filters")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     flags = parser.parse_args()
     runs, weights = flags.workdir.resolve(), str(Path(flags.weights).resolve())
@@ -61,7 +62,7 @@ def main() -> int:
             call(["train.py", *refine, "--workdir", str(control), "--init", str(dense)], runs / f"{control.name}.txt")
         done &= is_finished(control)
         for target in flags.targets:
-            for method in METHODS:
+            for method in flags.methods:
                 prune = ["--checkpoint", str(dense), "--method", method, "--target-macs", str(target)]
                 done &= prune_then_refine(runs / f"{method}_{target}_seed{seed}", prune, refine)
     return int(not done)
