@@ -27,10 +27,10 @@ from fdjax.provenance import cpu_model
 from fdjax.runtime import CACHE_VARIABLE
 
 HERE = Path(__file__).resolve().parent
-NETWORKS = ("mobilenetv2_cifar10",)
+NETWORKS = ("mobilenetv2_cifar10", "resnet20", "resnet56")
 DTYPES = ("float32", "bfloat16")
 ALLOCATORS = ("default", "tuned")
-STEPS = ("weights", "masks", "masks_tied", "masks_one_sided")
+STEPS = ("weights", "masks", "masks_tied", "masks_channels", "masks_one_sided")
 MIN_RESOLUTION = 8
 # A pause between turns, because the last worker's threads spin for a moment before they sleep.
 PAUSE_S = 0.05

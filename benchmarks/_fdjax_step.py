@@ -29,7 +29,10 @@ def fitted_config(case: Case) -> Config:
     model = {"name": case.network, "width": case.width, "precision": case.dtype}
     config = Config.from_dict({"seed": case.seed, "model": model})
     learn = LearnConfig(
-        block=1, tied=case.step == "masks_tied", sides="input" if case.step == "masks_one_sided" else "both"
+        block=1,
+        tied=case.step in ("masks_tied", "masks_channels"),
+        sides="input" if case.step == "masks_one_sided" else "both",
+        levels="0,N" if case.step == "masks_channels" else "all",
     )
     _, graph = build_network(dataclasses.replace(config, learn=learn), input_shape(case), NUM_CLASSES)
     small = sorted({side for layer in graph.wrapped_layers.values() if (side := layer.in_size[0]) < case.block})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from _worker import Case, Facts, Run
 from torch import nn
@@ -59,6 +61,48 @@ def mobilenetv2_cifar10(width: float) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions, and a shortcut that pads new channels with zeros."""
+
+    def __init__(self, channels: int, features: int, stride: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, features, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(features),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(features, features, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(features),
+        )
+        self.stride, self.missing = stride, features - channels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.layers(x)
+        if self.missing:
+            edges = (0, 0, 0, 0, self.missing // 2, self.missing - self.missing // 2)
+            x = nn.functional.pad(x[:, :, :: self.stride, :: self.stride], edges)
+        return nn.functional.relu(x + y)
+
+
+def resnet(repeats: int, width: float) -> nn.Sequential:
+    """Makes the ResNet for CIFAR-10 with `repeats` blocks a stage."""
+    first = round_channels(16 * width)
+    channels, layers = first, [nn.Conv2d(3, first, 3, 1, 1, bias=False), nn.BatchNorm2d(first), nn.ReLU(inplace=True)]
+    for stage in range(3):
+        for repeat in range(repeats):
+            features = first * 2**stage
+            layers.append(BasicBlock(channels, features, 2 if stage and not repeat else 1))
+            channels = features
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, NUM_CLASSES))
+
+
+# By the names that the networks have in fdjax.
+NETWORKS: dict[str, Callable[[float], nn.Sequential]] = {
+    "mobilenetv2_cifar10": mobilenetv2_cifar10,
+    "resnet20": lambda width: resnet(3, width),
+    "resnet56": lambda width: resnet(9, width),
+}
+
+
 def weight_optimizer(network: nn.Module) -> torch.optim.Optimizer:
     """Makes Nesterov SGD with weight decay on kernels only, as in fdjax."""
     groups = [
@@ -74,7 +118,7 @@ def prepare(case: Case) -> tuple[Run, Facts]:
     torch.set_num_threads(case.threads)
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
-    network = mobilenetv2_cifar10(case.width).to(device)
+    network = NETWORKS[case.network](case.width).to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # Torch's stubs leave it out.
     optimizer = weight_optimizer(network)
     images = torch.randn(case.batch, 3, case.resolution, case.resolution, device=device)

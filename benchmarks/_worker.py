@@ -40,7 +40,7 @@ class Case:
       threads: number of processor cores.
       dtype: "float32" or "bfloat16".
       allocator: "default" or "tuned".
-      step: "weights", "masks", "masks_tied" or "masks_one_sided".
+      step: "weights", "masks", "masks_tied", "masks_channels" or "masks_one_sided".
       seed: seed of weights, masks and images.
     """
 

@@ -19,7 +19,7 @@ import _contest as contest
 from _worker import Case
 
 from fdjax.commands.output_files import write_report
-from fdjax.errors import reports_user_errors
+from fdjax.errors import UserError, reports_user_errors
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -77,6 +77,8 @@ def measure(case: Case, rounds: int, with_torch: bool) -> contest.Row:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures every row; prints each and rewrites the JSON file after it."""
     flags = parse(arguments)
+    if flags.network.startswith("resnet") and {*flags.step} != {"weights"}:
+        raise UserError(f"--network {flags.network} has no pointwise layer to mask; --step weights is accepted")
     with_torch = flags.torch and importlib.util.find_spec("torch") is not None
     report = contest.new_report(flags)
     contest.print_heading()

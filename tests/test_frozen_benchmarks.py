@@ -153,6 +153,7 @@ def test_the_benchmarks_of_layers_and_transforms(tmp_path) -> None:
         ("transforms", ("--keep", "2"), "share"),
         ("grouped_conv", ("--groups", "5"), "does not divide"),
         ("decode", ("--count", "4"), "at least 32"),
+        ("train", ("--network", "resnet20", "--step", "masks"), "no pointwise layer"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_set_up(monkeypatch, capsys, script, flags, says) -> None:
