@@ -7,6 +7,7 @@ A network of the zoo owns its FCMasks and applies them in its own layers. A user
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Hashable
 from typing import Any, Self
@@ -19,6 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fdjax.config import Config
 from fdjax.errors import UserError
+from fdjax.graph.fast_convolutions import fast_convolutions
 from fdjax.graph.masks import Counts, MaskedGraph
 from fdjax.ops.fcmask import kept_counts
 from fdjax.pruning.masked import masked
@@ -109,9 +111,14 @@ class OwnNetwork:
             # A module without batch norm has no statistics to update.
             return (wide, {"batch_stats": collections["batch_stats"], **updated}) if mutable else wide
 
-        if self.mode == "off" or self.masks is None or not self.masks.masks:
+        if self.masks is None:
+            # It is being traced: the channel graph is of the module's own operations.
             return plain(collections, images, rngs)
-        return masked(plain, self.masks)(self._masks_of(variables), collections, images, rngs)
+        if self.mode == "off" or not self.masks.masks:
+            return fast_convolutions(plain)(collections, images, rngs)
+        # Hard masks have to stay constants, so they are no arguments of the function that is transformed.
+        function = functools.partial(masked(plain, self.masks), self._masks_of(variables))
+        return fast_convolutions(function)(collections, images, rngs)
 
     def _masks_of(self, variables: Any) -> dict[str, Any]:
         assert self.masks is not None
