@@ -26,7 +26,7 @@ def loss(variables, images, labels):
 
 
 def fit(value, function, steps, rate, low=-np.inf, high=np.inf):
-    optimizer, gradient = optax.adam(rate), jax.jit(jax.grad(function))
+    optimizer, gradient = optax.adam(rate), jax.jit(jax.grad(fdjax.fast_convolutions(function)))
     state, update = optimizer.init(value), jax.jit(optimizer.update)
     for rows in np.random.default_rng(0).integers(0, len(data.train_labels), (steps, 128)):
         updates, state = update(gradient(value, data.train_images[rows] * 1.0, data.train_labels[rows]), state)

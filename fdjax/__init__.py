@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fdjax.frozen.artifact import freeze_network as freeze
     from fdjax.frozen.artifact import load
     from fdjax.graph.counting import network_macs as count
+    from fdjax.graph.fast_convolutions import fast_convolutions
     from fdjax.graph.network import trace
     from fdjax.graph.placing import init_fcmask, with_masks
     from fdjax.ops import (
@@ -44,6 +45,7 @@ _OF_MODELS = {
     "count": ("fdjax.graph.counting", "network_macs"),
     "expected_macs": ("fdjax.pruning.expected", "expected_macs"),
     "expected_ratio": ("fdjax.pruning.expected", "expected_ratio"),
+    "fast_convolutions": ("fdjax.graph.fast_convolutions", "fast_convolutions"),
     "freeze": ("fdjax.frozen.artifact", "freeze_network"),
     "harden": ("fdjax.pruning.harden", "harden"),
     "init_fcmask": ("fdjax.graph.placing", "init_fcmask"),
@@ -66,6 +68,7 @@ __all__ = [
     "expected_macs",
     "expected_pointwise_macs",
     "expected_ratio",
+    "fast_convolutions",
     "fcmask_penalty",
     "freeze",
     "hard_coef_mask",

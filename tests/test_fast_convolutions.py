@@ -65,7 +65,7 @@ def test_it_composes_with_other_transformations(given) -> None:
     stacked = jnp.stack([images, 2 * images])
 
     def of(function: Callable[..., Any]) -> Any:
-        return jax.vmap(lambda images: gradient(function)(variables, images))(stacked)
+        return jax.jit(jax.vmap(lambda images: gradient(function)(variables, images)))(stacked)
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), of(fast_convolutions(loss)), of(loss)
@@ -77,18 +77,41 @@ def test_it_composes_with_other_transformations(given) -> None:
     [
         (8, {"rhs_dilation": (2, 2)}),
         (8, {"padding": ((2, 0), (1, 1))}),
-        (8, {"dimension_numbers": ("NCHW", "HWIO", "NHWC")}),
+        (8, {"batch_group_count": 2, "feature_group_count": 1}),
         (1, {"precision": lax.Precision.HIGHEST}),
     ],
 )
 def test_others_stay_as_they_are(groups: int, settings: dict[str, Any]) -> None:
     settings = {"padding": "SAME", "dimension_numbers": ("NHWC", "HWIO", "NHWC"), **settings}
-    x, kernel = jax.random.normal(jax.random.key(2), (2, 8, 8, 8)), jnp.ones((3, 3, 8 // groups, 8))
+    settings = {"feature_group_count": groups, **settings}
+    x, kernel = (
+        jax.random.normal(jax.random.key(2), (2, 8, 8, 8)),
+        jnp.ones((3, 3, 8 // settings["feature_group_count"], 8)),
+    )
 
     def function(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(x, kernel, (1, 1), feature_group_count=groups, **settings)
+        return lax.conv_general_dilated(x, kernel, (1, 1), **settings)
 
     assert str(jax.make_jaxpr(fast_convolutions(function))(x, kernel)) == str(jax.make_jaxpr(function)(x, kernel))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("layout", [("NCHW", "OIHW", "NCHW"), ("CHWN", "IHWO", "NHWC"), ("NHCW", "HOWI", "WNHC")])
+def test_maps_may_have_any_layout(layout: tuple[str, str, str], groups: int) -> None:
+    sizes = {"N": 2, "H": 7, "W": 5, "C": 8} | {"O": 8, "I": 8 // groups}
+    window = {**sizes, "H": 3, "W": 3}
+    x = jax.random.normal(jax.random.key(3), [sizes[axis] for axis in layout[0]])
+    kernel = jax.random.normal(jax.random.key(4), [window[axis] for axis in layout[1]])
+
+    def function(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(
+            x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=layout, feature_group_count=groups
+        )
+
+    def of(function: Callable[..., Any]) -> Any:
+        return jax.jit(jax.value_and_grad(lambda *given: jnp.sum(jnp.sin(function(*given))), (0, 1)))(x, kernel)
+
+    close(of(fast_convolutions(function)), of(function))
 
 
 def test_loops_and_functions_with_their_own_gradient_stay() -> None:

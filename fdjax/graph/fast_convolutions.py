@@ -19,8 +19,6 @@ from fdjax.ops.pointwise import dense_pointwise
 
 _CALLS = ("jit", "pjit", "closed_call", "core_call")
 _CHECKPOINTS = ("checkpoint", "remat", "remat2")
-# Batch, channels, rows, columns; outputs, inputs, rows, columns.
-_NHWC, _HWIO = (0, 3, 1, 2), (3, 2, 0, 1)
 
 
 def fast_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,9 +27,9 @@ def fast_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
     XLA on the CPU takes many times as long for depthwise and grouped convolutions, and for the gradient of any kernel,
     as other forms of the same sums do (`fdjax.ops.depthwise`, `fdjax.ops.conv`). Results differ by rounding only.
 
-    Convolutions of maps [B, H, W, C] with kernels [rows, columns, C / groups, D] are replaced, also inside `jit` and
-    `jax.checkpoint`. Others stay as they are: those with dilation, in loops, in functions with their own gradients,
-    and depthwise ones whose window is even or whose padding is neither TensorFlow's SAME nor PyTorch's.
+    Convolutions of maps, in any layout, are replaced, also inside `jit` and `jax.checkpoint`. Others stay as they are:
+    those over one or three axes, with dilation, in loops, in functions with their own gradients, and depthwise ones
+    whose window is even or whose padding is neither TensorFlow's SAME nor PyTorch's.
 
     Args:
       function: any function made of JAX operations.
@@ -66,7 +64,7 @@ def _evaluate(jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any]) ->
 def _apply(equation: Any, inputs: Sequence[Any]) -> Sequence[Any]:
     name, params = equation.primitive.name, equation.params
     if name == "conv_general_dilated":
-        made = _convolve(*inputs, params)
+        made = _convolve(inputs[0], inputs[1], params)
         if made is not None:
             return [made]
     elif _calls_convolutions(equation):
@@ -94,14 +92,22 @@ def _calls_convolutions(equation: Any) -> bool:
 
 def _convolve(x: jax.Array, kernel: jax.Array, params: Any) -> jax.Array | None:
     """Computes a convolution in its fast form; returns None if it has none."""
-    layout = params["dimension_numbers"]
-    if (layout.lhs_spec, layout.rhs_spec, layout.out_spec) != (_NHWC, _HWIO, _NHWC) or params["batch_group_count"] != 1:
+    if x.ndim != 4 or params["batch_group_count"] != 1:
         return None
     dilated = {*params["lhs_dilation"], *params["rhs_dilation"]} != {1}
     if dilated or not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype != kernel.dtype:
         return None
     if params["precision"] is not None or params["preferred_element_type"] not in (None, x.dtype):
         return None
+    batch, channels, *sides = params["dimension_numbers"].lhs_spec
+    outputs, inputs, *window = params["dimension_numbers"].rhs_spec
+    y = _convolve_maps(x.transpose(batch, *sides, channels), kernel.transpose(*window, inputs, outputs), params)
+    batch, channels, *sides = params["dimension_numbers"].out_spec
+    return None if y is None else jnp.moveaxis(y, range(4), (batch, *sides, channels))
+
+
+def _convolve_maps(x: jax.Array, kernel: jax.Array, params: Any) -> jax.Array | None:
+    """x [B, H, W, C], kernel [rows, columns, C / groups, D] -> [B, H', W', D]."""
     groups, strides, pads = params["feature_group_count"], params["window_strides"], params["padding"]
     if kernel.shape[:2] == strides == (1, 1) and groups == 1 and not np.any(pads):
         return dense_pointwise(x, kernel[0, 0])
