@@ -60,6 +60,12 @@ def test_values_gradients_and_statistics_stay(given) -> None:
     close(found, expected)
 
 
+def test_keyword_arguments_are_not_traced(given) -> None:
+    variables, images = given
+    found = jax.jit(lambda images: fast_convolutions(Net().apply)(variables, images, train=False))(images)
+    close(found, Net().apply(variables, images, train=False))
+
+
 def test_it_composes_with_other_transformations(given) -> None:
     variables, images = given
     stacked = jnp.stack([images, 2 * images])

@@ -35,14 +35,16 @@ def fast_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
       function: any function made of JAX operations.
 
     Returns:
-      A function of the same arguments and results. On other backends than the CPU it calls `function`.
+      A function of the same arguments and results. Keyword arguments are passed on as they are; positional ones are
+      traced, as by `jax.jit`. On other backends than the CPU it calls `function`. As with all functions that have
+      reverse-mode gradients of their own, `jax.jvp` and `jax.hessian` do not apply to it.
     """
 
     @functools.wraps(function)
-    def transformed(*args: Any) -> Any:
+    def transformed(*args: Any, **settings: Any) -> Any:
         if not for_cpu():
-            return function(*args)
-        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+            return function(*args, **settings)
+        closed, shapes = jax.make_jaxpr(functools.partial(function, **settings), return_shape=True)(*args)
         results = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
