@@ -43,6 +43,7 @@ def plain_module(network: str, width: float) -> Any:
     import jax
 
     from fdjax.zoo import MobileNet
+    from fdjax.zoo.resnet import padded_shortcut
 
     class MobileNetV2(nn.Module):
         @nn.compact
@@ -67,8 +68,6 @@ def plain_module(network: str, width: float) -> Any:
             def conv_norm(y: jax.Array, features: int, stride: int = 1) -> jax.Array:
                 y = nn.Conv(features, (3, 3), stride, padding=1, use_bias=False)(y)
                 return nn.BatchNorm(use_running_average=not train, momentum=0.9)(y)
-
-            from fdjax.zoo.resnet import padded_shortcut
 
             x = nn.relu(conv_norm(x, 16))
             for features in (16, 32, 64):

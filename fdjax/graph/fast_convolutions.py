@@ -11,21 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from fdjax.graph.trace import called_jaxpr
+from fdjax.graph.trace import CHECKPOINTS, called_jaxpr
 from fdjax.ops.conv import conv_with_pads
 from fdjax.ops.depthwise import PADDINGS, conv_pads, depthwise_conv
 from fdjax.ops.platform import for_cpu
 from fdjax.ops.pointwise import dense_pointwise
 
 _CALLS = ("jit", "pjit", "closed_call", "core_call")
-_CHECKPOINTS = ("checkpoint", "remat", "remat2")
 
 
 def fast_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
     """Transforms a function so that its convolutions are fast on the CPU, in reverse-mode gradients, too.
 
-    XLA on the CPU takes many times as long for depthwise and grouped convolutions, and for the gradient of any kernel,
-    as other forms of the same sums do (`fdjax.ops.depthwise`, `fdjax.ops.conv`). Results differ by rounding only.
+    XLA on the CPU takes many times as long for depthwise and grouped convolutions as other forms of the same sums do
+    (`fdjax.ops.depthwise`, `fdjax.ops.conv`), and longer for the gradients of other kernels at large batches. Results
+    differ by rounding only.
 
     Convolutions of maps, in any layout, are replaced, also inside `jit` and `jax.checkpoint`. Others stay as they are:
     those over one or three axes, with dilation, in loops, in functions with their own gradients, and depthwise ones
@@ -86,7 +86,7 @@ def _apply(equation: Any, inputs: Sequence[Any]) -> Sequence[Any]:
 def _calls_convolutions(equation: Any) -> bool:
     """Returns whether an equation is a call that holds a convolution."""
     name = equation.primitive.name
-    if name not in (*_CALLS, *_CHECKPOINTS):
+    if name not in (*_CALLS, *CHECKPOINTS):
         return False
     inner = called_jaxpr(name, equation.params).jaxpr.eqns
     return any(each.primitive.name == "conv_general_dilated" or _calls_convolutions(each) for each in inner)

@@ -15,9 +15,11 @@ from fdjax.graph.views import without_views
 
 # The parameters in which these primitives keep the jaxpr that they call.
 _CALLED = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+# Calls whose insides are computed again in the gradient.
+CHECKPOINTS = ("checkpoint", "remat", "remat2")
 _CALLS = {
     "jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr",
-    "checkpoint", "remat", "remat2", "custom_lin",
+    "custom_lin", *CHECKPOINTS,
 }  # fmt: skip
 
 

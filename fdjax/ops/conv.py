@@ -1,7 +1,7 @@
 """Convolutions, with groups or without, in the form that is fastest on each backend.
 
-XLA on the CPU is slow at the gradient of a kernel, which it computes as a convolution whose window is the whole map.
-There it is a product per tap of the window instead.
+XLA on the CPU is slow at the gradient of a kernel at large batches: it computes a convolution whose window is the whole
+map. There the gradient is a product per tap of the kernel's window instead.
 
 XLA on the CPU is slow at grouped convolutions, too: in the gradient, two hundred times slower than at dense ones. On
 the CPU, several groups are therefore joined into one dense convolution of about 32 input channels, with zeros between
@@ -85,7 +85,8 @@ def _joined(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pad
     dense = dense.reshape(rows, columns, parts, together * inputs, together * outputs)
     width = together * inputs
     made = [
-        _dense(x[..., part * width : (part + 1) * width], dense[:, :, part], strides, pads) for part in range(parts)
+        _library(x[..., part * width : (part + 1) * width], dense[:, :, part], strides, pads, 1)
+        for part in range(parts)
     ]
     return made[0] if parts == 1 else jnp.concatenate(made, axis=-1)
 

@@ -15,7 +15,7 @@ from jax.extend import core
 
 from fdjax.graph.masks import MaskedGraph
 from fdjax.graph.network import layer_name
-from fdjax.graph.trace import called_jaxpr, source_line, variable_paths
+from fdjax.graph.trace import CHECKPOINTS, called_jaxpr, source_line, variable_paths
 from fdjax.ops.fcmask import coef_mask
 from fdjax.pruning.masked_layer import CoefMask, MaskedLayer
 
@@ -144,7 +144,7 @@ class _Walk:
                 "the loop, not the one around it"
             )
         arguments, names = inputs[skipped:], paths[skipped:]
-        if equation.primitive.name in _CHECKPOINTS:
+        if equation.primitive.name in CHECKPOINTS:
             again = jax.checkpoint(
                 lambda *given: self.evaluate(body.jaxpr, body.consts, given, names),
                 policy=equation.params["policy"],
@@ -184,7 +184,6 @@ class _Walk:
 
 
 _MIXING = ("conv_general_dilated", "dot_general")
-_CHECKPOINTS = ("checkpoint", "remat", "remat2")
 
 
 def _path_of(equation: Any, paths: Sequence[str | None]) -> str | None:

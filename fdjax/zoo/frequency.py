@@ -93,7 +93,10 @@ class FrequencyPointwise(nn.Module):
 
         num_coefs = self.block**2
         accepted = {*level_counts(num_coefs, self.levels)}
-        if self.whole_channels if self.mode == "hard" else accepted <= {0, num_coefs}:
+        whole_channels, block_means = accepted <= {0, num_coefs}, accepted <= {0, 1, num_coefs}
+        if self.mode == "hard":
+            whole_channels, block_means = self.whole_channels, self.block_means
+        if whole_channels:
             # A mask is one factor a channel, and the kernel takes it without a transform.
 
             def factor(fcmask: jax.Array) -> jax.Array:
@@ -109,6 +112,5 @@ class FrequencyPointwise(nn.Module):
             return coef_mask(fcmask, num_coefs, self.levels).astype(x.dtype)
 
         masks = [None if fcmask is None else to_mask(fcmask) for fcmask in (input_fcmask, output_fcmask)]
-        block_means = accepted <= {0, 1, num_coefs} if self.mode != "hard" else self.block_means
         y = masked_pointwise(x, kernel, self.block, *masks, block_means=block_means)
         return y if norm is None else norm(y, channels=outputs)
