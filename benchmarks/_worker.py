@@ -58,11 +58,12 @@ class Case:
 
 
 def set_process_up(case: Case) -> None:
-    """Sets the cores and the allocator of the process; this has to come before jax or torch is imported."""
+    """Sets the cores, the allocator and XLA's flags; this has to come before jax or torch is imported."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: case.threads])
     if case.allocator == "tuned":
-        from fdjax.runtime import keep_freed_memory
+        from fdjax.runtime import keep_freed_memory, use_threads_for_convolutions
 
+        use_threads_for_convolutions()
         if not keep_freed_memory():
             raise SystemExit("the tuned allocator needs glibc: --allocator default")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import os
 import sys
 from pathlib import Path
@@ -18,6 +19,10 @@ _MADV_DONTNEED, _MADV_HUGEPAGE, _HUGE_PAGE = 4, 14, 2 << 20
 # Sizes of free pieces of the heap, in bytes, for `close_heap_gaps`: the largest and the smallest that it looks for; the
 # size below which it tries every size that glibc distinguishes; and the size from which pages are returned.
 _LARGEST_GAP, _SMALLEST_GAP, _EXACT_BELOW, _WORTH_RETURNING = 1 << 30, 24, 1200, 1 << 16
+
+# The flag of XLA that names what it hands to the library YNNPACK on the CPU, and the versions of jaxlib (from, before)
+# that are known to have it: XLA ends the process if it is given a flag that it does not know.
+_LIBRARY_FLAG, _FLAG_SINCE, _FLAG_BEFORE = "--xla_cpu_experimental_ynn_fusion_type", (0, 10), (0, 13)
 
 _tuned: ctypes.CDLL | None = None
 
@@ -157,11 +162,35 @@ def times_cache_dir() -> Path | None:
     return cache_dir("times")
 
 
+def use_threads_for_convolutions() -> bool:
+    """Makes XLA compute convolutions on the CPU with its own code, which uses all cores, rather than with YNNPACK.
+
+    In jaxlib 0.10, YNNPACK computes a convolution of 32 or more channels on one core, however many there are; on one
+    core the two take as long. What the environment's `XLA_FLAGS` says of YNNPACK is kept.
+
+    Returns:
+      Whether the flag was added; False too if this version of jaxlib is not known to have it.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    version = tuple(int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2])
+    if _LIBRARY_FLAG in flags or not _FLAG_SINCE <= version < _FLAG_BEFORE:
+        return False
+    os.environ["XLA_FLAGS"] = f"{flags} {_LIBRARY_FLAG}=-individual_convolution".strip()
+    return True
+
+
 def setup() -> None:
-    """Sets up the allocator and the persistent compilation cache. A command calls this once, before anything else."""
+    """Sets up the allocator, XLA's flags and the persistent compilation cache.
+
+    A command calls this once, before anything else.
+
+    Raises:
+      RuntimeError: jax has been imported before.
+    """
     if "jax" in sys.modules:
         raise RuntimeError("fdjax.runtime.setup must run before jax is imported")
     keep_freed_memory()
+    use_threads_for_convolutions()
     cache = compilation_cache_dir()
     if cache is not None:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))

@@ -14,11 +14,13 @@ from jax import lax
 _CHUNK_BYTES = 8_000_000
 
 
-def images_per_chunk(arrays: Sequence[jax.Array]) -> int:
+def images_per_chunk(arrays: Sequence[jax.Array], chunk_bytes: int | None = None) -> int:
     """Chooses how many images to process at once.
 
     Args:
       arrays: the arrays that each chunk reads, [B, ...] each.
+      chunk_bytes: bytes that a chunk reads on each device, at most, unless one image has more; None for what suits a
+        chunk that writes about as much as it reads.
 
     Returns:
       A divisor of B. Where the number of devices divides B, it is a multiple of that number, so that a batch that is
@@ -28,24 +30,27 @@ def images_per_chunk(arrays: Sequence[jax.Array]) -> int:
     devices = jax.device_count()
     shares = devices if batch % devices == 0 else 1
     image_bytes = sum(array.size * array.dtype.itemsize for array in arrays) // max(1, batch)
-    images = max(1, min(batch // shares, _CHUNK_BYTES // max(1, image_bytes)))
+    images = max(1, min(batch // shares, (chunk_bytes or _CHUNK_BYTES) // max(1, image_bytes)))
     while (batch // shares) % images:
         images -= 1
     return images * shares
 
 
-def over_chunks(function: Callable[..., tuple[Any, Any]], arrays: Sequence[jax.Array]) -> tuple[Any, Any]:
+def over_chunks(
+    function: Callable[..., tuple[Any, Any]], arrays: Sequence[jax.Array], chunk_bytes: int | None = None
+) -> tuple[Any, Any]:
     """Applies a function to a batch chunk by chunk.
 
     Args:
       function: takes chunks of `arrays` and returns (sums, maps): a pytree of arrays to be added over the chunks, and a
         pytree of arrays [images, ...] that belong to the chunk's images.
       arrays: [B, ...] each.
+      chunk_bytes: as for `images_per_chunk`.
 
     Returns:
       The sums over all chunks, and the maps [B, ...].
     """
-    batch, images = arrays[0].shape[0], images_per_chunk(arrays)
+    batch, images = arrays[0].shape[0], images_per_chunk(arrays, chunk_bytes)
     if images >= batch:
         return function(*arrays)
     # On several devices, chunk i holds the images i, i + B/images, ..., so that each device's shard gives an equal
