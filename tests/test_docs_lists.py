@@ -35,7 +35,8 @@ FILE_SUFFIXES = {"cc", "onnx", "stablehlo", "json", "html", "py"}
 # Of a Keras or a Flax model.
 METHODS = {"stateless_call", "apply", "variables"}
 # Flags of other programs, and of JAX's.
-FOREIGN_FLAGS = {"--help", "--version", "--dist", "--xla_gpu_deterministic_ops", "--no-isolation"}
+XLA_FLAGS = {"--xla_gpu_deterministic_ops", "--xla_cpu_experimental_ynn_fusion_type"}
+FOREIGN_FLAGS = {"--help", "--version", "--dist", "--no-isolation", *XLA_FLAGS}
 
 
 def section(page: str, title: str) -> str:

@@ -25,8 +25,8 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 # Input channels of each dense convolution that groups are joined into.
 _JOINED_CHANNELS = 32
 
-# Bytes of a chunk of `_kernel_gradient`, small enough for its copies to stay in the cache. Chosen by measurement among 1,
-# 2, 4 and 8 MB.
+# Bytes of a chunk of `_kernel_gradient`, small enough for its copies to stay in the cache. Chosen by measurement among
+# 1, 2, 4 and 8 MB.
 _GRADIENT_CHUNK_BYTES = 2_000_000
 
 
