@@ -186,9 +186,9 @@ def renewed(text: str, rows: list[Row], table: Callable[[list[Row]], str]) -> st
     return _FIGURE.sub(lambda found: found[1] + by_name[found[2]].words(found[3]), text)
 
 
-def table_of(network: str) -> Callable[[list[Row]], str]:
-    """Returns what makes the table of one network's page."""
-    return lambda rows: full_table([row for row in rows if _group(row) == network], links=False)
+def table_of(*networks: str) -> Callable[[list[Row]], str]:
+    """Returns what makes the table of a page about some of the networks."""
+    return lambda rows: full_table([row for row in rows if _group(row) in networks], links=False)
 
 
 # Runs of results/int8 -> what they are.
@@ -219,7 +219,7 @@ PAGES = {
     ROOT / "README.md": short_table,
     HERE / "cifar10_transfer" / "README.md": table_of("transfer"),
     HERE / "cifar10_lossless" / "README.md": table_of("half_width"),
-    HERE / "filters_lossless" / "README.md": table_of("resnet56"),
+    HERE / "filters_lossless" / "README.md": table_of("resnet20", "resnet56"),
     HERE / "int8" / "README.md": int8_table,
 }
 
