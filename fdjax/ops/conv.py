@@ -55,11 +55,11 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, kernel: jax.Array, strides: tup
         padded = lax.optimization_barrier(jnp.pad(x_CBHW, ((0, 0), (0, 0), *pads)))
         shifts = [lax.slice_in_dim(padded, j, j + width, strides[1], axis=3) for j in range(columns)]
         stacked = lax.optimization_barrier(jnp.concatenate(shifts))
-        made = g.reshape(-1, features)
+        output_gradient = g.reshape(-1, features)
         products = [
             jnp.dot(
                 lax.slice_in_dim(stacked, i, i + height, strides[0], axis=2).reshape(columns * inputs, -1),
-                made,
+                output_gradient,
                 preferred_element_type=dtype,
             )
             for i in range(rows)
