@@ -165,8 +165,8 @@ def times_cache_dir() -> Path | None:
 def use_threads_for_convolutions() -> bool:
     """Makes XLA compute convolutions on the CPU with its own code, which uses all cores, rather than with YNNPACK.
 
-    In jaxlib 0.10, YNNPACK computes a convolution of 32 or more channels on one core, however many there are; on one
-    core the two take as long. What the environment's `XLA_FLAGS` says of YNNPACK is kept.
+    In jaxlib 0.10, YNNPACK computes a convolution of 32 or more channels on one core (measured on two); on one core the
+    two take as long. What the environment's `XLA_FLAGS` says of YNNPACK is kept.
 
     Returns:
       Whether the flag was added; False too if this version of jaxlib is not known to have it.
