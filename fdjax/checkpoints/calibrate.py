@@ -172,8 +172,9 @@ def choose_blocks_of(
     """
     if restored.weights_adapted:
         raise UserError(
-            f"the checkpoint is in {restored.phase.name}, its weights have been trained under masks; blocks are chosen "
-            "by the maps of an unpruned network: give a checkpoint that has done no more than pretrain and learn"
+            f"the checkpoint is in {restored.phase.name}, its weights have been trained under masks, or its batch norm "
+            "corrected for them; blocks are chosen by the maps of an unpruned network: give a checkpoint that has done "
+            "no more than pretrain and learn"
         )
     network = zoo_network(restored.network, "choosing blocks")
     if learn.target_macs is None:

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from fdjax.checkpoints.calibrate import training_sample
+from fdjax.checkpoints.statistics import corrected_statistics, make_statistics
 from fdjax.config import Config
 from fdjax.data import normalize
 from fdjax.errors import UserError, suggestion
@@ -222,6 +223,7 @@ def prune_filters(
     num_images: int = 256,
     eval_limit: int | None = None,
     data_path: str | None = None,
+    recalibrate: bool = True,
 ) -> FilterPruned:
     """Removes filters of a trained network until a MAC ratio is met.
 
@@ -234,6 +236,7 @@ def prune_filters(
       num_images: number of training images to measure on.
       eval_limit: number of test images to evaluate on; None: all.
       data_path: directory of the data set; None: the run's own `data.path`.
+      recalibrate: whether batch norm's statistics are corrected for the smaller network, on the images measured.
 
     Returns:
       The smaller network, and the report.
@@ -273,6 +276,11 @@ def prune_filters(
         new_graph, input_mean=graph.input_mean, input_std=graph.input_std, class_names=graph.class_names
     )
     smaller[FCMASK] = collection_of(new_graph, new_graph.full_counts())
+    if recalibrate:
+        before = _statistics(network, graph, variables, images)
+        matching = keep_filters(graph, {**jax.device_get(variables), "batch_stats": before}, kept)["batch_stats"]
+        after = _statistics(zoo_network(new_network, "removing filters"), new_graph, smaller, images)
+        smaller["batch_stats"] = corrected_statistics(smaller["batch_stats"], matching, after)
     tested = slice(None, eval_limit)
     evaluate = make_evaluator(dataclasses.replace(new_network, mode="off"), new_graph, Devices())
     figures = evaluate(jax.tree.map(jnp.asarray, smaller), dataset.test_images[tested], dataset.test_labels[tested])
@@ -281,6 +289,7 @@ def prune_filters(
         "per_block": per_block,
         "target_macs": target,
         "num_images": len(images),
+        "recalibrated": recalibrate,
         "dense_top1": restored.done.dense_top1,
         **figures,
         **_sizes(graph, new_graph),
@@ -291,6 +300,11 @@ def prune_filters(
         "flags": ["--model.inner-channels", *map(str, left.values())],
     }
     return FilterPruned(config, new_graph, smaller, report)
+
+
+def _statistics(network: FrequencyNetwork, graph: MaskedGraph, variables: Any, images: np.ndarray) -> dict[str, Any]:
+    measured = dataclasses.replace(network, mode="off", batch_norm_momentum=0.0)
+    return make_statistics(measured, graph)(variables, images)
 
 
 def _sizes(before: MaskedGraph, after: MaskedGraph) -> dict[str, Any]:

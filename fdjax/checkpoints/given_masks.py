@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
 
 from fdjax.checkpoints.calibrate import calibration_sample, masked_graph, side_energies, training_sample
+from fdjax.checkpoints.statistics import corrected_statistics, make_statistics
 from fdjax.config import LearnConfig
 from fdjax.data import Dataset, Images, ResizedImages, normalize, read_pictures, take_rows
 from fdjax.data.batches import seeded_permutation
@@ -18,7 +20,7 @@ from fdjax.errors import UserError
 from fdjax.frozen.score import all_logits
 from fdjax.graph.masks import SIDES, MaskedGraph
 from fdjax.ops.pointwise import masked_pointwise
-from fdjax.pruning.profiled import Masks, mask_energies
+from fdjax.pruning.profiled import Masks, mask_energies, whole_masks
 from fdjax.training.devices import Devices
 from fdjax.training.evaluate import make_evaluator
 from fdjax.training.network import trace_network
@@ -44,7 +46,7 @@ class GivenMasks:
     network: FrequencyNetwork
     graph: MaskedGraph
 
-    def apply(self, variables: dict[str, Any], x: jax.Array, train: bool = False) -> jax.Array:
+    def apply(self, variables: dict[str, Any], x: jax.Array, train: bool = False, mutable: Any = False) -> Any:
         """Computes logits.
 
         Args:
@@ -52,9 +54,10 @@ class GivenMasks:
             [N, channels]. Paths that are missing are not masked.
           x: normalised images, [B, H, W, C].
           train: whether batch norm uses batch statistics.
+          mutable: collections to update, such as ["batch_stats"].
 
         Returns:
-          Logits, [B, classes].
+          Logits, [B, classes]; with `mutable` also the updated collections.
         """
         masks = variables[COEF_MASKS]
         collections = {name: value for name, value in variables.items() if name != COEF_MASKS}
@@ -74,7 +77,8 @@ class GivenMasks:
             return y if norm is None else norm(y)
 
         with nn.intercept_methods(masked):
-            return dataclasses.replace(self.network, mode="off").apply(collections, x, train=train)  # type: ignore[return-value]
+            network = dataclasses.replace(self.network, mode="off")
+            return network.apply(collections, x, train=train, mutable=mutable)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +92,8 @@ class MeasuredOn:
       calibration: a folder of pictures, at any depth, that replaces the run's training images.
       agreement: a folder of pictures, at any depth, that replaces the test images; their labels are the classes that
         the unpruned network predicts.
+      recalibrate: whether batch norm's statistics are corrected for each masks, on the images that coefficients are
+        measured on.
     """
 
     num_images: int = 512
@@ -95,6 +101,19 @@ class MeasuredOn:
     data_path: str | None = None
     calibration: str | None = None
     agreement: str | None = None
+    recalibrate: bool = True
+
+
+class Tried(NamedTuple):
+    """What masks make of a network.
+
+    Attributes:
+      top1: accuracy, 0 to 1.
+      batch_stats: the statistics of batch norm that it was evaluated with.
+    """
+
+    top1: float
+    batch_stats: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +127,7 @@ class Subject:
       num_examples: number of images that `top1` evaluates on.
       dataset: the run's whole data set; None if folders of pictures replace both of its parts.
       agreement: whether the labels are the classes that the unpruned network predicts.
-      top1: masks -> accuracy, 0 to 1.
+      evaluate: masks -> accuracy and statistics.
       at_resolution: a side in pixels -> the unpruned network's accuracy, 0 to 1, on images resized to that square, and
         its dense MACs there.
     """
@@ -119,8 +138,12 @@ class Subject:
     num_examples: int
     dataset: Dataset | None
     agreement: bool
-    top1: Callable[[Masks], float]
+    evaluate: Callable[[Masks], Tried]
     at_resolution: Callable[[int], tuple[float, int]]
+
+    def top1(self, masks: Masks) -> float:
+        """Returns the accuracy with masks, 0 to 1."""
+        return self.evaluate(masks).top1
 
 
 def open_subject(restored: Restored, learn: LearnConfig, on: MeasuredOn) -> Subject:
@@ -140,8 +163,9 @@ def open_subject(restored: Restored, learn: LearnConfig, on: MeasuredOn) -> Subj
     """
     if restored.weights_adapted:
         raise UserError(
-            f"the checkpoint is in {restored.phase.name}, its weights have been trained under masks; profiling "
-            "measures an unpruned network: give a checkpoint that has done no more than pretrain and learn"
+            f"the checkpoint is in {restored.phase.name}, its weights have been trained under masks, or its batch norm "
+            "corrected for them; profiling measures an unpruned network: give a checkpoint that has done no more than "
+            "pretrain and learn"
         )
     for flag, number in (("images", on.num_images), ("eval-limit", on.eval_limit)):
         if number is not None and number < 1:
@@ -165,11 +189,22 @@ def open_subject(restored: Restored, learn: LearnConfig, on: MeasuredOn) -> Subj
     else:
         assert dataset is not None
         test_images, test_labels = _sample(dataset.test_images, dataset.test_labels, seed, on.eval_limit)
-    evaluate = make_evaluator(GivenMasks(network, graph), graph, Devices())
+    accuracy = make_evaluator(GivenMasks(network, graph), graph, Devices())
+    measured = GivenMasks(dataclasses.replace(network, batch_norm_momentum=0.0), graph)
+    statistics = make_statistics(measured, graph)
 
-    def top1(masks: Masks) -> float:
+    @functools.cache
+    def unpruned() -> Any:
+        whole = {path: np.asarray(mask, np.float32) for path, mask in whole_masks(graph).items()}
+        return statistics({**collections, COEF_MASKS: whole}, images)
+
+    def evaluate(masks: Masks) -> Tried:
         given = {path: np.asarray(mask, np.float32) for path, mask in masks.items()}
-        return evaluate({**collections, COEF_MASKS: given}, test_images, test_labels)["top1"]
+        variables = {**collections, COEF_MASKS: given}
+        if on.recalibrate:
+            own = collections["batch_stats"]
+            variables["batch_stats"] = corrected_statistics(own, unpruned(), statistics(variables, images))
+        return Tried(accuracy(variables, test_images, test_labels)["top1"], variables["batch_stats"])
 
     def at_resolution(side: int) -> tuple[float, int]:
         plain = network.without_masks()
@@ -181,7 +216,7 @@ def open_subject(restored: Restored, learn: LearnConfig, on: MeasuredOn) -> Subj
         return found["top1"], sum(layer.dense_macs for layer in small.counted_layers.values())
 
     energies = mask_energies(graph, energies)
-    return Subject(graph, energies, len(images), len(test_labels), dataset, bool(on.agreement), top1, at_resolution)
+    return Subject(graph, energies, len(images), len(test_labels), dataset, bool(on.agreement), evaluate, at_resolution)
 
 
 def _sample(images: Images, labels: np.ndarray, seed: int, limit: int | None) -> tuple[Images, np.ndarray]:

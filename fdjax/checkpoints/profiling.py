@@ -108,6 +108,7 @@ def profile(
             "tied": learn.tied,
             "sides": learn.sides,
             "num_images": subject.num_images,
+            "recalibrated": on.recalibrate,
             "num_examples": subject.num_examples,
             "seed": restored.config.seed,
         },

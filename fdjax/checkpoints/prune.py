@@ -91,9 +91,10 @@ def prune_checkpoint(
         released=list(pruned.released),
         inherited=restored.finished_phases(),
         masks_learned=True,
+        weights_adapted=on.recalibrate,
     )
-    top1 = subject.top1(pruned.masks)
-    _write(out, restored, subject, config, counts, done)
+    top1, statistics = subject.evaluate(pruned.masks)
+    _write(out, restored, subject, config, counts, done, statistics)
     macs = network_macs(subject.graph, counts, pruned.released)
     return {
         "method": method,
@@ -102,6 +103,7 @@ def prune_checkpoint(
         "target_convention": learn.target_convention,
         "share": pruned.share,
         "num_images": subject.num_images,
+        "recalibrated": on.recalibrate,
         # The accuracy of pretraining was measured on all test images, so it is comparable only with all of them.
         "dense_top1": restored.done.dense_top1 if on.eval_limit is None and not subject.agreement else None,
         "top1": None if subject.agreement else top1,
@@ -159,7 +161,9 @@ def _refining(config: Config, learn: LearnConfig, data_path: str | None) -> Conf
     return dataclasses.replace(config, phases=("refine",), learn=learn, data=data)
 
 
-def _write(out: Path, restored: Restored, subject: Subject, config: Config, counts: Counts, done: Past) -> None:
+def _write(
+    out: Path, restored: Restored, subject: Subject, config: Config, counts: Counts, done: Past, statistics: Any
+) -> None:
     steps = 1  # Without the data set the steps of an epoch are not known; a refinement from here has its own.
     if subject.dataset is not None:
         dataset = limit_training(subject.dataset, config.data.train_limit, config.seed)
@@ -172,6 +176,8 @@ def _write(out: Path, restored: Restored, subject: Subject, config: Config, coun
     state = create_state(variables, config.seed, *optimizers_for(config, phase))
     if has_teacher(config, phase):
         state = state.with_teacher()
+    # The teacher has the unpruned network's statistics.
+    state = state.replace(batch_stats=jax.tree.map(jnp.asarray, statistics))
     meta = {
         "config": config.to_dict(),
         "network": facts_of(subject.graph),

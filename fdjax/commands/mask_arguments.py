@@ -36,6 +36,8 @@ class MaskArguments:
     """Sides that have masks, as in learn.sides (default: as in the run's config)."""
     images: int = 512
     """Number of training images to measure coefficients on (drawn with the run's seed)."""
+    recalibrate: bool = True
+    """Correct the statistics of batch norm for what is pruned, on the same images."""
     eval_limit: int | None = None
     """Number of test images to measure the accuracy on, drawn with the run's seed (None: all)."""
     data_path: str | None = None
@@ -58,6 +60,7 @@ class MaskArguments:
             data_path=self.data_path,
             calibration=self.calibration,
             agreement=self.agreement,
+            recalibrate=self.recalibrate,
         )
 
     def mask_settings(self, restored: Restored) -> LearnConfig:

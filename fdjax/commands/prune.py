@@ -63,6 +63,7 @@ def _prune_filters(restored: Restored, parsed: PruneArguments) -> int:
         num_images=parsed.images,
         eval_limit=parsed.eval_limit,
         data_path=parsed.data_path,
+        recalibrate=parsed.recalibrate,
     )
     save_trained(out, pruned.config, pruned.graph, pruned.variables, Past(dense_top1=restored.done.dense_top1))
     report = pruned.report

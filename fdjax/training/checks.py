@@ -167,10 +167,10 @@ def check_teacher(config: Config, first: Phase, init: Restored) -> None:
     """Raises `UserError` if the run, whose first phase is `first`, needs a teacher that --init does not have."""
     if has_teacher(config, first) and not init.state.teacher and init.weights_adapted:
         raise UserError(
-            f"distill.weight is {config.distill.weight:g}, but --init, a run that ends in "
-            f"{init.phase.name}, has trained its weights under masks and holds no unpruned network to learn "
-            "from; start from a run that has done no more than pretrain and learn, or from one that was itself run "
-            "with distill.weight above 0, or give --distill.weight 0"
+            f"distill.weight is {config.distill.weight:g}, but --init, a run that ends in {init.phase.name}, has its "
+            "weights trained under masks, or its batch norm corrected for them, and holds no unpruned network to learn "
+            "from; start from a run that has done no more than pretrain and learn, from one that was itself run with "
+            "distill.weight above 0, or from fdjax prune --no-recalibrate, or give --distill.weight 0"
         )
 
 

@@ -43,7 +43,7 @@ class Past:
       num_train: number of training examples, with the validation share.
       masks_learned: whether masks have been learned, in this run or that of --init, or set by `fdjax prune`.
       weights_adapted: whether the weights have been trained under masks since pretraining, in this run or that of
-        --init.
+        --init, or `fdjax prune` has corrected batch norm for masks.
       imported: the origin of weights that `fdjax import` has imported; otherwise empty.
       best: the fields of the `BestSoFar` of a phase that can end early; otherwise None.
       times: the `TimeTable` of a run whose target is a time; otherwise None.
@@ -96,7 +96,7 @@ class Restored:
 
     @property
     def weights_adapted(self) -> bool:
-        """Whether the weights have been trained under masks, so that they are no longer the unpruned network's."""
+        """Whether weights or batch norm have been fitted to masks: they are no longer the unpruned network's."""
         return self.done.weights_adapted or (self.phase.adapts_weights and self.phase_step > 0)
 
     @property
