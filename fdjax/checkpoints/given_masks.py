@@ -142,7 +142,14 @@ class Subject:
     at_resolution: Callable[[int], tuple[float, int]]
 
     def top1(self, masks: Masks) -> float:
-        """Returns the accuracy with masks, 0 to 1."""
+        """Evaluates the network with masks.
+
+        Args:
+          masks: path of each FCMask -> bool [N, channels].
+
+        Returns:
+          The accuracy, 0 to 1.
+        """
         return self.evaluate(masks).top1
 
 

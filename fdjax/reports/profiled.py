@@ -82,7 +82,7 @@ def profile_figure(report: Mapping[str, Any]) -> Figure:
         if report["resolutions"]:
             # It has no transforms, so its points are the same in both panels.
             places = sorted((point["ratio"], 100 * point["top1"]) for point in report["resolutions"])
-            axes.plot(*zip(*places, strict=True), color="0.45", marker="*", markersize=7.5, linewidth=1.5,
+            axes.plot(*zip(*places, strict=True), color="black", marker="*", markersize=7.5, linewidth=1.5,
                       label="smaller input")  # fmt: skip
         for run in report["runs"]:
             _draw_run(axes, run, key, _RUN_MARKERS[kinds.index(run["kind"]) % len(_RUN_MARKERS)])
