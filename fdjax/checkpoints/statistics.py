@@ -80,8 +80,8 @@ def corrected_statistics(trained: Statistics, before: Statistics, after: Statist
     """Corrects trained statistics by how removing channels or coefficients changes those of a few images.
 
     A variance changes in the ratio of those measured, and how far a trained mean is from the measured one in the ratio
-    of the deviations. What is particular to the images measured cancels: few images are enough, and a network from
-    which nothing is removed keeps its statistics.
+    of the deviations. What is particular to the images measured cancels, and a network from which nothing is removed
+    keeps its statistics.
 
     Args:
       trained: the statistics of training.
