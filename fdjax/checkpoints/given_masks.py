@@ -200,14 +200,15 @@ def open_subject(restored: Restored, learn: LearnConfig, on: MeasuredOn) -> Subj
     measured = GivenMasks(dataclasses.replace(network, batch_norm_momentum=0.0), graph)
     statistics = make_statistics(measured, graph)
 
+    def under(masks: Masks) -> dict[str, Any]:
+        return {**collections, COEF_MASKS: {path: np.asarray(mask, np.float32) for path, mask in masks.items()}}
+
     @functools.cache
     def unpruned() -> Any:
-        whole = {path: np.asarray(mask, np.float32) for path, mask in whole_masks(graph).items()}
-        return statistics({**collections, COEF_MASKS: whole}, images)
+        return statistics(under(whole_masks(graph)), images)
 
     def evaluate(masks: Masks) -> Tried:
-        given = {path: np.asarray(mask, np.float32) for path, mask in masks.items()}
-        variables = {**collections, COEF_MASKS: given}
+        variables = under(masks)
         if on.recalibrate:
             own = collections["batch_stats"]
             variables["batch_stats"] = corrected_statistics(own, unpruned(), statistics(variables, images))

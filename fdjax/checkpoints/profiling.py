@@ -95,6 +95,8 @@ def profile(
         _say(f"agreement with the unpruned network, on {subject.num_examples:,} pictures")
     else:
         _say(f"dense: {100 * dense_top1:.2f}% on {subject.num_examples:,} test images")
+    if on.recalibrate:
+        _say(f"batch norm: averages corrected by {subject.num_images:,} images (not with --no-recalibrate)")
     blocks = dict(graph.blocks)
     form = f"{'tied masks' if learn.tied else 'untied masks'}, blocks of {_listed(sorted({*blocks.values()}))}"
     images = "pictures" if subject.agreement else "test images"

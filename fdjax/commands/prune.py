@@ -42,6 +42,11 @@ class PruneArguments(MaskArguments):
     alone."""
 
 
+def _say_of_batch_norm(report: dict[str, Any]) -> None:
+    if report["recalibrated"]:
+        print(f"batch norm: averages corrected by {report['num_images']:,} images (not with --no-recalibrate)")
+
+
 def _prune_filters(restored: Restored, parsed: PruneArguments) -> int:
     if parsed.calibration or parsed.agreement:
         raise UserError(
@@ -72,6 +77,7 @@ def _prune_filters(restored: Restored, parsed: PruneArguments) -> int:
         f"{report['method']}: {100 * report['top1']:.2f}% top-1{dense} of {report['num_examples']:,} images at "
         f"{report['macs']['after'] / 1e6:,.2f} M MACs, {report['ratio']:.3f}x"
     )
+    _say_of_batch_norm(report)
     if abs(report["ratio"] / parsed.target_macs - 1) > _TOLERANCE:
         print(
             f"warning: only whole filters can be removed; {report['ratio']:.3f}x MACs is the nearest to "
@@ -121,6 +127,7 @@ def prune_command(arguments: Sequence[str]) -> int:
         on=parsed.measured_on(),
     )
     print(describe({**report, "split": "test"}))
+    _say_of_batch_norm(report)
     reached = report["macs"]["paper_ratio" if parsed.convention == "paper" else "ratio"]
     if parsed.target_macs is not None and abs(reached / parsed.target_macs - 1) > _TOLERANCE:
         print(

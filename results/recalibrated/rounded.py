@@ -52,8 +52,8 @@ def measure(runs: Path, data: str, kind: str, seed: int) -> dict[str, object]:
     dataset = load_restored_data(dense, data)
     images, _ = training_sample(config, dataset, IMAGES)
 
-    plain = dataclasses.replace(zoo_network(network, "this"), mode="off")
-    rounded = zoo_network(hard_network(network, graph, hard.counts), "this")
+    plain = dataclasses.replace(zoo_network(network, "rounded.py"), mode="off")
+    rounded = zoo_network(hard_network(network, graph, hard.counts), "rounded.py")
     before, after = (
         make_statistics(dataclasses.replace(form, batch_norm_momentum=0.0), graph)(collections, images)
         for form in (plain, rounded)
