@@ -14,29 +14,30 @@ import json
 import sys
 from pathlib import Path
 from statistics import mean, stdev
+from types import ModuleType
 
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
-from run_study import HERE, STUDIES, load_study
+from run_study import HERE, load_study
 from studies import Point, draw, is_finished, time_networks
 from table import Row, load
 
+STUDIES = sorted(file.parent.name for file in HERE.glob("*/sweep.py"))
 ENGINES = {"native": "native code", "onnxruntime": "ONNX Runtime"}
 
 
-def measure(runs: Path, out: Path, rounds: int, repeats: int) -> None:
-    """Times all finished networks of a seed in turn, beside the dense one, on each engine at one image."""
+def measure(study: ModuleType, runs: Path, out: Path, rounds: int, repeats: int) -> None:
+    """Times the finished networks that come from one dense network in turn, beside it, on each engine at one image."""
     from fdjax import runtime
 
     runtime.limit_threads(1)
     runtime.setup()
-    finished = [run for run in sorted(runs.glob("*_seed?")) if is_finished(run)]
+    finished = [run.name for run in sorted(runs.glob("*_seed?")) if is_finished(run)]
+    pruned = [name for name in finished if not name.startswith(("dense", "control"))]
     rows = []
     for engine in ENGINES:
-        for seed in sorted({run.name[-1] for run in finished}):
-            names = [run.name for run in finished if run.name.endswith(f"_seed{seed}")]
-            names = [name for name in names if not name.startswith(("dense", "control"))]
-            dense = next(run.name for run in finished if run.name in (f"dense_seed{seed}", "dense_seed0"))
+        for dense in sorted({study.dense_of(name) for name in pruned}):
+            names = [name for name in pruned if study.dense_of(name) == dense]
             rows += time_networks(runs, dense, names, engine, 1, rounds, repeats)
             out.write_text(json.dumps({"rounds": rounds, "repeats": repeats, "rows": rows}, indent=1) + "\n")
 
@@ -72,15 +73,19 @@ def main() -> int:
     flags = parser.parse_args()
     folder, study = HERE / flags.study, load_study(flags.study)
     if flags.runs is not None:
-        measure(flags.runs, folder / "time.json", flags.rounds, flags.repeats)
-    rows = [row for row in load() if row.name.startswith(f"{study.TABLE}.")]
-    by_macs = points(rows, "macs")
-    by_time = {title: points(rows, engine) for engine, title in ENGINES.items()}
-    by_time = {title: found for title, found in by_time.items() if found}
+        measure(study, flags.runs, folder / "time.json", flags.rounds, flags.repeats)
+    rows = {title: [row for row in load() if row.name.startswith(f"{table}.")] for table, title in study.TABLES.items()}
+    by_macs = {title: found for title, own in rows.items() if (found := points(own, "macs"))}
+    by_time = {
+        " · ".join([words] if len(rows) == 1 else [title, words]): found
+        for title, own in rows.items()
+        for engine, words in ENGINES.items()
+        if (found := points(own, engine))
+    }
     if not by_macs:
         print("no run is recorded: nothing to draw")
         return 1
-    draw({study.TITLE: by_macs}, folder / "macs.png", "MACs over the dense network's (×)")
+    draw(by_macs, folder / "macs.png", "MACs over the dense network's (×)")
     if by_time:
         draw(by_time, folder / "time.png", "time over the dense network's, 1 image (×)")
     return 0

@@ -2,9 +2,9 @@
 
     python results/run_study.py cifar10_lossless --data DIR --workdir runs/cifar10_lossless [--seeds 0 1] [--jobs 1]
 
-A study is a folder here with a sweep.py. DIR is CIFAR-10 as a folder of pictures. For each seed it does the sweep and
-then the rows with random channels, which `fdjax prune` draws. Logs are beside the runs. A dense network that is there
-already may be copied to WORKDIR/dense_seed0 before. To end it, interrupt it (Ctrl-C) or end this process.
+A study is a folder cifar10_... here with a sweep.py. DIR is CIFAR-10 as a folder of pictures. For each seed it does the
+sweep and then the rows with random channels, which `fdjax prune` draws. Logs are beside the runs. A dense network that
+is there already may be copied to WORKDIR/dense_seed0 before. To end it, interrupt it (Ctrl-C) or end this process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from studies import ROOT, call, prune_then_refine
 from fdjax.experiments.settings import as_flags
 
 HERE = Path(__file__).resolve().parent
-STUDIES = sorted(file.parent.name for file in HERE.glob("*/sweep.py"))
+STUDIES = sorted(file.parent.name for file in HERE.glob("cifar10_*/sweep.py"))
 
 
 def load_study(name: str) -> ModuleType:

@@ -16,8 +16,8 @@ from typing import Any
 
 from fdjax.experiments.sweep import Sweep, SweepRun
 
-# The study's key in ../table.toml, its title in pictures, and its config.
-TABLE, TITLE, CONFIG = "half_width", "MobileNetV2 0.5, CIFAR-10", "configs/cifar10_mobilenetv2.py"
+# The study's key in ../table.toml with its title in pictures, and its config.
+TABLES, CONFIG = {"half_width": "MobileNetV2 0.5, CIFAR-10"}, "configs/cifar10_mobilenetv2.py"
 LEARN_EPOCHS, REFINE_EPOCHS = 2, 8
 MAC_TARGETS = (0.5, 0.33)
 TIME_TARGET, ENGINES = 0.6, ("native", "onnxruntime")
@@ -64,6 +64,11 @@ MASKS: Mapping[str, Mapping[str, Any]] = {
     # Blocks of 4, as in the paper.
     "paper": {"learn.tied": False, "learn.sides": "both", "learn.levels": "all", "learn.block": 4},
 }
+
+
+def dense_of(name: str) -> str:
+    """Returns the name of the dense run that a run is compared with."""
+    return f"dense_seed{DENSE_OF[int(name[-1])]}"
 
 
 def of_seed(seed: int) -> Iterator[SweepRun]:

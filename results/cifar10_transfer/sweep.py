@@ -17,8 +17,8 @@ from typing import Any
 
 from fdjax.experiments.sweep import Sweep, SweepRun
 
-# The study's key in ../table.toml, its title in pictures, and its config.
-TABLE, TITLE, CONFIG = "transfer", "MobileNetV2 1.0 at 64 pixels, CIFAR-10", "configs/finetune.py"
+# The study's key in ../table.toml with its title in pictures, and its config.
+TABLES, CONFIG = {"transfer": "MobileNetV2 1.0 at 64 pixels, CIFAR-10"}, "configs/finetune.py"
 LEARN_EPOCHS, REFINE_EPOCHS = 1, 4
 MAC_TARGETS = (0.5,)
 SEEDS = (0, 1)
@@ -56,6 +56,11 @@ MASKS: Mapping[str, Mapping[str, Any]] = {
         "learn.block_by_map": ((2, 2),),
     },
 }
+
+
+def dense_of(name: str) -> str:
+    """Returns the name of the dense run that a run is compared with."""
+    return f"dense_seed{DENSE_OF[int(name[-1])]}"
 
 
 def of_seed(seed: int) -> Iterator[SweepRun]:
