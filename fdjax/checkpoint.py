@@ -196,7 +196,11 @@ class Checkpoints:
         for name, digest in self._manifest(step)["files"].items():
             if name not in files:
                 raise DamagedCheckpoint(f"checkpoint {folder} is damaged: its file {name} is missing")
-            if _sha256(files[name]) != digest:
+            try:
+                found = _sha256(files[name])
+            except OSError as error:
+                raise DamagedCheckpoint(f"checkpoint {folder}: its file {name} cannot be read: {error}") from error
+            if found != digest:
                 raise DamagedCheckpoint(f"checkpoint {folder} is damaged: its file {name} is not what was written")
 
     def _manifest(self, step: int) -> dict[str, Any]:

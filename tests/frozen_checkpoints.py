@@ -28,15 +28,17 @@ CONFIG = Config(
 )
 
 
-def write_checkpoint(workdir: Path, phase_name: str, phase_step: int | None = None, released=()) -> Path:
+def write_checkpoint(
+    workdir: Path, phase_name: str, phase_step: int | None = None, released=(), config: Config = CONFIG
+) -> Path:
     """Writes the checkpoint of a run that is in the named phase: at `phase_step` of it, or at its end.
 
     Masks are random from the phase on that learns them: soft in it, rounded afterwards.
     """
-    shape, classes = describe_source(CONFIG.data.name)
-    network, graph = build_network(CONFIG, shape, len(classes))
+    shape, classes = describe_source(config.data.name)
+    network, graph = build_network(config, shape, len(classes))
     graph = dataclasses.replace(graph, input_mean=(73.0,), input_std=(90.0,), class_names=classes)
-    phase = next(phase for phase in plan_phases(CONFIG, STEPS_PER_EPOCH) if phase.name == phase_name)
+    phase = next(phase for phase in plan_phases(config, STEPS_PER_EPOCH) if phase.name == phase_name)
     counts = random_counts(graph, 1, (1,)) if phase.hard else graph.full_counts()
     fcmask = {path: counts_to_fcmask(count, graph.mask_sizes[path][1]) for path, count in counts.items()}
     if phase.learns_masks:
@@ -46,12 +48,12 @@ def write_checkpoint(workdir: Path, phase_name: str, phase_step: int | None = No
     done = Past(released=list(released), masks_learned=phase.hard, dense_top1=0.5)
     step = phase.steps if phase_step is None else phase_step
     meta = {
-        "config": CONFIG.to_dict(),
+        "config": config.to_dict(),
         "network": facts_of(graph),
         "phase": dataclasses.asdict(phase),
         "phase_step": step,
         "done": dataclasses.asdict(done),
     }
-    state = create_state(variables, CONFIG.seed, *optimizers_for(CONFIG, phase))
+    state = create_state(variables, config.seed, *optimizers_for(config, phase))
     Checkpoints(workdir / CHECKPOINT_FOLDER).save(phase.start + step, state, meta)
     return workdir

@@ -10,6 +10,7 @@ import pytest
 from fdjax.checkpoint import CHECKPOINT_FOLDER, Checkpoints
 from fdjax.commands.main import fdjax_command
 from fdjax.training.lock import locked
+from fdjax.training.restore import restore
 from fdjax.training.workdir import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, MetricsLog
 from tests.frozen_checkpoints import CONFIG, write_checkpoint
 
@@ -43,6 +44,18 @@ def test_a_sound_run(workdir, tmp_path) -> None:
     last = Checkpoints(workdir / CHECKPOINT_FOLDER).steps()[-1]
     assert (status, damaged(found), found["sound"]) == (0, [], True)
     assert found["next"] == f"the same train.py command goes on from step {last:,}"
+
+
+def test_the_validation_accuracy_is_that_of_the_step(workdir, tmp_path) -> None:
+    checkpoints = Checkpoints(workdir / CHECKPOINT_FOLDER)
+    restored = restore(checkpoints, checkpoints.steps()[-1])
+    assert restored.phase.index > 0
+    # As a run saves it: the checkpoints of a later phase go before those of an earlier one.
+    meta = checkpoints.meta(checkpoints.steps()[-1])
+    step = checkpoints.steps()[-1] + 1
+    checkpoints.save(step, restored.state, meta, score=restored.phase.index + 0.25)
+    (found,) = (of for of in check(workdir, tmp_path)[1]["findings"] if of["name"] == f"step {step}")
+    assert found["words"].endswith(", 25.00% on validation")
 
 
 def test_of_a_finished_run_it_says_so(workdir, tmp_path) -> None:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fdjax import checkpoint
 from fdjax.checkpoint import MANIFEST, Checkpoints, DamagedCheckpoint, find_checkpoint
 from fdjax.errors import UserError
 
@@ -24,6 +25,19 @@ def saved(tmp_path):
 def largest_file(checkpoints, step):
     files = [p for p in (checkpoints.folder / str(step) / "state").rglob("*") if p.is_file()]
     return max(files, key=lambda path: path.stat().st_size)
+
+
+def test_a_file_that_cannot_be_read_is_damage(saved, monkeypatch, capsys):
+    def unreadable(path):
+        if path.is_relative_to(saved.folder / "4"):
+            raise OSError(5, "Input/output error")
+        return sha256(path)
+
+    sha256 = checkpoint._sha256
+    monkeypatch.setattr(checkpoint, "_sha256", unreadable)
+    with pytest.raises(DamagedCheckpoint, match=r"4: its file .* cannot be read: .*Input/output error"):
+        saved.verify(4)
+    assert next(saved.sound_steps()) == 3 and "trying the one before it" in capsys.readouterr().err
 
 
 def test_the_latest_and_the_best_are_kept(saved):

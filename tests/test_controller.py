@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fdjax
 from fdjax.config import LearnConfig
 from fdjax.pruning.expected import expected_ratio
 from fdjax.training.controller import first_lambda, next_lambda, offset_of, ratio_at, wanted_offset
@@ -44,6 +45,21 @@ def simulate(target: float, ramp: float, first: float, every: int, seed: int = 0
         shares.append(masks.mean())
         lambdas.append(lambda_)
     return np.array(shares), np.array(lambdas)
+
+
+def test_the_first_lambda_of_a_network_without_pointwise_layers() -> None:
+    """Its masks of whole channels are on 3x3 convolutions."""
+
+    def apply(variables, x):
+        for name in ("one", "two"):
+            x = jax.nn.relu(jax.lax.conv_general_dilated(x, variables[name]["kernel"], (1, 1), "SAME",
+                                                         dimension_numbers=("NHWC", "HWIO", "NHWC")))  # fmt: skip
+        return x.mean((1, 2))
+
+    variables = {"one": {"kernel": jnp.ones((3, 3, 3, 8))}, "two": {"kernel": jnp.ones((3, 3, 8, 4))}}
+    graph = fdjax.with_masks(fdjax.trace(apply, variables, jnp.zeros((1, 8, 8, 3))))
+    assert not graph.blocks and graph.masks
+    assert 0 < first_lambda(LearnConfig(tied=True, levels="0,N", penalty="macs"), graph, 100) < np.inf
 
 
 @pytest.mark.parametrize("target", [0.8, 0.5, 0.3, 0.1])

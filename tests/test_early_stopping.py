@@ -30,7 +30,7 @@ CONFIG = dataclasses.replace(
     checkpoint=CheckpointConfig(every_epochs=3 * EVERY_STEP, evaluate_every_epochs=EVERY_STEP, keep=2, time=False),
 )
 # By the step of pretraining after which the validation images are looked at.
-SCORES = {1: 0.5, 2: 0.7, 3: 0.7, 4: 0.6, 5: 0.9, 6: 0.9, 7: 0.9, 8: 0.9}
+SCORES = {1: 0.5, 2: 0.7, 3: 0.7, 4: 0.6, 5: 0.9, 6: 0.9, 7: 0.9, 8: 0.9, 9: 0.6, 10: 0.65}
 
 
 @pytest.fixture
@@ -42,7 +42,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch, quick_runs: int) -> dict[str, int]
     def look(self, phase, state, done, *, finished, split):
         figures, macs = evaluate(self, phase, state, done, finished=finished, split=split)
         step = int(state.step) - phase.start
-        if split is self.validation and phase.name == "pretrain" and not finished:
+        if split is self.validation and phase.name == "pretrain":
+            if finished:  # At the end of the phase, with its best weights.
+                return {**figures, "top1": ENDED["validation_top1"]}, macs
             if orders.get("stop") == step:
                 del orders["stop"]
                 raise RunInterrupted("stopped", 130)
@@ -73,6 +75,12 @@ def test_a_phase_ends_early(scripted, tmp_path, capsys) -> None:
     assert "ends after 4 of 8 steps" in said and "step 3, 70.00% of the validation images" in said
     end = at(tmp_path / "whole", 8)
     assert int(end.state.step) == 8 and end.done.best is None
+
+    # Two steps more, which are no better: the best is still that of the whole phase.
+    longer = dataclasses.replace(CONFIG, pretrain=dataclasses.replace(CONFIG.pretrain, steps=10))
+    (phase,) = train(longer, str(tmp_path / "whole"))["phases"]
+    assert phase["stopped"] == {"at": 10, "best": 8, "validation_top1": 0.7, "evaluations": 2}
+    assert same(at(tmp_path / "whole", 10).state.params, end.state.params)
 
 
 @pytest.mark.slow

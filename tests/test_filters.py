@@ -19,8 +19,9 @@ from fdjax.checkpoint import find_checkpoint
 from fdjax.checkpoints.filter_pruning import block_losses, contributions, inner_maps, layer_window
 from fdjax.checkpoints.imported import save_trained
 from fdjax.commands.main import fdjax_command
-from fdjax.config import Config, DataConfig, LearnConfig, ModelConfig, WeightPhaseConfig
+from fdjax.config import Config, DataConfig, DistillConfig, LearnConfig, ModelConfig, WeightPhaseConfig
 from fdjax.data import describe_source
+from fdjax.errors import UserError
 from fdjax.graph.counting import network_macs
 from fdjax.ops.dct import dct_basis
 from fdjax.pruning.filters import (
@@ -323,6 +324,9 @@ def test_a_pruned_checkpoint_is_a_smaller_network_that_can_be_refined(checkpoint
     config = dataclasses.replace(
         restored.config, phases=("refine",), refine=WeightPhaseConfig(steps=2), data=DataConfig(batch_size=16)
     )
+    taught = dataclasses.replace(config, distill=DistillConfig(weight=0.5))
+    with pytest.raises(UserError, match="filters have been removed from the network of --init"):
+        train(taught, str(tmp_path / "taught"), init=str(out))
     summary = train(config, str(tmp_path / "refined"), init=str(out))
     assert summary["macs"]["dense"] == found["macs"]["after"] and summary["dense_top1"] == 0.5
     assert (
@@ -340,6 +344,8 @@ def test_a_pruned_checkpoint_is_a_smaller_network_that_can_be_refined(checkpoint
         (("--method", "l1", "--target-macs", "0.01"), "not 0.01x"),
         (("--method", "l1", "--percentile", "30"), "give --target-macs RATIO"),
         (("--method", "l1", "--target-macs", "0.5", "--out", "."), "is not empty"),
+        (("--method", "l1", "--target-macs", "0.5", "--images", "0"), "--images must be at least 1, got 0"),
+        (("--method", "l1", "--target-macs", "0.5", "--eval-limit", "0"), "--eval-limit must be at least 1, got 0"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(checkpoint, tmp_path, capsys, monkeypatch, flags, says) -> None:

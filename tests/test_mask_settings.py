@@ -7,13 +7,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
 from fdjax.commands.main import fdjax_command
 from fdjax.config import Config, LearnConfig, ModelConfig
 from fdjax.errors import UserError
-from fdjax.training.build import build_network
+from fdjax.ops.fcmask import coef_mask, kept_counts
+from fdjax.training.build import build_network, flat_masks, soft_collection
+from tests.small_network import small
 
 
 def test_saved_configs_may_have_removed_options_that_were_off():
@@ -23,6 +26,19 @@ def test_saved_configs_may_have_removed_options_that_were_off():
     saved["learn"]["rounding"] = "least_loss"
     with pytest.raises(UserError, match=r"config\.learn\.rounding is 'least_loss', an option that has been removed"):
         Config.from_dict(saved)
+
+
+@pytest.mark.parametrize("levels", [None, (0,), (0, 1), (0, 1, 3)])
+def test_learning_goes_on_from_hard_masks_with_the_counts_they_keep(levels):
+    """A hard mask is count / N, and a soft one has its levels at equal distances."""
+    graph, rng = small(width=0.3), np.random.default_rng(0)
+    allowed = {path: graph.levels_of(path, levels) for path in graph.masks}
+    counts = {path: rng.choice(allowed[path], channels) for path, (channels, _) in graph.mask_sizes.items()}
+    for path, mask in flat_masks(soft_collection(graph, counts, levels)).items():
+        num_coefs = graph.mask_sizes[path][1]
+        np.testing.assert_array_equal(kept_counts(jnp.asarray(mask), num_coefs, levels), counts[path])
+        coefs = np.asarray(coef_mask(jnp.asarray(mask), num_coefs, levels))
+        assert np.abs(coefs - np.round(coefs)).max() < 1e-5  # Nothing fades.
 
 
 def test_a_multiple_is_at_least_one():

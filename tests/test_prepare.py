@@ -135,6 +135,8 @@ def test_imagenet_from_its_tar_files(tmp_path: Path, labels: str) -> None:
         name = "ILSVRC2012_val_{:08}.JPEG " if labels == "names" else ""
         given = str(tmp_path / "labels.txt")
         Path(given).write_text("".join(f"{name.format(number)}{synset}\n" for number, synset in rows))
+    with pytest.raises(UserError, match=r"missing\.txt cannot be read: .*No such file"):
+        prepare("imagenet2012", str(source), str(out), labels=str(tmp_path / "missing.txt"), unpublished=True)
     folder, manifest = prepare("imagenet2012", str(source), str(out), labels=given, unpublished=True)
     assert folder.name == "5.1.0" and {k: v["examples"] for k, v in manifest["splits"].items()} == {
         "train": 6,

@@ -17,13 +17,13 @@ from PIL import Image
 
 from fdjax.checkpoint import find_checkpoint
 from fdjax.checkpoints import given_masks
-from fdjax.checkpoints.calibrate import side_energies
+from fdjax.checkpoints.calibrate import evaluation_sample, side_energies
 from fdjax.checkpoints.freeze import hard_masks_of
 from fdjax.checkpoints.given_masks import COEF_MASKS, GivenMasks
 from fdjax.checkpoints.profiling import sensitivity_counts
 from fdjax.commands.main import fdjax_command
 from fdjax.config import WeightPhaseConfig
-from fdjax.data import load_dataset, normalize
+from fdjax.data import load_dataset, normalize, read_pictures
 from fdjax.data.batches import seeded_permutation
 from fdjax.errors import UserError
 from fdjax.graph.counting import network_macs
@@ -659,6 +659,9 @@ def test_refinement_keeps_the_masks_of_a_pruned_checkpoint(pruned, tmp_path, qui
     assert summary["macs"] == report["macs"]
     kernels = [of.state.params["block01"]["project"]["kernel"] for of in (restored, before)]
     assert not np.array_equal(*kernels)
+    other = dataclasses.replace(config, learn=dataclasses.replace(config.learn, sides="input"))
+    with pytest.raises(UserError, match=r"masks of other settings \(learn.sides is 'both' there and 'input' here\)"):
+        train(other, str(tmp_path / "refined"))
 
 
 def test_masks_of_other_settings_are_refused(pruned, tmp_path):
@@ -689,6 +692,33 @@ def test_prune_refuses_what_it_cannot_do_and_writes_nothing(pretrained, tmp_path
     said = refused(capsys, ["prune", "--checkpoint", str(pretrained), "--out", str(out), "--images", "16", *arguments])
     assert expected in said
     assert not out.exists()
+
+
+@pytest.mark.parametrize("flags", [("--percentile", "30"), ("--target-macs", "0.7", "--convention", "paper")])
+def test_settings_for_learning_masks_do_not_matter(tmp_path, flags):
+    """Those of configs/quickstart.py and of a target of time, which a pruned checkpoint has no use for."""
+    learn = dataclasses.replace(CONFIG.learn, approach="aim", target_time=0.5, levels="0,N", optimizer="adam")
+    trained = write_checkpoint(tmp_path / "trained", "pretrain", config=dataclasses.replace(CONFIG, learn=learn))
+    out = ["--method", "channel", "--out", str(tmp_path / "out"), "--images", "16", "--eval-limit", "16"]
+    assert fdjax_command(["prune", "--checkpoint", str(trained), *flags, *out]) == 0
+    assert restore(*find_checkpoint(str(tmp_path / "out"))).macs().ratio < 1
+
+
+def test_pictures_that_are_not_drawn_are_not_read(pictures, monkeypatch):
+    from fdjax.data import unlabelled
+
+    read, whole = [], unlabelled.load_image
+    monkeypatch.setattr(unlabelled, "load_image", lambda file, *how: [read.append(file), whole(file, *how)][1])
+    found = read_pictures(pictures[0], (28, 28, 1), rows=lambda count: np.arange(count)[[7, 2]])
+    assert [Path(file).name for file in read] == ["07.png", "02.png"]
+    np.testing.assert_array_equal(found, pictures[1][[7, 2]])
+
+
+@given(st.integers(1, 60), st.integers(1, 70), st.integers(0, 5))
+def test_the_sample_to_evaluate_on_is_drawn_and_in_order(count, limit, seed):
+    rows = evaluation_sample(count, seed, limit)
+    assert len(rows) == min(count, limit) and np.all(np.diff(rows) > 0) and set(rows) <= set(range(count))
+    assert limit < 10 or count < 2 * limit or not np.array_equal(rows, np.arange(limit))
 
 
 def test_prune_overwrites_nothing(pretrained, tmp_path, capsys):

@@ -24,7 +24,7 @@ from fdjax.training import checks, rounding, time_table
 from fdjax.training.build import hard_masks
 from fdjax.training.run import train
 from fdjax.training.speed import speed_words
-from fdjax.training.time_table import check_timed, measure_table
+from fdjax.training.time_table import check_timed, measure_table, same_times, table_of
 from tests.frozen_checkpoints import CONFIG, write_checkpoint
 from tests.frozen_networks import frozen_of, random_variables
 from tests.small_network import small
@@ -216,6 +216,14 @@ def test_a_time_that_cannot_be_reached_is_one_line(fake_clock, table):
         f"with every masked channel removed {table.least:.3f} of the dense network's time remain (xla, 1 image" in said
     )
     assert len(said.splitlines()) == 1
+
+
+def test_times_are_measured_again_for_other_masks_or_another_engine(table):
+    assert table_of(LEARN, SPEC, table) is table and same_times(LEARN, dataclasses.replace(LEARN, target_time=0.7))
+    for field, value in (("engine", "native"), ("engine_batch", 8), ("levels", "0,N"), ("exclude", ("head",))):
+        assert not same_times(LEARN, dataclasses.replace(LEARN, **{field: value}))
+    with pytest.raises(UserError, match="with every masked channel removed"):
+        table_of(dataclasses.replace(LEARN, target_time=0.005), SPEC, table)
 
 
 def test_masks_whose_time_cannot_be_told_are_refused(monkeypatch):

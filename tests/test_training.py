@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +22,13 @@ import pytest
 from fdjax.checkpoint import CHECKPOINT_FOLDER, MANIFEST, Checkpoints, find_checkpoint
 from fdjax.config import Config, DistillConfig, continuation_problem
 from fdjax.data import load_dataset
-from fdjax.errors import RunStopped, UserError
+from fdjax.errors import RunInterrupted, RunStopped, UserError
 from fdjax.experiments.collect import collect
 from fdjax.provenance import commit, processor
 from fdjax.training.build import build_network
-from fdjax.training.restore import Restored, evaluate_restored, restore
+from fdjax.training.datasets import open_data
+from fdjax.training.feed import Waiting
+from fdjax.training.restore import Restored, evaluate_restored, load_restored_data, restore
 from fdjax.training.run import train
 from fdjax.training.state import create_state, init_variables
 from fdjax.training.steps import make_prepare, make_weight_step
@@ -508,7 +511,64 @@ def test_a_damaged_picture_in_an_evaluation_costs_no_training(tmp_path, monkeypa
     assert same(*(at(tmp_path / name, STEPS).state.params for name in ("run", "whole")))
 
 
+def test_a_damaged_picture_in_training_costs_no_training(tmp_path, monkeypatch, quick_runs):
+    """Where pictures are read while the network trains."""
+    over = Waiting.over
+
+    def damaged(self, batches):
+        for place, batch in enumerate(over(self, batches)):
+            if place == 3:
+                raise UserError("3.png is a damaged image")
+            yield batch
+
+    rare = dataclasses.replace(CONFIG.checkpoint, every_epochs=1.0)
+    config = dataclasses.replace(CONFIG, phases=("pretrain",), checkpoint=rare)
+    with monkeypatch.context() as patch:
+        patch.setattr(Waiting, "over", damaged)
+        with pytest.raises(UserError, match=r"3\.png is a damaged image \(the training up to here is saved"):
+            train(config, str(tmp_path / "run"))
+    assert Checkpoints(tmp_path / "run" / CHECKPOINT_FOLDER).steps() == [3]
+    train(config, str(tmp_path / "run"))
+    train(config, str(tmp_path / "whole"))
+    assert same(*(at(tmp_path / name, STEPS).state.params for name in ("run", "whole")))
+
+
+def test_an_evaluation_in_which_a_run_is_stopped_is_done_when_it_goes_on(tmp_path, monkeypatch, quick_runs):
+    every = dataclasses.replace(CONFIG.checkpoint, evaluate_every_epochs=CONFIG.checkpoint.every_epochs)
+    config = dataclasses.replace(CONFIG, phases=("pretrain",), checkpoint=every)
+
+    def stopped(*_, **__):
+        raise RunInterrupted("stopped", 143)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fdjax.training.measure.Measurements.evaluate", stopped)
+        with pytest.raises(RunInterrupted):
+            train(config, str(tmp_path / "run"))
+    assert Checkpoints(tmp_path / "run" / CHECKPOINT_FOLDER).steps() == [2]
+    train(config, str(tmp_path / "run"))
+    train(config, str(tmp_path / "whole"))
+    curves = []
+    for name in ("run", "whole"):
+        records = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        curves.append([(r["step"], r["validation_top1"]) for r in records if "validation_top1" in r])
+    assert curves[0] == curves[1] and [step for step, _ in curves[0]] == [2, 4, 6]
+
+
 # Fewer training images
+
+
+@pytest.mark.parametrize("limit", [101, 95])
+def test_the_same_images_are_held_out_whatever_the_order_of_classes(monkeypatch, limit):
+    """A network that was started from another one has that one's order, and the data set its own."""
+    whole, data = load_dataset("fashion_mnist_subset"), dataclasses.replace(CONFIG.data, train_limit=limit)
+    monkeypatch.setattr("fdjax.training.datasets.open_dataset", lambda *_, **__: whole)
+    config, order = dataclasses.replace(CONFIG, data=data), whole.class_names[::-1]
+    graph = SimpleNamespace(class_names=order, input_shape=whole.image_shape, num_classes=10)
+    trained_on = open_data(data, config.seed).in_order_of(order)
+    monkeypatch.setattr("fdjax.training.restore.check_data", lambda *_: None)
+    again = load_restored_data(SimpleNamespace(config=config, graph=graph))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(again.train_images, trained_on.train_images)
+    np.testing.assert_array_equal(again.train_labels, trained_on.train_labels)
 
 
 def test_a_run_on_a_part_of_the_training_set(tmp_path, capsys):

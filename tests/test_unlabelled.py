@@ -80,8 +80,13 @@ def test_a_network_is_pruned_by_pictures_alone(tmp_path, quick_runs) -> None:
     # There is no accuracy on pictures without labels.
     assert not any("train_top1" in record for record in records)
 
-    with pytest.raises(UserError, match="has no labels to pretrain with: give --init DIR"):
+    with pytest.raises(UserError, match="or give --init DIR"):
         train(config, str(tmp_path / "none"))
+    # Such as imported weights, which would be fine-tuned before masks are learned.
+    unfinished = write_checkpoint(tmp_path / "unfinished", "pretrain", 0)
+    fine_tuned = dataclasses.replace(config, phases=("pretrain", "learn"))
+    with pytest.raises(UserError, match=r"no labels to pretrain with: leave pretrain out .*--phases learn\)"):
+        train(fine_tuned, str(tmp_path / "none"), init=str(unfinished))
     with pytest.raises(UserError, match=r"give --distill\.weight 1"):
         dataclasses.replace(config, distill=DistillConfig(weight=0.5))
     with pytest.raises(UserError, match=r"0 with data\.unlabelled"):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fdjax.config import Config, LearnConfig
-from fdjax.data import Dataset, limit_training, normalize, split_validation
+from fdjax.data import Dataset, normalize, split_validation
 from fdjax.data.batches import seeded_permutation
 from fdjax.errors import UserError
 from fdjax.graph.masks import SIDES, MaskedGraph
@@ -34,7 +34,7 @@ from fdjax.training.own_network import zoo_network
 from fdjax.training.restore import Restored, load_restored_data
 from fdjax.zoo import FrequencyNetwork, FrequencyPointwise, check_tying
 
-_CALIBRATION_STREAM = 4
+_CALIBRATION_STREAM, _EVALUATION_STREAM = 4, 7
 _BATCH = 64
 
 
@@ -124,16 +124,38 @@ def training_sample(config: Config, dataset: Dataset, num_images: int) -> tuple[
 
     Args:
       config: the run's config.
-      dataset: the whole data set.
+      dataset: as `load_restored_data` opens it.
       num_images: size of the sample; at most as many as there are.
 
     Returns:
       Images uint8 [n, H, W, C] and labels int [n].
     """
-    dataset = limit_training(dataset, config.data.train_limit, config.seed)
     train, _ = split_validation(len(dataset.train_labels), dataset.train_labels, config.data.validation, config.seed)
     rows = calibration_sample(train, config.seed, num_images)
     return dataset.train_images[rows], dataset.train_labels[rows]
+
+
+def check_counts(num_images: int, eval_limit: int | None) -> None:
+    """Raises `UserError` if --images or --eval-limit is below 1."""
+    for flag, number in (("images", num_images), ("eval-limit", eval_limit)):
+        if number is not None and number < 1:
+            raise UserError(f"--{flag} must be at least 1, got {number}")
+
+
+def evaluation_sample(count: int, seed: int, limit: int | None) -> np.ndarray:
+    """Draws a sample of the images that a network is evaluated on.
+
+    Args:
+      count: number of images.
+      seed: the seed of the sample.
+      limit: size of the sample; None, or `count` and more: all images.
+
+    Returns:
+      Their indices in ascending order, int [n].
+    """
+    if limit is None or limit >= count:
+        return np.arange(count)
+    return np.sort(seeded_permutation(count, seed, _EVALUATION_STREAM)[:limit])
 
 
 def masked_graph(restored: Restored, learn: LearnConfig) -> MaskedGraph:

@@ -71,8 +71,9 @@ def _step(checkpoints: Checkpoints, step: int) -> Finding:
     except UserError as error:
         return Finding(name, False, str(error))
     score = checkpoints.meta(step).get("score")
+    # The score of a later phase is higher by the phase's number.
     words = f"{restored.phase.name}, step {restored.phase_step:,} of {restored.phase.steps:,}"
-    return Finding(name, True, words if score is None else f"{words}, {score:.2%} on validation")
+    return Finding(name, True, words if score is None else f"{words}, {score - restored.phase.index:.2%} on validation")
 
 
 def _config(workdir: Path) -> Finding:

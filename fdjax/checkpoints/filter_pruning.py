@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fdjax.checkpoints.calibrate import training_sample
+from fdjax.checkpoints.calibrate import check_counts, evaluation_sample, training_sample
 from fdjax.checkpoints.statistics import corrected_statistics, make_statistics
 from fdjax.config import Config
-from fdjax.data import normalize
+from fdjax.data import normalize, take_rows
 from fdjax.errors import UserError, suggestion
 from fdjax.frozen.kernels_of_layers import window_of
 from fdjax.frozen.products import Window
@@ -34,7 +34,7 @@ from fdjax.pruning.filters import (
     reader_of,
     strongest,
 )
-from fdjax.training.build import build_network, collection_of
+from fdjax.training.build import build_network, collection_of, flat_masks
 from fdjax.training.devices import Devices
 from fdjax.training.evaluate import make_evaluator
 from fdjax.training.own_network import zoo_network
@@ -242,12 +242,18 @@ def prune_filters(
       The smaller network, and the report.
 
     Raises:
-      UserError: if the method does not exist, the network has no filters that can be removed, the target cannot be
-        reached, or the data set is missing.
+      UserError: if the method does not exist, the network has no filters that can be removed, its weights have been
+        trained under masks, the target cannot be reached, a number is below 1, or the data set is missing.
     """
     if method not in METHODS:
         raise UserError(
             f"no filter pruning method {method!r}{suggestion(method, METHODS)}; accepted are {', '.join(METHODS)}"
+        )
+    check_counts(num_images, eval_limit)
+    if restored.weights_adapted and any((mask < 1).any() for mask in flat_masks(restored.state.fcmask).values()):
+        raise UserError(
+            "the weights of the checkpoint have been trained under masks, and a network with fewer filters has no "
+            "masks: give a checkpoint that has done no more than pretrain and learn"
         )
     network = dataclasses.replace(zoo_network(restored.network, "removing filters"), mode="off")
     graph, config = restored.graph, restored.config
@@ -281,9 +287,10 @@ def prune_filters(
         matching = keep_filters(graph, {**jax.device_get(variables), "batch_stats": before}, kept)["batch_stats"]
         after = _statistics(zoo_network(new_network, "removing filters"), new_graph, smaller, images)
         smaller["batch_stats"] = corrected_statistics(smaller["batch_stats"], matching, after)
-    tested = slice(None, eval_limit)
     evaluate = make_evaluator(dataclasses.replace(new_network, mode="off"), new_graph, Devices())
-    figures = evaluate(jax.tree.map(jnp.asarray, smaller), dataset.test_images[tested], dataset.test_labels[tested])
+    rows = evaluation_sample(len(dataset.test_labels), config.seed, eval_limit)
+    tested = take_rows(dataset.test_images, rows), dataset.test_labels[rows]
+    figures = evaluate(jax.tree.map(jnp.asarray, smaller), *tested)
     report = {
         "method": method,
         "per_block": per_block,

@@ -11,11 +11,17 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from fdjax.checkpoints.calibrate import calibration_sample, masked_graph, side_energies, training_sample
+from fdjax.checkpoints.calibrate import (
+    calibration_sample,
+    check_counts,
+    evaluation_sample,
+    masked_graph,
+    side_energies,
+    training_sample,
+)
 from fdjax.checkpoints.statistics import corrected_statistics, make_statistics
 from fdjax.config import LearnConfig
-from fdjax.data import Dataset, Images, ResizedImages, normalize, read_pictures, take_rows
-from fdjax.data.batches import seeded_permutation
+from fdjax.data import Dataset, ResizedImages, normalize, read_pictures, take_rows
 from fdjax.errors import UserError
 from fdjax.frozen.score import all_logits
 from fdjax.graph.masks import SIDES, MaskedGraph
@@ -29,7 +35,6 @@ from fdjax.training.restore import Restored, load_restored_data
 from fdjax.zoo import FrequencyNetwork, FrequencyPointwise
 
 COEF_MASKS = "coef_masks"
-_EVALUATION_STREAM = 7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,28 +179,26 @@ def open_subject(restored: Restored, learn: LearnConfig, on: MeasuredOn) -> Subj
             "corrected for them; profiling measures an unpruned network: give a checkpoint that has done no more than "
             "pretrain and learn"
         )
-    for flag, number in (("images", on.num_images), ("eval-limit", on.eval_limit)):
-        if number is not None and number < 1:
-            raise UserError(f"--{flag} must be at least 1, got {number}")
+    check_counts(on.num_images, on.eval_limit)
     network = zoo_network(restored.network, "profiling")
     graph, collections = masked_graph(restored, learn), restored.state.variables()
     dataset = None if on.calibration and on.agreement else load_restored_data(restored, on.data_path)
-    share, seed = restored.config.data.eval_crop, restored.config.seed
+    data, seed = restored.config.data, restored.config.seed
+    read = functools.partial(read_pictures, shape=graph.input_shape, share=data.eval_crop, background=data.background)
     if on.calibration:
-        images = read_pictures(on.calibration, graph.input_shape, share)
-        images = images[calibration_sample(np.arange(len(images)), seed, on.num_images)]
+        images = read(on.calibration, rows=lambda count: calibration_sample(np.arange(count), seed, on.num_images))
     else:
         assert dataset is not None
         images, _ = training_sample(restored.config, dataset, on.num_images)
     blocks = sorted(set(graph.blocks.values()))
     energies = side_energies(network, graph, collections, images, blocks, about_mean=False)
     if on.agreement:
-        pictures = read_pictures(on.agreement, graph.input_shape, share)
-        said = _said(network, graph, collections, pictures)
-        test_images, test_labels = _sample(pictures, said, seed, on.eval_limit)
+        test_images = read(on.agreement, rows=lambda count: evaluation_sample(count, seed, on.eval_limit))
+        test_labels = _said(network, graph, collections, test_images)
     else:
         assert dataset is not None
-        test_images, test_labels = _sample(dataset.test_images, dataset.test_labels, seed, on.eval_limit)
+        rows = evaluation_sample(len(dataset.test_labels), seed, on.eval_limit)
+        test_images, test_labels = take_rows(dataset.test_images, rows), dataset.test_labels[rows]
     accuracy = make_evaluator(GivenMasks(network, graph), graph, Devices())
     measured = GivenMasks(dataclasses.replace(network, batch_norm_momentum=0.0), graph)
     statistics = make_statistics(measured, graph)
@@ -225,13 +228,6 @@ def open_subject(restored: Restored, learn: LearnConfig, on: MeasuredOn) -> Subj
 
     energies = mask_energies(graph, energies)
     return Subject(graph, energies, len(images), len(test_labels), dataset, bool(on.agreement), evaluate, at_resolution)
-
-
-def _sample(images: Images, labels: np.ndarray, seed: int, limit: int | None) -> tuple[Images, np.ndarray]:
-    if limit is None or limit >= len(labels):
-        return images, labels
-    rows = np.sort(seeded_permutation(len(labels), seed, _EVALUATION_STREAM)[:limit])
-    return take_rows(images, rows), labels[rows]
 
 
 def _said(network: FrequencyNetwork, graph: MaskedGraph, variables: dict[str, Any], images: np.ndarray) -> np.ndarray:

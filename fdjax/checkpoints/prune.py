@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from fdjax.checkpoint import CHECKPOINT_FOLDER, Checkpoints
 from fdjax.checkpoints.given_masks import MeasuredOn, Subject, open_subject
 from fdjax.config import Config, LearnConfig
-from fdjax.data import limit_training, split_validation
+from fdjax.data import split_validation
 from fdjax.data.batches import steps_per_epoch
 from fdjax.errors import UserError
 from fdjax.graph.counting import network_macs
@@ -78,9 +78,9 @@ def prune_checkpoint(
         )
     check_empty(out)
     # These settings are for the rounding of learned masks; here no mask is rounded.
-    learn = dataclasses.replace(learn, levels="all", group_multiple=1, gate="macs")
-    if share is not None:
-        learn = dataclasses.replace(learn, target_macs=None, lambda_=0.0)
+    target = {"target_macs": None, "lambda_": 0.0} if share is not None else {}
+    settings: dict[str, Any] = {"levels": "all", "group_multiple": 1, "gate": "macs", "approach": "lambda", **target}
+    learn = dataclasses.replace(learn, **settings)
     subject = open_subject(restored, learn, on)
     pruned = _prune(subject, method, learn, share, scope)
     counts = prefix_counts(pruned.masks)
@@ -166,9 +166,9 @@ def _write(
 ) -> None:
     steps = 1  # Without the data set the steps of an epoch are not known; a refinement from here has its own.
     if subject.dataset is not None:
-        dataset = limit_training(subject.dataset, config.data.train_limit, config.seed)
-        done.num_train = len(dataset.train_labels)
-        train, _ = split_validation(done.num_train, dataset.train_labels, config.data.validation, config.seed)
+        labels = subject.dataset.train_labels
+        done.num_train = len(labels)
+        train, _ = split_validation(done.num_train, labels, config.data.validation, config.seed)
         steps = steps_per_epoch(len(train), config.data.batch_size)
     (phase,) = plan_phases(config, steps)
     fcmask = jax.tree.map(jnp.asarray, collection_of(subject.graph, counts))

@@ -70,7 +70,8 @@ def _prune_filters(restored: Restored, parsed: PruneArguments) -> int:
         data_path=parsed.data_path,
         recalibrate=parsed.recalibrate,
     )
-    save_trained(out, pruned.config, pruned.graph, pruned.variables, Past(dense_top1=restored.done.dense_top1))
+    past = Past(dense_top1=restored.done.dense_top1, filters_removed=True)
+    save_trained(out, pruned.config, pruned.graph, pruned.variables, past)
     report = pruned.report
     dense = "" if report["dense_top1"] is None else f" (dense {100 * report['dense_top1']:.2f}%)"
     print(
@@ -97,7 +98,8 @@ def prune_command(arguments: Sequence[str]) -> int:
     parsed = parse_arguments(PruneArguments, "fdjax prune", arguments, defaults)
     assert restored is not None  # parsing fails without --checkpoint
     check_json_target(parsed.json)
-    learn = dataclasses.replace(parsed.mask_settings(restored), target_convention=parsed.convention)
+    settings = dataclasses.replace(parsed.mask_settings(restored), target_time=None)
+    learn = dataclasses.replace(settings, target_convention=parsed.convention)
     if (parsed.target_macs is None) == (parsed.percentile is None):
         raise UserError("give either --target-macs RATIO, such as 0.5, or --percentile P, such as 30")
     if parsed.target_macs is not None:

@@ -84,7 +84,7 @@ def split_validation(num_examples: int, labels: np.ndarray, share: float, seed: 
     if share == 0:
         return everything, everything[:0]
     order = seeded_permutation(num_examples, seed, _SPLIT_STREAM)
-    classes, counts = np.unique(labels, return_counts=True)
+    _, counts = np.unique(labels, return_counts=True)
     wanted = share * counts
     held_out = np.minimum(np.floor(wanted).astype(np.int64), counts - 1)
     # Largest remainders, because rounding class by class could hold out nothing if classes are small.
@@ -94,9 +94,15 @@ def split_validation(num_examples: int, labels: np.ndarray, share: float, seed: 
     held_out[open_classes[: max(missing, 0)]] += 1
     if held_out.sum() == 0:
         raise UserError(f"a validation share of {share} of {num_examples} training examples holds out none of them")
-    chosen = [order[labels[order] == label][:count] for label, count in zip(classes, held_out, strict=True)]
-    validation = np.sort(np.concatenate(chosen))
+    validation = _first_of_each_class(order, labels, counts, held_out)
     return np.setdiff1d(everything, validation, assume_unique=True), validation
+
+
+def _first_of_each_class(order: np.ndarray, labels: np.ndarray, counts: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Returns the first `wanted` examples of each class in an order, sorted; `counts` is each class's number."""
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    parts = np.split(by_class, np.cumsum(counts)[:-1])
+    return np.sort(np.concatenate([part[:count] for part, count in zip(parts, wanted, strict=True)]))
 
 
 def limit_training(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
@@ -111,13 +117,11 @@ def limit_training(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
     if limit > count:
         raise UserError(f"data.train_limit is {limit:,}, but {dataset.name} has {count:,} training images")
     order = seeded_permutation(count, seed, _LIMIT_STREAM)
-    classes, counts = np.unique(dataset.train_labels, return_counts=True)
+    _, counts = np.unique(dataset.train_labels, return_counts=True)
     # Largest remainders in integers: `limit` is met exactly, and no class needs more examples than it has.
     kept_of_class, remainders = np.divmod(counts * limit, count)
     kept_of_class[np.argsort(-remainders, kind="stable")[: limit - int(kept_of_class.sum())]] += 1
-    ordered = dataset.train_labels[order]
-    chosen = [order[ordered == label][:kept] for label, kept in zip(classes, kept_of_class, strict=True)]
-    kept = np.sort(np.concatenate(chosen))
+    kept = _first_of_each_class(order, dataset.train_labels, counts, kept_of_class)
     return dataclasses.replace(
         dataset, train_images=take_rows(dataset.train_images, kept), train_labels=dataset.train_labels[kept]
     )

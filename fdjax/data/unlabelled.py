@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +39,21 @@ def list_pictures(root: Path) -> list[str]:
     return sorted(found)
 
 
-def read_pictures(folder: str | Path, shape: tuple[int, int, int], share: float = 1.0) -> np.ndarray:
-    """Reads the pictures of a folder, at any depth, sorted by path, as `load_image` does.
+def read_pictures(
+    folder: str | Path,
+    shape: tuple[int, int, int],
+    share: float = 1.0,
+    background: str = BACKGROUND,
+    rows: Callable[[int], np.ndarray] = np.arange,
+) -> np.ndarray:
+    """Reads pictures of a folder, at any depth, as `load_image` does.
 
     Args:
       folder: the folder.
       shape: (H, W, C) of the result.
       share: as in `load_image`.
+      background: as in `load_image`.
+      rows: the number of pictures -> those to read, int [n], by their place when sorted by path; by default all.
 
     Returns:
       uint8 [n, H, W, C].
@@ -52,7 +61,8 @@ def read_pictures(folder: str | Path, shape: tuple[int, int, int], share: float 
     Raises:
       UserError: there are no pictures, or one cannot be read.
     """
-    return np.stack([load_image(file, shape, share) for file in list_pictures(Path(folder))])
+    files = list_pictures(Path(folder))
+    return np.stack([load_image(files[row], shape, share, background) for row in rows(len(files))])
 
 
 def with_unlabelled(dataset: Dataset, folder: str | Path, background: str = BACKGROUND) -> Dataset:

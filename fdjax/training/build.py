@@ -121,6 +121,26 @@ def collection_of(graph: MaskedGraph, counts: Counts) -> dict:
     return unflatten_dict({path: counts_to_fcmask(count, sizes[path][1]) for path, count in counts.items()}, sep="/")
 
 
+def soft_collection(graph: MaskedGraph, counts: Counts, levels: tuple[int, ...] | None) -> dict:
+    """Makes an `fcmask` collection that learning can start from, which keeps the given counts.
+
+    A soft mask has its levels at equal distances in [0, 1], where a hard one is count / N.
+
+    Args:
+      graph: channel graph of the network.
+      counts: the kept counts of each FCMask by its path, int [C], 0..N; a count between two levels lies between them.
+      levels: counts below N that masks fade between; None for all.
+
+    Returns:
+      The collection.
+    """
+    soft = {}
+    for path, count in counts.items():
+        steps = graph.levels_of(path, levels)
+        soft[path] = np.interp(count, steps, np.linspace(0, 1, len(steps))).astype(np.float32)
+    return unflatten_dict(soft, sep="/")
+
+
 def counts_of(graph: MaskedGraph, fcmask: Any) -> dict[str, np.ndarray]:
     """Rounds an `fcmask` collection to kept counts, without levels and gate.
 

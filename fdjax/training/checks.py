@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from fdjax.training.time_table import check_timed
 
 # A network whose accuracy is below this many times that of guessing counts as untrained.
 _CHANCE = 1.5
+# The settings that decide which masks there are, and their sizes.
+_MASK_SETTINGS = ("sides", "tied", "include", "exclude", "block", "block_by_map", "block_by_layer")
 
 
 def check_target_macs(learn: LearnConfig, graph: MaskedGraph, phases: Sequence[Phase]) -> None:
@@ -67,6 +70,29 @@ def check_same_data(workdir: Path, graph: MaskedGraph, num_train: int, resumed: 
         )
 
 
+def check_same_masks(workdir: Path, learn: LearnConfig, graph: MaskedGraph, resumed: Restored) -> None:
+    """Raises `UserError` if the run in `workdir` has masks, and today's settings (`learn`, `graph`) make others."""
+    has_masks = resumed.done.masks_learned or resumed.phase.learns_masks
+    if has_masks and graph.mask_sizes != resumed.graph.mask_sizes:
+        before, after = (dataclasses.asdict(of) for of in (resumed.config.learn, learn))
+        given = [f"learn.{name} is {before[name]!r} there and {after[name]!r} here"
+                 for name in _MASK_SETTINGS if before[name] != after[name]]  # fmt: skip
+        raise UserError(
+            f"the run in {workdir} has masks of other settings ({'; '.join(given)}); give it the same ones as before, "
+            "or give another --workdir"
+        )
+
+
+def check_labels(config: Config, phases: Sequence[Phase]) -> None:
+    """Raises `UserError` if labels are needed and the training images have none."""
+    if config.data.unlabelled is not None and phases[0].name == "pretrain":
+        raise UserError(
+            "data.unlabelled has no labels to pretrain with: leave pretrain out of the phases "
+            f"(--phases {' '.join(phase.name for phase in phases[1:]) or 'learn refine'}), with --init DIR, a trained "
+            "network"
+        )
+
+
 def check_steps_done(workdir: Path, phases: Sequence[Phase], resumed: Restored) -> None:
     """Raises `UserError` if the run in `workdir` has done more steps of its phase than `phases` ask for."""
     asked = next(phase for phase in phases if phase.name == resumed.phase.name)
@@ -79,8 +105,6 @@ def check_steps_done(workdir: Path, phases: Sequence[Phase], resumed: Restored) 
 
 def check_beginning(config: Config) -> None:
     """Raises `UserError` if a run without --init begins with something that needs trained weights."""
-    if config.data.unlabelled is not None:
-        raise UserError("data.unlabelled has no labels to pretrain with: give --init DIR, a trained network")
     if config.phases[0] != "pretrain":
         raise UserError(
             f"phases begin with {config.phases[0]!r}, which needs trained weights: begin with 'pretrain', "
@@ -165,7 +189,14 @@ def phases_done(config: Config, finished: Sequence[str]) -> int:
 
 def check_teacher(config: Config, first: Phase, init: Restored) -> None:
     """Raises `UserError` if the run, whose first phase is `first`, needs a teacher that --init does not have."""
-    if has_teacher(config, first) and not init.state.teacher and init.weights_adapted:
+    if not has_teacher(config, first) or init.state.teacher:
+        return
+    if init.done.filters_removed:
+        raise UserError(
+            f"distill.weight is {config.distill.weight:g}, but filters have been removed from the network of --init, "
+            "and it holds no unpruned network to learn from; give --distill.weight 0"
+        )
+    if init.weights_adapted:
         raise UserError(
             f"distill.weight is {config.distill.weight:g}, but --init, a run that ends in {init.phase.name}, has its "
             "weights trained under masks, or its batch norm corrected for them, and holds no unpruned network to learn "

@@ -54,9 +54,10 @@ def first_lambda(learn: LearnConfig, graph: MaskedGraph, mask_steps: int) -> flo
         slopes = np.concatenate([np.full(channels, 1 / channels) for channels, _ in graph.mask_sizes.values()])
     else:
         dense = sum(layer.dense_macs for layer in graph.counted_layers.values())
-        wrapped = graph.wrapped_layers.values()
+        # A network without pointwise layers can have masks on whole channels.
+        masked = (graph.wrapped_layers or graph.counted_layers).values()
         slopes = np.concatenate([np.full(layer.in_channels, layer.dense_macs / dense / layer.in_channels)
-                                 for layer in wrapped])  # fmt: skip
+                                 for layer in masked])  # fmt: skip
     speed = 0.5 / max(1.0, learn.ramp * mask_steps)
     rate = learn.learning_rate / (1 - learn.momentum if learn.optimizer == "sgd" else 1.0)
     return float(_FIRST * speed / (rate * np.median(slopes)))

@@ -76,16 +76,31 @@ class BestSoFar:
 
 
 def note_evaluation(config: Config, phase: Phase, step: int, score: float | None, done: Past) -> None:
-    """Records an evaluation after `step` of the run in its past, if the phase may stop early."""
+    """Records an evaluation after `step` of the run in its past."""
+    done.evaluated = step
     if patience_of(config, phase) is not None and score is not None:
         done.best = dataclasses.asdict(BestSoFar.after(done.best, step, score))
 
 
+def best_of_finished(entry: dict[str, Any], step: int) -> dict[str, Any] | None:
+    """Returns the best so far of a finished phase that goes on; None if it could not end early.
+
+    Args:
+      entry: the phase in the run's history.
+      step: step of the run at the end of the phase, whose checkpoint has the best weights.
+    """
+    stopped = entry.get("stopped")
+    return stopped and dataclasses.asdict(BestSoFar(step, stopped["validation_top1"], 0, step))
+
+
 def lacks_evaluation(config: Config, phase: Phase, step: int, done: Past) -> bool:
-    """Returns whether a run that was stopped just before an evaluation that counts has to do it at `step`."""
+    """Returns whether a run that was stopped just before an evaluation, or in it, has to do it at `step`."""
     at = step - phase.start
-    if patience_of(config, phase) is None or not at or (done.best or {}).get("last") == step:
+    if not at or done.evaluated == step or (done.best or {}).get("last") == step:
         return False
+    if patience_of(config, phase) is None:
+        # The end of the phase is evaluated in any case; checkpoints of earlier versions do not say what was.
+        return done.evaluated is not None and at < phase.steps and Cadence(config, phase).evaluates(at)
     return at == phase.steps or Cadence(config, phase).evaluates(at)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fdjax.config import Config
 from fdjax.graph.masks import MaskedGraph
-from fdjax.training.build import collection_of
+from fdjax.training.build import collection_of, counts_of, soft_collection
 from fdjax.training.controller import first_lambda
 from fdjax.training.optimizers import optimizers_for
 from fdjax.training.own_network import Network
@@ -47,6 +47,9 @@ def enter_phase(
         hard = gated_masks(config.learn, graph, state.fcmask, done.table, learned=done.masks_learned)
         done.released = list(hard.released)
         state = state.replace(fcmask=jax.tree.map(jnp.asarray, collection_of(graph, hard.counts)))
+    if phase.learns_masks and not soft_before:
+        soft = soft_collection(graph, counts_of(graph, state.fcmask), config.learn.counts_below_whole)
+        state = state.replace(fcmask=jax.tree.map(jnp.asarray, soft))
     if has_teacher(config, phase):
         state = state.with_teacher()
     if phase.name == "scratch":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from fdjax.training import checks, early_stopping
 from fdjax.training.announce import announcement, beginning, changes
 from fdjax.training.build import build_network, facts_of
 from fdjax.training.cadence import Cadence
-from fdjax.training.chunks import chunks_of
+from fdjax.training.chunks import Chunk, chunks_of
 from fdjax.training.devices import Devices
 from fdjax.training.entering import enter_phase
 from fdjax.training.feed import Feed, Waiting
@@ -36,12 +36,28 @@ from fdjax.training.state import TrainState, create_state, init_variables
 from fdjax.training.steps import Step
 from fdjax.training.stopping import Stopping
 from fdjax.training.summary import run_summary, versions
-from fdjax.training.time_table import table_of
+from fdjax.training.time_table import same_times, table_of
 from fdjax.training.trace import Trace
 from fdjax.training.workdir import SUMMARY_FILE, write_json
 from fdjax.zoo import FCMASK
 
 _PROFILE_FOLDER = "profile"
+
+
+class _FeedStopped(Exception):
+    """An error of the user's data that the feed has met; it is in `error`."""
+
+    def __init__(self, error: UserError):
+        super().__init__(str(error))
+        self.error = error
+
+
+def _fed(batches: Iterable[tuple[Chunk, Any]]) -> Iterator[tuple[Chunk, Any]]:
+    """Yields from the feed; its errors are told from those of the loop that takes from it."""
+    try:
+        yield from batches
+    except UserError as error:
+        raise _FeedStopped(error) from error
 
 
 class Run:
@@ -91,7 +107,7 @@ class Run:
         )
         self.saves = BackgroundSaves(self.checkpoints, workdir, self.stopping)
         self.table: TimeTable | None = None
-        self.done = Past(num_train=len(dataset.train_labels))
+        self.done = Past(num_train=len(dataset.train_labels), evaluated=0)
         # Read once, at the beginning, because the checkout may change during the run.
         self.versions = versions()
         self._clock = time.monotonic()
@@ -107,6 +123,7 @@ class Run:
         early_stopping.check_patience(self.config, self.phases, len(self.measure.validation[1]))
         if self.resumed is not None:
             checks.check_same_data(self.workdir, self.graph, self.done.num_train, self.resumed)
+            checks.check_same_masks(self.workdir, self.config.learn, self.graph, self.resumed)
             self._skip(self.resumed.done.skipped)
             checks.check_steps_done(self.workdir, self.phases, self.resumed)
         elif self.init is None:
@@ -116,7 +133,11 @@ class Run:
             self.done.inherited = checks.inherited_phases(self.config, self.init)
             self._skip(checks.phases_done(self.config, self.done.inherited))
             checks.check_teacher(self.config, self.phases[0], self.init)
-        self.table = table_of(self.config.learn, self.graph, self.resumed.done.table if self.resumed else None)
+        checks.check_labels(self.config, self.phases)
+        known = None
+        if self.resumed is not None and same_times(self.resumed.config.learn, self.config.learn):
+            known = self.resumed.done.table
+        self.table = table_of(self.config.learn, self.graph, known)
         self.control = MaskControl(self.config.learn, self.graph, self.devices, self.table)
 
     def _skip(self, count: int) -> None:
@@ -171,6 +192,7 @@ class Run:
             self.done.imported = self.init.done.imported
             self.done.masks_learned = self.init.done.masks_learned or self.init.phase.learns_masks
             self.done.weights_adapted = self.init.weights_adapted
+            self.done.filters_removed = self.init.done.filters_removed
             if self.done.masks_learned:
                 variables[FCMASK] = self.init.state.fcmask
                 self.done.released = list(self.init.done.released)
@@ -209,7 +231,10 @@ class Run:
                 state = self._measure_and_save(state, phase)
             return state, False
         # A finished phase that the config has made longer goes on, so it is removed from the history.
-        self.done.history = [p for p in self.done.history if p["name"] != phase.name]
+        finished = [entry for entry in self.done.history if entry["name"] == phase.name]
+        if finished and self.done.best is None:
+            self.done.best = early_stopping.best_of_finished(finished[0], phase.start + phase_step)
+        self.done.history = [entry for entry in self.done.history if entry["name"] != phase.name]
         return state, True
 
     def run_phase(
@@ -248,7 +273,7 @@ class Run:
         return state
 
     def _catch_up(self, phase: Phase, state: TrainState, progress: Progress) -> None:
-        """Does the evaluation before which a run was stopped, if a phase that may end early needs it."""
+        """Does the evaluation before which a run was stopped, or in it."""
         if early_stopping.lacks_evaluation(self.config, phase, int(state.step), self.done):
             score, text = self.measure.evaluate_midway(phase, int(state.step), state, self.done)
             progress.say(text)
@@ -274,7 +299,7 @@ class Run:
                 return state
             chunks = chunks_of(self.config, phase, phase_step, cadence.ends_dispatch, feed.longest, self.order.rows)
             batches = feed.batches(chunks, (phase.start + phase_step, phase.end))
-            for chunk, batch in waiting.over(batches):
+            for chunk, batch in _fed(waiting.over(batches)):
                 if cadence.controls(chunk.first):
                     self.measure.check_finite(phase, phase.start + chunk.first, {FCMASK: state.fcmask})
                     state, measured = self.control.look(state, *cadence.control_at(chunk.first))
@@ -306,23 +331,31 @@ class Run:
                     self._save(phase, phase_step, state, None)
                     self.saves.wait()
                     raise
-                except UserError as error:
-                    # Such as a damaged test picture. Other processes may not have met it, and would wait for this one.
-                    if self.devices.processes > 1:
-                        raise
-                    self._save(phase, phase_step, state, None)
-                    self.saves.wait()
-                    raise UserError(f"{error} (the training up to here is saved: the same command goes on)") from error
+                except UserError as error:  # Such as a damaged test picture.
+                    raise self._saved_before(error, phase, phase_step, state) from error
                 if saves or last or (evaluates and self.done.best):
                     self._save(phase, phase_step, state, score)
                 if early_stopping.out_of_patience(self.config, phase, self.done):
                     break
                 if saves or evaluates:
                     waiting.restart()
+        except _FeedStopped as stopped:  # Such as a damaged training picture.
+            error = stopped.error
+            self.measure.check_finite(phase, phase.start + phase_step, state.collections())
+            raise self._saved_before(error, phase, phase_step, state) from error
         finally:
             trace.close()
             progress.close()
         return state
+
+    def _saved_before(self, error: UserError, phase: Phase, phase_step: int, state: TrainState) -> UserError:
+        """Saves the state before a run ends by an error; returns the error with that said."""
+        # Other processes may not have met it, and would wait for this one.
+        if self.devices.processes > 1 or not phase_step:
+            return error
+        self._save(phase, phase_step, state, None)
+        self.saves.wait()
+        return UserError(f"{error} (the training up to here is saved: the same command goes on)")
 
     def _asked_to_stop(self, *, at_record: bool) -> bool:
         """Whether the run should save and stop here; several processes agree on it at the steps that are recorded."""
@@ -370,7 +403,7 @@ class Run:
     ) -> float | None:
         top1, soft_top1, macs, score = self.measure.finish_phase(phase, state, self.done)
         if phase.name == "pretrain":
-            self.done.dense_top1, self.done.weights_adapted = top1, False
+            self.done.dense_top1, self.done.weights_adapted, self.done.filters_removed = top1, False, False
             self.done.imported = self.done.imported and {**self.done.imported, "fine_tuned": True}
         self.done.weights_adapted |= phase.adapts_weights
         if phase.learns_masks:

@@ -11,13 +11,14 @@ import jax
 
 from fdjax.checkpoint import Checkpoints, DamagedCheckpoint, find_checkpoint
 from fdjax.config import Config
-from fdjax.data import Dataset, limit_training, open_dataset, split_validation
+from fdjax.data import Dataset, split_validation
 from fdjax.errors import UserError
 from fdjax.graph.counting import NetworkMacs, network_macs
 from fdjax.graph.masks import MaskedGraph
 from fdjax.pruning import HardMasks
 from fdjax.pruning.timed import TimeTable
 from fdjax.training.build import collection_of, counts_of, hard_masks, hard_network, network_of
+from fdjax.training.datasets import open_data
 from fdjax.training.devices import Devices
 from fdjax.training.evaluate import make_evaluator
 from fdjax.training.health import nonfinite_network
@@ -44,8 +45,10 @@ class Past:
       masks_learned: whether masks have been learned, in this run or that of --init, or set by `fdjax prune`.
       weights_adapted: whether the weights have been trained under masks since pretraining, in this run or that of
         --init, or `fdjax prune` has corrected batch norm for masks.
+      filters_removed: whether `fdjax prune` has removed filters since pretraining, in this run or that of --init.
       imported: the origin of weights that `fdjax import` has imported; otherwise empty.
       best: the fields of the `BestSoFar` of a phase that can end early; otherwise None.
+      evaluated: step of the run at its latest evaluation, 0 before the first; None in checkpoints without it.
       times: the `TimeTable` of a run whose target is a time; otherwise None.
     """
 
@@ -58,8 +61,10 @@ class Past:
     num_train: int = 0
     masks_learned: bool = False
     weights_adapted: bool = False
+    filters_removed: bool = False
     imported: dict[str, Any] = dataclasses.field(default_factory=dict)
     best: dict[str, Any] | None = None
+    evaluated: int | None = None
     times: dict[str, Any] | None = None
 
     @property
@@ -248,20 +253,17 @@ def masks_as_they_stand(
 def load_restored_data(restored: Restored, data_path: str | None = None) -> Dataset:
     """Opens the data set of a checkpoint's run, at `data_path` if that is given, else at the run's own `data.path`.
 
+    Its training images are those of `data.train_limit`, chosen before classes are put in the network's order, as in the
+    run. With `data.unlabelled` they are the data set's own.
+
     Raises:
       UserError: if the data set is missing, or does not fit the network.
     """
     data, graph = restored.config.data, restored.graph
     path = data_path if data_path is not None else data.path
-    dataset = open_dataset(
-        data.name,
-        path,
-        data.image_size,
-        data.grayscale,
-        stream=data.loading == "stream",
-        crop_share=data.eval_crop,
-        background=data.background,
-    ).in_order_of(graph.class_names)
+    limit = data.train_limit if data.unlabelled is None else None
+    data = dataclasses.replace(data, path=path, unlabelled=None, train_limit=limit)
+    dataset = open_data(data, restored.config.seed).in_order_of(graph.class_names)
     check_data(graph, dataset)
     return dataset
 
@@ -303,7 +305,6 @@ def evaluate_restored(restored: Restored, split: str = "test", data_path: str | 
     data, graph, dataset = restored.config.data, restored.graph, load_restored_data(restored, data_path)
     images, labels = dataset.test_images, dataset.test_labels
     if split == "validation":
-        dataset = limit_training(dataset, data.train_limit, restored.config.seed)
         _, held_out = split_validation(
             len(dataset.train_labels), dataset.train_labels, data.validation, restored.config.seed
         )

@@ -20,6 +20,10 @@ from fdjax.graph.counting import GroupRun
 from fdjax.graph.masks import Counts, MaskedGraph
 from fdjax.pruning.timed import Point, RunTimes, TimeTable, corners, counts_at, grid, timed_runs
 
+# The settings that measured times depend on.
+_TIMED_BY = ("engine", "engine_batch", "levels", "group_multiple", "sides", "tied", "include", "exclude", "block",
+             "block_by_map", "block_by_layer")  # fmt: skip
+
 
 def stopwatch_of(learn: LearnConfig) -> Stopwatch:
     """Makes a stopwatch for the engine and its batch size; with a target of time it uses one thread."""
@@ -41,14 +45,30 @@ def check_timed(learn: LearnConfig, graph: MaskedGraph) -> None:
         )
 
 
+def same_times(one: LearnConfig, other: LearnConfig) -> bool:
+    """Returns whether the times that are measured for one config are those of the other."""
+    settings = [dataclasses.asdict(learn) for learn in (one, other)]
+    return all(settings[0][name] == settings[1][name] for name in _TIMED_BY)
+
+
 def table_of(learn: LearnConfig, graph: MaskedGraph, known: TimeTable | None) -> TimeTable | None:
     """Returns the measured times for a target of time: `known`, or measured now; None if there is no such target."""
     if learn.target_time is None or not graph.masks:
         return None
     if known is not None:
+        _check_reachable(learn, known.least)
         return known
     print(f"measuring times on {where(learn)}; earlier measurements come from the cache", flush=True)
     return measure_table(learn, graph)
+
+
+def _check_reachable(learn: LearnConfig, least: float) -> None:
+    assert learn.target_time is not None
+    if learn.target_time <= least:
+        raise UserError(
+            f"learn.target_time is {learn.target_time:g}, but with every masked channel removed {least:.3f} of the "
+            f"dense network's time remain ({where(learn)}); give a higher target, or mask more"
+        )
 
 
 def measure_table(learn: LearnConfig, graph: MaskedGraph) -> TimeTable:
@@ -74,12 +94,7 @@ def measure_table(learn: LearnConfig, graph: MaskedGraph) -> TimeTable:
     if "dense" not in whole:
         raise UserError(f"the engine {learn.engine} refuses the network; give another --learn.engine")
     least = whole.get("nothing", 0.0) / whole["dense"]
-    assert learn.target_time is not None
-    if learn.target_time <= least:
-        raise UserError(
-            f"learn.target_time is {learn.target_time:g}, but with every masked channel removed {least:.3f} of the "
-            f"dense network's time remain ({where(learn)}); give a higher target, or mask more"
-        )
+    _check_reachable(learn, least)
     timed = tuple(
         RunTimes(
             path=path,

@@ -116,7 +116,7 @@ def _validation_labels(labels: Path | None, names: list[str]) -> dict[str, str]:
         import tensorflow_datasets as tfds
 
         lines = Path(tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt")).read_text().split()
-    elif tarfile.is_tarfile(labels):
+    elif labels.is_file() and tarfile.is_tarfile(labels):
         lines = _devkit_labels(labels)
     else:
         try:
