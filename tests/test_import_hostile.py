@@ -9,6 +9,7 @@ import random
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -335,3 +336,43 @@ def test_damaged_keras_files_give_an_answer_or_one_message(tmp_path: Path, monke
             assert "w.h5" in str(error) and len(str(error).splitlines()) == 1
         else:
             assert set(found) <= {"layer/kernel"} or len(found) == 1
+
+
+# What is made to mislead
+
+
+def tensor_record(key: str, kind: str, size: int) -> bytes:
+    """The pickle of a vector of `size` numbers of a storage that says it has as many."""
+
+    def text(word: str) -> bytes:
+        return b"X" + struct.pack("<I", len(word)) + word.encode()
+
+    def number(value: int) -> bytes:
+        return b"J" + struct.pack("<i", value)
+
+    storage = b"(" + text("storage") + f"ctorch\n{kind}\n".encode() + text(key) + text("cpu") + number(size) + b"tQ"
+    shape = b"(" + number(size) + b"t(" + number(1) + b"t"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(0) + shape + b"\x89}tR"
+
+
+@pytest.mark.parametrize(("kind", "size"), [("FloatStorage", 64), ("FloatStorage", 400_000_000), ("DoubleStorage", 4)])
+def test_records_of_one_storage_that_differ_are_refused(tmp_path: Path, kind: str, size: int) -> None:
+    """Numbers beyond the storage would be read from other memory, or end Python."""
+    tensors = (("a", "FloatStorage", 4), ("b", kind, size))
+    names = [b"X" + struct.pack("<I", 1) + name.encode() + tensor_record("0", *of) for name, *of in tensors]
+    pickled = b"\x80\x02}(" + b"".join(names) + b"u."
+    numbers = np.arange(4, dtype=np.float32).tobytes()
+    file = archive_of(tmp_path / "w.pth", {"w/data.pkl": pickled, "w/data/0": numbers, "w/version": b"3\n"})
+    with pytest.raises(UserError, match="storage 0 has 16 bytes and should have"):
+        read_weights(str(file))
+
+
+def test_a_mapping_within_itself_takes_no_time(tmp_path: Path) -> None:
+    from fdjax.importers import state_dicts
+
+    looped: dict[str, object] = {}
+    looped.update(dict.fromkeys((*state_dicts._WEIGHTS, *state_dicts._AVERAGED), looped))
+    before = time.process_time()
+    with pytest.raises(UserError, match="holds no state dict"):
+        read_weights(str(archive_of(tmp_path / "w.pth", {"w/data.pkl": pickle.dumps(looped), "w/version": b"3\n"})))
+    assert time.process_time() - before < 10  # Looking into it again and again takes minutes.

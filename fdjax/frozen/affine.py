@@ -107,12 +107,14 @@ def _with_batch(array: np.ndarray, rank: int) -> np.ndarray:
     return array.reshape(*(1,) * (rank - array.ndim), *array.shape)
 
 
-def _elementwise_constant(operation: Operation, constants: Sequence[np.ndarray], channels: int) -> np.ndarray:
+def _elementwise_constant(
+    folding: Folding, operation: Operation, constants: Sequence[np.ndarray], channels: int
+) -> np.ndarray:
     """Applies an elementwise operation to the parts of its inputs that are the same for all images, [C] or [..., C]."""
     shape = np.broadcast_shapes((channels,), *(array.shape for array in constants if array.size > 1))
     filled = []
-    for array in constants:
-        typed = array.astype(np.float32) if np.issubdtype(array.dtype, np.floating) else array
+    for value, array in zip(operation.inputs, constants, strict=True):
+        typed = array.astype(folding.host_dtype(value))
         filled.append(np.broadcast_to(typed.reshape(()) if array.size == 1 else typed, shape))
     return np.asarray(bind(operation.kind, operation.params, filled)[0], np.float64)
 
@@ -142,7 +144,7 @@ def _nonlinear(folding: Folding, operation: Operation) -> Held | None:
                 array = uniform(array) if np.issubdtype(array.dtype, np.floating) else array
             constants.append(array)
             arguments.append(_with_batch(array[..., order], len(shape)) if array.size > 1 else array)
-    offset = _elementwise_constant(operation, constants, channels)
+    offset = _elementwise_constant(folding, operation, constants, channels)
     present = np.zeros(channels, bool)
     present[order] = True
     offset = uniform(np.where(present, 0.0, offset))

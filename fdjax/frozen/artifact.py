@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from fdjax.frozen.program import Program, makes
 from fdjax.frozen.xla import apply, compiler_options
 from fdjax.graph.counting import network_macs
 from fdjax.graph.masks import Counts, MaskedGraph
+from fdjax.provenance import file_sha256
 
 FORMAT, FORMAT_VERSION = "fdjax frozen network", 3
 MANIFEST, ARRAYS, GRAPH, CHECKSUM = "manifest.json", "arrays.npz", "network.json", "manifest.json.sha256"
@@ -33,12 +33,6 @@ ONNX = "network.onnx"
 _DRAFT = ".draft"
 # What systems leave in folders that are looked at.
 _LITTER = frozenset((".DS_Store", "Thumbs.db", "desktop.ini"))
-
-
-def file_sha256(path: Path) -> str:
-    """Returns the SHA-256 checksum of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -380,7 +374,9 @@ def load(path: str | os.PathLike[str], engine: str = "xla") -> FrozenNetwork:
 def _check(program: Program, arrays: Mapping[str, np.ndarray], network: MaskedGraph) -> None:
     """Raises `ValueError` unless a program and its arrays fit each other and the network, and the arrays are finite."""
     for name, array in arrays.items():
-        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        # Constants of other operations than layers may be infinite, as in padding before a maximum.
+        sound = np.isfinite if "/arg" not in name else lambda array: ~np.isnan(array)
+        if np.issubdtype(array.dtype, np.floating) and not sound(array).all():
             raise ValueError(f"array {name} is not finite")
     for own, value in zip(program.inputs, network.operations.images, strict=True):
         if program.shapes[own] != network.operations.shapes[value][1:]:

@@ -43,11 +43,23 @@ def carry(folding: Folding, operation: Operation) -> dict[int, Held] | None:
     order, axis, shape = folding.order_of(output), folding.axis_of(output), folding.shape_of(output)
     assert axis is not None
     constant = _constant_result(folding, operation, [folding.settled(value).offset for value in lives])
-    constant[..., order] = 0.0
+    constant[..., order[~_added(folding, operation)[order]]] = 0.0
     if not len(order):
         return {output: Held(None, order, None, uniform(constant))}
     made = _applied(folding, operation, adapt, order, axis, shape)
     return {output: Held(made, order, None, uniform(constant))}
+
+
+def _added(folding: Folding, operation: Operation) -> np.ndarray:
+    """Returns which channels of the result are new ones that hold a constant, bool [C]: those that a pad adds."""
+    output = operation.outputs[0]
+    axis = folding.axis_of(output)
+    assert axis is not None
+    added = np.zeros(folding.shape_of(output)[axis], bool)
+    if operation.kind == "pad":
+        low, high, _ = (int(n) for n in operation.params["padding_config"][axis])
+        added[:low] = added[len(added) - high :] = True
+    return added
 
 
 def _applied(
@@ -67,8 +79,10 @@ def _applied(
         assert held.order is not None
         at = folding.axis_of(value)
         assert at is not None
-        arguments.append(folding.graph_layout(folding.base_of(value), value))
-        lying.append(held.order + start)
+        # A part of which nothing is kept is left out.
+        if len(held.order) or operation.kind != "concatenate":
+            arguments.append(folding.graph_layout(folding.base_of(value), value))
+            lying.append(held.order + start)
         start += folding.shape_of(value)[at]
     params, sources = adapt(folding, operation, len(lying[0]) if operation.kind != "concatenate" else 0)
     over_channels = operation.kind == "concatenate" and operation.params["dimension"] == axis

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from fdjax.frozen.affine import apply_rule
@@ -24,7 +25,7 @@ from fdjax.frozen.kernels_of_layers import (
     masked_kernel,
     offset_through,
     plain_kernel,
-    scaled_inputs,
+    scale_inputs,
     spread_of,
     window_of,
 )
@@ -217,6 +218,8 @@ class Folding:
         first, second = (self._held[value] for value in operation.inputs)
         if first.order is None or second.order is None or operation.inputs[0] == operation.inputs[1]:
             return None
+        if sign < 0 and first.base is None and second.base is not None:
+            return None
         same = first.scale is not None and second.scale is not None and np.array_equal(first.scale, second.scale)
         settled = [first, second] if same else [self._unscaled(held) for held in (first, second)]
         # An offset that differs over the map is added before the sum, so that offsets do not accumulate.
@@ -227,8 +230,6 @@ class Folding:
         offset = uniform(first.offset + sign * second.offset)
         if first.base is None or second.base is None:
             alone = first if second.base is None else second
-            if alone is second and sign < 0 and second.base is not None:
-                return None
             return Held(alone.base, alone.order, alone.scale, offset)
         kind = "add" if sign > 0 else "sub"
         base = self.builder.emit(kind, [first.base, second.base], self.builder.shapes[first.base], {})
@@ -272,11 +273,13 @@ class Folding:
         window = window_of(layer, operation)
         if max(spread_of(operation)) > 1:
             x = self._spread(self.settled(value), layer.in_size, spread_of(operation))
+        order = self.kept.order(live.ids)
+        if layer.groups > 1 and layer.mixes:
+            x = self._of_groups(x, layer, order)
         if window is not None and any(any(pads) for pads in window.pads):
             # The padding is zero, so the offset has to be added to the map before it is padded.
             x = self._settled_but_scaled(x)
         offset = offset_through(kernel, x.offset, window, layer, block, counts)
-        order = self.kept.order(live.ids)
         if x.base is None or x.order is None or not len(order):
             return Held(None, order, None, offset)
         made = OpenLayer(
@@ -286,7 +289,7 @@ class Folding:
             y=self.builder.value((*layer.out_size, len(order))),
             x_order=x.order,
             y_order=order,
-            kernel=kernel if x.scale is None else scaled_inputs(kernel, x.scale, layer),
+            kernel=kernel if x.scale is None else scale_inputs(kernel, x.scale, layer.groups),
             size=layer.out_size,
             bias=np.zeros(layer.out_channels),
             counts=counts,
@@ -297,6 +300,17 @@ class Folding:
         )
         self.builder.records.append(made)
         return Held(made.y, order, None, offset, made)
+
+    def _of_groups(self, held: Held, layer: Layer, order: np.ndarray) -> Held:
+        """Selects the input channels of the groups of which an output is kept; others read the other channels."""
+        inputs, outputs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+        read = np.concatenate([np.zeros(0, np.int64), *(
+            np.arange(group * inputs, (group + 1) * inputs) for group in np.unique(order // outputs)
+        )])  # fmt: skip
+        indices = None if held.base is None or held.order is None else places(read, held.order)
+        if held.base is None or indices is None:
+            return held
+        return dataclasses.replace(held, base=self.builder.take(held.base, indices), order=read, layer=None)
 
     def _spread(self, held: Held, size: tuple[int, ...], steps: tuple[int, ...]) -> Held:
         """Puts zeros between the pixels of a settled map."""
@@ -340,7 +354,7 @@ class Folding:
     def _bind(self, operation: Operation, inputs: Sequence[int | np.ndarray]) -> None:
         """Adds an operation as it is in the graph, on all channels."""
         arguments = [
-            np.asarray(argument, self._graph.dtypes[value]) if isinstance(argument, np.ndarray) else argument
+            np.asarray(argument, self.host_dtype(value)) if isinstance(argument, np.ndarray) else argument
             for argument, value in zip(inputs, operation.inputs, strict=True)
         ]
         what = f"a frozen network has no form for {operation.kind}{operation.source and f' ({operation.source})'}"
@@ -348,6 +362,8 @@ class Folding:
             raise ValueError(f"{what}, which has several results")
         (value,) = operation.outputs
         live, shape = self._live[value], self._graph.shapes[value]
+        if shape and shape[0] != self.network.walk.batch:
+            raise ValueError(f"{what}, because the first axis of its result is not that of the images: keep them first")
         try:
             made = self.builder.emit(operation.kind, arguments, shape[1:], operation.params)
         except ValueError as error:
@@ -379,6 +395,11 @@ class Folding:
     def shape_of(self, value: int) -> tuple[int, ...]:
         """Returns the shape of a value of the graph, with a batch of 1."""
         return self._graph.shapes[value]
+
+    def host_dtype(self, value: int) -> np.dtype:
+        """Returns the dtype in which a value of the graph is computed and stored; float32 for any floating point."""
+        dtype = jnp.dtype(self._graph.dtypes[value])
+        return np.dtype(np.float32) if jnp.issubdtype(dtype, np.floating) else dtype
 
     def axis_of(self, value: int) -> int | None:
         """Returns the axis of a live value's channels."""

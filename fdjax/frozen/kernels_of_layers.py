@@ -43,17 +43,7 @@ def plain_kernel(layer: Layer, operation: Operation, kernel_side: int, kernel: n
         return kernel.reshape(kernel.shape[-2:])
     if kernel.ndim != 4:
         raise ValueError(f"layer {layer.name} has a window of {kernel.ndim - 2} dimensions; a frozen one has two")
-    return _dilated(kernel, operation.params["rhs_dilation"])
-
-
-def _dilated(kernel: np.ndarray, dilation: tuple[int, ...]) -> np.ndarray:
-    """Puts zeros between the taps of a kernel."""
-    if all(step == 1 for step in dilation):
-        return kernel
-    sides = [(side - 1) * step + 1 for side, step in zip(kernel.shape, dilation, strict=False)]
-    wide = np.zeros((*sides, *kernel.shape[2:]))
-    wide[:: dilation[0], :: dilation[1]] = kernel
-    return wide
+    return kernel
 
 
 def spread_of(operation: Operation) -> tuple[int, ...]:
@@ -70,14 +60,14 @@ def window_of(layer: Layer, operation: Operation) -> Window | None:
         return None
     params = operation.params
     height, width = ((side - 1) * step + 1 for side, step in zip(layer.in_size, spread_of(operation), strict=True))
-    rows, columns = ((side - 1) * step + 1 for side, step in zip(layer.window, params["rhs_dilation"], strict=True))
     (top, bottom), (left, right) = ((int(before), int(after)) for before, after in params["padding"])
     return Window(
-        window=(rows, columns),
+        window=(layer.window[0], layer.window[1]),
         stride=(layer.stride[0], layer.stride[1]),
         pads=((top, bottom), (left, right)),
         in_size=(height, width),
         out_size=(layer.out_size[0], layer.out_size[1]),
+        dilation=(params["rhs_dilation"][0], params["rhs_dilation"][1]),
     )
 
 
@@ -94,20 +84,6 @@ def masked_kernel(kernel: np.ndarray, groups: int, inputs: np.ndarray, outputs: 
       The masked kernel.
     """
     return scale_inputs(kernel, (inputs > 0).astype(float), groups) * (outputs > 0)
-
-
-def scaled_inputs(kernel: np.ndarray, scale: np.ndarray, layer: Layer) -> np.ndarray:
-    """Scales the inputs of a layer's kernel.
-
-    Args:
-      kernel: [..., C / groups, D].
-      scale: [C].
-      layer: the layer.
-
-    Returns:
-      The scaled kernel.
-    """
-    return scale_inputs(kernel, scale, layer.groups)
 
 
 def scale_inputs(kernel: np.ndarray, scale: np.ndarray, groups: int) -> np.ndarray:
@@ -174,11 +150,15 @@ def convolve(x: np.ndarray, kernel: np.ndarray, window: Window, groups: int) -> 
       [H', W', D].
     """
     (height, width), (down, right) = window.out_size, window.stride
-    padded = np.pad(x, (*window.pads, (0, 0)))
+    # Negative padding cuts pixels off.
+    cut = tuple(slice(max(0, -before), side + min(0, after)) for (before, after), side in
+                zip(window.pads, window.in_size, strict=True))  # fmt: skip
+    padded = np.pad(x[cut], (*((max(0, before), max(0, after)) for before, after in window.pads), (0, 0)))
     made = np.zeros((height, width, kernel.shape[-1]))
     varying = np.flatnonzero(x.reshape(-1, x.shape[-1]).any(axis=0))
     for i, j in np.ndindex(*kernel.shape[:2]):
-        tap = padded[i : i + (height - 1) * down + 1 : down, j : j + (width - 1) * right + 1 : right]
+        top, left = i * window.dilation[0], j * window.dilation[1]
+        tap = padded[top : top + (height - 1) * down + 1 : down, left : left + (width - 1) * right + 1 : right]
         if groups == 1:
             made += tap[..., varying] @ kernel[i, j][varying]
         else:

@@ -100,20 +100,6 @@ class Held:
     activation: Activation = "none"
 
 
-def bias_form(bias: np.ndarray) -> Bias:
-    """Returns the form of a bias in a program.
-
-    Args:
-      bias: [D] or [H', W', D].
-
-    Returns:
-      "none" if it is zero, "channel", or "map".
-    """
-    if bias.ndim > 1:
-        return "map"
-    return "channel" if bias.any() else "none"
-
-
 def uniform(offset: np.ndarray) -> np.ndarray:
     """Reduces an offset to one number a channel, if it is the same everywhere on the map.
 
@@ -126,6 +112,8 @@ def uniform(offset: np.ndarray) -> np.ndarray:
     if offset.ndim == 1:
         return offset
     flat = offset.reshape(-1, offset.shape[-1])
+    if not np.isfinite(flat).all():  # As in padding by minus infinity, before a maximum.
+        return flat[0].copy() if (flat == flat[0]).all() else offset
     # Differences within rounding do not count.
     if np.ptp(flat, axis=0).max(initial=0) <= 1e-12 * max(1.0, np.abs(flat).max(initial=0)):
         return flat[0].copy()
@@ -141,9 +129,9 @@ def with_bias(name: str, bias: np.ndarray, arrays: HostArrays) -> Bias:
       arrays: the arrays; the bias becomes "NAME/bias".
 
     Returns:
-      The form of the bias.
+      The form of the bias: "none" if it is zero, "channel", or "map".
     """
-    form = bias_form(bias)
+    form: Bias = "map" if bias.ndim > 1 else "channel" if bias.any() else "none"
     if form != "none":
         arrays[f"{name}/bias"] = bias
     return form

@@ -56,7 +56,11 @@ class Layers:
         """Adds a convolution with a kernel [rows, columns, C / groups, D]."""
         x, pads = self._trimmed(x, window)
         (top, bottom), (left, right) = pads
-        how = {"strides": list(window.stride), "pads": [top, left, bottom, right]}
+        how = {
+            "strides": list(window.stride),
+            "pads": [top, left, bottom, right],
+            "dilations": list(window.dilation),
+        }
         return self.graph.conv(x, kernel.transpose(3, 2, 0, 1), bias, group=groups, **how)
 
     def _trimmed(self, x: str, window: Window) -> tuple[str, Pads]:

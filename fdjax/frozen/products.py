@@ -258,6 +258,7 @@ class Window:
       pads: zeros before and after each axis, ((top, bottom), (left, right)).
       in_size: (H, W) of the map that it reads.
       out_size: (H', W') of the map that it makes.
+      dilation: pixels from tap to tap along rows and columns.
     """
 
     window: Size
@@ -265,24 +266,7 @@ class Window:
     pads: Pads
     in_size: Size
     out_size: Size
-
-
-def taps_on_the_map(window: Window) -> tuple[np.ndarray, np.ndarray]:
-    """Finds which taps of a window lie on the map and not on the padding.
-
-    Args:
-      window: the window.
-
-    Returns:
-      1 for taps on the map, else 0: for each row of the output [H', rows], and for each column [W', columns].
-    """
-
-    def along(axis: int) -> np.ndarray:
-        first = np.arange(window.out_size[axis]) * window.stride[axis] - window.pads[axis][0]
-        taps = first[:, None] + np.arange(window.window[axis])
-        return ((taps >= 0) & (taps < window.in_size[axis])).astype(np.float64)
-
-    return along(0), along(1)
+    dilation: Size = (1, 1)
 
 
 @dataclasses.dataclass(frozen=True)

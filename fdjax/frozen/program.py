@@ -10,6 +10,7 @@ Maps are NHWC. Channels are in the order of the frozen network. Shape letters: `
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -63,7 +64,8 @@ class Pointwise:
 
     Attributes:
       product: the products on pixels and by bands.
-      size: (H, W); () for a layer on vectors [B, C], (tokens,) for one on [B, tokens, C]: these have no bands.
+      size: (H, W); () for a layer on vectors [B, C], (tokens,) for one on [B, tokens, C], and so on: these have no
+        bands.
       block: K.
       placement: for each channel of the output its place among the product's outputs, -1 for zero; None: the same
         order. The bias has the channels of the output.
@@ -89,8 +91,7 @@ class Pointwise:
 
     def macs(self) -> int:
         """Returns the MACs with transforms; pooled channels that keep only the mean stay at block resolution."""
-        pixels = (1, 1, *self.size)[-2:] if len(self.size) < 2 else self.size
-        size = (pixels[0], pixels[1])
+        size = math.prod(self.size[:-1]), (1, *self.size)[-1]
         segments = self.product.output_segments
         if self.pooled:
             segments = tuple(s for s in segments if not (s[2] == 1 and s[0] >= self.product.whole[1]))

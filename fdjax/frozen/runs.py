@@ -69,7 +69,8 @@ def find_run(reader: OpenLayer) -> RunParts | None:
     writer = depthwise.source
     if writer is None or writer.kind != "pointwise" or writer.pooled or len(writer.size) != 2 or writer.bias.ndim > 1:
         return None
-    if depthwise.bias.ndim > 1:
+    assert depthwise.window is not None
+    if depthwise.bias.ndim > 1 or depthwise.window.dilation != (1, 1):
         return None
     made, read = writer.counts[1], reader.counts[0]
     alive = np.zeros(len(made), bool)

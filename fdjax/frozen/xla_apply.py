@@ -12,8 +12,10 @@ import jax.numpy as jnp
 from fdjax.frozen.program import Apply
 from fdjax.graph.primitives import bind, params_from_json
 
-# Primitives whose operands must have one shape, so that constants are broadcast to the batch.
-_OF_ONE_SHAPE = ("concatenate", "select_n", "clamp", "dot_general")
+# Primitives whose operands must have the same batch, so that constants are broadcast to it.
+_OF_ONE_BATCH = ("concatenate", "dot_general")
+# Primitives whose operands must have one shape altogether.
+_OF_ONE_SHAPE = ("select_n", "clamp")
 # The parameter that holds the shape of the result, or a part of the operand's shape.
 _SHAPES = {"reshape": "new_sizes", "broadcast_in_dim": "shape", "slice": "limit_indices"}
 
@@ -51,12 +53,17 @@ def apply_primitive(
     if operation.kind == "convert_element_type" and jnp.issubdtype(params["new_dtype"], jnp.floating):
         # The network computes in the type of its arrays.
         params["new_dtype"] = jnp.dtype(dtype)
+    if params.get("preferred_element_type") is not None:
+        params["preferred_element_type"] = jnp.dtype(dtype)
     inputs = []
     rank = max((environment[value].ndim for value in operation.inputs if value >= 0), default=0)
     for value in operation.inputs:
         x = environment[value] if value >= 0 else arrays[f"{operation.name}/arg{-1 - value}"]
         constant = value < 0 and x.ndim == rank and x.shape[:1] == (1,)
-        if constant and operation.kind in _OF_ONE_SHAPE:
+        if constant and operation.kind in _OF_ONE_BATCH:
             x = jnp.broadcast_to(x, (batch, *x.shape[1:]))
         inputs.append(x)
+    if operation.kind in _OF_ONE_SHAPE:
+        shape = jnp.broadcast_shapes(*(x.shape for x in inputs))
+        inputs = [jnp.broadcast_to(x, shape) for x in inputs]
     return bind(operation.kind, params, inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ def _library(x: jax.Array, kernel: jax.Array, window: Window, groups: int) -> ja
         window.stride,
         window.pads,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        rhs_dilation=window.dilation,
         feature_group_count=groups,
     )
 
@@ -44,6 +46,8 @@ def depthwise(x: jax.Array, kernel: jax.Array, window: Window, *, from_memory: b
     """
 
     def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        if window.dilation != (1, 1):
+            return _shifted(x, kernel, window)
         padded = jnp.pad(x, ((0, 0), *window.pads, (0, 0)))
         return correlate(materialize(padded) if from_memory else padded, kernel, window.out_size, window.stride)
 
@@ -54,13 +58,17 @@ def depthwise(x: jax.Array, kernel: jax.Array, window: Window, *, from_memory: b
 
 
 def _shifted(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """Sums a map times each tap; the kernel is [rows, columns, C], or [rows, columns, C, D] for few channels C."""
     padded = jnp.pad(x, ((0, 0), *window.pads, (0, 0)))
     last = [(length - 1) * stride + 1 for length, stride in zip(window.out_size, window.stride, strict=True)]
     terms = []
-    for i in range(window.window[0]):
-        for j in range(window.window[1]):
-            stop = (x.shape[0], i + last[0], j + last[1], x.shape[3])
-            view = lax.slice(padded, (0, i, j, 0), stop, (1, *window.stride, 1))
+    for i, j in itertools.product(*map(range, window.window)):
+        top, left = i * window.dilation[0], j * window.dilation[1]
+        stop = (x.shape[0], top + last[0], left + last[1], x.shape[3])
+        view = lax.slice(padded, (0, top, left, 0), stop, (1, *window.stride, 1))
+        if kernel.ndim == 3:
+            terms.append(view * kernel[i, j])
+        else:
             terms += [view[..., c : c + 1] * kernel[i, j, c] for c in range(x.shape[3])]
     return functools.reduce(jnp.add, terms)
 
@@ -86,4 +94,6 @@ def convolve(x: jax.Array, kernel: jax.Array, window: Window, groups: int, *, of
         shifted = functools.partial(_shifted, window=window)
         library = functools.partial(_library, window=window, groups=1)
         return lax.platform_dependent(x, kernel, cpu=shifted, default=library)
+    if window.dilation != (1, 1):
+        return _library(x, kernel, window, groups)
     return conv_with_pads(x, kernel, window.stride, window.pads, groups)

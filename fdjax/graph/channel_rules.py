@@ -102,6 +102,9 @@ def _reshape(walk: ChannelWalk, index: int, operation: Operation) -> str | None:
     if live.axis is None:
         walk.set(operation.outputs[0], None, None)
         return None
+    first, batch = [shape[0] if shape else 1 for shape in (before, after)], walk.batch
+    if (first[0] == batch) != (first[1] == batch) and max(first) > batch:
+        return f"{operation.kind} that merges images with pixels"
     ahead, seen = math.prod(before[: live.axis]), 1
     for axis, side in enumerate(after):
         if seen == ahead and side == before[live.axis]:
@@ -209,6 +212,7 @@ def _conv(walk: ChannelWalk, index: int, operation: Operation) -> str | None:
             window=tuple(kernel_shape[axis] for axis in dimensions.rhs_spec[2:]),
             stride=tuple(params["window_strides"]),
             groups=groups,
+            in_place=all(step == 1 for step in params["lhs_dilation"]) and not np.any(params["padding"]),
         )
     )
     return None
@@ -237,7 +241,9 @@ def _dot(walk: ChannelWalk, index: int, operation: Operation) -> str | None:
     (features,) = (side for axis, side in enumerate(walk.shape(other)) if axis not in kernels)
     writes = walk.classes.fresh(features)
     walk.set(output, len(free) if side == 0 else 0, writes)
-    spatial = tuple(shape[axis] for axis in free[1:])
+    # Where pixels have been merged with the images, they are counted.
+    merged = shape[free[0]] // walk.batch
+    spatial = (*((merged,) if merged > 1 else ()), *(shape[axis] for axis in free[1:]))
     ones = (1,) * len(spatial)
     walk.mixing.append(
         Mixing(index, "dense", walk.kernel_of(other), value, live.ids, writes, spatial, spatial, ones, ones, 1)

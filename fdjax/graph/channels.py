@@ -61,6 +61,12 @@ class ChannelWalk:
         """Returns the shape of a value."""
         return self._shapes[value]
 
+    @property
+    def batch(self) -> int:
+        """The number of images that the network was traced with."""
+        shape = self._shapes[self.operations.images[0]]
+        return shape[0] if shape else 1
+
     def kernel_of(self, value: int) -> str:
         """Returns the path of the kernel that a value holds, or "" if it holds none."""
         return self._kernels.get(value, "")

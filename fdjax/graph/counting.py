@@ -150,7 +150,7 @@ def group_runs(network: MaskedGraph) -> Mapping[str, GroupRun]:
     inner, found = inner_spaces(network), {}
     for name, mask in network.tied_runs().items():
         run = inner.get(name)
-        if run is None or not run.depthwise or run.order is not None or not _one_square_layer(run):
+        if run is None or not run.depthwise or run.order is not None or not _one_square_layer(network, run):
             continue
         writer, reader = run.writer, run.reader
         narrow = (*network.paths_of(writer.name, "input"), *network.paths_of(reader.name, "output"))
@@ -163,8 +163,11 @@ def group_runs(network: MaskedGraph) -> Mapping[str, GroupRun]:
     return found
 
 
-def _one_square_layer(run: InnerSpace) -> bool:
+def _one_square_layer(network: MaskedGraph, run: InnerSpace) -> bool:
     first, *others = run.depthwise
+    params = network.operations.operations[first.operation].params
+    if any(step != 1 for name in ("lhs_dilation", "rhs_dilation") for step in params.get(name, ())):
+        return False
     square = len(set(first.window)) == len(set(first.stride)) == 1
     return not others and square and run.places(first) is None and len(first.window) == 2
 
@@ -178,9 +181,8 @@ def _taps_of_mean(network: MaskedGraph, depthwise: Layer, block: int) -> int:
 
 
 def _size(size: tuple[int, ...]) -> tuple[int, int]:
-    """Returns (H, W) of a map; tokens are a map with one row."""
-    height, width = (1, *size)[-2:]
-    return height, width
+    """Returns (H, W) of a map; tokens are a map with one row, and of three axes and more all but the last are rows."""
+    return math.prod(size[:-1]), (1, *size)[-1]
 
 
 def effective_counts(network: MaskedGraph, counts: Counts) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -86,6 +86,7 @@ class Mixing:
       window: size of the window along these axes.
       stride: stride along these axes.
       groups: number of groups of a convolution.
+      in_place: whether a window of one pixel reads the pixel where it writes: no padding, no spread input.
     """
 
     operation: int
@@ -99,3 +100,4 @@ class Mixing:
     window: tuple[int, ...]
     stride: tuple[int, ...]
     groups: int
+    in_place: bool = True

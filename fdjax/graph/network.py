@@ -302,5 +302,5 @@ def _kind(mixing: Mixing) -> Kind:
         return "depthwise"
     if not mixing.out_size:
         return "dense"
-    plain = mixing.groups == 1 and all(n == 1 for n in (*mixing.window, *mixing.stride))
+    plain = mixing.groups == 1 and mixing.in_place and all(n == 1 for n in (*mixing.window, *mixing.stride))
     return "pointwise" if plain else "conv"

@@ -17,7 +17,7 @@ def mask_problem(layer: Layer) -> str | None:
     if layer.kind == "conv":
         if any(side > 1 for side in layer.window):
             return "mixes channels and pixels"
-        return "has groups of channels" if layer.groups > 1 else "has a stride"
+        return "has groups of channels" if layer.groups > 1 else "has a stride or padding"
     return None
 
 

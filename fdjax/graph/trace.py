@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
@@ -37,6 +38,8 @@ def trace(apply: Callable[..., Any], variables: Any, *images: Any) -> Operations
     Raises:
       ValueError: the function does not accept the images.
     """
+    # One image, so that a frozen network, whose operations are those traced here, takes any number.
+    images = tuple(jax.ShapeDtypeStruct((1, *np.shape(image)[1:]), jnp.result_type(image)) for image in images)
     try:
         closed = jax.make_jaxpr(apply)(variables, *images)
     except Exception as error:

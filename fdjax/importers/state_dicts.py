@@ -98,14 +98,21 @@ def _nothing(content: Any, file: str) -> UserError:
 Found = tuple[str, dict[str, Any]]
 
 
-def _find(content: Any, tensor: type, keys: tuple[str, ...], depth: int = _DEPTH, at: str = "") -> Found | None:
-    if not isinstance(content, Mapping) or not depth:
-        return None
-    for key in keys:
-        inner = _find(content.get(key), tensor, keys, depth - 1, f"{at}.{key}" if at else key)
-        if inner is not None:
-            return inner
-    return _tensors(content, tensor, at)
+def _find(content: Any, tensor: type, keys: tuple[str, ...], at: str = "") -> Found | None:
+    # Mappings that have been looked into: a file may hold one in itself, under many keys.
+    seen: set[int] = set()
+
+    def within(content: Any, depth: int, at: str) -> Found | None:
+        if not isinstance(content, Mapping) or not depth or id(content) in seen:
+            return None
+        seen.add(id(content))
+        for key in keys:
+            inner = within(content.get(key), depth - 1, f"{at}.{key}" if at else key)
+            if inner is not None:
+                return inner
+        return _tensors(content, tensor, at)
+
+    return within(content, _DEPTH, at)
 
 
 def _tensors(content: Mapping[Any, Any], tensor: type, at: str) -> Found | None:

@@ -161,16 +161,18 @@ def read_torch(file: Path, averaged: bool = False) -> Weights:
         content = _read_zip(file) if zipfile.is_zipfile(file) else _read_legacy(file)
         chosen = choose(content.described, _Tensor, str(file), averaged)
         arrays: dict[str, np.ndarray] = {}
-        storages: dict[str, np.ndarray] = {}
+        # In a file that was made to mislead, records of one storage may differ: each is checked against the bytes.
+        storages: dict[tuple[str, np.dtype, int], np.ndarray] = {}
         for name, tensor in chosen.tensors.items():
             if isinstance(tensor, Inert):
                 raise UserError(
                     f"{file}: {name} is not a plain tensor of numbers ({tensor.name}); quantised and sparse weights "
                     "are not read: save the weights of the float network"
                 )
-            if tensor.storage.key not in storages:
-                storages[tensor.storage.key] = _numbers(tensor.storage, content.read)
-            arrays[name] = _view(tensor, storages[tensor.storage.key])
+            record = (tensor.storage.key, tensor.storage.dtype, tensor.storage.whole)
+            if record not in storages:
+                storages[record] = _numbers(tensor.storage, content.read)
+            arrays[name] = _view(tensor, storages[record])
         notes = [*chosen.notes, *_passed_over(content.names)]
         return Weights(arrays, notes, chosen.averaged)
     except UserError:

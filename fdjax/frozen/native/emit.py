@@ -62,7 +62,7 @@ def emit(
     """
     if len(program.inputs) != 1:
         raise UserError(f"native code takes networks of one input; this one has {len(program.inputs)}")
-    emitter = _Emitter(program, arrays)
+    emitter = _Emitter(*_without_dilation(program, arrays))
     emitter.emit()
     source, shape = emitter.source, program.shapes[program.inputs[0]]
     layout = Layout(program.shapes, program.outputs, emitter.statements)
@@ -86,6 +86,22 @@ void NAME_of_floats(const float* images, int n, const float* weights, float* res
   forward(images, n, weights, results, static_cast<float*>(workspace));
 }
 }"""
+
+
+def _without_dilation(program: Program, arrays: Mapping[str, np.ndarray]) -> tuple[Program, Mapping[str, np.ndarray]]:
+    """Puts zeros between the taps of dilated kernels, for which there is no code."""
+    operations, filled = [], dict(arrays)
+    for operation in program.operations:
+        if isinstance(operation, Conv) and operation.window.dilation != (1, 1):
+            kernel, (down, right) = arrays[f"{operation.name}/kernel"], operation.window.dilation
+            sides = (kernel.shape[0] - 1) * down + 1, (kernel.shape[1] - 1) * right + 1
+            wide = np.zeros((*sides, *kernel.shape[2:]), np.float32)
+            wide[::down, ::right] = kernel
+            filled[f"{operation.name}/kernel"] = wide
+            window = dataclasses.replace(operation.window, window=sides, dilation=(1, 1))
+            operation = dataclasses.replace(operation, window=window)
+        operations.append(operation)
+    return dataclasses.replace(program, operations=tuple(operations)), filled
 
 
 class _Emitter:

@@ -15,7 +15,7 @@ from fdjax.frozen.native.layout import floats_of
 from fdjax.frozen.native.source import Raw, Source, cpp, round8
 from fdjax.frozen.native.statements import place
 from fdjax.frozen.program import Apply, Take
-from fdjax.graph.primitives import params_from_json
+from fdjax.graph.primitives import bind, params_from_json
 
 Shapes = Sequence[tuple[int, ...]]
 
@@ -27,12 +27,19 @@ _BINARY = {
     "div": "a / b",
     "max": "a > b ? a : b",
     "min": "a < b ? a : b",
+    # A truth value is 1 or 0.
+    **{
+        kind: f"a {sign} b ? decltype(a){{}} + 1.0f : decltype(a){{}}"
+        for kind, sign in {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="}.items()
+    },
 }
 _UNARY = {"neg": "-a", "abs": "a < 0.0f ? -a : a", "square": "a * a"}
 # Formulas of one number, which are applied lane by lane.
 _SCALAR = {
     "exp": "std::exp(v)",
+    "expm1": "std::expm1(v)",
     "log": "std::log(v)",
+    "log1p": "std::log1p(v)",
     "tanh": "std::tanh(v)",
     "logistic": "1.0f / (1.0f + std::exp(-v))",
     "sqrt": "std::sqrt(v)",
@@ -42,8 +49,8 @@ _SCALAR = {
 _COPIES = ("convert_element_type", "copy", "copy_p", "stop_gradient", "reduce_precision", "optimization_barrier")
 _SHAPED = ("reshape", "squeeze", "expand_dims", "broadcast_in_dim")
 SUPPORTED = (
-    *_BINARY, *_UNARY, *_SCALAR, *_COPIES, *_SHAPED, "clamp", "integer_pow", "reduce_sum", "reduce_window_max",
-    "reduce_window_sum", "slice", "pad", "concatenate",
+    *_BINARY, *_UNARY, *_SCALAR, *_COPIES, *_SHAPED, "select_n", "clamp", "integer_pow", "reduce_sum",
+    "reduce_window_max", "reduce_window_sum", "slice", "pad", "concatenate",
 )  # fmt: skip
 
 
@@ -75,6 +82,8 @@ class ApplyEmitter:
             self._elementwise("a")
         elif kind == "clamp":
             self._clamp()
+        elif kind == "select_n" and len(self.operation.inputs) == 3:
+            self._select()
         elif kind in _SHAPED:
             self._shaped()
         elif kind in ("reduce_sum", "reduce_window_max", "reduce_window_sum", "slice", "pad", "concatenate"):
@@ -95,14 +104,7 @@ class ApplyEmitter:
         pixels, channels = dims_of(self.shape)
         pitch = round8(channels)
         if value < 0:
-            array = np.asarray(self.arrays[f"{self.operation.name}/arg{-1 - value}"], np.float32)
-            constant = all(side == 1 for side in array.shape[:-1])
-            shape = (channels,) if constant else self.shape
-            array = np.broadcast_to(
-                array.reshape(array.shape[-1:] if constant else array.shape[-len(self.shape) :]), shape
-            )
-            array = np.pad(array.reshape(-1, channels), ((0, 0), (0, pitch - channels)))
-            return f"{{w}} + {self.source.weight(array)}", 0 if constant else pitch
+            return self._constant(self.arrays[f"{self.operation.name}/arg{-1 - value}"])
         own_pixels, own_channels = dims_of(self.shapes[value])
         if own_channels != channels or own_pixels not in (1, pixels):
             self._refuse(f", of shapes {self.shapes[value]} and {self.shape}")
@@ -110,6 +112,15 @@ class ApplyEmitter:
             f"{self.calls.value(value)} + i * {floats_of(self.shapes[value])}",
             pitch if own_pixels == pixels > 1 else 0,
         )
+
+    def _constant(self, given: np.ndarray) -> tuple[str, int]:
+        """Does as `_operand` for an array."""
+        array, (_, channels) = np.asarray(given, np.float32), dims_of(self.shape)
+        pitch, uniform = round8(channels), all(side == 1 for side in array.shape[:-1])
+        shape = (channels,) if uniform else self.shape
+        array = np.broadcast_to(array.reshape(array.shape[-1:] if uniform else array.shape[-len(self.shape) :]), shape)
+        array = np.pad(array.reshape(-1, channels), ((0, 0), (0, pitch - channels)))
+        return f"{{w}} + {self.source.weight(array)}", 0 if uniform else pitch
 
     def _elementwise(self, formula: str, first: int = 0, second: int = -1) -> None:
         pixels, channels = dims_of(self.shape)
@@ -125,6 +136,11 @@ class ApplyEmitter:
         y = f"{self.y} + i * {self.image}"
         numbers = f"{pixels}, {round8(channels)}, {y}, {round8(channels)}, {high}, {step}, {y}"
         self.calls.each(f"elementwise({numbers}, [](auto a, auto b) {{ return a < b ? a : b; }});")
+
+    def _select(self) -> None:
+        pixels, channels = dims_of(self.shape)
+        operands = ", ".join(f"{x}, {step}" for x, step in map(self._operand, self.operation.inputs))
+        self.calls.each(f"selected({pixels}, {round8(channels)}, {operands}, {self.y} + i * {self.image});")
 
     # Shapes
 
@@ -143,6 +159,13 @@ class ApplyEmitter:
         self.calls.each(f"copy_strided({part}, {x}, {y});")
 
     def _shaped(self) -> None:
+        if self.operation.inputs[0] < 0 and self.operation.kind == "broadcast_in_dim":
+            given = self.arrays[f"{self.operation.name}/arg{-1 - self.operation.inputs[0]}"]
+            made = np.asarray(bind("broadcast_in_dim", self.params, [np.asarray(given, np.float32)])[0])
+            (x, step), (pixels, channels) = self._constant(made), dims_of(self.shape)
+            numbers = f"{pixels}, {round8(channels)}, {x}, {step}, {x}, {step}"
+            self.calls.each(f"elementwise({numbers}, {self.y} + i * {self.image}, [](auto a, auto) {{ return a; }});")
+            return
         _, shape, x = self._value()
         y = f"{self.y} + i * {self.image}"
         if self.operation.kind == "broadcast_in_dim":
@@ -176,12 +199,14 @@ class ApplyEmitter:
         fill = self.operation.inputs[1]
         array = self.arrays.get(f"{self.operation.name}/arg{-1 - fill}") if fill < 0 else None
         edges = self.params["padding_config"][1:]
-        if array is None or float(np.asarray(array).reshape(-1)[0]) or any(min(edge) < 0 for edge in edges):
-            self._refuse(", with padding other than zeros")
+        if array is None or any(min(edge) < 0 for edge in edges):
+            self._refuse(", with padding that is negative or computed")
+        number = float(np.asarray(array).reshape(-1)[0])
+        filled = cpp(number) if math.isfinite(number) else f"{'-' if number < 0 else ''}INFINITY"
         strides = strides_of(self.shape)
         first = sum(edge[0] * stride for edge, stride in zip(edges, strides, strict=True))
         inner = [(edge[2] + 1) * stride for edge, stride in zip(edges, strides, strict=True)]
-        self.calls.add(f"std::memset({self.y}, 0, sizeof(float) * n * {self.image});")
+        self.calls.add(f"std::fill_n({self.y}, n * {self.image}, float({filled}));")
         self._copy(shape, x, strides_of(shape), f"{self.y} + i * {self.image} + {first}", inner)
 
     def _concatenate(self) -> None:

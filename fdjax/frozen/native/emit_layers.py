@@ -159,7 +159,7 @@ def emit_pointwise(source: Source, calls: Calls, layer: Pointwise, arrays: Array
       channels: number of channels that it reads.
     """
     plan, kernel, bias = layer.product, parts.kernel_of(arrays, layer.name, layer.product), bias_of(layer, arrays)
-    size = (layer.size[0], layer.size[1]) if len(layer.size) == 2 else (1, (*layer.size, 1)[0])
+    size = (layer.size[0], layer.size[1]) if len(layer.size) == 2 else (1, math.prod(layer.size))
     x, y, pixels = calls.value(layer.x), calls.result(layer.y), math.prod(size)
     placement = layer.placement
     if not plan.transforms:

@@ -71,6 +71,15 @@ void elementwise(int pixels, int channels, const float* a, int step_a, const flo
       store<L>(y + j, f(load<L>(a + j), load<L>(b + j)));
     });
 }
+// Computes y = b where `which` is not 0, else a; a step is 0 if all pixels of an operand are the same.
+[[maybe_unused]] void selected(int pixels, int channels, const float* which, int step, const float* a, int step_a,
+                               const float* b, int step_b, float* y) {
+  for (int p = 0; p < pixels; p++, which += step, a += step_a, b += step_b, y += channels)
+    each_vector(channels, [&](auto lanes, int j) {
+      constexpr int L = decltype(lanes)::value;
+      store<L>(y + j, load<L>(which + j) != 0.0f ? load<L>(b + j) : load<L>(a + j));
+    });
+}
 template <class T, class F>
 FDJAX_INLINE T each_lane(T x, F f) {
   for (std::size_t l = 0; l < sizeof(T) / sizeof(float); l++) x[l] = f(x[l]);

@@ -248,6 +248,8 @@ def to_map(source: Source, rows: np.ndarray, panel: int, image: int, activation:
       The reader.
     """
     index, outputs = np.arange(round8(len(rows))) % panel, rows.shape[1]
+    # Rows of zeros behind the last one read a channel that exists: what lies behind it may be no number.
+    index[len(rows) :] = 0
     return Reader(Raw("TO_MAP"), round8(outputs), panel_width(outputs), RANGE_OF[activation], image,
                   source.table(index, "std::int32_t"), rows=_padded_rows(rows))  # fmt: skip
 
