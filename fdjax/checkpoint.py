@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import itertools
 import json
 import logging
@@ -24,6 +23,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from fdjax.errors import RunStopped, UserError, first_line
+from fdjax.provenance import file_sha256
 
 CHECKPOINT_FOLDER = "checkpoints"
 MANIFEST = "manifest.sha256.json"
@@ -49,11 +49,6 @@ def _alone() -> ocp.options.MultiprocessingOptions:
     return ocp.options.MultiprocessingOptions(
         primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"process{process}"
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -153,7 +148,7 @@ class Checkpoints:
             writer.wait_until_finished()
         (draft / _META).mkdir()
         (draft / _META / "metadata").write_text(json.dumps(meta))
-        files = {name: _sha256(path) for name, path in _files(draft).items()}
+        files = {name: file_sha256(path) for name, path in _files(draft).items()}
         manifest = {"files": files, "arrays": _describe(state)}
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=0))
         if final.exists():
@@ -197,7 +192,7 @@ class Checkpoints:
             if name not in files:
                 raise DamagedCheckpoint(f"checkpoint {folder} is damaged: its file {name} is missing")
             try:
-                found = _sha256(files[name])
+                found = file_sha256(files[name])
             except OSError as error:
                 raise DamagedCheckpoint(f"checkpoint {folder}: its file {name} cannot be read: {error}") from error
             if found != digest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -10,6 +11,12 @@ from pathlib import Path
 # Git sets these variables for its hooks and aliases; they may point to a repository other than the file's.
 _REPOSITORY_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
 _GIT_SECONDS = 20.0
+
+
+def file_sha256(path: Path) -> str:
+    """Returns the SHA-256 checksum of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def commit(file: Path = Path(__file__)) -> str | None:

@@ -217,6 +217,7 @@ def int8_table(rows: list[Row]) -> str:
 PAGES = {
     HERE / "README.md": full_table,
     ROOT / "README.md": short_table,
+    HERE / "clothes" / "README.md": table_of("clothes160", "clothes192"),
     HERE / "cifar10_transfer" / "README.md": table_of("transfer"),
     HERE / "cifar10_lossless" / "README.md": table_of("half_width"),
     HERE / "filters_lossless" / "README.md": table_of("resnet20", "resnet56"),

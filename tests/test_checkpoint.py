@@ -33,8 +33,8 @@ def test_a_file_that_cannot_be_read_is_damage(saved, monkeypatch, capsys):
             raise OSError(5, "Input/output error")
         return sha256(path)
 
-    sha256 = checkpoint._sha256
-    monkeypatch.setattr(checkpoint, "_sha256", unreadable)
+    sha256 = checkpoint.file_sha256
+    monkeypatch.setattr(checkpoint, "file_sha256", unreadable)
     with pytest.raises(DamagedCheckpoint, match=r"4: its file .* cannot be read: .*Input/output error"):
         saved.verify(4)
     assert next(saved.sound_steps()) == 3 and "trying the one before it" in capsys.readouterr().err

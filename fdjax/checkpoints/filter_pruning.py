@@ -300,7 +300,7 @@ def prune_filters(
         "dense_top1": restored.done.dense_top1,
         **figures,
         **_sizes(graph, new_graph),
-        "parameters": {"before": _size(variables["params"]), "after": _size(smaller["params"])},
+        "parameters": {"before": optax.tree.size(variables["params"]), "after": optax.tree.size(smaller["params"])},
         "filters": {
             name: {"before": prunable(graph)[name][0].out_channels, "after": count} for name, count in left.items()
         },
@@ -318,7 +318,3 @@ def _sizes(before: MaskedGraph, after: MaskedGraph) -> dict[str, Any]:
     """Returns the dense MACs of two networks, and their ratio."""
     macs = [network_macs(graph, graph.full_counts()).to_dict()["dense"] for graph in (before, after)]
     return {"macs": {"before": macs[0], "after": macs[1]}, "ratio": macs[1] / macs[0]}
-
-
-def _size(params: Any) -> int:
-    return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import shlex
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from fdjax.commands.arguments import parse_with_config, training_program
 from fdjax.commands.output_files import check_json_target, write_report
 from fdjax.config import Config
 from fdjax.errors import UserError
+from fdjax.provenance import file_sha256
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,6 +63,8 @@ def import_command(arguments: Sequence[str]) -> int:
     """Runs `fdjax import` and returns its exit status."""
     parsed = parse_with_config(ImportArguments, "fdjax import", arguments)
     check_json_target(parsed.json)
+    import optax
+
     from fdjax.checkpoints.imported import check_import_target, save_imported
     from fdjax.importers import fit, open_weights
     from fdjax.training.build import build_network
@@ -97,7 +99,7 @@ def import_command(arguments: Sequence[str]) -> int:
     origin = {
         "format": parsed.format,
         "weights": Path(parsed.weights).name,
-        "sha256": _sha256(parsed.weights),
+        "sha256": file_sha256(Path(parsed.weights).expanduser()),
         **dataclasses.asdict(conventions),
         "new_classifier": parsed.new_classifier,
         "averaged": found.averaged,
@@ -112,7 +114,7 @@ def import_command(arguments: Sequence[str]) -> int:
         "input_shape": list(shape),
         "num_classes": num_classes,
         "class_names": list(names) or None,
-        "num_parameters": _size(fitted.variables["params"]),
+        "num_parameters": optax.tree.size(fitted.variables["params"]),
         "notes": notes,
         "mapping": [list(pair) for pair in fitted.mapping],
     }
@@ -218,17 +220,6 @@ def _other_classes(file: str | None, named: tuple[str, ...], names: tuple[str, .
         f"--classes {file} names {len(named)} classes, and the config's data set has {len(names)} of its own: "
         f"{'; '.join(parts)}. Correct the file, or leave --classes out if the outputs have the data set's order"
     )
-
-
-def _sha256(path: str) -> str:
-    with Path(path).expanduser().open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _size(params: Any) -> int:
-    import jax
-
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def _describe(report: dict[str, Any], parsed: ImportArguments, config: Config, *, masked: bool) -> str:

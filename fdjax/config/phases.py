@@ -112,7 +112,7 @@ class LearnConfig(Checked):
     constant."""
     target_time: float | None = None
     """Share of the dense network's time to reach, above 0 to 1, in place of target_macs; timed on learn.engine with
-    learn.engine_batch images and one thread. Needs tied masks with levels such as 0,1,N, or levels 0,N."""
+    learn.engine_batch images and one thread. Needs levels 0,N, or tied masks with levels such as 0,1,N."""
     target_convention: Literal["total", "paper"] = "total"
     """Convention of the target, the gate and expected MACs. total: macs.ratio. paper: macs.paper_ratio."""
     approach: Literal["lambda", "aim"] = "lambda"
