@@ -255,7 +255,7 @@ def _heading(report: dict[str, Any], rows: dict[tuple[Any, ...], Row]) -> list[s
         "Seconds are processor time of tracing and compiling. Memory is what arguments, results and temporaries take",
         "on the device. Cycles are what the compiler expects, in all and over the dense network's; for GPUs it expects",
         "none. Nothing here has run on these devices. What was not compiled when the page was written is not measured.",
-        '"By estimate": schedules by `--choose estimate`, without the masks that it removes; seconds include all parts.',
+        '"By estimate": schedules by `--choose estimate`, without the masks it removes; seconds include all parts.',
     ]
 
 
