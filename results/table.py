@@ -197,19 +197,21 @@ INT8_NAMES = {
     "channels_ort07_s0": "narrow: whole channels, 0.592x",
     "dense0": "1.0-160, clothes: dense",
     "old/pruned0": "1.0-160: whole channels, 0.500x",
+    "dense160_seed0": "1.0-160, clothes, no VNNI: dense",
+    "channels160_seed0": "1.0-160, no VNNI: whole channels, 0.500x",
 }
 
 
 def int8_table(rows: list[Row]) -> str:
     """Makes the table of results/int8: a row for each file, with its times at 1 and 8 images."""
     lines = [["network", "numbers", "top-1", "file", "1 image", "", "8 images", ""]]
-    for name in ("narrow.json", "clothes.json"):
+    for name in ("narrow.json", "clothes.json", "clothes160.json"):
         path = HERE / "int8" / name
         found = json.loads(path.read_text())["rows"] if path.is_file() else []
         for one, eight in zip(found[: len(found) // 2], found[len(found) // 2 :], strict=True):
             times = [words for row in (one, eight) for words in (f"{row['ms']:.2f} ms", f"{row['time_ratio']:.2f}x")]
             size = f"{one['bytes'] / 1000:,.0f} kB"
-            kind = one["kind"].replace("_signed", ", signed activations")
+            kind = one["kind"].replace("_signed", ", signed activations").replace("_7_bits", ", weights of 7 bits")
             lines.append([INT8_NAMES[one["network"]], kind, f"{100 * one['top1']:.2f}%", size, *times])
     return _markdown(lines)
 
