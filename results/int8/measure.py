@@ -23,7 +23,7 @@ import numpy as np  # noqa: E402
 
 from fdjax import runtime  # noqa: E402
 
-# Without VNNI, sums of two products of 8 bits can overflow the 16 bits that they have; with weights of 7 bits they cannot.
+# Without VNNI, sums of two products of 8 bits can overflow 16 bits; with weights of 7 bits they cannot.
 KINDS = ("float32", "int8", "int8_7_bits", "int8_signed")
 
 
