@@ -488,19 +488,26 @@ def test_the_published_figures_are_those_of_their_sources():
     assert all(0 < macs < 600 and 40 < top1 < 80 for macs, top1 in points)
 
 
-@pytest.mark.parametrize(("study", "third"), [("cifar10_lossless", "tied"), ("cifar10_transfer", "channels")])
-def test_the_rows_of_a_study_are_those_of_its_sweep(study, third, tmp_path, monkeypatch):
+@pytest.mark.parametrize("study", ["cifar10_lossless", "cifar10_transfer", "clothes"])
+def test_the_rows_of_a_study_are_those_of_its_sweep(study, tmp_path, monkeypatch):
     file = ROOT / "results" / study / "sweep.py"
-    monkeypatch.delenv("SEEDS", raising=False)
+    for name in ("SEEDS", "SIDES"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("IMPORTED", str(tmp_path))
-    runs = plan_sweep(load_sweep(str(file)), tmp_path / "runs", file.parent)
+    for side in (160, 192):
+        (tmp_path / str(side)).mkdir()
+    runs, made = plan_sweep(load_sweep(str(file)), tmp_path / "runs", file.parent), runpy.run_path(str(file))
     # Those that matter most come first, and all but imported networks start from a run before them.
-    assert [run.name for run in runs[:3]] == ["dense_seed0", "control_seed0", f"{third}_0.5_seed0"]
-    made = [
-        run.name.startswith("dense") or run.after in {before.name for before in runs[:i]} for i, run in enumerate(runs)
-    ]
-    assert all(made)
-    key = runpy.run_path(str(file))["TABLE"]
-    lines = tomllib.loads((ROOT / "results" / "table.toml").read_text())[key]
-    named = {f"{row}_seed{seed}" for row in lines["rows"] for seed in lines["seeds"] if not row.startswith("random")}
+    assert [run.name.partition("_")[0].rstrip("0123456789") for run in runs[:3]] == ["dense", "control", "channels"]
+    known = {run.name: {before.name for before in runs[:i]} for i, run in enumerate(runs)}
+    assert all(run.name.startswith("dense") or run.after in known[run.name] for run in runs)
+    assert all(run.after == made["dense_of"](run.name) for run in runs if not run.name.startswith("dense"))
+    tables = tomllib.loads((ROOT / "results" / "table.toml").read_text())
+    named = {
+        Path(lines["run"].format(row=row, seed=seed)).name
+        for lines in (tables[key] for key in made["TABLES"])
+        for row in lines["rows"]
+        for seed in lines["seeds"]
+        if not row.startswith("random")
+    }
     assert named == {run.name for run in runs if not run.name.startswith(("dense", "control"))}

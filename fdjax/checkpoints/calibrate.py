@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fdjax.config import Config, LearnConfig
-from fdjax.data import Dataset, normalize, split_validation
+from fdjax.data import Dataset, limit_training, normalize, split_validation
 from fdjax.data.batches import seeded_permutation
 from fdjax.errors import UserError
 from fdjax.graph.masks import SIDES, MaskedGraph
@@ -130,6 +130,7 @@ def training_sample(config: Config, dataset: Dataset, num_images: int) -> tuple[
     Returns:
       Images uint8 [n, H, W, C] and labels int [n].
     """
+    limit_training(dataset, config.data.train_limit, config.seed)  # Raises if there are fewer.
     train, _ = split_validation(len(dataset.train_labels), dataset.train_labels, config.data.validation, config.seed)
     rows = calibration_sample(train, config.seed, num_images)
     return dataset.train_images[rows], dataset.train_labels[rows]

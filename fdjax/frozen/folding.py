@@ -304,11 +304,13 @@ class Folding:
     def _of_groups(self, held: Held, layer: Layer, order: np.ndarray) -> Held:
         """Selects the input channels of the groups of which an output is kept; others read the other channels."""
         inputs, outputs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
-        read = np.concatenate([np.zeros(0, np.int64), *(
-            np.arange(group * inputs, (group + 1) * inputs) for group in np.unique(order // outputs)
-        )])  # fmt: skip
-        indices = None if held.base is None or held.order is None else places(read, held.order)
-        if held.base is None or indices is None:
+        if held.base is None or held.order is None or not len(order):
+            return held
+        read = np.concatenate(
+            [np.arange(group * inputs, (group + 1) * inputs) for group in np.unique(order // outputs)]
+        )
+        indices = places(read, held.order)
+        if indices is None:
             return held
         return dataclasses.replace(held, base=self.builder.take(held.base, indices), order=read, layer=None)
 

@@ -11,7 +11,7 @@ import jax
 
 from fdjax.checkpoint import Checkpoints, DamagedCheckpoint, find_checkpoint
 from fdjax.config import Config
-from fdjax.data import Dataset, split_validation
+from fdjax.data import Dataset, limit_training, split_validation
 from fdjax.errors import UserError
 from fdjax.graph.counting import NetworkMacs, network_macs
 from fdjax.graph.masks import MaskedGraph
@@ -254,16 +254,19 @@ def load_restored_data(restored: Restored, data_path: str | None = None) -> Data
     """Opens the data set of a checkpoint's run, at `data_path` if that is given, else at the run's own `data.path`.
 
     Its training images are those of `data.train_limit`, chosen before classes are put in the network's order, as in the
-    run. With `data.unlabelled` they are the data set's own.
+    run; all, if there are fewer. With `data.unlabelled` they are the data set's own.
 
     Raises:
       UserError: if the data set is missing, or does not fit the network.
     """
     data, graph = restored.config.data, restored.graph
     path = data_path if data_path is not None else data.path
-    limit = data.train_limit if data.unlabelled is None else None
-    data = dataclasses.replace(data, path=path, unlabelled=None, train_limit=limit)
-    dataset = open_data(data, restored.config.seed).in_order_of(graph.class_names)
+    whole = dataclasses.replace(data, path=path, unlabelled=None, train_limit=None)
+    dataset, limit = open_data(whole, restored.config.seed), data.train_limit
+    # The test set can be evaluated where the training images are not all there.
+    if data.unlabelled is None and limit is not None and limit <= len(dataset.train_labels):
+        dataset = limit_training(dataset, limit, restored.config.seed)
+    dataset = dataset.in_order_of(graph.class_names)
     check_data(graph, dataset)
     return dataset
 
@@ -305,6 +308,7 @@ def evaluate_restored(restored: Restored, split: str = "test", data_path: str | 
     data, graph, dataset = restored.config.data, restored.graph, load_restored_data(restored, data_path)
     images, labels = dataset.test_images, dataset.test_labels
     if split == "validation":
+        limit_training(dataset, data.train_limit, restored.config.seed)  # Raises if there are fewer.
         _, held_out = split_validation(
             len(dataset.train_labels), dataset.train_labels, data.validation, restored.config.seed
         )
