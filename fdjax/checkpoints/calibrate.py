@@ -130,7 +130,7 @@ def training_sample(config: Config, dataset: Dataset, num_images: int) -> tuple[
     Returns:
       Images uint8 [n, H, W, C] and labels int [n].
     """
-    limit_training(dataset, config.data.train_limit, config.seed)  # Raises if there are fewer.
+    dataset = limit_training(dataset, config.data.train_limit, config.seed)
     train, _ = split_validation(len(dataset.train_labels), dataset.train_labels, config.data.validation, config.seed)
     rows = calibration_sample(train, config.seed, num_images)
     return dataset.train_images[rows], dataset.train_labels[rows]

@@ -53,7 +53,8 @@ def apply_primitive(
     if operation.kind == "convert_element_type" and jnp.issubdtype(params["new_dtype"], jnp.floating):
         # The network computes in the type of its arrays.
         params["new_dtype"] = jnp.dtype(dtype)
-    if params.get("preferred_element_type") is not None:
+    preferred = params.get("preferred_element_type")
+    if preferred is not None and jnp.issubdtype(preferred, jnp.floating):
         params["preferred_element_type"] = jnp.dtype(dtype)
     inputs = []
     rank = max((environment[value].ndim for value in operation.inputs if value >= 0), default=0)

@@ -39,7 +39,11 @@ def trace(apply: Callable[..., Any], variables: Any, *images: Any) -> Operations
       ValueError: the function does not accept the images.
     """
     # One image, so that a frozen network, whose operations are those traced here, takes any number.
-    images = tuple(jax.ShapeDtypeStruct((1, *np.shape(image)[1:]), jnp.result_type(image)) for image in images)
+    shapes = [np.shape(image) for image in images]
+    images = tuple(
+        jax.ShapeDtypeStruct((1, *shape[1:]) if shape else (), jnp.result_type(image))
+        for shape, image in zip(shapes, images, strict=True)
+    )
     try:
         closed = jax.make_jaxpr(apply)(variables, *images)
     except Exception as error:

@@ -308,7 +308,7 @@ def evaluate_restored(restored: Restored, split: str = "test", data_path: str | 
     data, graph, dataset = restored.config.data, restored.graph, load_restored_data(restored, data_path)
     images, labels = dataset.test_images, dataset.test_labels
     if split == "validation":
-        limit_training(dataset, data.train_limit, restored.config.seed)  # Raises if there are fewer.
+        dataset = limit_training(dataset, data.train_limit, restored.config.seed)
         _, held_out = split_validation(
             len(dataset.train_labels), dataset.train_labels, data.validation, restored.config.seed
         )
