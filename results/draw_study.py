@@ -27,18 +27,25 @@ ENGINES = {"native": "native code", "onnxruntime": "ONNX Runtime"}
 
 
 def measure(study: ModuleType, runs: Path, out: Path, rounds: int, repeats: int) -> None:
-    """Times the finished networks that come from one dense network in turn, beside it, on each engine at one image."""
+    """Times the finished networks that come from one dense network in turn, beside it, on each engine at one image.
+
+    Times that the file has of other dense networks, whose runs are not here, are kept.
+    """
     from fdjax import runtime
+    from fdjax.provenance import cpu_model
 
     runtime.limit_threads(1)
     runtime.setup()
     finished = [run.name for run in sorted(runs.glob("*_seed?")) if is_finished(run)]
     pruned = [name for name in finished if not name.startswith(("dense", "control"))]
-    rows = []
+    sources = sorted({study.dense_of(name) for name in pruned})
+    rows = json.loads(out.read_text())["rows"] if out.is_file() else []
+    rows = [row for row in rows if study.dense_of(row["network"]) not in sources]
     for engine in ENGINES:
-        for dense in sorted({study.dense_of(name) for name in pruned}):
+        for dense in sources:
             names = [name for name in pruned if study.dense_of(name) == dense]
-            rows += time_networks(runs, dense, names, engine, 1, rounds, repeats)
+            timed = time_networks(runs, dense, names, engine, 1, rounds, repeats)
+            rows += [{**row, "processor": cpu_model()} for row in timed]
             out.write_text(json.dumps({"rounds": rounds, "repeats": repeats, "rows": rows}, indent=1) + "\n")
 
 

@@ -20,6 +20,7 @@ from fdjax.data.class_list import read_class_list
 from fdjax.data.decode import read_pixels
 from fdjax.data.folder import list_folder, natural, readable
 from fdjax.errors import UserError
+from fdjax.training.announce import renamed_classes
 from tests.original_layouts import random_pixels
 
 
@@ -167,6 +168,12 @@ def test_a_data_set_takes_the_order_of_a_network(names: list[str]) -> None:
         ]
     assert found.class_names == tuple(names)
     assert dataset.in_order_of(("ant", "bee", "cat", "eel")) is dataset
+
+
+def test_outputs_that_get_other_classes_are_said() -> None:
+    line = renamed_classes(("ant", "cat", "bee", "eel"), ("ant", "bee", "cat", "dog"))
+    assert "3 of 4 classes" in line and "output 1 was 'cat' and is 'bee' now" in line
+    assert renamed_classes(("ant", "bee"), ("ant", "bee")) == renamed_classes((), ("ant", "bee")) == ""
 
 
 @pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])

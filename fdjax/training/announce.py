@@ -75,6 +75,26 @@ def beginning(
     return f"starting from a run that has done {', '.join(inherited)}; skipping {left_out}"
 
 
+def renamed_classes(then: Sequence[str], now: Sequence[str]) -> str:
+    """Says in a line which outputs of --init's network stand for classes of other names than the data set's.
+
+    Args:
+      then: names of the network's classes in --init, in order; empty if they have none.
+      now: names of the data set's classes, in order, as many.
+
+    Returns:
+      The line; empty if the names are the same, or there are none.
+    """
+    differ = [number for number, names in enumerate(zip(then, now, strict=False)) if names[0] != names[1]]
+    if not differ:
+        return ""
+    first = differ[0]
+    return (
+        f"note: {len(differ)} of {len(now)} classes have other names than in --init: output {first} was "
+        f"{then[first]!r} and is {now[first]!r} now. Each output keeps its weights"
+    )
+
+
 def changes(then: Mapping[str, str], now: Mapping[str, str]) -> str:
     """Says in a line which versions or devices have changed since a checkpoint was written.
 

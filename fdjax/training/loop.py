@@ -17,7 +17,7 @@ from fdjax.errors import RunInterrupted, UserError
 from fdjax.provenance import cpu_model
 from fdjax.pruning.timed import TimeTable
 from fdjax.training import checks, early_stopping
-from fdjax.training.announce import announcement, beginning, changes
+from fdjax.training.announce import announcement, beginning, changes, renamed_classes
 from fdjax.training.build import build_network, facts_of
 from fdjax.training.cadence import Cadence
 from fdjax.training.chunks import Chunk, chunks_of
@@ -153,7 +153,8 @@ class Run:
         print(announcement(self.config, self.graph, self.phases, sizes, self.skipped))
         print(f"on {self.devices.describe()}, workdir {self.workdir}", flush=True)
         begun = beginning(self.config, self.init, self.resumed, self.done.skipped, self.done.inherited)
-        for line in (begun, changes(self.resumed.made_on, self.made_on()) if self.resumed else ""):
+        renamed = renamed_classes(self.init.graph.class_names, self.graph.class_names) if self.init else ""
+        for line in (begun, renamed, changes(self.resumed.made_on, self.made_on()) if self.resumed else ""):
             if line:
                 print(line, flush=True)
 
