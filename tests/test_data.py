@@ -24,11 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from fdjax import data
+from fdjax.data import decode
 from fdjax.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -210,6 +211,23 @@ def test_image_size_resizes_the_middle_square_and_leaves_fitting_images_alone(tm
     np.testing.assert_array_equal(images[0], resized[:, 4:12])
     np.testing.assert_array_equal(images[1], high[8:16])
     np.testing.assert_array_equal(images[2], fitting)
+
+
+@settings(deadline=None)
+@example(900, 1200, (224, 224), 1.0)
+@example(218, 400, (120, 200), 1.0)
+@given(
+    st.integers(1, 1300),
+    st.integers(1, 1300),
+    st.sampled_from([(28, 28), (100, 100), (200, 200), (224, 224), (299, 299), (120, 200)]),
+    st.sampled_from([1.0, 0.875]),
+)
+def test_the_middle_of_a_picture_of_any_size_lies_within_it(
+    width: int, height: int, size: tuple[int, int], share: float
+) -> None:
+    """Pillow refuses a part that goes beyond the picture, even by the last bit of a number."""
+    fitted = decode.fit_middle(Image.new("L", (width, height), 7), size, share)
+    assert fitted.size == size[::-1] and fitted.getextrema() == (7, 7)
 
 
 def test_differing_sizes_need_an_image_size(tmp_path: Path) -> None:

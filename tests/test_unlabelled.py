@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from fdjax.config import DistillConfig
 from fdjax.data import load_dataset, open_dataset, with_unlabelled
+from fdjax.data.unlabelled import list_pictures
 from fdjax.errors import UserError
 from fdjax.training.run import train
 from tests.frozen_checkpoints import CONFIG, write_checkpoint
@@ -36,6 +38,28 @@ def test_the_pictures_take_the_place_of_the_training_images(tmp_path) -> None:
     expected = [pixels[index] for index in (0, 2, 4, 1, 3, 5)]  # by path: those inside "more" last
     np.testing.assert_array_equal(found.train_images, np.stack(expected)[..., None])
     assert found.test_images is subset.test_images and found.class_names == subset.class_names
+
+
+def test_every_picture_of_a_folder_is_found(tmp_path) -> None:
+    folder, elsewhere = tmp_path / "pictures", tmp_path / "elsewhere"
+    draw(folder, 2)
+    elsewhere.mkdir()
+    picture = Image.new("L", (28, 28), 5)
+    for file in (folder / "a.jfif", folder / "b.JPE", folder / "c.ppm", elsewhere / "linked.png"):
+        picture.save(file, {".jfif": "JPEG", ".JPE": "JPEG"}.get(file.suffix))
+    (folder / "@eaDir").mkdir()
+    picture.save(folder / "@eaDir" / "thumbnail.png")
+    (folder / "link").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)
+    skipped: Counter[str] = Counter()
+    found = [str(Path(file).relative_to(folder)) for file in list_pictures(folder, skipped)]
+    assert found == ["00.png", "a.jfif", "b.JPE", "c.ppm", "link/linked.png", "more/01.png"]
+    assert skipped == {"files .txt": 1, "hidden or system files and folders": 2}
+    assert "1 files .txt" in with_unlabelled(load_dataset("fashion_mnist_subset"), folder).skipped
+    with pytest.raises(UserError, match=r"holds no picture \(passed over: 1 files \.txt\)"):
+        (tmp_path / "none").mkdir()
+        (tmp_path / "none" / "a.txt").write_text("")
+        list_pictures(tmp_path / "none")
 
 
 def test_pictures_of_another_size_are_cut_to_that_of_the_set_and_streamed_alike(tmp_path) -> None:

@@ -44,6 +44,7 @@ def prepare_command(arguments: Sequence[str]) -> int:
     """Runs `fdjax data prepare` and returns its exit status."""
     parsed = parse_arguments(PrepareArguments, "fdjax data prepare", arguments)
     check_json_target(parsed.json)
+    from fdjax.data.folder import readable
     from fdjax.data.prepare import prepare
 
     folder, manifest = prepare(
@@ -58,7 +59,7 @@ def prepare_command(arguments: Sequence[str]) -> int:
         skipped = f", {split['num_skipped']:,} damaged ones left out" if split["num_skipped"] else ""
         print(f"{name}: {split['examples']:,} images in {len(split['shards'])} shards{skipped}")
         for text in split["skipped"][:5]:
-            print(f"  left out: {text}")
+            print(f"  left out: {readable(text)}")
     print(f"{folder}: {len(manifest['class_names'])} classes; train with --data.name {manifest['name']}"
           f"{'' if parsed.out is None else f' --data.path {parsed.out}'}")  # fmt: skip
     write_report(parsed.json, manifest)
@@ -87,6 +88,7 @@ def inspect_command(arguments: Sequence[str]) -> int:
     parsed = parse_arguments(InspectArguments, "fdjax data inspect", arguments)
     check_json_target(parsed.json)
     check_at_least_one(per_class=parsed.per_class)
+    from fdjax.data.folder import readable
     from fdjax.data.inspection import inspect_set
 
     report = inspect_set(parsed.name, parsed.path, parsed.sheet, parsed.per_class)
@@ -107,11 +109,11 @@ def inspect_command(arguments: Sequence[str]) -> int:
     for problem in report["problems"]:
         print(f"{problem['kind']}: {problem['count']:,}")
         for text in problem["examples"][:5]:
-            print(f"  {text}")
+            print(f"  {readable(text)}")
     for warning in report["warnings"]:
         print(f"warning: {warning['kind']}: {warning['count']:,}")
         for text in warning["examples"][:5]:
-            print(f"  {text}")
+            print(f"  {readable(text)}")
     print("no problems found" if not report["problems"] else "problems found: see above")
     write_report(parsed.json, report)
     return 0

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -49,12 +51,18 @@ def predict_command(arguments: Sequence[str]) -> int:
     if not parsed.images:
         raise UserError("no picture given: fdjax predict --frozen DIR IMAGE...")
     check_at_least_one(top=parsed.top)
+    from fdjax.data.folder import counted_kinds
     from fdjax.data.unlabelled import list_pictures
 
     network, found = _network(parsed), []
+    skipped: Counter[str] = Counter()
     files = [
-        file for given in parsed.images for file in (list_pictures(Path(given)) if Path(given).is_dir() else [given])
+        file
+        for given in parsed.images
+        for file in (list_pictures(Path(given), skipped) if os.path.isdir(given) else [given])
     ]
+    if skipped:
+        print(f"passed over: {counted_kinds(skipped)}", file=sys.stderr)
     for entry in _predictions(network, files, parsed.top):
         if not all(math.isfinite(one["probability"]) for one in entry.get("classes", ())):
             raise UserError(

@@ -156,7 +156,8 @@ def fit_middle(image: Image.Image, size: Size, share: float = 1.0) -> Image.Imag
         return image
     height, width = sides(size)
     scale = share * min(image.width / width, image.height / height)
-    wide, high = scale * width, scale * height
+    # A product may exceed the side that the scale was made of by its last bit: Pillow refuses a box beyond the image.
+    wide, high = min(scale * width, image.width), min(scale * height, image.height)
     left, top = (image.width - wide) / 2, (image.height - high) / 2
     if share == 1 and height == width:
         left, top = left // 1, top // 1

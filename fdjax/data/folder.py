@@ -53,7 +53,7 @@ class Listing:
     @property
     def skipped_words(self) -> str:
         """What was skipped, in words; "" if nothing was."""
-        return ", ".join(f"{count:,} {kind}" for kind, count in self.skipped.items())
+        return counted_kinds(self.skipped)
 
 
 def list_folder(root: Path) -> Listing:
@@ -62,8 +62,8 @@ def list_folder(root: Path) -> Listing:
     Raises:
       UserError: the layout differs, there are no pictures, or a split has classes that train does not have.
     """
-    if not root.is_dir():
-        raise UserError(f"the data path {root} is {'not a folder' if root.exists() else 'not there'}; {LAYOUT}")
+    if not os.path.isdir(root):
+        raise UserError(f"the data path {root} is {not_a_folder(root)}; {LAYOUT}")
     skipped: Counter[str] = Counter()
     folders = _split_folders(root)
     splits = {split: _list_split(folder, skipped, may_be_empty=split != "train") for split, folder in folders.items()}
@@ -83,6 +83,17 @@ def list_folder(root: Path) -> Listing:
         if not any(classes.values()):
             raise UserError(f"the folder {folders[split]} holds no pictures{_beside(skipped)}; {LAYOUT}")
     return Listing(splits, _class_order(root, known), skipped)
+
+
+def not_a_folder(path: Path) -> str:
+    """Says in words why a path is no folder that can be read."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return "not there"
+    except OSError as error:
+        return f"out of reach ({error.strerror})"
+    return "not a folder"
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -116,7 +127,7 @@ def _list_split(folder: Path, skipped: Counter[str], *, may_be_empty: bool) -> d
         for inner in scan(entry.path, skipped):
             if inner.is_dir():
                 raise UserError(f"{inner.path} is a folder, but {LAYOUT}")
-            kind = _foreign(inner)
+            kind = foreign_kind(inner)
             if kind is None:
                 files.append(inner.path)
             else:
@@ -128,7 +139,12 @@ def _list_split(folder: Path, skipped: Counter[str], *, may_be_empty: bool) -> d
 
 
 def _beside(skipped: Mapping[str, int]) -> str:
-    return f" (passed over: {', '.join(f'{count:,} {kind}' for kind, count in skipped.items())})" if skipped else ""
+    return f" (passed over: {counted_kinds(skipped)})" if skipped else ""
+
+
+def counted_kinds(skipped: Mapping[str, int]) -> str:
+    """Returns kinds of files with their numbers, in words; "" if there are none."""
+    return ", ".join(f"{count:,} {kind}" for kind, count in skipped.items())
 
 
 def _class_order(root: Path, known: Mapping[str, list[str]]) -> tuple[str, ...]:
@@ -151,7 +167,7 @@ def natural(name: str) -> tuple[tuple[int, int, str], ...]:
     return (*((0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts if part), (2, 0, name))
 
 
-def _foreign(entry: os.DirEntry[str]) -> str | None:
+def foreign_kind(entry: os.DirEntry[str]) -> str | None:
     """Returns what kind of file a file is if it is not a picture, or None if it is one, sound or damaged."""
     try:
         mode = entry.stat().st_mode

@@ -210,7 +210,9 @@ def _warnings(
             found[kind].append(f"{splits[split].name_of(index)}: {height}x{width}")
     for one, other in itertools.combinations(looks, 2):
         pairs = near_pairs(*([look.fingerprint for look in looks[split]] for split in (one, other)))
-        for first, second in pairs:
+        if pairs is None:
+            found["near-duplicates across splits, not looked for: too many pairs"].append(f"{one} and {other}")
+        for first, second in pairs or ():
             if looks[one][first].digest != looks[other][second].digest:
                 found["near-duplicates across splits"].append(
                     f"{splits[other].name_of(second)} ~ {splits[one].name_of(first)}"
@@ -228,6 +230,17 @@ def _check_sheet(file: Path) -> None:
     parent = file.absolute().parent
     if file.suffix.lower() != ".png" or file.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UserError(f"{file}: give a .png file in a directory that exists and can be written")
+
+
+def _reduced(pixels: np.ndarray) -> np.ndarray:
+    """Reduces an image, uint8 [H, W, C], to a tile of a sheet; a smaller one stays as it is."""
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    scale = _TILE / max(image.size)
+    if scale >= 1:
+        return pixels
+    shape = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    reduced = np.asarray(image.resize(shape, Image.Resampling.LANCZOS))
+    return reduced.reshape(*reduced.shape[:2], pixels.shape[-1])
 
 
 def draw_sheet(file: str | Path, rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> None:
@@ -248,10 +261,11 @@ def draw_sheet(file: str | Path, rows: Sequence[tuple[str, Sequence[np.ndarray]]
     for row, (name, images) in enumerate(rows):
         text.text((4, row * step + _TILE // 2 - 6), name[:18], fill="black")
         for column, pixels in enumerate(images):
-            image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
+            reduced = _reduced(pixels)
+            image = Image.fromarray(reduced[..., 0] if reduced.shape[-1] == 1 else reduced).convert("RGB")
             scale = _TILE / max(image.size)
             shape = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-            shown = image.resize(shape, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+            shown = image.resize(shape, Image.Resampling.NEAREST)
             canvas.paste(shown, (_NAME_WIDTH + column * step, row * step))
     canvas.save(file)
 
@@ -266,8 +280,8 @@ def _draw_classes(file: Path, classes: Sequence[str], split: _Split, looks: list
     rows = []
     for label, name in list(enumerate(classes))[:_SHEET_CLASSES]:
         images = [
-            read_pixels(split.example(index)[0], 1 if looks[index].form == "grey" else 3, split.name_of(index))
-            for index in chosen[label]
+            _reduced(read_pixels(split.example(at)[0], 1 if looks[at].form == "grey" else 3, split.name_of(at)))
+            for at in chosen[label]
         ]
         rows.append((name, images))
     draw_sheet(file, rows)

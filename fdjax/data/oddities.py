@@ -80,22 +80,26 @@ def fingerprint(pixels: np.ndarray) -> tuple[int, np.ndarray] | None:
 
 def near_pairs(
     first: Sequence[tuple[int, np.ndarray] | None], second: Sequence[tuple[int, np.ndarray] | None]
-) -> Iterator[tuple[int, int]]:
+) -> Iterator[tuple[int, int]] | None:
     """Finds pairs of images, one of each list, that look the same.
 
     Args:
       first: fingerprints of the images of one list.
       second: fingerprints of the images of the other.
 
-    Yields:
-      Pairs of indices into `first` and `second`; none if there are too many pairs to compare.
+    Returns:
+      Pairs of indices into `first` and `second`; None if there are too many pairs to compare.
     """
     kept = [[index for index, one in enumerate(many) if one is not None] for many in (first, second)]
-    if not kept[0] or not kept[1] or len(kept[0]) * len(kept[1]) > _MOST_PAIRS:
-        return
+    if len(kept[0]) * len(kept[1]) > _MOST_PAIRS:
+        return None
+    return _near_pairs((first, second), kept) if kept[0] and kept[1] else iter(())
+
+
+def _near_pairs(both: Sequence[Sequence[Any]], kept: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
     hashes, thumbnails = [], []
-    for many, indices in zip((first, second), kept, strict=True):
-        chosen: list[Any] = [many[index] for index in indices]
+    for many, indices in zip(both, kept, strict=True):
+        chosen = [many[index] for index in indices]
         hashes.append(np.array([one[0] for one in chosen], np.uint64))
         thumbnails.append(np.stack([one[1] for one in chosen]).astype(np.int16))
     for start in range(0, len(kept[1]), _CHUNK):

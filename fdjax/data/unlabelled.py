@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,31 +12,42 @@ import numpy as np
 from PIL import Image
 
 from fdjax.data.decode import BACKGROUND, load_image, open_file
+from fdjax.data.folder import counted_kinds, foreign_kind, not_a_folder, scan
 from fdjax.data.images import StoredImages
 from fdjax.data.sources import Dataset, read_images
 from fdjax.errors import UserError
 
-PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
+def list_pictures(root: Path, skipped: Counter[str] | None = None) -> list[str]:
+    """Lists the pictures in a folder and its subfolders, sorted, without hidden and system files; links are followed.
 
-def list_pictures(root: Path) -> list[str]:
-    """Lists the picture files in a folder and its subfolders, sorted, without hidden ones.
+    Args:
+      root: the folder.
+      skipped: where to count the files that are no pictures, by kind.
 
     Raises:
-      UserError: the folder does not exist or holds no picture.
+      UserError: the folder does not exist or holds no picture, or a folder cannot be read.
     """
-    if not root.is_dir():
-        raise UserError(f"the folder of pictures {root} is {'not a folder' if root.exists() else 'not there'}")
-    found = []
-    for folder, inner, files in os.walk(root):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        found += [
-            os.path.join(folder, name)
-            for name in files
-            if not name.startswith(".") and name.lower().endswith(PICTURE_SUFFIXES)
-        ]
+    if not os.path.isdir(root):
+        raise UserError(f"the folder of pictures {root} is {not_a_folder(root)}")
+    counts: Counter[str] = Counter() if skipped is None else skipped
+    found, visited, waiting = [], set(), [str(root)]
+    while waiting:
+        folder = waiting.pop()
+        real = os.path.realpath(folder)
+        if real in visited:  # A link leads to a folder that is listed already, perhaps one that it lies in.
+            continue
+        visited.add(real)
+        for entry in scan(folder, counts):
+            if entry.is_dir():
+                waiting.append(entry.path)
+            elif (kind := foreign_kind(entry)) is None:
+                found.append(entry.path)
+            else:
+                counts[kind] += 1
     if not found:
-        raise UserError(f"the folder {root} holds no picture ({', '.join(PICTURE_SUFFIXES)})")
+        beside = f" (passed over: {counted_kinds(counts)})" if counts else ""
+        raise UserError(f"the folder {root} holds no picture{beside}")
     return sorted(found)
 
 
@@ -82,7 +94,8 @@ def with_unlabelled(dataset: Dataset, folder: str | Path, background: str = BACK
     Raises:
       UserError: there are no pictures, or one cannot be read.
     """
-    files = list_pictures(Path(folder))
+    skipped: Counter[str] = Counter()
+    files = list_pictures(Path(folder), skipped)
     size, channels = dataset.image_shape[:2], dataset.image_shape[2]
     if isinstance(dataset.train_images, StoredImages):
 
@@ -101,4 +114,5 @@ def with_unlabelled(dataset: Dataset, folder: str | Path, background: str = BACK
 
         images, _ = read_images(len(files), opened, files.__getitem__, size, None, "reading pictures")
     labels = np.zeros(len(files), np.int32)
-    return dataclasses.replace(dataset, train_images=images, train_labels=labels)
+    words = ", ".join(filter(None, (dataset.skipped, counted_kinds(skipped))))
+    return dataclasses.replace(dataset, train_images=images, train_labels=labels, skipped=words)

@@ -32,12 +32,14 @@ def checked_picture(encoded: bytes, name: str, wanted: str | None = None) -> byt
     """
     try:
         image = Image.open(io.BytesIO(encoded))
-        plain = image.mode in ("L", "RGB") and image.format in ("JPEG", "PNG")
-        if plain and wanted in (None, image.format):
+        # A multi-picture file is a JPEG with others after it.
+        form = "JPEG" if image.format == "MPO" else image.format
+        plain = image.mode in ("L", "RGB") and form in ("JPEG", "PNG") and "transparency" not in image.info
+        if plain and wanted in (None, form):
             read_pixels(encoded, 1 if image.mode == "L" else 3, name)
             return encoded
         rgb, target = open_stream(io.BytesIO(encoded), "RGB", name), wanted or "PNG"
-        if image.format == "JPEG" and wanted is None:
+        if form == "JPEG" and wanted is None:
             target = "JPEG"
     except UserError as error:
         raise DamagedExample(str(error)) from error

@@ -88,6 +88,8 @@ def _fill(draft: Path, source: Source, skip_damaged: bool) -> dict[str, Any]:
                     journal["shards"][file] = {"split": name, **entry}
                     _write_json(draft / _JOURNAL_FILE, journal)
                 bar.update(len(indices))
+    # Readers go through shards by their numbers, and the journal has one that was damaged and written again at its end.
+    journal["shards"] = dict(sorted(journal["shards"].items()))
     splits = {}
     for name in source.splits:
         shards = {file: entry for file, entry in journal["shards"].items() if entry["split"] == name}
