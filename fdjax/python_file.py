@@ -56,7 +56,7 @@ def shipped_file(name: str, folder: str) -> str | None:
 
     In an installed package, the folder is inside the package; in a checkout, it is beside it.
     """
-    if Path(name).exists() or not name.replace("_", "").isalnum():
+    if Path(name).is_file() or not name.replace("_", "").isalnum():
         return None
     package = Path(__file__).parent
     files = (parent / folder / f"{name}.py" for parent in (package, package.parent))

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache, partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
 
+import fdjax
 from fdjax.config import LearnConfig
 from fdjax.graph.counting import NetworkMacs, group_runs, network_macs
 from fdjax.graph.masks import MaskedGraph
@@ -170,6 +172,22 @@ def test_the_papers_convention_is_the_papers_count_of_the_wrapped_layers(kind: s
         counts = random_counts(graph, LEVELS[levels], seed)
         paper = sum(layer.paper_total for layer in network_macs(graph, counts).layers if layer.block)
         assert expected(graph, counts, LEVELS[levels], "paper") == pytest.approx(paper, rel=1e-6)
+
+
+def test_maps_of_three_axes_are_expected_to_cost_what_they_are_counted_with() -> None:
+    class Volume(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Conv(8, (3, 3, 3), name="stem")(x))
+            x = nn.relu(nn.Conv(16, (1, 1, 1), name="a")(x))
+            return nn.Conv(8, (1, 1, 1), name="b")(x).mean((1, 2, 3))
+
+    x = jnp.zeros((1, 6, 4, 4, 3))
+    variables = jax.eval_shape(Volume().init, jax.random.key(0), x)
+    graph = fdjax.with_masks(fdjax.trace(Volume().apply, variables, x), tied=False)
+    counted = fdjax.count(graph, graph.full_counts())
+    ratio = fdjax.expected_ratio(graph, fdjax.init_fcmask(graph), convention="paper")
+    assert float(ratio) == pytest.approx(counted.paper_ratio, rel=1e-6)
 
 
 @pytest.mark.parametrize("convention", ["total", "paper"])

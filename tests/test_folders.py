@@ -21,6 +21,7 @@ from fdjax.data.decode import read_pixels
 from fdjax.data.folder import list_folder, natural, readable
 from fdjax.errors import UserError
 from fdjax.training.announce import renamed_classes
+from fdjax.training.checks import check_classes
 from tests.original_layouts import random_pixels
 
 
@@ -174,6 +175,14 @@ def test_outputs_that_get_other_classes_are_said() -> None:
     line = renamed_classes(("ant", "cat", "bee", "eel"), ("ant", "bee", "cat", "dog"))
     assert "3 of 4 classes" in line and "output 1 was 'cat' and is 'bee' now" in line
     assert renamed_classes(("ant", "bee"), ("ant", "bee")) == renamed_classes((), ("ant", "bee")) == ""
+
+
+def test_weights_that_are_not_trained_first_keep_their_classes() -> None:
+    for fitting in ((), ("a", "b", "c"), ("x", "y", "z"), ("a", "y", "c")):
+        check_classes(fitting, ("a", "b", "c"), trains_first=False)
+    check_classes(("cat", "dog", "horse"), ("bird", "cat", "dog"), trains_first=True)
+    with pytest.raises(UserError, match="the class 'cat' is output 0 in the network of --init and 1 in the data set"):
+        check_classes(("cat", "dog", "horse"), ("bird", "cat", "dog"), trains_first=False)
 
 
 @pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])

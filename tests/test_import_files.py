@@ -62,6 +62,9 @@ def test_safetensors_are_read(tmp_path: Path) -> None:
     found = read_weights(str(tmp_path / "w.safetensors"))
     assert sorted(found) == ["a", "b"]
     np.testing.assert_array_equal(found["a"], tensors["module.a"])
+    # By their numbers, because layers that only differ in their order are told apart by it.
+    writer.save_file({f"body.{number}.weight": tensors["module.a"] for number in range(12)}, tmp_path / "n.safetensors")
+    assert list(read_weights(str(tmp_path / "n.safetensors"))) == [f"body.{number}.weight" for number in range(12)]
     (tmp_path / "w.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:-3])
     with pytest.raises(UserError, match=r"w\.safetensors cannot be read as a safetensors file"):
         read_weights(str(tmp_path / "w.safetensors"))

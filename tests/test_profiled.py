@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tyro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,8 +22,10 @@ from fdjax.checkpoints.calibrate import evaluation_sample, side_energies
 from fdjax.checkpoints.freeze import hard_masks_of
 from fdjax.checkpoints.given_masks import COEF_MASKS, GivenMasks
 from fdjax.checkpoints.profiling import sensitivity_counts
+from fdjax.checkpoints.prune import mask_flags
 from fdjax.commands.main import fdjax_command
-from fdjax.config import WeightPhaseConfig
+from fdjax.commands.train import TrainArguments
+from fdjax.config import WeightPhaseConfig, load_config
 from fdjax.data import load_dataset, normalize, read_pictures
 from fdjax.data.batches import seeded_permutation
 from fdjax.errors import UserError
@@ -34,6 +37,7 @@ from fdjax.pruning.block_choice import coefficient_energy
 from fdjax.pruning.profiled import (
     METHODS,
     SCOPES,
+    Pruned,
     band_scores,
     contiguous_share,
     gate_masks,
@@ -692,6 +696,28 @@ def test_prune_refuses_what_it_cannot_do_and_writes_nothing(pretrained, tmp_path
     said = refused(capsys, ["prune", "--checkpoint", str(pretrained), "--out", str(out), "--images", "16", *arguments])
     assert expected in said
     assert not out.exists()
+
+
+def test_sparse_masks_are_refused_with_a_target_of_the_papers_convention(pretrained, tmp_path, capsys, monkeypatch):
+    def sparse(graph, *_, **__):
+        sizes = graph.mask_sizes.items()
+        masks = {path: np.tile(np.arange(num_coefs)[:, None] > 0, size) for path, (size, num_coefs) in sizes}
+        return Pruned(masks, 0.3, (), macs=None)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("fdjax.checkpoints.prune.prune_to_target", sparse)
+    flags = ["--method", "coefficient", "--target-macs", "0.7", "--convention", "paper", "--images", "16"]
+    arguments = ["prune", "--checkpoint", str(pretrained), "--out", str(tmp_path / "out"), *flags]
+    assert "no low-frequency prefixes" in refused(capsys, arguments)
+
+
+def test_the_printed_flags_give_the_settings_of_the_masks_whatever_the_config():
+    config = load_config("quickstart_paper")
+    assert config.learn.block_by_map
+    for target in ({}, {"target_macs": None, "lambda_": 0.0}):
+        wanted = dataclasses.replace(config.learn, block=2, block_by_map=(), block_by_layer=(), **target)
+        defaults = TrainArguments(config="c", workdir="w", settings=config)
+        found = tyro.cli(TrainArguments, args=mask_flags(wanted), default=defaults).settings.learn
+        assert found == wanted
 
 
 @pytest.mark.parametrize("flags", [("--percentile", "30"), ("--target-macs", "0.7", "--convention", "paper")])

@@ -331,6 +331,24 @@ def test_even_groups_by_hand() -> None:
     np.testing.assert_array_equal(even_groups(graph, masks, counts, 1)[path], counts[path])
 
 
+def test_a_space_that_is_nearer_to_whole_than_to_a_multiple_stays_whole() -> None:
+    """Masks that nothing prunes are not made smaller: 60 and 64 of 64 channels are nearer to all than to 48."""
+    graph = GRAPHS["tied, one block size"]
+    path, (channels, num_coefs) = next(item for item in graph.mask_sizes.items() if item[0] == "block00/wide")
+    whole = {at: np.ones(size, np.float32) for at, (size, _) in graph.mask_sizes.items()}
+    assert channels == 64 and harden(graph, whole, group_multiple=48).macs.ratio == 1.0
+    counts = dict(round_masks(graph, whole))
+    for kept, expected in ((64, 64), (60, 64), (50, 48)):
+        counts[path] = np.where(np.arange(channels) < kept, num_coefs, 0)
+        assert (even_groups(graph, whole, counts, 48)[path] > 0).sum() == expected
+
+
+def test_a_target_and_a_time_for_the_gate_are_not_both_accepted() -> None:
+    graph = GRAPHS["tied, one block size"]
+    with pytest.raises(UserError, match="give one of them"):
+        harden(graph, random_masks(graph, 0), target_macs=0.5, time=lambda *_: 1.0)
+
+
 # The target
 
 TARGETS = (0.2, 0.35, 0.5, 0.65, 0.8)

@@ -235,6 +235,7 @@ def test_a_run_whose_data_are_gone_is_reported_without_images(tmp_path):
         (["--workdir", "run", "--out", "run"], "give a file that can be written"),
         (["--workdir", "run", "--out", "r.html", "--bench", "none.json"], "--bench"),
         (["--workdir", "run", "--out", "r.html", "--bench", "run/summary.json"], "holds no rows of a benchmark"),
+        (["--workdir", "run", "--out", "r.html", "--bench", "run/engines.json"], "was made with --engine"),
         (["--workdir", "run", "--out", "r.html", "--bench", "run/metrics.jsonl"], "give a file that fdjax bench"),
     ],
 )  # fmt: skip
@@ -242,6 +243,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path, monkeypatch, capsys, argumen
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "run", HERE)
     (make_run(tmp_path / "begun", HERE) / "summary.json").unlink()
+    (tmp_path / "run" / "engines.json").write_text('{"rows": [{"engine": "onnxruntime", "form": "dense", "ms": 1.0}]}')
     before = set(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as stop:
         fdjax_command(["report", *arguments])

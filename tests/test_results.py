@@ -21,6 +21,7 @@ from fdjax.experiments import collect as collect_module
 from fdjax.experiments.collect import collect
 from fdjax.reports import TIME, NoDataError, markdown, read_result, seed_groups, tradeoff_figure
 from fdjax.reports.results import mask_words
+from fdjax.reports.tradeoff import kinds_of_masks
 from tests.fake_runs import CONFIG, STEPS, changed, make_run, make_summary
 
 ROOT = Path(__file__).parents[1]
@@ -575,6 +576,24 @@ def test_only_seeds_are_taken_together():
     # Settings of a phase that --init has done are those of another run.
     elsewhere = row_of(changed(CONFIG, seed=3, pretrain={"epochs": 99}), "elsewhere", skipped=1)
     assert sorted(len(group) for group in seed_groups([*base, inherited, elsewhere])) == [2, 2]
+
+
+def test_runs_pruned_by_different_methods_are_no_seeds_of_one_another():
+    configs = [changed(CONFIG, seed=seed) for seed in range(4)]
+    methods = ("band", "channel", "band", "channel")
+    rows = [
+        read_result(f"{method}_seed{config.seed}", config, {**make_summary(config, skipped=2), "pruned_by": method})
+        for config, method in zip(configs, methods, strict=True)
+    ]
+    assert [[row.name for row in group] for group in seed_groups(rows)] == [
+        ["band_seed0", "band_seed2"], ["channel_seed1", "channel_seed3"]
+    ]  # fmt: skip
+    assert "(pruned by band), " in rows[0].phases and rows[0].own_phases == rows[1].own_phases
+
+
+def test_blocks_tell_masks_apart():
+    rows = [row_of(changed(CONFIG, learn={"block": block, "block_by_map": ()}), f"b{block}") for block in (2, 4)]
+    assert kinds_of_masks(rows)["b2"].endswith("block 2") and kinds_of_masks(rows)["b4"].endswith("block 4")
 
 
 def test_one_seed_run_twice_has_no_spread_over_seeds():

@@ -148,6 +148,18 @@ def test_fields_of_one_name_are_told_apart_and_values_become_names(tmp_path):
     assert list(runs)[:2] == [f"learn.epochs1_refine.epochs3_levels{word}" for word in ("0-1-N", "all")]
 
 
+def test_fields_of_one_name_say_which_run_a_run_starts_from(tmp_path):
+    dense = SweepRun(name="dense_5", settings={"phases": ("pretrain",), "pretrain.epochs": 5})
+    runs = plan(
+        tmp_path,
+        runs=(dense,),
+        grid={"pretrain.epochs": (5,), "refine.epochs": (1,)},
+        settings={"phases": ("pretrain", "learn", "refine")},
+        init="dense_{pretrain.epochs}",
+    )
+    assert [run.after for run in runs.values()] == [None, "dense_5"]
+
+
 def test_settings_of_a_run_go_before_those_of_all(tmp_path):
     runs = plan(
         tmp_path,
@@ -180,7 +192,7 @@ def test_a_run_starts_from_another_one_or_from_a_path(tmp_path):
     ("rest", "expected"),
     [
         ("", "the sweep has no runs"),
-        ("grid={'seed': ()}", "the sweep has no runs"),
+        ("grid={'seed': ()}", "grid: seed has no values to try"),
         ("grid={'sed': (1,)}", "run 'sed1': no field 'sed' (did you mean 'seed'?)"),
         ("grid={'learn.gate': ('macs', 'tim')}", "did you mean 'time'?); accepted are macs, time, none"),
         ("grid={'learn.levels': 'all'}", "must have a tuple of values to try, got 'all'"),
@@ -197,6 +209,7 @@ def test_a_run_starts_from_another_one_or_from_a_path(tmp_path):
             "run 'seed0': init 'dens' is no run of the sweep (did you mean 'dense'?)",
         ),
         (f"{DENSE}, grid={{'seed': (0,)}}, init='dense_{{sed}}'", "between braces it may have seed"),
+        (f"{DENSE}, grid={{'seed': ()}}", "grid: seed has no values to try"),
         ("runs=(SweepRun(name='a', init='b'), SweepRun(name='b', init='a'))", "start from each other: a from b from a"),
         ("runs=(SweepRun(name='a', init='a'),)", "start from each other: a from a"),
         ("grid={'phases': (('learn', 'refine'),)}", "needs trained weights: give it an init"),
@@ -286,6 +299,17 @@ def test_a_run_is_finished_by_the_result_of_just_its_config(tmp_path):
         return plan(tmp_path, grid={"seed": (0,)}, settings=moved)["seed0"]
 
     assert planned().is_finished() and planned(**{"checkpoint.keep": 9}).is_finished()
+    # train.py writes the path of unlabelled pictures as an absolute one.
+    taught = {"data.unlabelled": "pictures", "distill.weight": 1.0}
+    there = str(Path("pictures").resolve())
+    changes = {"distill": {"weight": 1.0}, "data": {"name": "folder", "path": "/moved", "unlabelled": there}}
+    make_run(tmp_path / "taught" / "seed0", changed(HERE, **changes))
+    runs = plan_sweep(
+        Sweep(config="base.py", settings={"data.name": "folder", "data.path": "/here", **taught}, grid={"seed": (0,)}),
+        tmp_path / "taught",
+        tmp_path,
+    )
+    assert runs[0].is_finished()
     longer = planned(**{"refine.epochs": 30})
     assert not longer.is_finished() and longer.is_begun()
 

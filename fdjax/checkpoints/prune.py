@@ -39,6 +39,9 @@ from fdjax.training.summary import versions
 from fdjax.training.workdir import check_folder
 from fdjax.zoo import FCMASK
 
+# Why masks are refused.
+_SPARSE = "its masks are no low-frequency prefixes, which alone have a dense form"
+
 
 def prune_checkpoint(
     restored: Restored,
@@ -84,7 +87,7 @@ def prune_checkpoint(
     subject = open_subject(restored, learn, on)
     pruned = _prune(subject, method, learn, share, scope)
     counts = prefix_counts(pruned.masks)
-    assert counts is not None  # The gate accepts prefixes only.
+    assert counts is not None  # `_prune` accepts prefixes only.
     config = _refining(restored.config, learn, on.data_path)
     done = Past(
         dense_top1=restored.done.dense_top1,
@@ -92,6 +95,7 @@ def prune_checkpoint(
         inherited=restored.finished_phases(),
         masks_learned=True,
         weights_adapted=on.recalibrate,
+        pruned_by=method,
     )
     top1, statistics = subject.evaluate(pruned.masks)
     _write(out, restored, subject, config, counts, done, statistics)
@@ -120,14 +124,16 @@ def mask_flags(learn: LearnConfig) -> list[str]:
     """Returns the flags of `train.py` that give a config the mask settings of the pruned checkpoint."""
     flags = ["--learn.block", str(learn.block), "--learn.sides", learn.sides, "--learn.levels", learn.levels]
     flags.append("--learn.tied" if learn.tied else "--learn.no-tied")
+    # Without pairs too, so that those of the config do not stay.
     for name, pairs in (("map", learn.block_by_map), ("layer", learn.block_by_layer)):
-        if pairs:
-            flags += [f"--learn.block-by-{name}", *(str(word) for pair in pairs for word in pair)]
+        flags += [f"--learn.block-by-{name}", *(str(word) for pair in pairs for word in pair)]
     for name, rules in (("include", learn.include), ("exclude", learn.exclude)):
         if rules not in ((), ("*",)):
             flags += [f"--learn.{name}", *rules]
     if learn.target_macs is not None:
         flags += ["--learn.target-macs", str(learn.target_macs), "--learn.target-convention", learn.target_convention]
+    else:
+        flags += ["--learn.target-macs", "None", "--learn.lambda", "0.0"]
     return flags
 
 
@@ -143,11 +149,14 @@ def _prune(subject: Subject, method: str, learn: LearnConfig, share: float | Non
     try:
         if share is None:
             assert learn.target_macs is not None
-            return prune_to_target(graph, scores, learn.target_macs, scope=scope, convention=convention)
+            pruned = prune_to_target(graph, scores, learn.target_macs, scope=scope, convention=convention)
+            if prefix_counts(pruned.masks) is None:
+                raise ValueError(_SPARSE)
+            return pruned
         masks = prune_share(graph, scores, share, scope)
         masks, released = gate_masks(graph, masks, convention)
         if prefix_counts(masks) is None:
-            raise ValueError("its masks are no low-frequency prefixes, which alone have a dense form")
+            raise ValueError(_SPARSE)
         return Pruned(masks, share, released, mask_macs(graph, masks, released))
     except ValueError as error:
         raise UserError(f"--method {method}: {error}") from error

@@ -52,6 +52,18 @@ def _prune_filters(restored: Restored, parsed: PruneArguments) -> int:
         raise UserError(
             "--calibration and --agreement are for masks; filters are scored on the run's own data set: leave them out"
         )
+    given = mask_defaults(restored)
+    for_masks = {
+        "convention": "total",
+        "scope": MaskArguments.scope,
+        "block": None,
+        "tied": given["tied"],
+        "sides": given["sides"],
+        "percentile": None,
+    }
+    wrong = [name for name, default in for_masks.items() if getattr(parsed, name) != default]
+    if wrong:
+        raise UserError(f"--{wrong[0]} is for masks, and --method {parsed.method} removes filters: leave it out")
     if parsed.target_macs is None:
         raise UserError("filters are pruned to a target: give --target-macs RATIO, such as 0.5")
     from fdjax.checkpoints.filter_pruning import prune_filters
@@ -70,9 +82,14 @@ def _prune_filters(restored: Restored, parsed: PruneArguments) -> int:
         data_path=parsed.data_path,
         recalibrate=parsed.recalibrate,
     )
-    past = Past(dense_top1=restored.done.dense_top1, filters_removed=True)
-    save_trained(out, pruned.config, pruned.graph, pruned.variables, past)
     report = pruned.report
+    past = Past(
+        dense_top1=restored.done.dense_top1,
+        filters_removed=True,
+        pruned_by=parsed.method,
+        unpruned_macs=report["macs"]["before"],
+    )
+    save_trained(out, pruned.config, pruned.graph, pruned.variables, past)
     dense = "" if report["dense_top1"] is None else f" (dense {100 * report['dense_top1']:.2f}%)"
     print(
         f"{report['method']}: {100 * report['top1']:.2f}% top-1{dense} of {report['num_examples']:,} images at "

@@ -16,7 +16,14 @@ from fdjax.config.phases import (
     LearnConfig,
     WeightPhaseConfig,
 )
-from fdjax.config.run import CheckpointConfig, ComputeConfig, Config, DistillConfig, load_config
+from fdjax.config.run import (
+    CheckpointConfig,
+    ComputeConfig,
+    Config,
+    DistillConfig,
+    load_config,
+    with_absolute_paths,
+)
 
 __all__ = [
     "HARD_PHASES",
@@ -34,4 +41,5 @@ __all__ = [
     "WeightPhaseConfig",
     "continuation_problem",
     "load_config",
+    "with_absolute_paths",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from fdjax.config.checked import Checked
@@ -116,6 +117,16 @@ class Config(Checked):
           UserError: the fields or values are not those of a config, or name an option that has been removed.
         """
         return config_of_fields(cls, fields)
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Makes the paths of the data absolute, so that the checkpoint can be evaluated from any directory."""
+    absolute = {
+        field: str(Path(path).expanduser().resolve())
+        for field in ("path", "unlabelled")
+        if (path := getattr(config.data, field)) is not None
+    }
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **absolute))
 
 
 def load_config(path: str) -> Config:

@@ -152,6 +152,10 @@ def _read_bench(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"--bench {file} cannot be read ({error}); {wanted}") from error
     rows = found.get("rows") if isinstance(found, dict) else None
+    if isinstance(rows, list) and rows and all(isinstance(row, dict) and "engine" in row for row in rows):
+        raise UserError(
+            f"--bench {file} was made with --engine; give one that fdjax bench --json has written without it"
+        )
     if not isinstance(rows, list) or not rows or not all(map(_is_bench_row, rows)):
         raise UserError(f"--bench {file} holds no rows of a benchmark; {wanted}")
     return found

@@ -19,7 +19,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fdjax.config import CheckpointConfig, ComputeConfig, Config, continuation_problem, load_config
+from fdjax.config import (
+    CheckpointConfig,
+    ComputeConfig,
+    Config,
+    continuation_problem,
+    load_config,
+    with_absolute_paths,
+)
 from fdjax.errors import UserError, suggestion
 from fdjax.experiments.settings import as_flags, with_settings
 from fdjax.python_file import load_made
@@ -150,7 +157,7 @@ def plan_sweep(sweep: Sweep, workdir: str | Path, base: str | Path = ".") -> tup
     for run in runs:
         try:
             settings = {**sweep.settings, **run.settings}
-            config = with_settings(default, settings)
+            config = with_absolute_paths(with_settings(default, settings))
             after, init = _source(run, names, folder, base)
             if init is None and config.phases[0] != "pretrain":
                 raise UserError(
@@ -182,6 +189,8 @@ def _combinations(sweep: Sweep) -> list[SweepRun]:
     for field, values in sweep.grid.items():
         if not isinstance(values, tuple | list | range):
             raise UserError(f"grid: {field} must have a tuple of values to try, got {values!r}")
+        if not values:
+            raise UserError(f"grid: {field} has no values to try; give at least one, or leave {field} out")
     if not sweep.grid:
         return []
     ends = [field.rpartition(".")[2].rstrip("_") for field in sweep.grid]
@@ -192,13 +201,13 @@ def _combinations(sweep: Sweep) -> list[SweepRun]:
         _check_name(name)
         init = sweep.init
         if init is not None:
-            try:
-                init = init.format_map(dict(zip(short, values, strict=True)))
-            except (KeyError, ValueError, IndexError) as error:
+            # Not str.format, to which a name with a dot is an attribute.
+            for name_of_field, value in zip(short, values, strict=True):
+                init = init.replace(f"{{{name_of_field}}}", str(value))
+            if "{" in init or "}" in init:
                 raise UserError(
-                    f"init {init!r} cannot be filled in ({type(error).__name__}: {error}); between braces it may have "
-                    f"{', '.join(short)}"
-                ) from error
+                    f"init {sweep.init!r} cannot be filled in; between braces it may have {', '.join(short)}"
+                )
         runs.append(SweepRun(name=name, settings=dict(zip(sweep.grid, values, strict=True)), init=init))
     return runs
 

@@ -125,8 +125,8 @@ class GroupRun:
             self.mask.block,
             self.writer.in_channels if inputs is None else inputs,
             self.reader.out_channels if outputs is None else outputs,
-            _size(self.writer.in_size),
-            _size(self.reader.in_size),
+            map_size(self.writer.in_size),
+            map_size(self.reader.in_size),
             self.taps_of_mean,
             self.depthwise.window[0],
             narrow_transforms,
@@ -176,11 +176,11 @@ def _taps_of_mean(network: MaskedGraph, depthwise: Layer, block: int) -> int:
     pads = network.operations.operations[depthwise.operation].params["padding"]
     before = (int(pads[0][0]), int(pads[1][0]))
     return ops_macs.block_constant_taps(
-        _size(depthwise.out_size), depthwise.stride[0], block, before, depthwise.window[0]
+        map_size(depthwise.out_size), depthwise.stride[0], block, before, depthwise.window[0]
     )
 
 
-def _size(size: tuple[int, ...]) -> tuple[int, int]:
+def map_size(size: tuple[int, ...]) -> tuple[int, int]:
     """Returns (H, W) of a map; tokens are a map with one row, and of three axes and more all but the last are rows."""
     return math.prod(size[:-1]), (1, *size)[-1]
 
@@ -220,7 +220,7 @@ def layer_totals(network: MaskedGraph, counts: Counts, names: Collection[str] | 
         if name in network.blocks:
             inputs, outputs = (_histogram(side, network.blocks[name] ** 2) for side in alive.sides(name))
             totals[name] = ops_macs.cheapest_pointwise(
-                _size(layer.in_size), network.blocks[name], np.asarray(inputs), np.asarray(outputs)
+                map_size(layer.in_size), network.blocks[name], np.asarray(inputs), np.asarray(outputs)
             )
             continue
         if name in middle:
@@ -292,7 +292,7 @@ def network_macs(network: MaskedGraph, counts: Counts, released: Collection[str]
         block = network.blocks.get(name)
         if block is not None:
             inputs, outputs = sides = [network.side_counts(counts, name, side) for side in ("input", "output")]
-            macs = ops_macs.pointwise_macs(_size(layer.in_size), block, inputs, outputs, name in released)
+            macs = ops_macs.pointwise_macs(map_size(layer.in_size), block, inputs, outputs, name in released)
             pruned, full, paper = macs.pruned, macs.full_transforms, macs.paper_total
             masked = (network.mask_of(name, side) is not None for side in ("input", "output"))
             histograms = [

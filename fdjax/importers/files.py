@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fdjax.data.folder import natural
 from fdjax.errors import UserError
 from fdjax.importers.keras_file import KERAS_ARCHIVE_MEMBER, read_keras
 from fdjax.importers.state_dicts import Weights, unwrapped
@@ -91,6 +92,8 @@ def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
             f"{file} is a safetensors file: pip install safetensors, then give the command again"
         ) from error
     try:
-        return safetensors.load_file(file)
+        found = safetensors.load_file(file)
     except Exception as error:  # The library raises its own exception and others.
         raise UserError(f"{file} cannot be read as a safetensors file: {error}") from error
+    # The file does not keep the order of the layers, and lists body.10 before body.2.
+    return {name: found[name] for name in sorted(found, key=natural)}

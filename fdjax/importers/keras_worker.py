@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -133,9 +134,14 @@ def _put(weights: dict[str, np.ndarray], name: str, array: np.ndarray) -> None:
     weights[name] = array
 
 
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """Sorts conv2d_2 before conv2d_10; the library lists names by their characters."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
+
+
 def _numbered(reader: _Reader, layers: Any) -> dict[str, np.ndarray]:
     weights = {}
-    for number in layers:
+    for number in sorted(layers, key=_by_number):
         group = reader.member(layers, number)
         within = reader.member(group, "layers")
         if within is not None:  # A model within the model, such as the base of transfer learning.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fdjax.graph.counting import GroupRun, group_runs
+from fdjax.graph.counting import GroupRun, group_runs, map_size
 from fdjax.graph.liveness import InnerSpace, inner_spaces, middle_layers
 from fdjax.graph.masks import SIDES, MaskedGraph, Side
 from fdjax.graph.network import Layer
@@ -173,8 +173,7 @@ class _Masks:
         self, name: str, inputs: jax.Array, outputs: jax.Array, transforms: bool | Sequence[float] = True
     ) -> jax.Array:
         layer = self.network.layers[name]
-        height, width = (1, *layer.in_size)[-2:]
-        shape = ((height, width), self.network.blocks[name], layer.in_channels, layer.out_channels)
+        shape = (map_size(layer.in_size), self.network.blocks[name], layer.in_channels, layer.out_channels)
         return expected_pointwise_macs(*shape, inputs, outputs, transforms)
 
 

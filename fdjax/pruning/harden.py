@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 
 from fdjax.errors import UserError
-from fdjax.graph.counting import NetworkMacs, layer_totals, network_macs
+from fdjax.graph.counting import NetworkMacs, layer_totals, map_size, network_macs
 from fdjax.graph.masks import SIDES, Counts, MaskedGraph
 from fdjax.ops.macs import pointwise_macs
 
@@ -94,6 +94,8 @@ def even_groups(network: MaskedGraph, fcmasks: FcMasks, counts: Counts, multiple
         for count in np.unique(old[old > 0]):
             width = int((old >= count).sum())
             even = (width + multiple // 2) // multiple * multiple
+            if len(old) - width < abs(even - width):
+                even = len(old)
             if count == old[old > 0].min():
                 even = max(even, -(-network.floors.get(path, 0) // multiple) * multiple)
             new[order[: min(len(old), even)]] = count
@@ -175,9 +177,10 @@ def _whole(counts: np.ndarray, num_coefs: int) -> np.ndarray:
 def _paper_macs(network: MaskedGraph, counts: Counts, names: Sequence[str], released: bool) -> int:
     total = 0
     for name in names:
-        height, width = (1, *network.layers[name].in_size)[-2:]
         inputs, outputs = (network.side_counts(counts, name, side) for side in SIDES)
-        total += pointwise_macs((height, width), network.blocks[name], inputs, outputs, released).paper_total
+        total += pointwise_macs(
+            map_size(network.layers[name].in_size), network.blocks[name], inputs, outputs, released
+        ).paper_total
     return total
 
 
@@ -213,15 +216,18 @@ def harden(
       offset: added to every FCMask before rounding, if there is no target.
       group_multiple: multiple that the sizes of groups are rounded to (`even_groups`).
       released: layers to release whatever they cost.
-      time: a function for the gate to compare in place of MACs.
+      time: a function for the gate to compare in place of MACs, without a target.
 
     Returns:
       The kept counts, the released layers, and their MACs.
 
     Raises:
-      UserError: if the target, the gate, the convention or the multiple is none of those above.
+      UserError: if the target, the gate, the convention or the multiple is none of those above, or both a target and a
+        time are given.
     """
     _check(target_macs, gate, convention, group_multiple)
+    if target_macs is not None and time is not None:
+        raise UserError("target_macs is a target of MACs, and time a function for the gate: give one of them")
     if target_macs is not None:
         rounding = {"levels": levels, "gate": gate, "convention": convention, "group_multiple": group_multiple}
         return harden_to_target(network, fcmasks, target_macs, released=released, **rounding)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PureWindowsPath
 from typing import Any
 
@@ -198,7 +198,7 @@ def read_result(name: str, config: Config, summary: Mapping[str, Any]) -> Result
         width=config.model.width if config.model.factory is None else 1.0,
         data=_data_words(config),
         train_limit=config.data.train_limit,
-        phases=", ".join(f"({phase})" if phase in inherited else phase for phase in config.phases),
+        phases=", ".join(_phase_words(config.phases, inherited, summary.get("pruned_by"))),
         block=_block_words(config) if pruned else None,
         masks=", ".join(mask_words(config)) if pruned else None,
         target_macs=target if pruned else None,
@@ -272,6 +272,13 @@ def _history(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     for entry in phases.values():
         _number(entry, "steps")
     return phases
+
+
+def _phase_words(phases: Sequence[str], inherited: Sequence[str], pruned_by: Any) -> list[str]:
+    """Returns the phases, those of --init in parentheses, and what `fdjax prune` did before the run's own."""
+    words = [f"({phase})" for phase in phases if phase in inherited]
+    words += [f"(pruned by {pruned_by})"] if isinstance(pruned_by, str) else []
+    return [*words, *(phase for phase in phases if phase not in inherited)]
 
 
 def _imported(summary: Mapping[str, Any]) -> str | None:

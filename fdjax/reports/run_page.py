@@ -219,11 +219,18 @@ def _macs_table(macs: Mapping[str, Any], is_pruned: bool) -> str:
     )
 
 
+def _steps_words(phase: Mapping[str, Any]) -> str:
+    stopped = phase.get("stopped")
+    if not isinstance(stopped, Mapping):
+        return f"{phase['steps']:,}"
+    return f"stopped at {stopped['at']:,} of {phase['steps']:,}, the best at {stopped['best']:,}"
+
+
 def _phase_table(phases: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         (
             phase["name"],
-            f"{phase['steps']:,}",
+            _steps_words(phase),
             f"{phase['seconds'] / 60:.1f} min" if "seconds" in phase else _NONE,
             _NONE if phase.get("soft_top1") is None else f"{100 * phase['soft_top1']:.2f}%",
             f"{100 * phase['top1']:.2f}%" if phase.get("top1") is not None else _NONE,

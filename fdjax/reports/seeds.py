@@ -29,7 +29,8 @@ def run_settings(result: Result) -> dict[str, Any]:
     if not config.distill.weight:
         unused.add("distill.temperature")
     settings = {name: value for name, value in flat_settings(config).items() if name.partition(".")[0] in fields}
-    return {"phases": result.phases, "data": result.data} | {k: v for k, v in settings.items() if k not in unused}
+    origin = {"phases": result.phases, "data": result.data, "imported": result.imported}
+    return origin | {k: v for k, v in settings.items() if k not in unused}
 
 
 def settings_key(result: Result, *left_out: str) -> str:

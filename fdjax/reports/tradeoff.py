@@ -139,7 +139,11 @@ def mask_styles(kinds: Mapping[str, str]) -> dict[str, tuple[str, str]]:
 def kinds_of_masks(results: Sequence[Result]) -> dict[str, str]:
     """Returns the masks of each run in words: the sides, and other settings and lengths of phases that differ."""
     words = {
-        result.name: [*mask_words(result.config), *_lengths(result, [p for p in result.own_phases if p != "pretrain"])]
+        result.name: [
+            *mask_words(result.config),
+            f"block {result.block}",
+            *_lengths(result, [p for p in result.own_phases if p != "pretrain"]),
+        ]
         for result in results
     }
     common = set.intersection(*(set(of_run) for of_run in words.values()))

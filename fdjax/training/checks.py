@@ -139,6 +139,24 @@ def check_init(model: ModelConfig, network: Network, graph: MaskedGraph, init: R
         )
 
 
+def check_classes(then: Sequence[str], now: Sequence[str], *, trains_first: bool) -> None:
+    """Raises `UserError` if a class of --init has another output in the data set, and no weights are trained first.
+
+    Args:
+      then: names of the classes of --init, in order; empty if they have none.
+      now: names of the data set's classes, in order.
+      trains_first: whether the run begins with a phase that trains the weights for the data set.
+    """
+    moved = [name for at, name in enumerate(then) if name in now and now[at] != name]
+    if moved and not trains_first:
+        name = moved[0]
+        raise UserError(
+            f"the class {name!r} is output {list(then).index(name)} in the network of --init and "
+            f"{list(now).index(name)} in the data set, and other classes differ, so labels would be wrong: give the "
+            "data set that the network was trained on, a classes.txt in its order, or --phases that begin with pretrain"
+        )
+
+
 def _check_same_weights(network: Network, graph: MaskedGraph, init: Restored) -> None:
     """Raises `UserError` if the weights of --init have other paths or shapes than the network's."""
     wanted = jax.eval_shape(lambda: init_variables(network, graph.input_shape, 0))

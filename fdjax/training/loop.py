@@ -132,6 +132,8 @@ class Run:
             checks.check_init(self.config.model, self.network, self.graph, self.init)
             self.done.inherited = checks.inherited_phases(self.config, self.init)
             self._skip(checks.phases_done(self.config, self.done.inherited))
+            trains_first = self.phases[0].name == "pretrain"
+            checks.check_classes(self.init.graph.class_names, self.graph.class_names, trains_first=trains_first)
             checks.check_teacher(self.config, self.phases[0], self.init)
         checks.check_labels(self.config, self.phases)
         known = None
@@ -194,6 +196,7 @@ class Run:
             self.done.masks_learned = self.init.done.masks_learned or self.init.phase.learns_masks
             self.done.weights_adapted = self.init.weights_adapted
             self.done.filters_removed = self.init.done.filters_removed
+            self.done.pruned_by, self.done.unpruned_macs = self.init.done.pruned_by, self.init.done.unpruned_macs
             if self.done.masks_learned:
                 variables[FCMASK] = self.init.state.fcmask
                 self.done.released = list(self.init.done.released)
@@ -405,6 +408,7 @@ class Run:
         top1, soft_top1, macs, score = self.measure.finish_phase(phase, state, self.done)
         if phase.name == "pretrain":
             self.done.dense_top1, self.done.weights_adapted, self.done.filters_removed = top1, False, False
+            self.done.pruned_by, self.done.unpruned_macs = "", None
             self.done.imported = self.done.imported and {**self.done.imported, "fine_tuned": True}
         self.done.weights_adapted |= phase.adapts_weights
         if phase.learns_masks:

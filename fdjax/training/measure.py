@@ -328,7 +328,8 @@ class Measurements:
                 rounded = hard.counts[path] / num_coefs
                 fcmasks.append((path, soft.get(path, rounded), rounded, num_coefs))
         spans = [{"name": phase.name, "start_step": phase.start, "end_step": phase.end} for phase in phases]
-        drawn = learn.target_convention == "total" and done.masks_learned
+        by_macs = learn.target_time is None and learn.target_convention == "total"
+        drawn = by_macs and done.masks_learned
         plot_run(layers, self.log.read(), spans, fcmasks, self.workdir, target=learn.target_macs if drawn else None)
 
     def _soft_masks(self) -> dict[str, np.ndarray]:

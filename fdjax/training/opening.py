@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
 
 from fdjax.checkpoint import CHECKPOINT_FOLDER, Checkpoints
-from fdjax.config import Config, continuation_problem
+from fdjax.config import Config, continuation_problem, with_absolute_paths
 from fdjax.errors import RunStopped, UserError, first_line
 from fdjax.training.datasets import open_data
 from fdjax.training.devices import Devices
@@ -47,7 +46,7 @@ def open_run(
     Raises:
       UserError: if something that is asked for does not exist or does not fit, or `folder` holds another run.
     """
-    config = _with_absolute_paths(config)
+    config = with_absolute_paths(config)
     checkpoints = Checkpoints(folder / CHECKPOINT_FOLDER)
     found = restore_latest(checkpoints) if (folder / CONFIG_FILE).exists() else None
     resumed = None if found is None else found[1]
@@ -103,16 +102,6 @@ def stopped(error: RunStopped | OSError, folder: Path) -> RunStopped:
         return RunStopped(f"{what}; {last}, in {folder}")
     again = "resumes from it" if step is not None else "begins anew"
     return RunStopped(f"the run stops: {what}; {last}, in {folder}; after that is fixed, the same command {again}")
-
-
-def _with_absolute_paths(config: Config) -> Config:
-    """Makes the paths of the data absolute, so that the checkpoint can be evaluated from any directory."""
-    absolute = {
-        field: str(Path(path).expanduser().resolve())
-        for field in ("path", "unlabelled")
-        if (path := getattr(config.data, field)) is not None
-    }
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **absolute))
 
 
 def _init_source(folder: Path, init: str | None, *, begun: bool, resumed: Restored | None) -> str | None:

@@ -46,6 +46,9 @@ class Past:
       weights_adapted: whether the weights have been trained under masks since pretraining, in this run or that of
         --init, or `fdjax prune` has corrected batch norm for masks.
       filters_removed: whether `fdjax prune` has removed filters since pretraining, in this run or that of --init.
+      pruned_by: the method of `fdjax prune` that has set the masks or removed filters since pretraining, in this run or
+        that of --init; otherwise empty.
+      unpruned_macs: MACs of the network before filters were removed; None if none were.
       imported: the origin of weights that `fdjax import` has imported; otherwise empty.
       best: the fields of the `BestSoFar` of a phase that can end early; otherwise None.
       evaluated: step of the run at its latest evaluation, 0 before the first; None in checkpoints without it.
@@ -62,6 +65,8 @@ class Past:
     masks_learned: bool = False
     weights_adapted: bool = False
     filters_removed: bool = False
+    pruned_by: str = ""
+    unpruned_macs: int | None = None
     imported: dict[str, Any] = dataclasses.field(default_factory=dict)
     best: dict[str, Any] | None = None
     evaluated: int | None = None
@@ -327,4 +332,5 @@ def evaluate_restored(restored: Restored, split: str = "test", data_path: str | 
         "step": restored.phase.start + restored.phase_step,
         "phase": restored.phase.name,
         "dense_top1": restored.done.dense_top1 if split == "test" else None,
+        "unpruned_macs": restored.done.unpruned_macs,
     }

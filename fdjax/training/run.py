@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ from fdjax.training.steps import (
 from fdjax.training.stopping import Stopping
 from fdjax.training.streaming import make_feed
 from fdjax.training.summary import describe
-from fdjax.training.workdir import CONFIG_FILE, check_folder
+from fdjax.training.workdir import CONFIG_FILE, SUMMARY_FILE, check_folder
 
 
 def train(
@@ -87,6 +88,9 @@ def train(
         summary = summary_if_finished(run)
         if summary is not None:
             if devices.is_writer:
+                # A sweep tells by the times of the files that the summary is of this config; copies may have any.
+                with contextlib.suppress(OSError):
+                    os.utime(folder / SUMMARY_FILE)
                 print(f"the run in {folder} is finished; nothing to do. Its result:\n{describe(summary)}")
             return summary
         # However the run ends, its saves are finished before the lock is released.

@@ -66,6 +66,8 @@ def run_summary(
         "target_convention": learn.target_convention,
         "seed": config.seed,
         "imported": done.imported or None,
+        "pruned_by": done.pruned_by or None,
+        "unpruned_macs": done.unpruned_macs,
         "versions": made_by,
     }
 
@@ -74,7 +76,8 @@ def describe(summary: dict[str, Any]) -> str:
     """Describes a summary in a few lines."""
     macs, lines = summary["macs"], []
     if summary.get("dense_top1") is not None:
-        lines.append(f"dense:  {100 * summary['dense_top1']:.2f}% top-1 at {macs['dense'] / 1e6:,.2f} M MACs")
+        dense = summary.get("unpruned_macs") or macs["dense"]
+        lines.append(f"dense:  {100 * summary['dense_top1']:.2f}% top-1 at {dense / 1e6:,.2f} M MACs")
     name = "pruned" if macs["total"] < macs["dense"] else "network"
     costs = f"{macs['total'] / 1e6:,.2f} M MACs, transforms included: {macs['ratio']:.3f}x"
     if summary.get("agreement") is not None:
