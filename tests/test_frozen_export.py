@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import jax.export
 import numpy as np
 import pytest
@@ -42,3 +45,18 @@ def test_the_command_reads_the_artifact_only(tmp_path, capsys) -> None:
     (tmp_path / "other.stablehlo").write_bytes(b"no network")
     with pytest.raises(UserError, match="no network that fdjax export wrote"):
         read_stablehlo(tmp_path / "other.stablehlo")
+
+
+def test_an_export_that_fails_leaves_the_file_that_was_there(tmp_path, monkeypatch) -> None:
+    network, graph = make(**TIED)
+    frozen = frozen_of(graph, random_variables(network, graph, 0), graph.full_counts())
+    file = tmp_path / "network.stablehlo"
+    file.write_bytes(b"before")
+
+    def full(*_) -> bytearray:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("fdjax.frozen.export.to_stablehlo", full)
+    with pytest.raises(UserError, match=r"network\.stablehlo cannot be written: No space left on device"):
+        export(frozen, file)
+    assert file.read_bytes() == b"before" and list(tmp_path.iterdir()) == [file]

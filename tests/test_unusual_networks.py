@@ -14,6 +14,7 @@ import pytest
 from jax import lax
 
 import fdjax
+from fdjax.errors import UserError
 from fdjax.frozen.native import compile as native_compile
 from fdjax.frozen.native.compile import NativeNetwork
 from fdjax.frozen.onnx_model import onnxruntime_session, to_onnx
@@ -29,6 +30,8 @@ VARIABLES = {
     name: {"kernel": jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32) * 0.4)}
     for seed, (name, shape) in enumerate(SHAPES.items())
 }
+# A product over columns: [8, 12].
+COLUMNS = np.eye(8, 12, dtype=np.float32) + 0.1
 Network = Callable[[Any, Any], Any]
 
 
@@ -94,6 +97,40 @@ def in_windows(v: Any, x: Any) -> Any:
     return y.mean((1, 2, 3)) @ v["top"]["kernel"]
 
 
+def times_a_number(v: Any, x: Any) -> Any:
+    y = jax.nn.relu(conv(x, v, "first") + 0.3) * x.mean((1, 2, 3), keepdims=True)
+    return top(conv(y, v, "point"), v)
+
+
+def truncated(v: Any, x: Any) -> Any:
+    y = conv(x, v, "first") + 0.3
+    return top(conv((4 * y).astype(jnp.int32).astype(jnp.float32), v, "point"), v)
+
+
+def divided(v: Any, x: Any) -> Any:
+    y = (8 * conv(x, v, "first")).astype(jnp.int32) // 4
+    return top(conv(y.astype(jnp.float32), v, "point"), v)
+
+
+def conditions(v: Any, x: Any) -> Any:
+    return top(conv(jax.nn.relu(conv((x > 0.1).astype(jnp.float32), v, "first") + 0.3), v, "point"), v)
+
+
+def over_pixels(v: Any, x: Any) -> Any:
+    y = jax.nn.relu(conv(x, v, "first") + 0.3)
+    y = jnp.einsum("bhwc,wv->bhcv", y, COLUMNS).transpose(0, 1, 3, 2)
+    return top(conv(y, v, "point"), v)
+
+
+def negative_padding(v: Any, x: Any) -> Any:
+    return top(conv(jax.nn.relu(conv(x, v, "first", ((-1, 0), (0, -1)))), v, "point"), v)
+
+
+def of_one_row(v: Any, x: Any) -> Any:
+    y = conv(jax.nn.relu(conv(x, v, "first") + 0.3), v, "point")
+    return top(y, v) + y.mean((1, 2, 3))[:, None] @ v["top"]["kernel"][:1]
+
+
 def partly_dead(v: Any, x: Any) -> Any:
     y = conv(x, v, "odd")
     both = jnp.concatenate([y, conv(y, v, "small")[..., :3]], axis=-1)
@@ -117,9 +154,20 @@ NETWORKS: dict[str, Network] = {
     "dilated": dilated,
     "products in windows": in_windows,
     "a part of a concatenation is dead": partly_dead,
+    "times a number for each image": times_a_number,
+    "truncated to integers": truncated,
+    "integers divided": divided,
+    "conditions as numbers": conditions,
+    "a product over pixels": over_pixels,
+    "a matrix of one row": of_one_row,
+    "negative padding first": negative_padding,
 }
 # What an engine has no code for, and says so.
-REFUSED = {("native", "one pixel, moved")}
+NOT_NATIVE = (
+    "one pixel, moved", "negative padding first", "times a number for each image", "a matrix of one row",
+    "truncated to integers", "integers divided", "a product over pixels",
+)  # fmt: skip
+REFUSED = {*(("native", name) for name in NOT_NATIVE), ("onnxruntime", "integers divided")}
 
 
 def counts_of(name: str, graph: fdjax.MaskedGraph) -> dict[str, np.ndarray]:
@@ -152,9 +200,18 @@ def test_frozen_is_masked_on_every_engine(name: str, tmp_path) -> None:
         program, arrays = made.frozen.program, made.frozen.arrays
         macs = fdjax.count(graph, counts).to_dict()
         assert program.macs() <= macs["total"] <= macs["dense"]
-        found = {"xla": made(IMAGES), "onnxruntime": onnxruntime_session(to_onnx(program, arrays), 1)(IMAGES)}
-        if ("native", name) not in REFUSED:
-            found["native"] = NativeNetwork(program, arrays, folder=tmp_path)(IMAGES)
+        engines = {
+            "xla": lambda made=made: made,
+            "onnxruntime": lambda program=program, arrays=arrays: onnxruntime_session(to_onnx(program, arrays), 1),
+            "native": lambda program=program, arrays=arrays: NativeNetwork(program, arrays, folder=tmp_path),
+        }
+        found = {}
+        for engine, opened in engines.items():
+            if (engine, name) in REFUSED:
+                with pytest.raises(UserError):
+                    opened()
+            else:
+                found[engine] = opened()(IMAGES)
         for engine, results in found.items():
             for result, want in zip(jax.tree.leaves(results), wanted, strict=True):
                 tolerance = 1e-5 * float(jnp.abs(want).max())
@@ -195,6 +252,52 @@ def test_padding_may_be_minus_infinity(tmp_path) -> None:
         NativeNetwork(program, arrays, folder=tmp_path)(IMAGES),
     ):
         np.testing.assert_allclose(np.asarray(jax.tree.leaves(found)[0]), wanted, rtol=1e-5)
+
+
+def test_constants_of_removed_channels_are_kept_or_refused() -> None:
+    """The outputs of a layer go, and what their biases make of them is a constant for the layer that reads them."""
+
+    def network(between: Callable[[Any, Any], Any]) -> Network:
+        def apply(v: Any, x: Any) -> Any:
+            y = conv(jax.nn.relu(conv(x, v, "first")), v, "point") + 0.3
+            return top(between(jax.nn.relu(y), x), v)
+
+        return apply
+
+    over_columns = network(lambda y, x: jnp.einsum("bhwc,wv->bhcv", y, COLUMNS).transpose(0, 1, 3, 2))
+    scaled = network(lambda y, x: y * x.mean((1, 2, 3), keepdims=True))
+    for apply, fits in ((over_columns, True), (scaled, False)):
+        graph = fdjax.with_masks(fdjax.trace(apply, VARIABLES, IMAGES), tied=False)
+        counts = dict(graph.full_counts()) | {"point/output": np.arange(8) % 2}
+        wanted = jax.jit(fdjax.masked(apply, graph))(counts, VARIABLES, IMAGES)
+        if fits:
+            np.testing.assert_allclose(fdjax.freeze(graph, VARIABLES, counts)(IMAGES), wanted, rtol=1e-4, atol=1e-4)
+            continue
+        with pytest.raises(ValueError, match=r"no form for mul .*would differ from image to image"):
+            fdjax.freeze(graph, VARIABLES, counts)
+
+
+def test_integers_of_images_are_not_computed_with_and_soft_masks_are_no_counts() -> None:
+    def halved(v: Any, x: Any) -> Any:
+        return top(conv((x // jnp.uint8(2)).astype(jnp.float32), v, "first"), v)
+
+    whole = fdjax.with_masks(fdjax.trace(halved, VARIABLES, (50 * IMAGES + 128).astype(np.uint8)))
+    with pytest.raises(ValueError, match=r"div of images of integers.*convert them to it first"):
+        fdjax.freeze(whole, VARIABLES, whole.full_counts())
+    graph = fdjax.with_masks(fdjax.trace(NETWORKS["leaky ReLU"], VARIABLES, IMAGES))
+    with pytest.raises(ValueError, match=r"must be integers from 0 to 1, got float32; soft masks .* fdjax\.harden"):
+        fdjax.freeze(graph, VARIABLES, fdjax.init_fcmask(graph))
+
+
+def test_onnx_says_which_outputs_are_conditions() -> None:
+    def both(v: Any, x: Any) -> Any:
+        logits = top(conv(jax.nn.relu(conv(x, v, "first")), v, "point"), v)
+        return logits, logits > 0
+
+    graph = fdjax.with_masks(fdjax.trace(both, VARIABLES, IMAGES))
+    frozen = fdjax.freeze(graph, VARIABLES, graph.full_counts()).frozen
+    logits, positive = onnxruntime_session(to_onnx(frozen.program, frozen.arrays), 1)(IMAGES)
+    assert positive.dtype == np.bool_ and np.array_equal(positive, np.asarray(logits) > 0)
 
 
 class Attention(nn.Module):

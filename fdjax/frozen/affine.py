@@ -66,8 +66,16 @@ def _negated(folding: Folding, operation: Operation) -> Held | None:
 
 
 def _passed(folding: Folding, operation: Operation) -> Held | None:
-    """Handles operations that are the identity."""
-    return dataclasses.replace(folding.held(operation.inputs[0]))
+    """Handles operations that are the identity; a conversion is one if its result is floating point.
+
+    Images of integers are floating point in a frozen network; other integers and conditions are not.
+    """
+    (value,), (output,) = operation.inputs, operation.outputs
+    if operation.kind == "convert_element_type" and not (
+        folding.is_floating(output) and (folding.is_floating(value) or folding.is_image(value))
+    ):
+        return None
+    return dataclasses.replace(folding.held(value))
 
 
 def _activation(folding: Folding, operation: Operation) -> Held | None:
@@ -170,6 +178,16 @@ _RULES: Mapping[str, Callable[[Folding, Operation], Held | None]] = {
 def apply_rule(folding: Folding, operation: Operation) -> Held | None:
     """Returns the `Held` of an affine or elementwise operation's result; None if no rule applies to the operation."""
     rule = _RULES.get(operation.kind)
+    if operation.kind != "convert_element_type":
+        for value in operation.inputs:
+            if folding.is_live(value) and folding.is_image(value) and not folding.is_floating(value):
+                raise ValueError(
+                    f"{operation.kind} of images of integers, which a frozen network takes as floating point: convert "
+                    "them to it first"
+                )
+    # Integers are not scaled and shifted: their arithmetic rounds.
+    if operation.kind not in _NOTHING and not folding.is_floating(operation.outputs[0]):
+        rule = None
     held = rule(folding, operation) if rule is not None else None
     if held is None and operation.kind in UNARY | SEVERAL:
         held = _nonlinear(folding, operation)

@@ -42,7 +42,7 @@ def carry(folding: Folding, operation: Operation) -> dict[int, Held] | None:
         return None
     order, axis, shape = folding.order_of(output), folding.axis_of(output), folding.shape_of(output)
     assert axis is not None
-    constant = _constant_result(folding, operation, [folding.settled(value).offset for value in lives])
+    constant = constant_result(folding, operation, [folding.settled(value).offset for value in lives])
     constant[..., order[~_added(folding, operation)[order]]] = 0.0
     if not len(order):
         return {output: Held(None, order, None, uniform(constant))}
@@ -95,7 +95,7 @@ def _applied(
     return made if indices is None else folding.builder.take(made, indices)
 
 
-def _constant_result(folding: Folding, operation: Operation, offsets: Sequence[np.ndarray]) -> np.ndarray:
+def constant_result(folding: Folding, operation: Operation, offsets: Sequence[np.ndarray]) -> np.ndarray:
     """Applies the operation to the parts of its inputs that are the same for all images; returns [..., C], float64."""
     output = operation.outputs[0]
     axis, shape = folding.axis_of(output), folding.shape_of(output)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -73,12 +75,22 @@ def export(frozen: Frozen, file: Path, graph: MaskedGraph | None = None, data: M
       data: the data settings in the manifest (`manifest["data"]`); an ONNX file then says how pictures are resized.
 
     Raises:
-      UserError: if the suffix is another, or the format cannot hold the network.
+      UserError: if the suffix is another, the format cannot hold the network, or the file cannot be written. What
+        the file held before is then still there.
     """
     if file.suffix not in WRITERS:
         raise UserError(f"{file}: give a file that ends in {' or '.join(WRITERS)}")
     try:
-        WRITERS[file.suffix](frozen, file, graph, data)
+        # What the file held before stays until the new contents are complete.
+        with tempfile.TemporaryDirectory(prefix=".fdjax", dir=file.parent) as folder:
+            made = Path(folder, file.name)
+            try:
+                WRITERS[file.suffix](frozen, made, graph, data)
+            except UserError as error:
+                raise UserError(str(error).replace(str(made), str(file))) from error
+            os.replace(made, file)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror or first_line(error)}") from error
     except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
         if isinstance(error, UserError):
             raise

@@ -17,7 +17,7 @@ import numpy as np
 
 from fdjax.frozen.affine import apply_rule
 from fdjax.frozen.building import Builder
-from fdjax.frozen.carrying import canonical_shape, carry
+from fdjax.frozen.carrying import canonical_shape, carry, constant_result
 from fdjax.frozen.constants import evaluate_constants
 from fdjax.frozen.kept import Kept
 from fdjax.frozen.kernels_of_layers import (
@@ -376,10 +376,32 @@ class Folding:
         made = self.builder.move_channels(made, live.axis, len(shape) - 1)
         channels = shape[live.axis]
         assert live.ids is not None
-        order = self.kept.order(live.ids)
+        order, offset = self.kept.order(live.ids), np.zeros(channels)
         if not np.array_equal(order, np.arange(channels)):
             made = self.builder.take(made, tuple(map(int, order)))
-        self._set(value, Held(made, order, None, np.zeros(channels)))
+            offset = self._dropped(operation, what)
+            offset[..., order] = 0.0
+        self._set(value, Held(made, order, None, uniform(offset)))
+
+    def _dropped(self, operation: Operation, what: str) -> np.ndarray:
+        """Returns what the channels of an operation's result hold that are not kept, [..., C], the same for all images.
+
+        Raises:
+          ValueError: if they may differ from image to image.
+        """
+        lives = [value for value in operation.inputs if value in self._live]
+        offsets = [self.settled(value).offset for value in lives if self._live[value].axis is not None]
+        if len(offsets) == len(lives):
+            return constant_result(self, operation, offsets)
+        live = self._live[operation.outputs[0]]
+        assert live.ids is not None
+        dropped = np.ones(len(live.ids), bool)
+        dropped[self.kept.order(live.ids)] = False
+        # A product with a value that has no channels, such as a number for each image, leaves what is 0.
+        zero = operation.kind == "mul" and not any(offset.any() for offset in offsets)
+        if not zero and (dropped & self.kept.are_read(live.ids)).any():
+            raise ValueError(f"{what} where masks remove channels, whose values would differ from image to image")
+        return np.zeros(len(dropped))
 
     def order_of(self, value: int) -> np.ndarray:
         """Returns the kept channels of a value.
@@ -402,6 +424,14 @@ class Folding:
         """Returns the dtype in which a value of the graph is computed and stored; float32 for any floating point."""
         dtype = jnp.dtype(self._graph.dtypes[value])
         return np.dtype(np.float32) if jnp.issubdtype(dtype, np.floating) else dtype
+
+    def is_floating(self, value: int) -> bool:
+        """Returns whether a value of the graph is floating point."""
+        return bool(jnp.issubdtype(self._graph.dtypes[value], jnp.floating))
+
+    def is_image(self, value: int) -> bool:
+        """Returns whether a value of the graph is one of the network's inputs."""
+        return value in self._graph.images
 
     def axis_of(self, value: int) -> int | None:
         """Returns the axis of a live value's channels."""

@@ -32,11 +32,17 @@ class Kept:
             given = np.asarray(counts[path]) if path in counts else None
             if given is None or given.shape != (channels,) or given.min() < 0 or given.max() > num_coefs:
                 raise ValueError(f"counts of {path} must be {channels} integers from 0 to {num_coefs}")
+            if given.dtype != np.bool_ and not np.issubdtype(given.dtype, np.integer):
+                raise ValueError(
+                    f"counts of {path} must be integers from 0 to {num_coefs}, got {given.dtype}; soft masks become "
+                    "counts by fdjax.harden"
+                )
         self._network, self._counts = network, {path: np.asarray(counts[path], np.int64) for path in network.masks}
         self._walk = network.walk
         size = int(max(ids.max() for live in self._walk.live.values() if (ids := live.ids) is not None and len(ids)))
         self._roots = self._walk.classes.find(np.arange(size + 1))
-        self._present = self._varying() & self._needed()
+        self._read = self._needed()
+        self._present = self._varying() & self._read
         self._present |= self._pinned()
         self._complete_groups()
         self._rank = np.arange(size + 1)
@@ -69,6 +75,10 @@ class Kept:
         roots = self._roots[ids]
         places = np.flatnonzero(self._present[roots])
         return places[np.argsort(self._rank[roots[places]], kind="stable")] if self._sorted(ids) else places
+
+    def are_read(self, ids: Ids) -> np.ndarray:
+        """Returns for each of these channels whether something reads it that matters for the outputs, bool [C]."""
+        return self._read[self._roots[ids]]
 
     def _groups(self, layer: Layer) -> tuple[np.ndarray, np.ndarray]:
         """Returns the channels of each group, [groups, C / groups] and [groups, D / groups]."""

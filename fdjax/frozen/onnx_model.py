@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ def _names(name: str, count: int) -> list[str]:
     return [f"{name}{index or ''}" for index in range(count)]
 
 
-def _write(program: Program, arrays: HostArrays, channels_first: bool) -> Graph:
-    """Writes the graph of all operations."""
+def _write(program: Program, arrays: HostArrays, channels_first: bool) -> tuple[Graph, list[str]]:
+    """Writes the graph of all operations; returns it with the kind of each output: "float", "int" or "bool"."""
     graph = Graph()
     layers = Layers(graph, arrays)
     values = {
@@ -55,7 +55,7 @@ def _write(program: Program, arrays: HostArrays, channels_first: bool) -> Graph:
         graph.op("Identity", made, output=name)
     used = {name for node in graph.nodes for name in node.input}
     graph.constants = [constant for constant in graph.constants if constant.name in used]
-    return graph
+    return graph, [values[value].dtype for value in program.outputs]
 
 
 def _given(shape: tuple[int, ...], name: str, channels_first: bool) -> Value:
@@ -103,18 +103,21 @@ def to_onnx(
         raise UserError("writing ONNX needs the package onnx: pip install onnx")
     from onnx import TensorProto, checker, helper
 
-    graph = _write(program, {name: np.asarray(array) for name, array in arrays.items()}, channels_first)
+    graph, kinds = _write(program, {name: np.asarray(array) for name, array in arrays.items()}, channels_first)
 
     def laid_out(shape: tuple[int, ...]) -> list[int]:
         return [shape[axis - 1] for axis in TO_ONNX[1:]] if channels_first and len(shape) == 3 else list(shape)
 
-    def described(name: str, values: tuple[int, ...]) -> list[Any]:
+    types = {"float": TensorProto.FLOAT, "int": TensorProto.INT64, "bool": TensorProto.BOOL}
+
+    def described(name: str, values: tuple[int, ...], kinds: Sequence[str]) -> list[Any]:
         return [
-            helper.make_tensor_value_info(given, TensorProto.FLOAT, ["batch", *laid_out(program.shapes[value])])
-            for given, value in zip(_names(name, len(values)), values, strict=True)
+            helper.make_tensor_value_info(given, types[kind], ["batch", *laid_out(program.shapes[value])])
+            for given, value, kind in zip(_names(name, len(values)), values, kinds, strict=True)
         ]
 
-    inputs, outputs = described(INPUT, program.inputs), described(OUTPUT, program.outputs)
+    inputs = described(INPUT, program.inputs, ["float"] * len(program.inputs))
+    outputs = described(OUTPUT, program.outputs, kinds)
     model = helper.make_model(
         helper.make_graph(graph.nodes, "frozen_network", inputs, outputs, graph.constants),
         opset_imports=[helper.make_opsetid("", _OPSET)],

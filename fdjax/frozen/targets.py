@@ -253,7 +253,12 @@ def lower_frozen(
     Raises:
       UserError: as in `lower_ahead`.
     """
-    given = {name: jax.ShapeDtypeStruct(array.shape, jnp.dtype(dtype)) for name, array in arrays.items()}
+    # Indices and conditions keep their types.
+    types = {
+        name: jnp.dtype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array.dtype
+        for name, array in arrays.items()
+    }
+    given = {name: jax.ShapeDtypeStruct(array.shape, types[name]) for name, array in arrays.items()}
     kind = jnp.dtype(dtype) if part else jnp.dtype("uint8")
     images = [jax.ShapeDtypeStruct((batch, *program.shapes[value]), kind) for value in program.inputs]
     return lower_ahead(target, functools.partial(apply, program), given, *images)

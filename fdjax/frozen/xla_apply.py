@@ -12,8 +12,6 @@ import jax.numpy as jnp
 from fdjax.frozen.program import Apply
 from fdjax.graph.primitives import bind, params_from_json
 
-# Primitives whose operands must have the same batch, so that constants are broadcast to it.
-_OF_ONE_BATCH = ("concatenate", "dot_general")
 # Primitives whose operands must have one shape altogether.
 _OF_ONE_SHAPE = ("select_n", "clamp")
 # The parameter that holds the shape of the result, or a part of the operand's shape.
@@ -58,10 +56,13 @@ def apply_primitive(
         params["preferred_element_type"] = jnp.dtype(dtype)
     inputs = []
     rank = max((environment[value].ndim for value in operation.inputs if value >= 0), default=0)
-    for value in operation.inputs:
+    batched = params["dimension_numbers"][1] if operation.kind == "dot_general" else ()
+    for side, value in enumerate(operation.inputs):
         x = environment[value] if value >= 0 else arrays[f"{operation.name}/arg{-1 - value}"]
         constant = value < 0 and x.ndim == rank and x.shape[:1] == (1,)
-        if constant and operation.kind in _OF_ONE_BATCH:
+        # A product shares the batch with a constant only if it goes along it, and not if that is a matrix of one row.
+        shared = operation.kind == "concatenate" or (operation.kind == "dot_general" and 0 in batched[side])
+        if constant and shared:
             x = jnp.broadcast_to(x, (batch, *x.shape[1:]))
         inputs.append(x)
     if operation.kind in _OF_ONE_SHAPE:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from fdjax.errors import UserError
@@ -79,6 +80,9 @@ class ApplyEmitter:
         elif kind == "integer_pow" and 1 <= self.params["y"] <= 4:
             self._elementwise(" * ".join("a" * self.params["y"]))
         elif kind in _COPIES:
+            # Numbers are floats here, conditions are 0 and 1.
+            if jnp.issubdtype(self.params.get("new_dtype", jnp.float32), jnp.integer):
+                self._refuse(", to integers")
             self._elementwise("a")
         elif kind == "clamp":
             self._clamp()

@@ -30,7 +30,11 @@ _TAKEN = frozenset((
     "log", "log10", "log2", "lrint", "main", "malloc", "memcpy", "memmove", "memset", "modf", "open", "pipe", "poll",
     "pow", "printf", "puts", "qsort", "raise", "rand", "read", "realloc", "remainder", "remove", "rename", "rint",
     "round", "scanf", "select", "send", "signal", "sin", "sinh", "sleep", "socket", "sqrt", "srand", "std", "stat",
-    "strlen", "system", "tan", "tanh", "tgamma", "time", "trunc", "wait", "write", "y0", "y1", "yn",
+    "acosh", "asinh", "atanh", "copysign", "div", "drand48", "erand48", "erfc", "exp2", "expm1", "fdim", "fma",
+    "fmax", "fmin", "frexp", "hypot", "ilogb", "index", "initstate", "ldexp", "llabs", "lldiv", "llrint", "llround",
+    "log1p", "logb", "lrand48", "lround", "mblen", "mrand48", "nan", "nearbyint", "nextafter", "nexttoward", "random",
+    "remquo", "scalb", "scalbln", "scalbn", "setenv", "setstate", "signgam", "significand", "srandom", "strlen",
+    "system", "tan", "tanh", "tgamma", "time", "trunc", "wait", "write", "y0", "y1", "yn",
 ))  # fmt: skip
 # XLA evaluates the network once, for the expected results; without optimisation it compiles faster.
 _ONCE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
