@@ -184,7 +184,7 @@ class Checkpoints:
         """Checks every file of a step against its manifest.
 
         Raises:
-          DamagedCheckpoint: a file is missing, new or changed; the message names it.
+          DamagedCheckpoint: a file is missing, changed or cannot be read; the message names it.
         """
         folder = self.folder / str(step)
         files = _files(folder)
@@ -350,7 +350,10 @@ def find_checkpoint(path: str, which: str = "latest") -> tuple[Checkpoints, int]
     if which == "best":
         step = found.best()
         if step is None:
-            raise UserError(f"{path!r} has no best checkpoint: its run held out no validation share (data.validation)")
+            raise UserError(
+                f"{path!r} has no sound checkpoint with a validation accuracy: its run held out no share "
+                "(data.validation), or those checkpoints are damaged"
+            )
     elif which.isdecimal() and int(which) in found.steps():
         step = int(which)
     else:
