@@ -59,7 +59,6 @@ def _prune_filters(restored: Restored, parsed: PruneArguments) -> int:
         "block": None,
         "tied": given["tied"],
         "sides": given["sides"],
-        "percentile": None,
     }
     wrong = [name for name, default in for_masks.items() if getattr(parsed, name) != default]
     if wrong:

@@ -178,7 +178,7 @@ _RULES: Mapping[str, Callable[[Folding, Operation], Held | None]] = {
 def apply_rule(folding: Folding, operation: Operation) -> Held | None:
     """Returns the `Held` of an affine or elementwise operation's result; None if no rule applies to the operation."""
     rule = _RULES.get(operation.kind)
-    if operation.kind != "convert_element_type":
+    if operation.kind not in _NOTHING:
         for value in operation.inputs:
             if folding.is_live(value) and folding.is_image(value) and not folding.is_floating(value):
                 raise ValueError(

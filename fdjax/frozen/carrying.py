@@ -96,7 +96,16 @@ def _applied(
 
 
 def constant_result(folding: Folding, operation: Operation, offsets: Sequence[np.ndarray]) -> np.ndarray:
-    """Applies the operation to the parts of its inputs that are the same for all images; returns [..., C], float64."""
+    """Applies an operation to the parts of its inputs that are the same for all images.
+
+    Args:
+      folding: the folding, which knows the operation's values.
+      operation: an operation of one result, which has channels.
+      offsets: those parts of its live inputs, [C] or [..., C] each.
+
+    Returns:
+      That part of its result, [C] or [..., C], float64.
+    """
     output = operation.outputs[0]
     axis, shape = folding.axis_of(output), folding.shape_of(output)
     assert axis is not None

@@ -77,7 +77,14 @@ class Kept:
         return places[np.argsort(self._rank[roots[places]], kind="stable")] if self._sorted(ids) else places
 
     def are_read(self, ids: Ids) -> np.ndarray:
-        """Returns for each of these channels whether something reads it that matters for the outputs, bool [C]."""
+        """Returns which channels something reads that matters for the outputs.
+
+        Args:
+          ids: channels of a value, int [C].
+
+        Returns:
+          bool [C].
+        """
         return self._read[self._roots[ids]]
 
     def _groups(self, layer: Layer) -> tuple[np.ndarray, np.ndarray]:
