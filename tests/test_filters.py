@@ -39,6 +39,7 @@ from fdjax.pruning.filters import (
 from fdjax.training.build import build_network, collection_of
 from fdjax.training.restore import Past, restore
 from fdjax.training.run import train
+from fdjax.training.summary import describe
 from fdjax.zoo import FCMASK, MobileNet, ResNet, resnet
 from tests.frozen_networks import HASTE, random_variables, raw_images, with_preprocessing
 from tests.graph_networks import network_for
