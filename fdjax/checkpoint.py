@@ -351,8 +351,8 @@ def find_checkpoint(path: str, which: str = "latest") -> tuple[Checkpoints, int]
         step = found.best()
         if step is None:
             raise UserError(
-                f"{path!r} has no sound checkpoint with a validation accuracy: its run held out no share "
-                "(data.validation), or those checkpoints are damaged"
+                f"{path!r} has no best checkpoint: its run held out no validation share (data.validation), or the "
+                "checkpoints with its accuracy are damaged"
             )
     elif which.isdecimal() and int(which) in found.steps():
         step = int(which)
