@@ -175,6 +175,14 @@ def test_the_same_command_on_a_finished_run_does_nothing(finished, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
 
 
+def test_a_copy_of_a_finished_run_is_known_as_finished_whatever_the_times_of_its_files(finished, tmp_path):
+    """A sweep compares the times of the config and the summary."""
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    os.utime(copy / "summary.json", (1, 1))
+    train(CONFIG, str(copy))
+    assert (copy / "summary.json").stat().st_mtime_ns >= (copy / "config.json").stat().st_mtime_ns
+
+
 def test_killed_in_every_phase_and_resumed_it_ends_bit_for_bit_the_same(finished, tmp_path):
     workdir = tmp_path / "killed"
     command = [

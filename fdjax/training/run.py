@@ -88,8 +88,9 @@ def train(
         summary = summary_if_finished(run)
         if summary is not None:
             if devices.is_writer:
-                # A sweep tells by the times of the files that the summary is of this config; copies may have any.
-                with contextlib.suppress(OSError):
+                # A sweep tells by their times that the summary is of this config; those of copies may differ.
+                times = [(folder / name).stat().st_mtime_ns for name in (CONFIG_FILE, SUMMARY_FILE)]
+                if times[0] > times[1]:
                     os.utime(folder / SUMMARY_FILE)
                 print(f"the run in {folder} is finished; nothing to do. Its result:\n{describe(summary)}")
             return summary
