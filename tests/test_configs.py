@@ -59,3 +59,10 @@ def test_a_config_runs_from_end_to_end(file: Path, pictures, tmp_path, monkeypat
     if any(name in config.phases for name in ("learn", "alternate")):
         assert summary["macs"]["ratio"] == pytest.approx(config.learn.target_macs, rel=0.1)
     assert 0 <= summary["top1"] <= 1
+
+
+def test_a_shipped_config_is_found_beside_a_folder_of_its_name(tmp_path, monkeypatch) -> None:
+    """As a run leaves it that is begun with --config quickstart --workdir quickstart."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()
+    assert load_config("quickstart").model.name

@@ -177,12 +177,12 @@ def test_outputs_that_get_other_classes_are_said() -> None:
     assert renamed_classes(("ant", "bee"), ("ant", "bee")) == renamed_classes((), ("ant", "bee")) == ""
 
 
-def test_weights_that_are_not_trained_first_keep_their_classes() -> None:
+def test_classes_of_init_keep_their_places_unless_the_run_pretrains() -> None:
     for fitting in ((), ("a", "b", "c"), ("x", "y", "z"), ("a", "y", "c")):
-        check_classes(fitting, ("a", "b", "c"), trains_first=False)
-    check_classes(("cat", "dog", "horse"), ("bird", "cat", "dog"), trains_first=True)
+        check_classes(fitting, ("a", "b", "c"), pretrains=False)
+    check_classes(("cat", "dog", "horse"), ("bird", "cat", "dog"), pretrains=True)
     with pytest.raises(UserError, match="the class 'cat' is output 0 in the network of --init and 1 in the data set"):
-        check_classes(("cat", "dog", "horse"), ("bird", "cat", "dog"), trains_first=False)
+        check_classes(("cat", "dog", "horse"), ("bird", "cat", "dog"), pretrains=False)
 
 
 @pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])

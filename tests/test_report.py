@@ -26,6 +26,7 @@ from fdjax.reports.closer import closer_section
 from fdjax.reports.frequency import coef_mask_figure, equivalence, image_frequencies_figure, strategies_figure
 from fdjax.reports.html import page, picture, table
 from fdjax.reports.results import epochs_words
+from fdjax.reports.run_page import _phase_table
 from fdjax.reports.words import asked_words, outcome_words
 from tests.fake_runs import CONFIG, changed, make_run, make_summary
 
@@ -505,3 +506,12 @@ def test_a_page_has_the_accuracy_of_each_class_and_what_is_taken_for_what() -> N
     assert classes_section({**summary, "class_names": ["ant"]}) == []
     many = {"confusion": np.eye(40, dtype=int).tolist(), "class_names": []}
     assert "".join(classes_section(many)).count("<tr>") == 41
+
+
+def test_a_phase_that_stopped_early_says_what_it_has_done() -> None:
+    phases = [
+        {"name": "pretrain", "steps": 10_000, "top1": 0.5, "stopped": {"at": 3_000, "best": 2_000}},
+        {"name": "refine", "steps": 4_000, "top1": 0.6},
+    ]
+    table = _phase_table(phases)
+    assert "stopped at 3,000 of 10,000, the best at 2,000" in table and "<td>4,000</td>" in table

@@ -6,8 +6,11 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from fdjax.commands.main import fdjax_command
@@ -170,3 +173,10 @@ def test_networks_and_steps_compile_for_a_machine_that_is_not_here(tmp_path, tar
     done = subprocess.run([*command, "--config", tiny], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "learn: mask step" in done.stdout and "pretrain: weight step" in done.stdout
+
+
+def test_indices_and_conditions_keep_their_types(monkeypatch) -> None:
+    monkeypatch.setattr(targets, "lower_ahead", lambda target, function, given, *images: given)
+    arrays = {"w": np.zeros(3, np.float32), "at": np.zeros(3, np.int32), "where": np.zeros(3, np.bool_)}
+    given: Any = targets.lower_frozen("tpu", SimpleNamespace(inputs=(), shapes={}), arrays, 1)  # type: ignore[arg-type]
+    assert {name: str(of.dtype) for name, of in given.items()} == {"w": "bfloat16", "at": "int32", "where": "bool"}

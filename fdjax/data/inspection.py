@@ -232,14 +232,18 @@ def _check_sheet(file: Path) -> None:
         raise UserError(f"{file}: give a .png file in a directory that exists and can be written")
 
 
+def _size_in_tile(image: Image.Image) -> tuple[int, int]:
+    """Returns (width, height) of an image that is made to fill a tile."""
+    scale = _TILE / max(image.size)
+    return max(1, round(image.width * scale)), max(1, round(image.height * scale))
+
+
 def _reduced(pixels: np.ndarray) -> np.ndarray:
     """Reduces an image, uint8 [H, W, C], to a tile of a sheet; a smaller one stays as it is."""
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    scale = _TILE / max(image.size)
-    if scale >= 1:
+    if max(image.size) <= _TILE:
         return pixels
-    shape = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    reduced = np.asarray(image.resize(shape, Image.Resampling.LANCZOS))
+    reduced = np.asarray(image.resize(_size_in_tile(image), Image.Resampling.LANCZOS))
     return reduced.reshape(*reduced.shape[:2], pixels.shape[-1])
 
 
@@ -263,9 +267,7 @@ def draw_sheet(file: str | Path, rows: Sequence[tuple[str, Sequence[np.ndarray]]
         for column, pixels in enumerate(images):
             reduced = _reduced(pixels)
             image = Image.fromarray(reduced[..., 0] if reduced.shape[-1] == 1 else reduced).convert("RGB")
-            scale = _TILE / max(image.size)
-            shape = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-            shown = image.resize(shape, Image.Resampling.NEAREST)
+            shown = image.resize(_size_in_tile(image), Image.Resampling.NEAREST)
             canvas.paste(shown, (_NAME_WIDTH + column * step, row * step))
     canvas.save(file)
 

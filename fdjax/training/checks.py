@@ -139,16 +139,16 @@ def check_init(model: ModelConfig, network: Network, graph: MaskedGraph, init: R
         )
 
 
-def check_classes(then: Sequence[str], now: Sequence[str], *, trains_first: bool) -> None:
-    """Raises `UserError` if a class of --init has another output in the data set, and no weights are trained first.
+def check_classes(then: Sequence[str], now: Sequence[str], *, pretrains: bool) -> None:
+    """Raises `UserError` if a class of --init has another output in the data set, unless the run pretrains.
 
     Args:
       then: names of the classes of --init, in order; empty if they have none.
       now: names of the data set's classes, in order.
-      trains_first: whether the run begins with a phase that trains the weights for the data set.
+      pretrains: whether the run begins with pretrain, which makes a network for the data set.
     """
     moved = [name for at, name in enumerate(then) if name in now and now[at] != name]
-    if moved and not trains_first:
+    if moved and not pretrains:
         name = moved[0]
         raise UserError(
             f"the class {name!r} is output {list(then).index(name)} in the network of --init and "

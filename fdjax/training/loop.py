@@ -132,8 +132,8 @@ class Run:
             checks.check_init(self.config.model, self.network, self.graph, self.init)
             self.done.inherited = checks.inherited_phases(self.config, self.init)
             self._skip(checks.phases_done(self.config, self.done.inherited))
-            trains_first = self.phases[0].name == "pretrain"
-            checks.check_classes(self.init.graph.class_names, self.graph.class_names, trains_first=trains_first)
+            pretrains = self.phases[0].name == "pretrain"
+            checks.check_classes(self.init.graph.class_names, self.graph.class_names, pretrains=pretrains)
             checks.check_teacher(self.config, self.phases[0], self.init)
         checks.check_labels(self.config, self.phases)
         known = None
