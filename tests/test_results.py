@@ -94,8 +94,8 @@ def test_the_rows_hold_what_the_runs_say(tmp_path):
     assert row | {"loss_points": 0} == {
         "name": "a", "network": "mobilenetv2_cifar100", "width": 0.5, "data": "cifar10", "train_limit": 5000,
         "phases": "(pretrain), learn, refine", "block": "2", "masks": "tied, levels 0,1,N, penalty macs",
-        "target_macs": 0.5, "target_time": None, "target_convention": "total", "lambda": None, "seed": 0,
-        "commit": "abc1234",
+        "filters": None, "target_macs": 0.5, "target_time": None, "target_convention": "total", "lambda": None,
+        "seed": 0, "commit": "abc1234",
         "fdjax": "0.1.0", "jax": "0.10.2", "python": "3.11.7", "device": "cpu", "processor": "Some CPU, 2 cores",
         "seconds": 90.0, "test_images": 2000, "dense_top1": 0.72, "soft_top1": 0.65, "rounded_top1": 0.40,
         "pruned_top1": 0.715, "loss_points": 0, "macs_ratio": 0.5, "paper_ratio": 0.75, "bare_ratio": 0.4,
@@ -435,6 +435,29 @@ def test_masks_from_another_run_make_it_a_pruned_one():
     summary["layers"][1]["kept_counts"] = {"input": None, "output": [3, 0, 0, 0, 1]}
     row = read_result("run", config, summary)
     assert row.is_pruned and (row.removed, row.whole) == (0.75, 0.25) and row.rounded_top1 is None
+
+
+def test_a_network_without_some_of_its_filters_is_a_pruned_one(tmp_path):
+    """It is compared with the network that was pretrained, and has no masks."""
+    config = changed(CONFIG, phases=("pretrain", "refine"))
+    summary = make_summary(config, top1=0.70, dense_top1=0.72)
+    assert not read_result("run", config, summary).is_pruned
+    dense = summary["macs"]["dense"]
+    summary |= {"pruned_by": "fpwt", "unpruned_macs": 2 * dense}
+    summary["macs"] |= {"pruned": dense, "total": dense, "ratio": 1.0, "paper_ratio": 1.0}
+    row = read_result("run", config, summary)
+    assert row.is_pruned and not row.has_masks and row.dense_macs == 2 * dense and row.macs == dense
+    assert (row.dense_top1, row.pruned_top1, row.macs_ratio, row.bare_ratio) == (0.72, 0.70, 0.5, 0.5)
+    assert row.block is None and row.target_macs is None and row.whole is None
+    for name in ("l1", "fpwt"):
+        file = make_run(tmp_path / name, config) / "summary.json"
+        file.write_text(json.dumps({**summary, "pruned_by": name}))
+    collect([tmp_path / "l1", tmp_path / "fpwt"], tmp_path / "out")
+    rows = {row["run"]: row for row in cells((tmp_path / "out" / "table.md").read_text())}
+    assert [rows[name]["filters"] for name in ("l1", "fpwt")] == ["removed by l1", "removed by fpwt"]
+    assert rows["l1"]["MACs"] == "0.500x" and rows["l1"]["dense top-1"] == "72.00%"
+    kinds = kinds_of_masks([read_result(name, config, {**summary, "pruned_by": name}) for name in ("l1", "fpwt")])
+    assert kinds == {name: f"filters removed by {name}" for name in ("l1", "fpwt")}
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ class Result:
 
     Attributes:
       config: the run's config.
-      dense_macs: MACs of the dense network.
+      dense_macs: MACs of the dense network, before filters were removed.
       num_classes: number of classes; None if the summary does not say.
       imported: the file from which its weights were imported.
       fine_tuned: whether imported weights were trained before pruning, in this run or one before it.
@@ -33,6 +33,7 @@ class Result:
       phases: phases in order; those in brackets were done by the run of --init and are not in `seconds`.
       block: the blocks, in words.
       masks: sides, levels, penalty and weight of distillation, in words.
+      filters: the method by which filters were removed.
       target_macs: the target MAC ratio; None if the target was a time.
       target_time: the target time, over the dense network's.
       target_convention: convention of the target and the gate: `macs_ratio` (total) or `paper_ratio` (paper).
@@ -44,7 +45,7 @@ class Result:
       processor: name and number of cores.
       seconds: wall time, with compilations, evaluations and checkpoints.
       test_images: number of test images.
-      dense_top1: top-1 at the end of pretraining; for a run without masks, at its end.
+      dense_top1: top-1 at the end of pretraining; for a run that is not pruned, at its end.
       soft_top1: top-1 with soft masks, before rounding.
       rounded_top1: top-1 after rounding.
       pruned_top1: top-1 at the end of the run.
@@ -72,6 +73,7 @@ class Result:
     phases: str
     block: str | None
     masks: str | None
+    filters: str | None
     target_macs: float | None
     target_time: float | None
     target_convention: str | None
@@ -110,9 +112,14 @@ class Result:
         return {name.rstrip("_"): getattr(self, name) for name in names}
 
     @property
-    def is_pruned(self) -> bool:
+    def has_masks(self) -> bool:
         """Whether the run has masks."""
         return self.masks is not None
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether the run has masks, or fewer filters than the network that was pretrained."""
+        return self.has_masks or self.filters is not None
 
     @property
     def macs(self) -> float:
@@ -177,8 +184,10 @@ def read_result(name: str, config: Config, summary: Mapping[str, Any]) -> Result
     phases = _history(summary)
     inherited = [phase for phase in config.phases if phase not in phases]
     shares = _kept_shares(summary)
-    pruned = any(phase in MASK_PHASES for phase in config.phases) or (shares is not None and shares["whole"] < 1)
-    top1, macs_ratio = _number(summary, "top1"), _number(summary, "macs", "ratio")
+    masked = any(phase in MASK_PHASES for phase in config.phases) or (shares is not None and shares["whole"] < 1)
+    filters = str(summary.get("pruned_by")) if summary.get("unpruned_macs") is not None else None
+    pruned = masked or filters is not None
+    top1, macs = _number(summary, "top1"), unpruned_macs(summary)
     dense = _number(summary, "dense_top1") if summary.get("dense_top1") is not None else None
     if not pruned:
         dense = top1
@@ -188,7 +197,7 @@ def read_result(name: str, config: Config, summary: Mapping[str, Any]) -> Result
     target = None if by_time else learn.target_macs
     return Result(
         config=config,
-        dense_macs=_number(summary, "macs", "dense", above=0),
+        dense_macs=macs["dense"],
         num_classes=int(_number(summary, "num_classes")) if "num_classes" in summary else None,
         imported=_imported(summary),
         fine_tuned=_imported(summary) is not None
@@ -199,12 +208,13 @@ def read_result(name: str, config: Config, summary: Mapping[str, Any]) -> Result
         data=_data_words(config),
         train_limit=config.data.train_limit,
         phases=", ".join(_phase_words(config.phases, inherited, summary.get("pruned_by"))),
-        block=_block_words(config) if pruned else None,
-        masks=", ".join(mask_words(config)) if pruned else None,
-        target_macs=target if pruned else None,
-        target_time=learn.target_time if pruned else None,
-        target_convention=learn.target_convention if pruned else None,
-        lambda_=learn.lambda_ if pruned and target is None and not by_time else None,
+        block=_block_words(config) if masked else None,
+        masks=", ".join(mask_words(config)) if masked else None,
+        filters=filters,
+        target_macs=target if masked else None,
+        target_time=learn.target_time if masked else None,
+        target_convention=learn.target_convention if masked else None,
+        lambda_=learn.lambda_ if masked and target is None and not by_time else None,
         seed=config.seed,
         commit=_version(summary, "commit"),
         fdjax=_version(summary, "fdjax"),
@@ -219,15 +229,33 @@ def read_result(name: str, config: Config, summary: Mapping[str, Any]) -> Result
         rounded_top1=_number(rounding, "top1") if rounding is not None else None,
         pruned_top1=top1 if pruned else None,
         loss_points=100 * (dense - top1) if pruned and dense is not None else None,
-        macs_ratio=macs_ratio,
-        paper_ratio=_number(summary, "macs", "paper_ratio") if pruned else None,
-        bare_ratio=_number(summary, "macs", "pruned") / _number(summary, "macs", "dense", above=0),
+        macs_ratio=macs["ratio"],
+        paper_ratio=macs["paper_ratio"] if masked else None,
+        bare_ratio=_number(summary, "macs", "pruned") / macs["dense"],
         **_time(summary),
-        removed=shares["removed"] if pruned and shares else None,
-        only_mean=shares["only_mean"] if pruned and shares else None,
-        partial=shares["partial"] if pruned and shares else None,
-        whole=shares["whole"] if pruned and shares else None,
+        removed=shares["removed"] if masked and shares else None,
+        only_mean=shares["only_mean"] if masked and shares else None,
+        partial=shares["partial"] if masked and shares else None,
+        whole=shares["whole"] if masked and shares else None,
     )
+
+
+def unpruned_macs(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Returns a summary's dense MACs and its two ratios to them, of the network from which no filter is removed yet.
+
+    Args:
+      summary: the object in `summary.json`.
+
+    Returns:
+      The MACs `dense`, and `ratio` and `paper_ratio` as in `fdjax.ops.NetworkMacs`.
+
+    Raises:
+      ValueError: an entry is missing or wrong.
+    """
+    dense = _number(summary, "macs", "dense", above=0)
+    unpruned = dense if summary.get("unpruned_macs") is None else _number(summary, "unpruned_macs", above=0)
+    ratios = {key: _number(summary, "macs", key) * dense / unpruned for key in ("ratio", "paper_ratio")}
+    return {"dense": unpruned, **ratios}
 
 
 def _number(value: Any, *path: str, above: float = -math.inf) -> float:

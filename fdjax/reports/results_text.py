@@ -26,7 +26,7 @@ Figure = Callable[[Result], float | None]
 
 
 def _target_words(result: Result) -> str | None:
-    if not result.is_pruned:
+    if not result.has_masks:
         return None
     if result.target_time is not None:
         return f"{result.target_time:g}x of the time"
@@ -105,7 +105,7 @@ _KEPT = "removed / mean / partial / whole"
 # Dense runs do not have these settings; that alone does not make them differ between rows.
 _OF_MASKS = ("block", "masks", "target", "timed on")
 _LEGEND = (
-    "Dense: at the end of pretraining, or of a run without masks. Soft masks, rounded: just before and just after "
+    "Dense: at the end of pretraining, or of a run that is not pruned. Soft masks, rounded: just before and just after "
     "masks are rounded. Pruned: at the end. Loss: dense less pruned, in points. MACs: of hard masks after the gate, "
     f"transforms included, over those of the dense network. Frozen time: that of the frozen network when the run "
     "ended, over the dense one's; time asked for: what it was to be. Time: of the run. "
@@ -149,6 +149,7 @@ def results_table(results: Sequence[Result]) -> ResultsTable:
         ("phases", lambda r: r.phases),
         ("block", lambda r: r.block),
         ("masks", lambda r: r.masks),
+        ("filters", lambda r: r.filters and f"removed by {r.filters}"),
         ("target", _target_words),
         ("timed on", lambda r: r.timed_on),
         ("other settings", lambda r: other[r.name]),
@@ -160,7 +161,7 @@ def results_table(results: Sequence[Result]) -> ResultsTable:
     )
     same, shown = [], []
     for heading, cell in settings:
-        found = {cell(result) for result in results if result.is_pruned or heading not in _OF_MASKS}
+        found = {cell(result) for result in results if result.has_masks or heading not in _OF_MASKS}
         if len(found) > 1:
             shown.append((heading, cell))
         elif found - {None}:

@@ -159,11 +159,11 @@ def _run_section(run: RunFigures, number: int) -> list[str]:
     return [
         html.element("h2", escape(result.name), id=f"run{number}"),
         html.paragraph(outcome_words(result)),
-        html.facts(_headline(result, summary["macs"])),
+        html.facts(_headline(result)),
         html.element("h3", "What was asked"),
         html.pairs(asked_words(result, summary["phases"])),
         html.element("h3", "What came out"),
-        _macs_table(summary["macs"], result.is_pruned),
+        _macs_table(summary["macs"], result),
         html.paragraph(
             "MACs are multiply-accumulates with hard masks after the gate. Without transforms only products are "
             "counted. By the paper's count every wrapped layer is transformed, with K² MACs for each kept coefficient "
@@ -184,18 +184,18 @@ def _run_section(run: RunFigures, number: int) -> list[str]:
     ]
 
 
-def _headline(result: Result, macs: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _headline(result: Result) -> list[tuple[str, str, str]]:
     cards = []
     if result.dense_top1 is not None:
         cards.append(("Dense top-1", f"{100 * result.dense_top1:.2f}%", result.dense_origin))
     if result.pruned_top1 is not None:
         change = "" if result.loss_points is None else f"{0.0 - result.loss_points:+.2f} points"
         cards.append(("Pruned top-1", f"{100 * result.pruned_top1:.2f}%", change))
-    cards.append(("Dense MACs", count_words(macs["dense"]), "no transforms"))
+    cards.append(("Dense MACs", count_words(result.dense_macs), "no transforms"))
     if result.is_pruned:
-        cards.append(("Pruned MACs", count_words(macs["total"]), "transforms included"))
+        cards.append(("Pruned MACs", count_words(result.macs), "transforms included"))
         asked = f"asked: {result.target_macs:g}" if result.target_macs is not None else ""
-        ratio = macs["ratio"] if result.target_convention != "paper" else macs["paper_ratio"]
+        ratio = result.paper_ratio if result.target_convention == "paper" else result.macs_ratio
         cards.append(("MAC ratio", f"{ratio:.3f}×", asked))
     if result.time_ratio is not None:
         asked = f"asked: {result.target_time:g}" if result.target_time is not None else "of the dense network's"
@@ -204,7 +204,7 @@ def _headline(result: Result, macs: Mapping[str, Any]) -> list[tuple[str, str, s
     return cards
 
 
-def _macs_table(macs: Mapping[str, Any], is_pruned: bool) -> str:
+def _macs_table(macs: Mapping[str, Any], result: Result) -> str:
     pruned = [
         ("pruned, without transforms", macs["pruned"]),
         ("pruned, with transforms (cheapest exact forms)", macs["total"]),
@@ -212,10 +212,11 @@ def _macs_table(macs: Mapping[str, Any], is_pruned: bool) -> str:
         ("transforms alone, by that count", max(0, macs["paper_total"] - macs["pruned"])),
     ]
     whole = "nothing pruned, full DCT and IDCT", macs["full_transforms"]
-    rows = [("dense", macs["dense"]), *(pruned if is_pruned else []), whole]
+    removed = [("filters removed", macs["dense"])] if result.filters is not None else []
+    rows = [("dense", result.dense_macs), *removed, *(pruned if result.has_masks else []), whole]
     return html.table(
         ["MACs of the network", "count", "of the dense"],
-        [(name, f"{count:,}", f"{count / macs['dense']:.3f}×") for name, count in rows],
+        [(name, f"{count:,.0f}", f"{count / result.dense_macs:.3f}×") for name, count in rows],
     )
 
 
@@ -254,7 +255,7 @@ def _curves(run: RunFigures) -> list[str]:
         html.element("h3", "Curves"),
         _figure(lambda: history_figure(records, spans, target), "Accuracy, MAC ratio and loss by training step"),
     ]
-    if not run.result.is_pruned:
+    if not run.result.has_masks:
         return history
     return [
         *history,

@@ -21,7 +21,7 @@ def flat_settings(config: Config) -> dict[str, Any]:
 
 def run_settings(result: Result) -> dict[str, Any]:
     """Returns the settings that can change the figures of a run, without its seed."""
-    config, masked = result.config, result.is_pruned
+    config, masked = result.config, result.has_masks
     fields = {"data", "model", *result.own_phases} | ({"learn", "distill"} if masked else set())
     unused = {"data.path"}
     if "learn" not in result.own_phases:
@@ -48,6 +48,6 @@ def seed_groups(results: Sequence[Result]) -> list[list[Result]]:
     def place(group: list[Result]) -> tuple:
         first = group[0]
         share = mean(result.macs_ratio for result in group)
-        return first.task, first.is_pruned, first.masks or "", -round(share, 3), first.name
+        return first.task, first.is_pruned, first.masks or first.filters or "", -round(share, 3), first.name
 
     return sorted(ordered, key=place)

@@ -140,8 +140,8 @@ def kinds_of_masks(results: Sequence[Result]) -> dict[str, str]:
     """Returns the masks of each run in words: the sides, and other settings and lengths of phases that differ."""
     words = {
         result.name: [
-            *mask_words(result.config),
-            f"block {result.block}",
+            *([f"filters removed by {result.filters}"] if result.filters is not None else []),
+            *([*mask_words(result.config), f"block {result.block}"] if result.has_masks else []),
             *_lengths(result, [p for p in result.own_phases if p != "pretrain"]),
         ]
         for result in results

@@ -25,7 +25,9 @@ def asked_words(result: Result, phases: list[Mapping[str, Any]]) -> list[tuple[s
         ("Data", _data_words(result)),
         *((f"Phase {phase}", _phase_words(config, phase, steps.get(phase))) for phase in config.phases),
     ]
-    if result.is_pruned:
+    if result.filters is not None:
+        lines.append(("Filters", f"removed by {result.filters}, before the phases of this run"))
+    if result.has_masks:
         learn = config.learn
         lines.append(("Masks", f"{', '.join(mask_words(config))}; blocks: {result.block}"))
         goal = (
