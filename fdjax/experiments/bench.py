@@ -80,7 +80,8 @@ def bench_artifact_on(
       any_engine: whether to accept a network that was made for none of these engines, or for another batch size.
 
     Returns:
-      JSON types: `rows` of `fdjax.frozen.engine_bench.bench_engines`; `machine`; `remarks`, lines to print.
+      JSON types: `rows` of `fdjax.frozen.engine_bench.bench_engines`, with the pruned network's MACs by the masks, over
+      the dense network's (`mask_ratio`, `paper_ratio`); `machine`; `remarks`, lines to print.
 
     Raises:
       UserError: if the folder has no valid frozen network, or one that was made for another engine or batch size, or
@@ -90,7 +91,13 @@ def bench_artifact_on(
     artifact = load(folder)
     remarks = check_made_for(artifact.manifest, engines, batches, anyway=any_engine)
     networks = {"dense": dense_of(artifact), "pruned": artifact.frozen}
-    facts = {"network": f"{artifact.network.name}_{artifact.network.input_shape[0]}", "threads": threads}
+    macs = artifact.manifest["macs"]
+    facts = {
+        "network": f"{artifact.network.name}_{artifact.network.input_shape[0]}",
+        "threads": threads,
+        "mask_ratio": macs["ratio"],
+        "paper_ratio": macs["paper_ratio"],
+    }
     rows = [
         {**facts, **row}
         for batch in batches

@@ -153,12 +153,30 @@ def _read_bench(file: Path) -> dict[str, Any]:
         raise UserError(f"--bench {file} cannot be read ({error}); {wanted}") from error
     rows = found.get("rows") if isinstance(found, dict) else None
     if isinstance(rows, list) and rows and all(isinstance(row, dict) and "engine" in row for row in rows):
-        raise UserError(
-            f"--bench {file} was made with --engine; give one that fdjax bench --json has written without it"
-        )
+        rows = _beside_dense(rows)
     if not isinstance(rows, list) or not rows or not all(map(_is_bench_row, rows)):
         raise UserError(f"--bench {file} holds no rows of a benchmark; {wanted}")
-    return found
+    return {**found, "rows": rows}
+
+
+def _beside_dense(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Makes rows as `fdjax bench` writes them without --engine of those with it.
+
+    An engine that has not taken both networks has no row. A row has `mask_ratio` beside `mac_ratio`, which is of the
+    program that was timed.
+    """
+    dense = {(row["engine"], row.get("batch")): row.get("ms") for row in rows if row.get("form") == "dense"}
+    same = ("engine", "batch", "threads", "time_ratio", "mac_ratio", "mask_ratio", "paper_ratio")
+    return [
+        {
+            **{key: row.get(key) for key in same},
+            "dense_ms": dense.get((row["engine"], row.get("batch"))),
+            "frozen_ms": row["ms"],
+            "frozen_ms_quartiles": row.get("ms_quartiles"),
+        }
+        for row in rows
+        if row.get("form") != "dense" and row.get("time_ratio") is not None and "ms" in row
+    ]
 
 
 def _is_bench_row(row: Any) -> bool:
@@ -174,8 +192,11 @@ def _is_of(bench: Mapping[str, Any], run: FinishedRun) -> bool:
     """Whether the timed network has the MACs of the run's network by both counts."""
     macs = json.loads(run.files[SUMMARY_FILE])["macs"]
     return all(
-        abs(row[key] - macs[name]) < 1e-9
+        abs(ratio - macs[name]) < 1e-9
         for row in bench["rows"]
-        for key, name in (("mac_ratio", "ratio"), ("paper_ratio", "paper_ratio"))
-        if row.get(key) is not None
+        for ratio, name in (
+            (row.get("mask_ratio") or row["mac_ratio"], "ratio"),
+            (row.get("paper_ratio"), "paper_ratio"),
+        )
+        if ratio is not None
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,15 +56,15 @@ def engines_table(rows: Sequence[Row]) -> str:
 
 
 def bench_figure(rows: Sequence[Row]) -> Figure:
-    """Draws time against MACs, both over the dense network's, with a point for each row and a colour a batch size."""
+    """Draws time against MACs, both over the dense network's: a point for a row, a colour for an engine and batch."""
     figure = new_figure(5.5, 4.5)
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="time = MACs")
-    for index, batch in enumerate(sorted({row["batch"] for row in rows})):
-        chosen = [row for row in rows if row["batch"] == batch]
-        color = _COLORS[index % len(_COLORS)]
+    kinds = sorted({(row["batch"], row.get("engine") or "") for row in rows})
+    for color, (batch, engine) in zip(itertools.cycle(_COLORS), kinds, strict=False):
+        chosen = [row for row in rows if (row["batch"], row.get("engine") or "") == (batch, engine)]
         points = [row["mac_ratio"] for row in chosen], [row["time_ratio"] for row in chosen]
-        axes.scatter(*points, color=color, label=f"batch {batch}")
+        axes.scatter(*points, color=color, label=", ".join(filter(None, [engine, f"batch {batch}"])))
         spans = [[value / row["dense_ms"] for value in row["frozen_ms_quartiles"]] for row in chosen]
         axes.vlines(points[0], [low for low, _ in spans], [high for _, high in spans], color=color)
     axes.set_xlabel("MACs / dense, transforms included")

@@ -323,10 +323,12 @@ def _kept_words(counts: Sequence[int] | None) -> str:
 
 def _bench(name: str, found: Mapping[str, Any]) -> str:
     columns = (
-        ("batch", "batch", "d"), ("threads", "threads", "d"), ("dtype", "type", "s"), ("dense_ms", "dense, ms", ".3f"),
+        ("engine", "engine", "s"), ("batch", "batch", "d"), ("threads", "threads", "d"), ("dtype", "type", "s"),
+        ("dense_ms", "dense, ms", ".3f"),
         ("frozen_ms", "frozen, ms", ".3f"), ("onnxruntime_dense_ms", "ONNX Runtime dense, ms", ".3f"),
         ("time_ratio", "time, frozen / dense", ".3f"), ("mac_ratio", "MACs, frozen / dense", ".3f"),
     )  # fmt: skip
+    columns = [column for column in columns if any(row.get(column[0]) is not None for row in found["rows"])]
     rows = [
         [_NONE if row.get(key) is None else format(row[key], form) for key, _, form in columns] for row in found["rows"]
     ]
