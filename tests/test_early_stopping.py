@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,6 +76,7 @@ def test_a_phase_ends_early(scripted, tmp_path, capsys) -> None:
     assert "ends after 4 of 8 steps" in said and "step 3, 70.00% of the validation images" in said
     end = at(tmp_path / "whole", 8)
     assert int(end.state.step) == 8 and end.done.best is None
+    assert optax.tree_utils.tree_get_all_with_path(end.state.weight_opt, "count")[0][1] == 8  # Rates go on from here.
 
     # Two steps more, which are no better: the best is still that of the whole phase.
     longer = dataclasses.replace(CONFIG, pretrain=dataclasses.replace(CONFIG.pretrain, steps=10))

@@ -339,6 +339,10 @@ def test_a_pruned_checkpoint_is_a_smaller_network_that_can_be_refined(checkpoint
         )
         == 0
     )
+    again = ["prune", "--checkpoint", str(tmp_path / "refined"), "--method", "l1", *flags[:4], "--target-macs", "0.8"]
+    assert fdjax_command([*again, "--out", str(tmp_path / "twice")]) == 0
+    past = restore(*find_checkpoint(str(tmp_path / "twice"))).done
+    assert (past.dense_top1, past.unpruned_macs, past.pruned_by) == (0.5, found["macs"]["before"], "l1")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import optax
 import pytest
 
 from fdjax.checkpoint import CHECKPOINT_FOLDER, MANIFEST, Checkpoints, find_checkpoint
-from fdjax.config import Config, DistillConfig, continuation_problem
+from fdjax.config import Config, DistillConfig, WeightPhaseConfig, continuation_problem
 from fdjax.data import load_dataset
 from fdjax.errors import RunInterrupted, RunStopped, UserError
 from fdjax.experiments.collect import collect
@@ -28,6 +28,7 @@ from fdjax.provenance import commit, processor
 from fdjax.training.build import build_network
 from fdjax.training.datasets import open_data
 from fdjax.training.feed import Waiting
+from fdjax.training.optimizers import learning_rate_schedule
 from fdjax.training.restore import Restored, evaluate_restored, load_restored_data, restore
 from fdjax.training.run import train
 from fdjax.training.state import create_state, init_variables
@@ -35,6 +36,8 @@ from fdjax.training.steps import make_prepare, make_weight_step
 from tests.tiny_run import PHASES, STEPS, get_config
 
 ROOT = Path(__file__).parents[1]
+SPEED = {"engine": "xla", "device": "cpu", "threads": 1, "batch": 1, "clock": "wall", "dense_ms": 2.0, "pruned_ms": 1.0,
+         "ratio": 0.5, "problem": None, "advice": None}  # fmt: skip
 CONFIG = get_config()
 
 
@@ -243,6 +246,40 @@ def test_init_takes_weights_and_skips_what_that_run_has_done(finished, tmp_path)
     assert not (tmp_path / "none").exists()
 
 
+def test_what_init_has_done_and_phases_without_masks_ask_for_nothing(finished, tmp_path, monkeypatch):
+    """Neither for images to stop by nor for measured times."""
+    monkeypatch.setattr("fdjax.training.loop.table_of", lambda *given: pytest.fail("times are measured"))
+    timed = dataclasses.replace(CONFIG.learn, target_time=0.01, tied=True, levels="0,N", engine="xla")
+    data = dataclasses.replace(CONFIG.data, validation=0.0)
+    config = dataclasses.replace(CONFIG, learn=timed, data=data, phases=("pretrain",))
+    pretrained = tmp_path / "pretrained"
+    train(config, str(pretrained))
+    patient = dataclasses.replace(config.pretrain, patience=2)
+    config = dataclasses.replace(config, phases=("pretrain", "refine"), pretrain=patient)
+    (phase,) = train(config, str(tmp_path / "run"), init=str(pretrained))["phases"]
+    assert phase["name"] == "refine"
+
+
+def test_a_finished_run_that_was_stopped_while_it_was_timed_is_timed(finished, tmp_path, monkeypatch):
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    monkeypatch.setattr("fdjax.training.measure.frozen_speed", lambda *given: {**SPEED})
+    before = json.loads((copy / "summary.json").read_text())
+    assert before["macs"]["total"] < before["macs"]["dense"] and before["time"] is None
+    timed = dataclasses.replace(CONFIG, checkpoint=dataclasses.replace(CONFIG.checkpoint, time=True))
+    assert train(timed, str(copy))["time"] == SPEED
+    after = json.loads((copy / "summary.json").read_text())
+    assert {**after, "versions": 0} == {**before, "time": SPEED, "versions": 0}
+
+
+def test_falls_of_the_rate_that_come_at_the_same_step_all_count():
+    phase = WeightPhaseConfig(
+        learning_rate=1.0, schedule="step", step_at=(0.3, 0.5, 0.8), step_factor=0.1, warmup_epochs=6
+    )
+    schedule = learning_rate_schedule(phase, 100, 10)
+    rates = [float(schedule(step)) for step in (59, 61, 79, 81)]
+    np.testing.assert_allclose(rates, [59 / 60, 0.01, 0.01, 0.001], rtol=1e-5)
+
+
 @pytest.mark.usefixtures("few_test_images")
 def test_refinement_can_start_from_a_run_that_ended_with_learn(tmp_path):
     learned = train(dataclasses.replace(CONFIG, phases=("pretrain", "learn")), str(tmp_path / "learned"))
@@ -446,6 +483,16 @@ def test_a_teacher_may_be_asked_for_until_pretraining_is_over():
     assert continuation_problem(untaught, TAUGHT, "pretrain") is None
     for phase in ("learn", "refine", None):
         assert continuation_problem(untaught, TAUGHT, phase) == "distill.weight is 0.0 there and 0.5 here"
+    here, moved, none = (
+        dataclasses.replace(
+            TAUGHT,
+            data=dataclasses.replace(TAUGHT.data, unlabelled=folder, validation=0.0),
+            distill=DistillConfig(weight=1.0),
+        )
+        for folder in ("/here", "/there", None)
+    )
+    assert continuation_problem(here, moved, "refine") is None
+    assert "data.unlabelled is '/here' there and None here" in str(continuation_problem(here, none, "refine"))
 
 
 @pytest.mark.parametrize("phase", ["alternate", "refine", "scratch"])

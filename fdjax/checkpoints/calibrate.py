@@ -130,7 +130,8 @@ def training_sample(config: Config, dataset: Dataset, num_images: int) -> tuple[
     Returns:
       Images uint8 [n, H, W, C] and labels int [n].
     """
-    dataset = limit_training(dataset, config.data.train_limit, config.seed)
+    if config.data.unlabelled is None:  # Otherwise the limit is of the pictures without labels.
+        dataset = limit_training(dataset, config.data.train_limit, config.seed)
     train, _ = split_validation(len(dataset.train_labels), dataset.train_labels, config.data.validation, config.seed)
     rows = calibration_sample(train, config.seed, num_images)
     return dataset.train_images[rows], dataset.train_labels[rows]

@@ -95,7 +95,9 @@ def prune_checkpoint(
         inherited=restored.finished_phases(),
         masks_learned=True,
         weights_adapted=on.recalibrate,
+        filters_removed=restored.done.filters_removed,
         pruned_by=method,
+        unpruned_macs=restored.done.unpruned_macs,
     )
     top1, statistics = subject.evaluate(pruned.masks)
     _write(out, restored, subject, config, counts, done, statistics)
@@ -183,7 +185,7 @@ def _write(
     fcmask = jax.tree.map(jnp.asarray, collection_of(subject.graph, counts))
     variables = {**restored.state.variables(), FCMASK: fcmask}
     state = create_state(variables, config.seed, *optimizers_for(config, phase))
-    if has_teacher(config, phase):
+    if has_teacher(config, phase) and not done.filters_removed:
         state = state.with_teacher()
     # The teacher has the unpruned network's statistics.
     state = state.replace(batch_stats=jax.tree.map(jnp.asarray, statistics))

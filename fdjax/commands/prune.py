@@ -86,7 +86,7 @@ def _prune_filters(restored: Restored, parsed: PruneArguments) -> int:
         dense_top1=restored.done.dense_top1,
         filters_removed=True,
         pruned_by=parsed.method,
-        unpruned_macs=report["macs"]["before"],
+        unpruned_macs=restored.done.unpruned_macs or report["macs"]["before"],
     )
     save_trained(out, pruned.config, pruned.graph, pruned.variables, past)
     dense = "" if report["dense_top1"] is None else f" (dense {100 * report['dense_top1']:.2f}%)"

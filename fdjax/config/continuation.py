@@ -42,5 +42,7 @@ def continuation_problem(saved: Config, asked: Config, current_phase: str | None
             longer = field == current_phase and name in ("epochs", "steps")
             if value == after[name] or longer or (field, name) in (("data", "path"), ("data", "workers")):
                 continue
+            if (field, name) == ("data", "unlabelled") and None not in (value, after[name]):
+                continue  # As data.path, they may have been moved.
             differences.append(f"{field}.{name} is {value!r} there and {after[name]!r} here")
     return "; ".join(differences) or None

@@ -72,7 +72,7 @@ def beginning(
     if init.as_imported:
         return f"starting from weights imported from {init.done.imported['weights']}"
     left_out = ", ".join(config.phases[:skipped]) or "no phase"
-    return f"starting from a run that has done {', '.join(inherited)}; skipping {left_out}"
+    return f"starting from a run that has done {', '.join(inherited) or 'no phase'}; skipping {left_out}"
 
 
 def renamed_classes(then: Sequence[str], now: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fdjax.checkpoint import Checkpoints, DamagedCheckpoint
 from fdjax.config import Config, WeightPhaseConfig
@@ -146,6 +147,9 @@ def take_best(
         except (DamagedCheckpoint, OSError) as error:
             print(f"warning: {error}; continuing with the current weights", file=sys.stderr)
             steps["best"] = steps["at"]
-    # The next phase draws the same random numbers as after all steps of this one.
-    state = jax.tree.map(jnp.array, state.replace(step=jnp.asarray(phase.end, jnp.int32)))
+    # The next phase draws the same random numbers as after all steps of this one. Should this one be made longer, its
+    # learning rate goes on from there.
+    rates = optax.tree_utils.tree_set(state.weight_opt, count=jnp.asarray(phase.steps, jnp.int32))
+    state = state.replace(step=jnp.asarray(phase.end, jnp.int32), weight_opt=rates)
+    state = jax.tree.map(jnp.array, state)
     return state, {"stopped": {**steps, "validation_top1": best.top1, "evaluations": best.since}}

@@ -118,9 +118,6 @@ class Run:
         Raises:
           UserError: if they do not fit, nothing can have masks, or the target cannot be met.
         """
-        checks.check_target_macs(self.config.learn, self.graph, self.phases)
-        checks.check_gate(self.config.learn)
-        early_stopping.check_patience(self.config, self.phases, len(self.measure.validation[1]))
         if self.resumed is not None:
             checks.check_same_data(self.workdir, self.graph, self.done.num_train, self.resumed)
             checks.check_same_masks(self.workdir, self.config.learn, self.graph, self.resumed)
@@ -135,11 +132,17 @@ class Run:
             pretrains = self.phases[0].name == "pretrain"
             checks.check_classes(self.init.graph.class_names, self.graph.class_names, pretrains=pretrains)
             checks.check_teacher(self.config, self.phases[0], self.init)
+        checks.check_target_macs(self.config.learn, self.graph, self.phases)
+        if any(phase.name != "pretrain" for phase in self.phases):
+            checks.check_gate(self.config.learn)
+        early_stopping.check_patience(self.config, self.phases, len(self.measure.validation[1]))
         checks.check_labels(self.config, self.phases)
         known = None
         if self.resumed is not None and same_times(self.resumed.config.learn, self.config.learn):
             known = self.resumed.done.table
-        self.table = table_of(self.config.learn, self.graph, known)
+        # Without a phase that learns masks, no time is asked for, unless masks of --init have still to be rounded.
+        learns = any(phase.learns_masks for phase in (*self.phases, *([self.init.phase] if self.init else [])))
+        self.table = table_of(self.config.learn, self.graph, known) if learns or known is not None else None
         self.control = MaskControl(self.config.learn, self.graph, self.devices, self.table)
 
     def _skip(self, count: int) -> None:

@@ -78,6 +78,9 @@ def summary_if_finished(run: Run) -> dict[str, Any] | None:
         if summary is None or summary["phases"] != resumed.done.history:
             return None
         describe(summary)
+        pruned = summary["macs"]["total"] < summary["macs"]["dense"]
+        if run.config.checkpoint.time and pruned and summary.get("time") is None:
+            return None  # It was interrupted while the network was timed, or made without times.
     except (KeyError, TypeError, ValueError, AttributeError):
         return None  # A damaged summary is written again.
     return summary

@@ -18,7 +18,10 @@ def learning_rate_schedule(phase: WeightPhaseConfig, steps: int, steps_per_epoch
     if phase.schedule == "cosine":
         schedule = optax.cosine_decay_schedule(phase.learning_rate, after)
     elif phase.schedule == "step":
-        falls = {max(0, round(share * steps) - warmup): phase.step_factor for share in phase.step_at}
+        falls: dict[int, float] = {}
+        for share in phase.step_at:
+            at = max(0, round(share * steps) - warmup)
+            falls[at] = falls.get(at, 1.0) * phase.step_factor
         schedule = optax.piecewise_constant_schedule(phase.learning_rate, falls)
     else:
         schedule = optax.constant_schedule(phase.learning_rate)
