@@ -81,6 +81,7 @@ def test_it_composes_with_other_transformations(given) -> None:
     [
         (8, {"rhs_dilation": (2, 2)}),
         (8, {"padding": ((2, 0), (1, 1))}),
+        (1, {"padding": ((-1, 2), (1, 1))}),
         (8, {"batch_group_count": 2, "feature_group_count": 1}),
         (1, {"precision": lax.Precision.HIGHEST}),
     ],

@@ -12,6 +12,7 @@ import pytest
 h5py = pytest.importorskip("h5py", reason="h5py is not installed: Keras files are HDF5")
 torch = pytest.importorskip("torch", reason="torch is not installed: it computes what is expected")
 
+from fdjax.commands.import_weights import check_even_maps  # noqa: E402
 from fdjax.errors import UserError  # noqa: E402
 from fdjax.importers import FORMATS, convert, count_classes, read_weights  # noqa: E402
 from fdjax.zoo import MobileNet  # noqa: E402
@@ -161,6 +162,14 @@ def test_layer_names_that_keras_has_cut_up_are_read(module, tmp_path: Path) -> N
         del root.attrs["layer_names"]
         root.attrs["layer_names0"], root.attrs["layer_names1"] = names[:5], names[5:]
     assert len(read_weights(str(tmp_path / "w.h5"))) == sum(map(len, keras_layers(module).values()))
+
+
+def test_keras_mobilenetv1_is_refused_where_its_padding_would_differ() -> None:
+    """Keras pads one zero after the map before each stride of 2, also where its side is odd."""
+    network = MobileNet("mobilenetv1", 7, 0.25, 1, padding="same", batch_norm_epsilon=1e-3)
+    check_even_maps(network_for(network, (64, 64, 3)))
+    with pytest.raises(UserError, match=r"reads one of 5x5 at 80 pixels: give --data.image-size a multiple of 32"):
+        check_even_maps(network_for(network, (80, 80, 3)))
 
 
 def test_keras_mobilenetv1_has_its_classifier_as_a_convolution() -> None:

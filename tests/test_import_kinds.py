@@ -136,6 +136,7 @@ KINDS: dict[str, Callable[[State], Any]] = {
     "two wrappers": lambda s: prefixed(s, "module._orig_mod."),
     "any prefix": lambda s: prefixed(s, "backbone.net.encoder."),
     "under a key of its own": lambda s: {"best_network": s, "epoch": 3},
+    "beside a metric": lambda s: {"best_accuracy": torch.tensor(71.0), "network": s},
     "two keys deep": lambda s: {"checkpoint": {"state_dict": s}, "epoch": 3},
     "an ordered dictionary": lambda s: OrderedDict(s),
     "parameters": lambda s: {name: torch.nn.Parameter(t, False) for name, t in s.items()},

@@ -127,7 +127,12 @@ def test_a_whole_network(tmp_path, monkeypatch) -> None:
     images = raw_images(network, 4)
     (expected,) = native(images)
     np.testing.assert_array_equal(native(images.astype(np.float32))[0], expected)
+    np.testing.assert_array_equal(native.in_jax(images)[0], expected)
+    monkeypatch.setenv("NPROC", "2")
     np.testing.assert_array_equal(jax.jit(native.in_jax)(images)[0], expected)
+    monkeypatch.setenv("NPROC", "1")
+    with pytest.raises(UserError, match=r"waits for ever in a process with one core.*outside of jit.*NPROC=2"):
+        jax.jit(lambda x: native.in_jax(x))(images)
     np.testing.assert_array_equal(np.concatenate([native(image[None])[0] for image in images]), expected)
 
 

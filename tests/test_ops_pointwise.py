@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from fdjax.ops import BandPlan, banded_pointwise, dense_pointwise, masked_pointwise, plan_bands
+from fdjax.ops.block_means import mask_around_means
 from tests.scipy_pointwise import prefix_mask, scipy_masked
 
 # (H, W), K, C, D: maps that the block divides and others; layers that widen and that narrow; one block a map.
@@ -239,6 +240,21 @@ def test_other_precisions(dtype: str) -> None:
             np.testing.assert_allclose(
                 np.asarray(y, np.float64), expected, atol={"bfloat16": 0.1, "float64": 1e-13}[dtype]
             )
+
+
+@pytest.mark.parametrize("block", [None, 2])
+def test_gradients_have_the_types_of_what_they_are_of(block: int | None) -> None:
+    """Maps in half precision with float32 kernels and masks, as in mixed precision."""
+    x, kernel = jnp.ones((2, 4, 4, 3), jnp.bfloat16), jnp.ones((3, 5))
+    mask = jnp.stack([jnp.full(3, 0.7), *[jnp.full(3, 0.2)] * 3])
+
+    def loss(x: jax.Array, kernel: jax.Array, mask: jax.Array) -> jax.Array:
+        x = jnp.tanh(x)
+        y = dense_pointwise(x if block is None else mask_around_means(x, mask, block), kernel)
+        return y.sum() + x.astype(jnp.float32).sum()
+
+    grads = jax.grad(loss, argnums=(0, 1, 2))(x, kernel, mask)
+    assert [grad.dtype for grad in grads] == [jnp.bfloat16, jnp.float32, jnp.float32]
 
 
 # The plan

@@ -18,7 +18,8 @@ from fdjax.errors import UserError
 from fdjax.frozen.native import compile as native_compile
 from fdjax.frozen.native.compile import NativeNetwork
 from fdjax.frozen.onnx_model import onnxruntime_session, to_onnx
-from fdjax.graph.masks import MaskedGraph
+from fdjax.graph.masks import MaskedGraph, layer_blocks
+from fdjax.graph.network import layer_name
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
 # A layer's name -> the shape of its kernel, for all networks here.
@@ -319,3 +320,108 @@ def test_modules_in_bfloat16_are_frozen() -> None:
     wanted = jax.jit(fdjax.masked(module.apply, graph))(counts, variables, IMAGES)
     found = fdjax.freeze(graph, variables, counts)(IMAGES)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=0.02 * float(jnp.abs(wanted).max()))
+
+
+def test_products_that_belong_to_no_layer_are_counted() -> None:
+    """Those of attention, of kernels with several axes, over pixels, and in loops."""
+    variables = jax.eval_shape(Attention().init, jax.random.key(0), IMAGES)
+    graph = fdjax.trace(Attention().apply, variables, IMAGES)
+    layers = 64 * 3 * 8 + 2 * 64 * 8 * 16 + 8 * 4
+    attention = 4 * 64 * 8 * 8 + 2 * 64 * 64 * 8
+    assert graph.product_macs == attention and f"{layers + attention:,} MACs an image" in str(graph)
+    masks = fdjax.with_masks(graph)
+    dense = fdjax.count(masks, masks.full_counts()).to_dict()
+    assert dense["dense"] == dense["total"] == layers + attention
+    nothing = {path: np.zeros_like(count) for path, count in masks.full_counts().items()}
+    ratio = fdjax.count(masks, nothing).ratio
+    assert ratio > attention / (layers + attention)
+    soft = {path: jnp.asarray(count, jnp.float32) for path, count in nothing.items()}
+    assert float(fdjax.expected_ratio(masks, soft)) == pytest.approx(ratio, rel=1e-5)
+
+    def looped(v: Any, x: Any) -> Any:
+        y = conv(x, v, "first")
+        y = lax.fori_loop(0, 3, lambda _, y: conv(y, v, "point"), y)
+        return top(jnp.einsum("bhwc,wv->bhvc", y, COLUMNS), v)
+
+    assert fdjax.trace(looped, VARIABLES, IMAGES).product_macs == 3 * 64 * 64 + 8 * 8 * 12 * 8
+
+
+def test_learned_positions_and_mixed_tokens_are_frozen() -> None:
+    """What a layer adds may differ from token to token."""
+
+    class Tokens(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            tokens = nn.Conv(12, (2, 2), strides=(2, 2), name="patch")(x).reshape(x.shape[0], 16, 12)
+            tokens = tokens + self.param("positions", nn.initializers.normal(1.0), (1, 16, 12))
+            mixed = nn.Dense(16, name="mix", bias_init=nn.initializers.normal(1.0))(tokens.swapaxes(1, 2))
+            tokens = tokens + mixed.swapaxes(1, 2)
+            tokens = tokens + nn.Dense(12, name="fc2")(nn.gelu(nn.Dense(24, name="fc1")(tokens)))
+            return nn.Dense(5, name="top")(tokens.mean(1))
+
+    variables: Any = Tokens().init(jax.random.key(0), jnp.asarray(IMAGES))
+    graph = fdjax.with_masks(fdjax.trace(Tokens().apply, variables, IMAGES), block=1)
+    counts = {path: np.arange(channels) % 2 for path, (channels, _) in graph.mask_sizes.items()}
+    wanted = jax.jit(fdjax.masked(Tokens().apply, graph))(counts, variables, IMAGES)
+    np.testing.assert_allclose(fdjax.freeze(graph, variables, counts)(IMAGES), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_maps_of_one_channel_and_numbers_for_each_image_hide_no_layer() -> None:
+    def flattened(v: Any, x: Any) -> Any:
+        y = jax.nn.relu(conv(x, v, "one"))
+        return y.transpose(0, 3, 1, 2).reshape(x.shape[0], -1) @ v["flat"]["kernel"] @ v["top"]["kernel"]
+
+    variables = {**VARIABLES, "one": {"kernel": jnp.ones((3, 3, 3, 1))}, "flat": {"kernel": jnp.ones((64, 8))}}
+    graph = fdjax.trace(flattened, variables, IMAGES)
+    macs = {name: layer.dense_macs for name, layer in graph.layers.items()}
+    assert macs == {"one": 64 * 27, "flat": 64 * 8, "top": 32}
+
+    def timed(v: Any, x: Any, time: Any) -> Any:
+        embedded = jax.nn.silu(time[:, None] @ v["time"]["kernel"]) @ v["point"]["kernel"][0, 0]
+        return top(conv(jax.nn.relu(conv(x, v, "first") + embedded[:, None, None]), v, "wide_point"), v)
+
+    variables = {**VARIABLES, "time": {"kernel": jnp.ones((1, 8))}, "wide_point": VARIABLES["point"]}
+    graph = fdjax.trace(timed, variables, IMAGES, np.ones(2, np.float32))
+    assert {*graph.layers} == {"first", "point", "wide_point", "top"}
+    assert graph.spaces[graph.layers["wide_point"].target].pinned is None
+
+
+def test_layers_with_constant_kernels_stay_as_they_are() -> None:
+    """A masked function finds its layers by the paths of their kernels."""
+    haar = np.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], np.float32).reshape(4, 2, 2) / 2
+    filters = np.tile(np.moveaxis(haar, 0, -1)[:, :, None], (1, 1, 1, 8))
+
+    def wavelet(v: Any, x: Any) -> Any:
+        numbers = ("NHWC", "HWIO", "NHWC")
+        y = jax.nn.relu(conv(x, v, "first"))
+        y = lax.conv_general_dilated(y, filters, (2, 2), "VALID", dimension_numbers=numbers, feature_group_count=8)
+        return top(conv(jax.nn.relu(y @ v["down"]["kernel"]), v, "point"), v)
+
+    variables = {**VARIABLES, "down": {"kernel": jnp.ones((32, 8)) / 8}}
+    for tied in (True, False):
+        graph = fdjax.with_masks(fdjax.trace(wavelet, variables, IMAGES), tied=tied)
+        assert graph.layers["unnamed"].constant and not any("unnamed" in path for path in graph.masks)
+        masked = fdjax.masked(wavelet, graph)(graph.full_counts(), variables, IMAGES)
+        np.testing.assert_allclose(masked, wavelet(variables, IMAGES), rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_may_be_called_value() -> None:
+    assert layer_name("params/attention/value/kernel") == "attention/value"
+    assert layer_name("attention/kernel/value") == layer_name("attention/kernel") == "attention"
+
+
+def test_one_pixel_and_tokens_have_blocks_of_one() -> None:
+    """Squeeze-and-excite by convolutions, and sequences shorter than the block."""
+
+    def excited(v: Any, x: Any) -> Any:
+        y = conv(x, v, "first")
+        y = y * jax.nn.sigmoid(conv(y.mean((1, 2), keepdims=True), v, "squeeze"))
+        return top(conv(y, v, "point"), v)
+
+    graph = fdjax.trace(excited, {**VARIABLES, "squeeze": VARIABLES["point"]}, IMAGES)
+    assert layer_blocks(graph, ("squeeze", "point"), 2) == {"squeeze": 1, "point": 2}
+    with pytest.raises(ValueError, match="block 2 is larger than the 1x1 map of layer squeeze"):
+        layer_blocks(graph, ("squeeze", "point"), 2, by_layer={"squeeze": 2})
+    pixels = np.ones((2, 1, 1, 8), np.float32)
+    tokens = fdjax.trace(lambda v, x: x.reshape(-1, 1, 8) @ v["top"]["kernel"], VARIABLES, pixels)
+    assert layer_blocks(tokens, ("top",), 4) == {"top": 1}

@@ -224,7 +224,7 @@ def open_subject(restored: Restored, learn: LearnConfig, on: MeasuredOn) -> Subj
         )
         resized = ResizedImages(test_images, side)
         found = make_evaluator(plain, graph, Devices())(collections, resized, test_labels)
-        return found["top1"], sum(layer.dense_macs for layer in small.counted_layers.values())
+        return found["top1"], small.dense_macs
 
     energies = mask_energies(graph, energies)
     return Subject(graph, energies, len(images), len(test_labels), dataset, bool(on.agreement), evaluate, at_resolution)

@@ -20,6 +20,7 @@ from fdjax.provenance import file_sha256
 if TYPE_CHECKING:
     import numpy as np
 
+    from fdjax.graph.masks import MaskedGraph
     from fdjax.importers import Conventions
 
 
@@ -79,6 +80,8 @@ def import_command(arguments: Sequence[str]) -> int:
     _check_channels(conventions, shape[2])
     made, graph = build_network(config, shape, num_classes)
     network = zoo_network(made, "fdjax import")
+    if parsed.format == "keras" and config.model.name == "mobilenetv1":
+        check_even_maps(graph)
     graph = dataclasses.replace(
         graph, input_mean=conventions.input_mean, input_std=conventions.input_std, class_names=names
     )
@@ -160,6 +163,17 @@ def _with_conventions(config: Config, conventions: Conventions) -> Config:
         if (path := getattr(config.data, field)) is not None
     }
     return dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, **absolute))
+
+
+def check_even_maps(graph: MaskedGraph) -> None:
+    """Raises `UserError` if a layer with a stride reads a map of odd sides, which Keras' MobileNet pads otherwise."""
+    for layer in graph.layers.values():
+        if max(layer.stride, default=1) > 1 and any(side % 2 for side in layer.in_size):
+            size = "x".join(map(str, layer.in_size))
+            raise UserError(
+                f"Keras' MobileNet pads maps of odd sides otherwise than this network does, and {layer.name} reads one "
+                f"of {size} at {graph.input_shape[0]} pixels: give --data.image-size a multiple of 32"
+            )
 
 
 def _check_channels(conventions: Conventions, channels: int) -> None:

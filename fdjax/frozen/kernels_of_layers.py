@@ -131,8 +131,9 @@ def offset_through(
             convolve(np.broadcast_to(offset, (*window.in_size, offset.shape[-1])), kernel, window, layer.groups)
         )
     inputs, outputs = counts
-    if offset.ndim == 1 or block is None:
-        # Of a constant map only coefficient 0 is not zero, and each channel with a count above 0 keeps that.
+    if offset.ndim == 1 or block in (None, 1):
+        # Blocks of one pixel have one coefficient, and of a constant map only coefficient 0 is not zero: each channel
+        # with a count above 0 keeps that.
         return uniform(((offset * (inputs > 0)) @ kernel) * (outputs > 0))
     return uniform(masked_product(offset, kernel, block, inputs, outputs))
 

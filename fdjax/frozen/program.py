@@ -10,6 +10,7 @@ Maps are NHWC. Channels are in the order of the frozen network. Shape letters: `
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import typing
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from typing import Any, Literal
 import typeguard
 
 from fdjax.frozen.products import Indices, ProductPlan, Segment, Size, Window, mean_phases, segment_macs
+from fdjax.graph.primitives import params_from_json
 from fdjax.ops.macs import conv_macs, depthwise_macs
 
 _EVERY_ITEM = typeguard.CollectionCheckStrategy.ALL_ITEMS
@@ -268,8 +270,18 @@ class Program:
     operations: tuple[Operation, ...]
 
     def macs(self) -> int:
-        """Returns the MACs of its layers."""
-        return sum(operation.macs() for operation in self.operations if not isinstance(operation, (Apply, Take)))
+        """Returns the MACs of its layers, and of products that belong to none, such as those of attention."""
+        layers = sum(operation.macs() for operation in self.operations if not isinstance(operation, Apply | Take))
+        return layers + sum(self._product_macs(operation) for operation in self.operations)
+
+    def _product_macs(self, operation: Operation) -> int:
+        if not isinstance(operation, Apply) or operation.kind != "dot_general":
+            return 0
+        contracted, _ = params_from_json(json.loads(operation.params))["dimension_numbers"]
+        # One side may be an array, whose shape the program does not have; both have the same contracted sides.
+        side = 0 if operation.inputs[0] >= 0 else 1
+        shape = (1, *self.shapes[operation.inputs[side]])
+        return math.prod(self.shapes[operation.outputs[0]]) * math.prod(shape[axis] for axis in contracted[side])
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the program as JSON types; `from_dict` reads them back."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fdjax.graph.identity import Live, Mixing
+from fdjax.graph.identity import Ids, Live, Mixing
 from fdjax.graph.operations import Operation
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def _reshape(walk: ChannelWalk, index: int, operation: Operation) -> str | None:
         return f"{operation.kind} that merges images with pixels"
     ahead, seen = math.prod(before[: live.axis]), 1
     for axis, side in enumerate(after):
-        if seen == ahead and side == before[live.axis]:
+        # The first axis of both holds the images, also where a map has one channel.
+        if seen == ahead and side == before[live.axis] and (axis > 0) == (live.axis > 0):
             walk.set(operation.outputs[0], axis, live.ids)
             return None
         seen *= side
@@ -185,6 +186,12 @@ def _reverse(walk: ChannelWalk, index: int, operation: Operation) -> str | None:
     return None
 
 
+def _pin_constant_kernel(walk: ChannelWalk, kernel: int, reads: Ids, writes: Ids) -> None:
+    """Pins the channels of a layer whose kernel is no variable: a masked function knows layers by their paths."""
+    if not walk.kernel_of(kernel):
+        walk.pin(np.concatenate([reads, writes]), "a layer with a constant kernel reads or writes it")
+
+
 def _conv(walk: ChannelWalk, index: int, operation: Operation) -> str | None:
     image, kernel = operation.inputs
     if image not in walk.live or kernel in walk.live:
@@ -198,6 +205,8 @@ def _conv(walk: ChannelWalk, index: int, operation: Operation) -> str | None:
     features, groups = kernel_shape[dimensions.rhs_spec[0]], params["feature_group_count"]
     depthwise = groups == shape[axis] == features and groups > 1
     writes = live.ids if depthwise else walk.classes.fresh(features)
+    if not depthwise:
+        _pin_constant_kernel(walk, kernel, live.ids, writes)
     walk.set(output, dimensions.out_spec[1], writes)
     walk.mixing.append(
         Mixing(
@@ -240,6 +249,7 @@ def _dot(walk: ChannelWalk, index: int, operation: Operation) -> str | None:
         return "a product over channels and more"
     (features,) = (side for axis, side in enumerate(walk.shape(other)) if axis not in kernels)
     writes = walk.classes.fresh(features)
+    _pin_constant_kernel(walk, other, live.ids, writes)
     walk.set(output, len(free) if side == 0 else 0, writes)
     # Where pixels have been merged with the images, they are counted.
     merged = shape[free[0]] // walk.batch

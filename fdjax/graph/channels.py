@@ -15,6 +15,7 @@ import numpy as np
 from fdjax.graph.channel_rules import rule_of
 from fdjax.graph.identity import Classes, Ids, Live, Mixing
 from fdjax.graph.operations import Operation, Operations
+from fdjax.graph.products import operation_macs
 from fdjax.graph.shuffles import Shuffles
 
 
@@ -30,6 +31,7 @@ class ChannelWalk:
       shuffles: index of the operation that ends a channel shuffle -> the value that is shuffled, and for each channel
         of the result, the channel of that value.
       inside: indices of the earlier operations of the channel shuffles.
+      product_macs: MACs of the products that belong to no layer, such as those of attention, for all images.
     """
 
     def __init__(self, operations: Operations):
@@ -41,13 +43,16 @@ class ChannelWalk:
         self.opaque: dict[int, str] = {}
         self.shuffles: dict[int, tuple[int, np.ndarray]] = {}
         self.inside: set[int] = set()
+        self.product_macs = 0
         self._shuffles = Shuffles(operations)
         # Value that depends on variables alone -> the path of its kernel.
         self._kernels: dict[int, str] = dict(operations.variables)
         for image in operations.images:
             shape = self._shapes[image]
-            self.set(image, len(shape) - 1, self.classes.fresh(shape[-1]) if shape else None)
-            self._pin(self.live[image], "a channel of the images")
+            # A number for each image, such as a time, has no channels.
+            axis, ids = (len(shape) - 1, self.classes.fresh(shape[-1])) if len(shape) > 1 else (None, None)
+            self.set(image, axis, ids)
+            self.pin(ids, "a channel of the images")
         for index, operation in enumerate(operations.operations):
             if any(value in self.live for value in operation.inputs):
                 self._step(index, operation)
@@ -55,7 +60,7 @@ class ChannelWalk:
                 self._name_kernel(operation)
         for value in operations.outputs:
             if value in self.live:
-                self._pin(self.live[value], "a channel of the result")
+                self.pin(self.live[value].ids, "a channel of the result")
 
     def shape(self, value: int) -> tuple[int, ...]:
         """Returns the shape of a value."""
@@ -88,10 +93,15 @@ class ChannelWalk:
         """
         self.live[value] = Live(axis, ids if axis is not None else None)
 
-    def _pin(self, live: Live, reason: str) -> None:
-        if live.ids is not None:
-            for channel in live.ids.tolist():
-                self.pinned.setdefault(channel, reason)
+    def pin(self, ids: Ids | None, reason: str) -> None:
+        """Says why channels may not be pruned; the first reason counts.
+
+        Args:
+          ids: channel numbers; None for none.
+          reason: why.
+        """
+        for channel in () if ids is None else ids.tolist():
+            self.pinned.setdefault(channel, reason)
 
     def shuffle(self, index: int, operation: Operation) -> bool:
         """Records the channel shuffle that begins with an operation, if any; its intermediate values get no channels.
@@ -121,16 +131,19 @@ class ChannelWalk:
         if index in self.shuffles or index in self.inside:
             return
         rule = rule_of(operation.kind)
+        layers = len(self.mixing)
         problem = f"{operation.kind} is not understood" if rule is None else rule(self, index, operation)
+        if len(self.mixing) == layers:
+            self.product_macs += operation_macs(operation, self._shapes)
         if problem is None:
             return
         where = f" ({operation.source})" if operation.source else ""
         self.opaque[index] = problem + where
         for value in operation.inputs:
             if value in self.live:
-                self._pin(self.live[value], problem + where)
+                self.pin(self.live[value].ids, problem + where)
         for value in operation.outputs:
             shape = self._shapes[value]
             # A layer may read the last axis of the output; it then reads pinned channels.
             self.set(value, len(shape) - 1 if len(shape) > 1 else None, self.classes.fresh(shape[-1] if shape else 0))
-            self._pin(self.live[value], problem + where)
+            self.pin(self.live[value].ids, problem + where)

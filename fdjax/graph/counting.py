@@ -51,12 +51,18 @@ class LayerMacs:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkMacs:
-    """The MACs of a network by layer; totals are sums over the counted layers."""
+    """The MACs of a network by layer; totals are sums over the counted layers.
+
+    Attributes:
+      layers: the counted layers.
+      products: MACs of products that belong to no layer, which are in all totals.
+    """
 
     layers: tuple[LayerMacs, ...]
+    products: int = 0
 
     def _sum(self, field: str) -> int:
-        return sum(getattr(layer, field) for layer in self.layers)
+        return sum(getattr(layer, field) for layer in self.layers) + self.products
 
     @property
     def ratio(self) -> float:
@@ -317,4 +323,4 @@ def network_macs(network: MaskedGraph, counts: Counts, released: Collection[str]
                 output_histogram=histograms[1],
             )
         )
-    return NetworkMacs(tuple(layers))
+    return NetworkMacs(tuple(layers), network.graph.product_macs)

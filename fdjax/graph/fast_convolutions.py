@@ -109,8 +109,10 @@ def _convolve(x: jax.Array, kernel: jax.Array, params: Any) -> jax.Array | None:
 
 
 def _convolve_maps(x: jax.Array, kernel: jax.Array, params: Any) -> jax.Array | None:
-    """x [B, H, W, C], kernel [rows, columns, C / groups, D] -> [B, H', W', D]."""
+    """x [B, H, W, C], kernel [rows, columns, C / groups, D] -> [B, H', W', D]; None if it has no fast form."""
     groups, strides, pads = params["feature_group_count"], params["window_strides"], params["padding"]
+    if np.min(pads) < 0:
+        return None
     if kernel.shape[:2] == strides == (1, 1) and groups == 1 and not np.any(pads):
         return dense_pointwise(x, kernel[0, 0])
     if groups == 1 or kernel.shape[2] > 1:

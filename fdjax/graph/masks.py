@@ -170,6 +170,11 @@ class MaskedGraph:
         return {name: layer for name, layer in self.layers.items() if name not in self.uncounted}
 
     @property
+    def dense_macs(self) -> int:
+        """MACs of the network without pruning: of the counted layers, and of products that belong to no layer."""
+        return sum(layer.dense_macs for layer in self.counted_layers.values()) + self.graph.product_macs
+
+    @property
     def wrapped_layers(self) -> dict[str, Layer]:
         """The layers that are wrapped in a DCT and its inverse."""
         return {name: layer for name, layer in self.layers.items() if name in self.blocks}
@@ -323,7 +328,11 @@ def layer_blocks(
             raise ValueError(f"block_by_layer names {name!r}; wrapped layers are {', '.join(sorted(layers))}")
     found = {}
     for name, layer in layers.items():
-        found[name] = by_layer.get(name, by_map.get(layer.in_size[0], block))
+        # A sequence of tokens is no map, and one pixel has one coefficient (squeeze-and-excite).
+        default = block if len(layer.in_size) == 2 and max(layer.in_size) > 1 else 1
+        found[name] = by_layer.get(name, by_map.get(layer.in_size[0], default))
+        if len(layer.in_size) != 2:
+            found[name] = 1
         if found[name] > min(layer.in_size):
             raise ValueError(
                 f"block {found[name]} is larger than the {layer.in_size[0]}x{layer.in_size[1]} map of layer {name}; "

@@ -23,7 +23,7 @@ from fdjax.graph.trace import trace as trace_operations
 
 Kind = Literal["conv", "pointwise", "depthwise", "dense"]
 # Parts of a path that carry no information: the kernel's own name, and the collection of the parameters.
-_KERNEL_NAMES = ("kernel", "weight", "w", "value")
+_KERNEL_NAMES = ("kernel", "weight", "w")
 _COLLECTIONS = ("params",)
 
 
@@ -46,6 +46,7 @@ class Layer:
       writes: channel numbers of the output, [D].
       source: the space that the layer reads; None if its channels are of several spaces.
       target: the space that the layer writes.
+      constant: whether the kernel is a constant of the function, which masks cannot find.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Layer:
     writes: np.ndarray
     source: str | None
     target: str
+    constant: bool = False
 
     @property
     def dense_macs(self) -> int:
@@ -144,6 +146,11 @@ class Graph:
         """(H, W, C) of one image."""
         return self.operations.shapes[self.operations.images[0]][1:]
 
+    @property
+    def product_macs(self) -> int:
+        """MACs of the products that belong to no layer, such as those of attention, for one image."""
+        return self.walk.product_macs // self.walk.batch
+
     @functools.cached_property
     def layers(self) -> dict[str, Layer]:
         """Name -> layer, in the order of evaluation."""
@@ -168,6 +175,7 @@ class Graph:
                 writes=writes,
                 source=self._space_names[sources.pop()] if len(sources) == 1 else None,
                 target=self._space_names[spaces_of[int(writes[0])]],
+                constant=not mixing.kernel,
             )
         return found
 
@@ -284,7 +292,10 @@ def layer_name(kernel: str) -> str:
     parts = kernel.split("/") if kernel else ["unnamed"]
     if len(parts) > 1 and parts[0] in _COLLECTIONS:
         parts = parts[1:]
-    while len(parts) > 1 and parts[-1] in _KERNEL_NAMES:
+    # A state of Flax NNX holds its arrays under "value"; a layer may be called that, too.
+    if len(parts) > 2 and parts[-1] == "value" and parts[-2] in _KERNEL_NAMES:
+        parts = parts[:-1]
+    if len(parts) > 1 and parts[-1] in _KERNEL_NAMES:
         parts = parts[:-1]
     return "/".join(parts)
 

@@ -12,6 +12,8 @@ def mask_problem(layer: Layer) -> str | None:
     """Returns why a layer cannot be wrapped in a DCT and have masks of its own, or None if it can."""
     if layer.kind == "depthwise":
         return "has the masks of the channels that it works on"
+    if layer.constant:
+        return "has a constant of the function as its kernel"
     if not layer.in_size:
         return "reads vectors"
     if layer.kind == "conv":

@@ -25,7 +25,7 @@ def graph_table(graph: Graph, network: MaskedGraph | None = None) -> str:
     Returns:
       The table, and below it the spaces and operations whose channels cannot be pruned.
     """
-    total = sum(layer.dense_macs for layer in graph.layers.values()) or 1
+    total = sum(layer.dense_macs for layer in graph.layers.values()) + graph.product_macs or 1
     rows: list[tuple[str, ...]] = [_HEADINGS]
     for name, layer in graph.layers.items():
         share = f"{layer.dense_macs / 1e3:,.0f}k {layer.dense_macs / total:4.0%}"
@@ -37,7 +37,8 @@ def graph_table(graph: Graph, network: MaskedGraph | None = None) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     pinned = [f"  {space.name}: {space.pinned}" for space in graph.spaces.values() if space.pinned is not None]
     opaque = [f"  {reason}" for reason in dict.fromkeys(graph.walk.opaque.values())]
-    lines.append(f"{len(graph.layers)} layers, {total:,} MACs an image")
+    products = f", {graph.product_macs:,} of them in products that belong to no layer" if graph.product_macs else ""
+    lines.append(f"{len(graph.layers)} layers, {total:,} MACs an image{products}")
     if network is not None:
         channels = sum(mask.channels for mask in network.masks.values())
         lines.append(f"{len(network.masks)} masks of {channels:,} channels")

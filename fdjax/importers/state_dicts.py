@@ -58,8 +58,9 @@ def choose(content: Any, tensor: type, file: str, averaged: bool) -> Weights:
     """
     plain = _find(content, tensor, _WEIGHTS)
     ema = _find_averaged(content, tensor)
-    if plain is None and ema is None:
-        plain = _only_one(content, tensor, file)
+    # Single numbers beside the weights are metrics of the training.
+    if ema is None and (plain is None or (not plain[0] and _are_numbers(plain[1]))):
+        plain = _only_one(content, tensor, file) or plain
     if plain is not None and _AVERAGED_COUNT in plain[1]:
         plain, ema = None, ema or plain
     if averaged and ema is None:
@@ -77,6 +78,10 @@ def choose(content: Any, tensor: type, file: str, averaged: bool) -> Weights:
         notes.append("the weights are averages over training (EMA)" + (f", under {key!r}" if key else ""))
     tensors = {name: value for name, value in tensors.items() if name != _AVERAGED_COUNT}
     return Weights(unwrapped(tensors), notes, plain is None or averaged)
+
+
+def _are_numbers(tensors: Mapping[str, Any]) -> bool:
+    return all(getattr(tensor, "shape", None) == () for tensor in tensors.values())
 
 
 def unwrapped(tensors: dict[str, Any]) -> dict[str, Any]:

@@ -91,7 +91,8 @@ def _masked_backward(block, residuals, g):
     axes = tuple(range(x.ndim - 1))
     of_means = jnp.sum(_means_value(g, block) * _means_value(x, block), axes) * block**2
     # The masking is a symmetric linear map, so it is its own transpose.
-    return _masked(g, first, others, block), of_means, jnp.sum(g * x, axes) - of_means
+    dothers = jnp.sum(g * x, axes) - of_means
+    return _masked(g, first, others, block).astype(x.dtype), of_means.astype(first.dtype), dothers.astype(others.dtype)
 
 
 _mask_around_means: Any = jax.custom_vjp(_masked, nondiff_argnums=(3,))

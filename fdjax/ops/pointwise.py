@@ -40,7 +40,8 @@ def _matmul_backward(residuals, g):
     g = lax.optimization_barrier(g)
     rows, columns = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
     dx = jnp.einsum("...d,cd->...c", g, kernel)
-    return dx, lax.dot_general(rows, columns, (((0,), (0,)), ((), ())))
+    dkernel = lax.dot_general(rows, columns, (((0,), (0,)), ((), ())))
+    return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
 
 
 _product: Any = jax.custom_vjp(_matmul)

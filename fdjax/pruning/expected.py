@@ -76,7 +76,7 @@ def expected_ratio(
     levels: Sequence[int] | None = None,
     convention: str = "total",
 ) -> jax.Array:
-    """Computes `expected_macs` plus the layers that no mask acts on, divided by the dense network's MACs.
+    """Computes `expected_macs` plus everything that no mask acts on, divided by the dense network's MACs.
 
     Args:
       network: the graph with its masks.
@@ -88,17 +88,17 @@ def expected_ratio(
       A float32 scalar. It is 1 if nothing is pruned, or more if levels between 0 and N need transforms.
     """
     counted = _counted_by_paper(network) if convention == "paper" else _counted(network)
-    layers = network.counted_layers
-    dense = sum(layer.dense_macs for layer in layers.values())
-    rest = sum(layer.dense_macs for name, layer in layers.items() if name not in counted)
+    dense = network.dense_macs
+    masked = sum(layer.dense_macs for name, layer in network.counted_layers.items() if name in counted)
     # Floats, because the counts of large networks exceed int32.
-    return (expected_macs(network, fcmasks, levels, convention) + float(rest)) / float(dense)
+    return (expected_macs(network, fcmasks, levels, convention) + float(dense - masked)) / float(dense)
 
 
 def outside_macs(network: MaskedGraph, without: Collection[str] = ()) -> float:
-    """Counts the layers that no mask acts on, except those named, whether or not totals include them."""
+    """Counts what no mask acts on, except the layers named, whether or not totals include it."""
     left_out = {*_counted(network), *without}
-    return float(sum(layer.dense_macs for name, layer in network.layers.items() if name not in left_out))
+    outside = sum(layer.dense_macs for name, layer in network.layers.items() if name not in left_out)
+    return float(outside + network.graph.product_macs)
 
 
 def _counted(network: MaskedGraph) -> dict[str, Layer]:

@@ -330,7 +330,7 @@ def choose_rates(network: MaskedGraph, losses: Mapping[str, Sequence[float]], ta
     accepted = {name: rates(layers[0].out_channels) for name, layers in prunable(network).items()}
     macs = {name: np.array([block_macs(network, name, count) for count in counts]) for name, counts in accepted.items()}
     _check_reach(network, target, {name: counts[0] for name, counts in accepted.items()})
-    total = sum(layer.dense_macs for layer in network.counted_layers.values())
+    total = network.dense_macs
 
     def at(price: float) -> dict[str, int]:
         left = {}
@@ -350,7 +350,7 @@ def choose_rates(network: MaskedGraph, losses: Mapping[str, Sequence[float]], ta
 
 
 def _ratio(network: MaskedGraph, left: Mapping[str, int]) -> float:
-    total = sum(layer.dense_macs for layer in network.counted_layers.values())
+    total = network.dense_macs
     saved = sum(block_macs(network, name, prunable(network)[name][0].out_channels) for name in left)
     return (total - saved + sum(block_macs(network, name, count) for name, count in left.items())) / total
 

@@ -95,7 +95,7 @@ class _Walk:
             raise ValueError(
                 f"the function has no masked layer {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}: the "
                 "kernel must be in the variables at the path that the graph was traced with, and lead to a "
-                "convolution or a product"
+                "convolution or a product with images that are arguments, too"
             )
 
     def _seen_as(self, name: str) -> bool:

@@ -272,7 +272,7 @@ def mask_macs(network: MaskedGraph, masks: Masks, released: Collection[str] = ()
 
 def _papers_macs(network: MaskedGraph, masks: Masks, released: Collection[str]) -> MaskMacs:
     """Counts everything but `total`, which takes long to count."""
-    dense = pruned = paper = 0
+    dense = pruned = paper = network.graph.product_macs
     for name, layer in network.counted_layers.items():
         of_layer = (layer.dense_macs, layer.dense_macs)
         if name in network.blocks:

@@ -181,6 +181,7 @@ class TimeTable:
     def rate(self, network: MaskedGraph) -> float:
         """Returns the milliseconds per MAC outside the timed runs."""
         macs = sum(layer.dense_macs for name, layer in network.layers.items() if name not in self.inside)
+        macs += network.graph.product_macs
         rest = self.dense_ms - self.scale * sum(run.dense for run in self.runs)
         return rest / macs if macs else 0.0
 
@@ -196,6 +197,7 @@ class TimeTable:
         """
         runs = self.scale * sum(run.at(np.asarray(counts[run.path])) for run in self.runs)
         outside = sum(macs for name, (macs, _) in layer_totals(network, counts).items() if name not in self.inside)
+        outside += network.graph.product_macs
         return runs, self.rate(network) * outside
 
     def ratio(self, network: MaskedGraph, counts: Counts) -> float:

@@ -17,14 +17,13 @@ from fdjax.graph.counting import network_macs
 from fdjax.graph.masks import MaskedGraph
 from fdjax.pruning import mac_ratio
 from fdjax.training.build import check_maskable
+from fdjax.training.mask_warnings import CHANCE
 from fdjax.training.own_network import Network, OwnNetwork
 from fdjax.training.phases import Phase, has_teacher
 from fdjax.training.restore import Restored
 from fdjax.training.state import init_variables
 from fdjax.training.time_table import check_timed
 
-# A network whose accuracy is below this many times that of guessing counts as untrained.
-_CHANCE = 1.5
 # The settings that decide which masks there are, and their sizes.
 _MASK_SETTINGS = ("sides", "tied", "include", "exclude", "block", "block_by_map", "block_by_layer")
 
@@ -225,7 +224,7 @@ def check_teacher(config: Config, first: Phase, init: Restored) -> None:
 
 def warn_of_chance(dense_top1: float | None, num_classes: int) -> None:
     """Prints a warning if masks are about to be learned on a network that is hardly better than guessing."""
-    if dense_top1 is not None and dense_top1 < _CHANCE / num_classes:
+    if dense_top1 is not None and dense_top1 < CHANCE / num_classes:
         print(
             f"warning: the network whose masks are to be learned has a test accuracy of {100 * dense_top1:.2f}%, and "
             f"guessing would give {100 / num_classes:.2f}%: its masks will mean little. Train it first (more epochs of "

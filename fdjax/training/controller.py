@@ -53,7 +53,7 @@ def first_lambda(learn: LearnConfig, graph: MaskedGraph, mask_steps: int) -> flo
     if learn.penalty == "fcmask":
         slopes = np.concatenate([np.full(channels, 1 / channels) for channels, _ in graph.mask_sizes.values()])
     else:
-        dense = sum(layer.dense_macs for layer in graph.counted_layers.values())
+        dense = graph.dense_macs
         # A network without pointwise layers can have masks on whole channels.
         masked = (graph.wrapped_layers or graph.counted_layers).values()
         slopes = np.concatenate([np.full(layer.in_channels, layer.dense_macs / dense / layer.in_channels)

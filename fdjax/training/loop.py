@@ -25,7 +25,7 @@ from fdjax.training.devices import Devices
 from fdjax.training.entering import enter_phase
 from fdjax.training.feed import Feed, Waiting
 from fdjax.training.mask_control import MaskControl
-from fdjax.training.mask_warnings import mask_warnings
+from fdjax.training.mask_warnings import lost_warnings, mask_warnings
 from fdjax.training.measure import Measurements
 from fdjax.training.optimizers import optimizers_for
 from fdjax.training.phases import Phase, has_teacher, plan_phases
@@ -414,10 +414,12 @@ class Run:
             self.done.pruned_by, self.done.unpruned_macs = "", None
             self.done.imported = self.done.imported and {**self.done.imported, "fine_tuned": True}
         self.done.weights_adapted |= phase.adapts_weights
-        if phase.learns_masks:
-            self.done.masks_learned = True
-            for line in mask_warnings(self.config.learn, macs):
-                progress.say(f"warning: {line}")
+        self.done.masks_learned |= phase.learns_masks
+        found = mask_warnings(self.config.learn, macs) if phase.learns_masks else []
+        if self.done.masks_learned:
+            found += lost_warnings(phase, soft_top1 or top1, self.done.dense_top1, self.graph.num_classes)
+        for line in found:
+            progress.say(f"warning: {line}")
         self._tick_clock()
         before = sum(entry["seconds"] for entry in self.done.history)
         entry = {"name": phase.name, "steps": phase.steps, "seconds": round(self.done.seconds - before, 2)}

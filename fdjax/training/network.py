@@ -115,8 +115,6 @@ def _on_layers(graph: Graph, wrappable: Collection[str], learn: LearnConfig) -> 
     """Returns masks on the sides of the wrapped layers, or tied as the zoo's modules tie them, and the blocks."""
     wrapped = _chosen(wrappable, learn)
     blocks = layer_blocks(graph, wrapped, learn.block, dict(learn.block_by_map), dict(learn.block_by_layer))
-    # A sequence of tokens is no map, so its blocks are 1.
-    blocks = {name: block if len(graph.layers[name].in_size) == 2 else 1 for name, block in blocks.items()}
     return place_masks(graph, blocks, learn.sides, learn.tied), blocks
 
 

@@ -262,7 +262,7 @@ def mask_penalty(graph: MaskedGraph, fcmask: Any, learn: LearnConfig, table: Tim
         return expected_time(graph, masks, table)
     expected = expected_macs(graph, masks, learn.counts_below_whole, learn.target_convention)
     # The count of a large network does not fit into int32.
-    return expected / float(sum(layer.dense_macs for layer in graph.counted_layers.values()))
+    return expected / float(graph.dense_macs)
 
 
 def excess_penalty(

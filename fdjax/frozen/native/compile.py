@@ -129,6 +129,14 @@ def _large_pages(size: int) -> np.ndarray:
     return raw[start : start + size]
 
 
+def _xla_threads() -> int:
+    """Returns the number of threads of XLA's CPU client, as it chooses them."""
+    asked = os.environ.get("NPROC", "")
+    if asked.isdecimal():
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class NativeNetwork:
     """A frozen network as machine code.
 
@@ -199,9 +207,21 @@ class NativeNetwork:
 
         Returns:
           Each output, float32 [B, ...].
+
+        Raises:
+          UserError: if it is traced in a process with one core and without NPROC, where JAX's callbacks can hang.
         """
         import jax
+        from jax.core import Tracer
 
+        if not isinstance(images, Tracer):
+            return tuple(map(jax.numpy.asarray, self(np.asarray(images))))
+        if _xla_threads() < 2:
+            raise UserError(
+                "native code inside jax.jit waits for ever in a process with one core, because JAX hands images to a "
+                "callback on a second thread: call the network outside of jit, or set NPROC=2 in the environment "
+                "before jax is imported"
+            )
         batch = images.shape[0]
         like = tuple(jax.ShapeDtypeStruct((batch, *shape), np.float32) for shape in self.code.output_shapes)
         return jax.pure_callback(lambda x: self(np.asarray(x)), like, images)
