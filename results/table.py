@@ -27,7 +27,7 @@ NOT_MEASURED, NOT_THERE = "not measured", "–"
 KEYS = {"dense": "dense_top1", "control": "top1", "pruned": "top1", "macs": "macs.ratio"}
 TIMES = ("native", "onnxruntime")
 _TABLE = re.compile(r"(<!-- table -->\n).*?(<!-- end of table -->)", re.DOTALL)
-_FIGURE = re.compile(r"(<!-- (\w+\.[^>]+) (\w+) -->)(?:not measured|[^ \n:,;)]*)")
+_FIGURE = re.compile(r"(<!-- (\w+\.[^>]+) (\w+) -->)(?:not measured|[^ \n:,;)]*?)(?=[.]?(?:[ \n:,;)]|$))")
 
 
 class Row(NamedTuple):
