@@ -94,6 +94,20 @@ def test_a_network_survives_json() -> None:
     assert list(read.layers) == list(network.layers)
 
 
+def test_tables_of_positions_survive_json_and_larger_constants_are_refused() -> None:
+    def with_table(numbers: int) -> Graph:
+        table = np.random.default_rng(0).normal(size=(1, numbers // 384, 384)).astype(np.float32)
+        tokens = jnp.ones((1, numbers // 384, 4))
+        return trace(lambda v, x: x @ v["w"] + table, {"w": jnp.ones((4, 384))}, tokens)
+
+    graph = with_table(196 * 384)
+    read = Graph.from_dict(json.loads(json.dumps(graph.to_dict())))
+    for value, array in graph.operations.constants.items():
+        np.testing.assert_array_equal(read.operations.constants[value], array)
+    with pytest.raises(ValueError, match=r"a constant of 1,000,320 numbers .* as part of its variables"):
+        with_table(2605 * 384).to_dict()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

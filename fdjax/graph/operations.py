@@ -18,8 +18,8 @@ import numpy as np
 from fdjax.graph.primitives import bind, params_from_json, params_to_json
 
 FORMAT, FORMAT_VERSION = "fdjax graph", 1
-# A larger constant has to be passed as a variable.
-_LARGEST_CONSTANT = 65_536
+# A larger constant has to be passed as a variable; a table of positions of a large transformer has 600,000 numbers.
+_LARGEST_CONSTANT = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
