@@ -155,6 +155,7 @@ def test_a_run_that_has_pruned_ends_with_its_time(tmp_path, monkeypatch, capsys,
     assert summary["time"] == (SPEED if asked else None)
     said = capsys.readouterr().out
     assert (f"time:   {speed_words(SPEED)}\n" in said) == asked
-    # Asked for or not, it is the same run.
+    # Asked for or not, it is the same run; a time that was not measured is measured when it is asked for.
     again = dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, time=not asked))
-    assert train(again, str(tmp_path / "run"), init=str(learned)) == summary
+    assert train(again, str(tmp_path / "run"), init=str(learned)) == {**summary, "time": SPEED}
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["time"] == SPEED
