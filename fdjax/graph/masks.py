@@ -336,7 +336,8 @@ def layer_blocks(
         if found[name] > min(layer.in_size):
             raise ValueError(
                 f"block {found[name]} is larger than the {layer.in_size[0]}x{layer.in_size[1]} map of layer {name}; "
-                f"give a block of at most {min(layer.in_size)}, or that map its own one (block_by_map, block_by_layer)"
+                f"give a block (learn.block) of at most {min(layer.in_size)}, or that map its own one "
+                "(learn.block_by_map, learn.block_by_layer)"
             )
     return found
 
