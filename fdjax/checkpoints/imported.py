@@ -13,22 +13,15 @@ from fdjax.checkpoint import CHECKPOINT_FOLDER, Checkpoints
 from fdjax.config import Config
 from fdjax.errors import UserError
 from fdjax.graph.masks import MaskedGraph
-from fdjax.training.build import collection_of, facts_of
+from fdjax.training.build import collection_of
 from fdjax.training.health import nonfinite_network
 from fdjax.training.optimizers import optimizers_for
 from fdjax.training.phases import Phase
-from fdjax.training.restore import Past
+from fdjax.training.restore import Past, checkpoint_meta
 from fdjax.training.state import create_state
 from fdjax.training.summary import versions
-from fdjax.training.workdir import IMPORT_FILE, check_folder, write_json
+from fdjax.training.workdir import IMPORT_FILE, write_json
 from fdjax.zoo import FCMASK
-
-
-def check_import_target(folder: Path) -> None:
-    """Raises `UserError` unless `folder`, the value of --out, is new or empty and can be written; writes nothing."""
-    check_folder(folder, "--out")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"--out {folder} is not empty; give a new or empty directory")
 
 
 def save_imported(
@@ -37,7 +30,7 @@ def save_imported(
     """Writes imported variables as a checkpoint whose pretraining is done, and `import.json` beside it.
 
     Args:
-      folder: new or empty (`check_import_target`).
+      folder: new or empty (`fdjax.training.workdir.check_new_folder`).
       config: the network's config, with the padding and batch norm epsilon that the weights were trained with.
       graph: channel graph of the network, with the scaling of images, and class names if they are known.
       variables: the collections params and batch_stats, float32.
@@ -72,13 +65,6 @@ def save_trained(folder: Path, config: Config, graph: MaskedGraph, variables: di
     done = dataclasses.replace(done, history=history)
     whole = {**variables, FCMASK: collection_of(graph, graph.full_counts())}
     state = create_state(jax.tree.map(jnp.asarray, whole), config.seed, *optimizers_for(config, phase))
-    meta = {
-        "config": config.to_dict(),
-        "network": facts_of(graph),
-        "phase": dataclasses.asdict(phase),
-        "phase_step": phase.steps,
-        "done": dataclasses.asdict(done),
-        "versions": versions(),
-    }
+    meta = checkpoint_meta(config, graph, phase, phase.steps, done, versions())
     folder.mkdir(parents=True, exist_ok=True)
     Checkpoints(folder / CHECKPOINT_FOLDER).save(phase.end, state, meta)

@@ -29,14 +29,14 @@ from fdjax.pruning.profiled import (
     prune_to_target,
     score,
 )
-from fdjax.training.build import collection_of, facts_of
+from fdjax.training.build import collection_of
 from fdjax.training.devices import to_host
 from fdjax.training.optimizers import optimizers_for
 from fdjax.training.phases import has_teacher, plan_phases
-from fdjax.training.restore import Past, Restored
+from fdjax.training.restore import Past, Restored, checkpoint_meta
 from fdjax.training.state import create_state
 from fdjax.training.summary import versions
-from fdjax.training.workdir import check_folder
+from fdjax.training.workdir import check_new_folder
 from fdjax.zoo import FCMASK
 
 # Why masks are refused.
@@ -79,7 +79,7 @@ def prune_checkpoint(
             f"--method {method} leaves masks that are sparse, with no dense form to write; accepted are "
             f"{', '.join(DENSE_METHODS)} (fdjax profile measures {method})"
         )
-    check_empty(out)
+    check_new_folder(out)
     # These settings are for the rounding of learned masks; here no mask is rounded.
     target = {"target_macs": None, "lambda_": 0.0} if share is not None else {}
     settings: dict[str, Any] = {"levels": "all", "group_multiple": 1, "gate": "macs", "approach": "lambda", **target}
@@ -139,13 +139,6 @@ def mask_flags(learn: LearnConfig) -> list[str]:
     return flags
 
 
-def check_empty(out: Path) -> None:
-    """Raises `UserError` if --out is not empty or cannot be written."""
-    check_folder(out, "--out")
-    if out.is_dir() and any(out.iterdir()):
-        raise UserError(f"--out {out} is not empty; give a new directory")
-
-
 def _prune(subject: Subject, method: str, learn: LearnConfig, share: float | None, scope: Scope) -> Pruned:
     graph, scores, convention = subject.graph, score(method, subject.energies), learn.target_convention
     try:
@@ -189,12 +182,5 @@ def _write(
         state = state.with_teacher()
     # The teacher has the unpruned network's statistics.
     state = state.replace(batch_stats=jax.tree.map(jnp.asarray, statistics))
-    meta = {
-        "config": config.to_dict(),
-        "network": facts_of(subject.graph),
-        "phase": dataclasses.asdict(phase),
-        "phase_step": 0,
-        "done": dataclasses.asdict(done),
-        "versions": versions(),
-    }
+    meta = checkpoint_meta(config, subject.graph, phase, 0, done, versions())
     Checkpoints(out.expanduser().resolve() / CHECKPOINT_FOLDER).save(0, to_host(state), meta)

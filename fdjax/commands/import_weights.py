@@ -66,13 +66,14 @@ def import_command(arguments: Sequence[str]) -> int:
     check_json_target(parsed.json)
     import optax
 
-    from fdjax.checkpoints.imported import check_import_target, save_imported
+    from fdjax.checkpoints.imported import save_imported
     from fdjax.importers import fit, open_weights
     from fdjax.training.build import build_network
     from fdjax.training.own_network import zoo_network
+    from fdjax.training.workdir import check_new_folder
 
     out = Path(parsed.out).expanduser().resolve()
-    check_import_target(out)
+    check_new_folder(out)
     conventions = _conventions(parsed)
     config = _with_conventions(parsed.settings, conventions)
     found = open_weights(parsed.weights, parsed.ema)

@@ -66,11 +66,12 @@ def _prune_filters(restored: Restored, parsed: PruneArguments) -> int:
     if parsed.target_macs is None:
         raise UserError("filters are pruned to a target: give --target-macs RATIO, such as 0.5")
     from fdjax.checkpoints.filter_pruning import prune_filters
-    from fdjax.checkpoints.imported import check_import_target, save_trained
+    from fdjax.checkpoints.imported import save_trained
     from fdjax.training.restore import Past
+    from fdjax.training.workdir import check_new_folder
 
     out = Path(parsed.out).expanduser().resolve()
-    check_import_target(out)
+    check_new_folder(out)
     pruned = prune_filters(
         restored,
         parsed.method,

@@ -18,7 +18,7 @@ from fdjax.provenance import cpu_model
 from fdjax.pruning.timed import TimeTable
 from fdjax.training import checks, early_stopping
 from fdjax.training.announce import announcement, beginning, changes, renamed_classes
-from fdjax.training.build import build_network, facts_of
+from fdjax.training.build import build_network
 from fdjax.training.cadence import Cadence
 from fdjax.training.chunks import Chunk, chunks_of
 from fdjax.training.devices import Devices
@@ -30,7 +30,7 @@ from fdjax.training.measure import Measurements
 from fdjax.training.optimizers import optimizers_for
 from fdjax.training.phases import Phase, has_teacher, plan_phases
 from fdjax.training.progress import Progress
-from fdjax.training.restore import Past, Restored
+from fdjax.training.restore import Past, Restored, checkpoint_meta
 from fdjax.training.saving import BackgroundSaves
 from fdjax.training.state import TrainState, create_state, init_variables
 from fdjax.training.steps import Step
@@ -391,15 +391,8 @@ class Run:
 
     def _save(self, phase: Phase, phase_step: int, state: TrainState, score: float | None) -> None:
         self._tick_clock()
-        meta = {
-            "config": self.config.to_dict(),
-            "network": facts_of(self.graph),
-            "phase": dataclasses.asdict(phase),
-            "phase_step": phase_step,
-            "done": dataclasses.asdict(self.done),
-            "versions": self.versions,
-            "made_on": self.made_on(),
-        }
+        meta = checkpoint_meta(self.config, self.graph, phase, phase_step, self.done, self.versions)
+        meta["made_on"] = self.made_on()
         # Scores of different phases cannot be compared, so the best is the best of the latest phase.
         if self.devices.is_writer:
             ranked = None if score is None else phase.index + score

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fdjax.graph.counting import NetworkMacs, network_macs
 from fdjax.graph.masks import MaskedGraph
 from fdjax.pruning import HardMasks
 from fdjax.pruning.timed import TimeTable
-from fdjax.training.build import collection_of, counts_of, hard_masks, hard_network, network_of
+from fdjax.training.build import collection_of, counts_of, facts_of, hard_masks, hard_network, network_of
 from fdjax.training.datasets import open_data
 from fdjax.training.devices import Devices
 from fdjax.training.evaluate import make_evaluator
@@ -76,6 +77,29 @@ class Past:
     def table(self) -> TimeTable | None:
         """`times` as a `TimeTable`."""
         return None if self.times is None else TimeTable.from_dict(self.times)
+
+
+def checkpoint_meta(
+    config: Config, graph: MaskedGraph, phase: Phase, phase_step: int, done: Past, versions: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns what a checkpoint holds beside its state, which `restore` reads; JSON types.
+
+    Args:
+      config: the run's config.
+      graph: channel graph of the network.
+      phase: the phase.
+      phase_step: number of the phase's steps that are done.
+      done: the run's past.
+      versions: versions of the programs at the start of the run.
+    """
+    return {
+        "config": config.to_dict(),
+        "network": facts_of(graph),
+        "phase": dataclasses.asdict(phase),
+        "phase_step": phase_step,
+        "done": dataclasses.asdict(done),
+        "versions": dict(versions),
+    }
 
 
 @dataclasses.dataclass(frozen=True)

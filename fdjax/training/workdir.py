@@ -47,6 +47,13 @@ def check_folder(folder: Path, flag: str) -> None:
         raise UserError(f"{flag} {folder}: {existing} is not writable; give another one")
 
 
+def check_new_folder(folder: Path) -> None:
+    """Raises `UserError` unless `folder`, the value of --out, is new or empty and can be written; writes nothing."""
+    check_folder(folder, "--out")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"--out {folder} is not empty; give a new or empty directory")
+
+
 def read_config(workdir: Path, checkpointed: Config | None = None) -> Config | None:
     """Reads the config of the run in `workdir`.
 
