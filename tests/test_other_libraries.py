@@ -29,6 +29,7 @@ def check(apply: Callable[..., Any], variables: Any, layers: set[str], **setting
 
 
 def test_nnx():
+    """With dropout, whose random key and counter are among the variables and read by nothing at inference."""
     from flax import nnx
 
     class Net(nnx.Module):
@@ -37,12 +38,13 @@ def test_nnx():
             self.norm = nnx.BatchNorm(8, rngs=rngs)
             self.expand = nnx.Conv(8, 16, (1, 1), rngs=rngs)
             self.project = nnx.Conv(16, 8, (1, 1), rngs=rngs)
+            self.dropout = nnx.Dropout(0.1, rngs=rngs)
             self.classifier = nnx.Linear(8, 4, rngs=rngs)
 
         def __call__(self, x):
             x = jax.nn.relu(self.norm(self.stem(x)))
             x = x + self.project(jax.nn.silu(self.expand(x)))
-            return self.classifier(x.mean(axis=(1, 2)))
+            return self.classifier(self.dropout(x.mean(axis=(1, 2))))
 
     model = Net(nnx.Rngs(0))
     model.eval()
@@ -56,6 +58,37 @@ def test_nnx():
         return nnx.merge(graphdef, replaced)(images)
 
     check(pure, variables, {"expand", "project"}, block=2, tied=False)
+
+    # Without the state of random numbers, the variables have gradients.
+    graphdef, trained, rest = nnx.split(model, (nnx.Param, nnx.BatchStat), ...)
+    variables = nnx.to_pure_dict(trained)
+
+    def without_keys(variables, images):
+        return nnx.merge(graphdef, nnx.State(variables), rest)(images)
+
+    np.testing.assert_array_equal(without_keys(variables, IMAGES), model(IMAGES))
+    jax.grad(lambda variables: without_keys(variables, IMAGES).sum())(variables)
+    check(without_keys, variables, {"expand", "project"}, block=2, tied=False)
+
+
+def test_random_keys_are_kept_unless_they_are_read(tmp_path):
+    variables = {"kernel": jnp.ones((3, 5)), "top": jnp.ones((5, 2)), "key": jax.random.key(0)}
+
+    def dropped(variables, images):
+        kept = jax.random.bernoulli(variables["key"], 0.5, (1, 8, 8, 5))
+        return (jax.nn.relu(images @ variables["kernel"]) * kept).mean((1, 2)) @ variables["top"]
+
+    def whole(variables, images):
+        return jax.nn.relu(images @ variables["kernel"]).mean((1, 2)) @ variables["top"]
+
+    graph = fdjax.with_masks(fdjax.trace(whole, variables, IMAGES[:1]), block=1)
+    frozen = fdjax.freeze(graph, variables, graph.full_counts())
+    frozen.save(tmp_path / "frozen")
+    for network in (frozen, fdjax.load(tmp_path / "frozen")):
+        np.testing.assert_allclose(network(IMAGES), whole(variables, IMAGES), rtol=1e-5)
+    graph = fdjax.with_masks(fdjax.trace(dropped, variables, IMAGES[:1]), block=1)
+    with pytest.raises(ValueError, match=r"reads the random key key, .* trace the network as it is at inference"):
+        fdjax.freeze(graph, variables, graph.full_counts())
 
 
 @pytest.mark.slow

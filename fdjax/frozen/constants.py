@@ -26,7 +26,7 @@ def evaluate_constants(graph: Graph, variables: Any) -> Constants:
       Value -> array; floats are float64, other types stay.
 
     Raises:
-      ValueError: if the variables have another structure or other shapes.
+      ValueError: if the variables have another structure or other shapes, or an operation reads a random key.
     """
     operations = graph.operations
     paths, leaves = list(operations.variables.items()), jax.tree.leaves(variables)
@@ -36,11 +36,24 @@ def evaluate_constants(graph: Graph, variables: Any) -> Constants:
     for (value, path), leaf in zip(paths, leaves, strict=True):
         if np.shape(leaf) != operations.shapes[value]:
             raise ValueError(f"{path} must have shape {operations.shapes[value]}, got {np.shape(leaf)}")
-        found[value] = _wide(np.asarray(leaf))
+        if not _is_key(leaf):  # An NNX model with dropout holds keys, which nothing reads at inference.
+            found[value] = _wide(np.asarray(leaf))
+    keys = {value: path for value, path in paths if value not in found}
     for operation in operations.operations:
+        read = [keys[value] for value in operation.inputs if value in keys]
+        if read:
+            where = f" ({operation.source})" if operation.source else ""
+            raise ValueError(
+                f"{operation.kind}{where} reads the random key {read[0]}, and a frozen network draws no random "
+                "numbers; trace the network as it is at inference"
+            )
         if not any(value in graph.walk.live for value in operation.inputs):
             found.update(zip(operation.outputs, _evaluate(operation, found, operations.dtypes), strict=True))
     return found
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
 
 
 def _wide(array: np.ndarray) -> np.ndarray:

@@ -112,7 +112,9 @@ class Operations:
             )
         try:
             shapes = tuple(tuple(int(side) for side in shape) for shape in fields["shapes"])
-            dtypes = tuple(str(np.dtype(name)) if name != "bfloat16" else name for name in fields["dtypes"])
+            # Types that NumPy does not know: bfloat16, and random keys, such as key<fry>.
+            known = ("bfloat16", "key<")
+            dtypes = tuple(name if str(name).startswith(known) else str(np.dtype(name)) for name in fields["dtypes"])
             operations = tuple(
                 Operation(str(kind), tuple(inputs), tuple(outputs), params_from_json(params), str(source))
                 for kind, inputs, outputs, params, source in fields["operations"]

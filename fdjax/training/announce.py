@@ -71,8 +71,8 @@ def beginning(
         return ""
     if init.as_imported:
         return f"starting from weights imported from {init.done.imported['weights']}"
-    left_out = ", ".join(config.phases[:skipped]) or "no phase"
-    return f"starting from a run that has done {', '.join(inherited) or 'no phase'}; skipping {left_out}"
+    skipping = f"; skipping {', '.join(config.phases[:skipped])}" if skipped else ""
+    return f"starting from a run that has done {', '.join(inherited) or 'no phase'}{skipping}"
 
 
 def renamed_classes(then: Sequence[str], now: Sequence[str]) -> str:
