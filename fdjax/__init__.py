@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fdjax.graph.fast_convolutions import fast_convolutions
     from fdjax.graph.network import trace
     from fdjax.graph.placing import init_fcmask, with_masks
+    from fdjax.onnx.network import from_onnx
     from fdjax.ops import (
         BandPlan,
         banded_pointwise,
@@ -47,6 +48,7 @@ _OF_MODELS = {
     "expected_ratio": ("fdjax.pruning.expected", "expected_ratio"),
     "fast_convolutions": ("fdjax.graph.fast_convolutions", "fast_convolutions"),
     "freeze": ("fdjax.frozen.artifact", "freeze_network"),
+    "from_onnx": ("fdjax.onnx.network", "from_onnx"),
     "harden": ("fdjax.pruning.harden", "harden"),
     "init_fcmask": ("fdjax.graph.placing", "init_fcmask"),
     "load": ("fdjax.frozen.artifact", "load"),
@@ -71,6 +73,7 @@ __all__ = [
     "fast_convolutions",
     "fcmask_penalty",
     "freeze",
+    "from_onnx",
     "hard_coef_mask",
     "harden",
     "init_fcmask",

@@ -18,7 +18,7 @@ from types import ModuleType
 
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
-from studies import ROOT, call, prune_then_refine
+from studies import ROOT, call, is_finished, prune_then_refine
 
 from fdjax.experiments.settings import as_flags
 
@@ -52,6 +52,9 @@ def main() -> int:
         command = ["-m", "fdjax", "sweep", "--config", str(HERE / flags.study / "sweep.py"), "--workdir", str(runs)]
         done &= call([*command, "--jobs", str(flags.jobs)], runs / "sweep.log") == 0
         dense = str(runs / f"dense_seed{sweep.DENSE_OF[seed]}")
+        if not is_finished(Path(dense)):
+            print(f"{dense} is not finished, and no row can start from it: see {runs / 'sweep.log'}", flush=True)
+            return 1
         # As many epochs as masks and refinement have together.
         epochs = {"refine.epochs": sweep.LEARN_EPOCHS + sweep.REFINE_EPOCHS, "seed": seed}
         refine = as_flags({**sweep.ALL, **sweep.REFINE, "phases": ("refine",), **epochs})

@@ -34,6 +34,7 @@ FLOORS = {
     "fdjax.zoo": 2,
     "fdjax.pruning": 2,
     "fdjax.frozen": 2,
+    "fdjax.onnx": 2,
     "fdjax.data": 2,
     "fdjax.reports": 2,
     "fdjax.checkpoint": 2,
@@ -152,7 +153,7 @@ def test_a_file_imports_from_lower_floors_and_its_own_room_only(module: str) -> 
 def test_the_package_itself_offers_ops_and_the_functions_for_any_model() -> None:
     of_models = {module for module, _ in fdjax._OF_MODELS.values()}
     assert own_modules(imports_of("fdjax")) == {"fdjax.ops", *of_models}
-    assert {room_of(module) for module in of_models} <= {"fdjax.graph", "fdjax.pruning", "fdjax.frozen"}
+    assert {room_of(module) for module in of_models} <= {"fdjax.graph", "fdjax.pruning", "fdjax.frozen", "fdjax.onnx"}
     from_package = {name for module in MODULES for name in imports_of(module) if own_modules({name}) == {"fdjax"}}
     assert from_package <= {"fdjax.__version__"}
 

@@ -154,7 +154,7 @@ def test_a_run_prunes_it_from_there(checkpoint, expected, refused, tmp_path, qui
 
 def test_the_command_has_the_formats_that_there_are() -> None:
     hints = get_type_hints(ImportArguments, localns={"np": np}, include_extras=False)
-    assert get_args(hints["format"]) == tuple(FORMATS)
+    assert get_args(hints["format"]) == (*FORMATS, "onnx")
 
 
 # Class names

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from fdjax.commands.arguments import parse_with_config, training_program
+from fdjax.commands.import_data import (
+    check_channels,
+    check_scaling,
+    input_size,
+    inputs_and_outputs,
+    reorder_classifier,
+)
+from fdjax.commands.import_onnx import describe_onnx, import_onnx
 from fdjax.commands.output_files import check_json_target, write_report
 from fdjax.config import Config
 from fdjax.errors import UserError
 from fdjax.provenance import file_sha256
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from fdjax.graph.masks import MaskedGraph
     from fdjax.importers import Conventions
 
@@ -30,11 +35,11 @@ class ImportArguments:
 
     config: str
     """Config file, which describes the network and the data; flags can set every field."""
-    format: Literal["torchvision", "timm", "timm_tf", "efficientnet_lite", "keras"]
+    format: Literal["torchvision", "timm", "timm_tf", "efficientnet_lite", "keras", "onnx"]
     """Library that the weights come from. It sets their names and conventions: padding, epsilon of batch norm, input
-    scaling (docs/import.md)."""
+    scaling (docs/import.md). onnx: a file that holds any network with its weights, in place of the config's."""
     weights: str
-    """File of weights: .pth, .pt, .bin (a state dict of torch.save), .safetensors, .h5 or .keras."""
+    """File of weights: .pth, .pt, .bin (a state dict of torch.save), .safetensors, .h5, .keras or .onnx."""
     out: str
     """Directory to write the checkpoint into: new or empty."""
     classes: str | None = None
@@ -67,18 +72,29 @@ def import_command(arguments: Sequence[str]) -> int:
     import optax
 
     from fdjax.checkpoints.imported import save_imported
-    from fdjax.importers import fit, open_weights
+    from fdjax.importers import count_classes, fit, open_weights
     from fdjax.training.build import build_network
     from fdjax.training.own_network import zoo_network
     from fdjax.training.workdir import check_new_folder
 
     out = Path(parsed.out).expanduser().resolve()
     check_new_folder(out)
+    check_scaling(parsed)
+    if parsed.format == "onnx":
+        found = import_onnx(parsed, _with_absolute_paths(parsed.settings), out)
+        print(describe_onnx(found, parsed.config))
+        write_report(parsed.json, found)
+        return 0
     conventions = _conventions(parsed)
-    config = _with_conventions(parsed.settings, conventions)
+    config = _with_conventions(_with_absolute_paths(parsed.settings), conventions)
     found = open_weights(parsed.weights, parsed.ema)
-    shape, names, num_classes, order = _inputs_and_outputs(config, parsed, found.tensors)
-    _check_channels(conventions, shape[2])
+
+    def count_outputs() -> int:
+        network = zoo_network(build_network(config, input_size(config), 1)[0], "fdjax import")
+        return count_classes(found.tensors, parsed.format, network)
+
+    shape, names, num_classes, order = inputs_and_outputs(config, parsed, count_outputs)
+    check_channels(conventions.input_mean, conventions.input_std, shape[2])
     made, graph = build_network(config, shape, num_classes)
     network = zoo_network(made, "fdjax import")
     if parsed.format == "keras" and config.model.name == "mobilenetv1":
@@ -98,7 +114,7 @@ def import_command(arguments: Sequence[str]) -> int:
     )
     notes = [*found.notes, *fitted.notes]
     if order is not None and not parsed.new_classifier:
-        _reorder(fitted.variables, order)
+        reorder_classifier(fitted.variables, order)
         notes.append("the classifier's outputs were brought from the order of --classes to that of the data set")
     origin = {
         "format": parsed.format,
@@ -127,13 +143,6 @@ def import_command(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _reorder(variables: dict[str, Any], order: list[int]) -> None:
-    """Sorts the classifier's outputs by the data set's classes: `order[i]` is the place of class i in the file."""
-    classifier = variables["params"]["classifier"]
-    for name in classifier:
-        classifier[name] = classifier[name][..., order].copy()
-
-
 def _conventions(parsed: ImportArguments) -> Conventions:
     """Returns the format's conventions, with those that flags set in their place."""
     from fdjax.importers import FORMATS
@@ -144,10 +153,6 @@ def _conventions(parsed: ImportArguments) -> Conventions:
         "input_mean": parsed.input_mean,
         "input_std": parsed.input_std,
     }
-    for flag, values, lowest in (("mean", parsed.input_mean, -math.inf), ("std", parsed.input_std, 0.0)):
-        if values is not None and not all(lowest < value < math.inf for value in values):
-            accepted = "numbers above 0" if flag == "std" else "finite numbers"
-            raise UserError(f"--input-{flag} must be {accepted}, got {' '.join(map(str, values))}")
     return dataclasses.replace(
         FORMATS[parsed.format].conventions, **{name: value for name, value in given.items() if value is not None}
     )
@@ -157,13 +162,17 @@ def _with_conventions(config: Config, conventions: Conventions) -> Config:
     model = dataclasses.replace(
         config.model, padding=conventions.padding, batch_norm_epsilon=conventions.batch_norm_epsilon
     )
-    # Absolute paths let the checkpoint be evaluated from any directory.
+    return dataclasses.replace(config, model=model)
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """Returns the config with paths of data that let the checkpoint be evaluated from any directory."""
     absolute = {
         field: str(Path(path).expanduser().resolve())
         for field in ("path", "unlabelled")
         if (path := getattr(config.data, field)) is not None
     }
-    return dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, **absolute))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **absolute))
 
 
 def check_even_maps(graph: MaskedGraph) -> None:
@@ -175,66 +184,6 @@ def check_even_maps(graph: MaskedGraph) -> None:
                 f"Keras' MobileNet pads maps of odd sides otherwise than this network does, and {layer.name} reads one "
                 f"of {size} at {graph.input_shape[0]} pixels: give --data.image-size a multiple of 32"
             )
-
-
-def _check_channels(conventions: Conventions, channels: int) -> None:
-    for flag, values in (("--input-mean", conventions.input_mean), ("--input-std", conventions.input_std)):
-        if len(values) != channels:
-            raise UserError(
-                f"{flag} has {len(values)} numbers, and the config's images have {channels} "
-                f"channel{'s' if channels > 1 else ''}: give {flag} with one number (0..255) for each channel"
-            )
-
-
-def _inputs_and_outputs(
-    config: Config, parsed: ImportArguments, tensors: dict[str, np.ndarray]
-) -> tuple[tuple[int, int, int], tuple[str, ...], int, list[int] | None]:
-    """Finds the images and classes that the network is for.
-
-    Returns:
-      (H, W, C) of an image; the class names, empty if they are not known; the number of classes; and for each class its
-      place in the file's classifier, or None if the order is the same.
-    """
-    from fdjax.data import FOLDER, PREPARED, describe_source
-    from fdjax.data.class_list import read_class_list
-    from fdjax.importers import count_classes
-    from fdjax.training.build import build_network
-    from fdjax.training.own_network import zoo_network
-
-    data = config.data
-    named = None if parsed.classes is None else read_class_list(parsed.classes)
-    if data.name not in (FOLDER, PREPARED) or Path(data.path or "").exists():
-        shape, names = describe_source(data.name, data.path, data.image_size, data.grayscale)
-        if named is None or named == names:
-            return shape, names, len(names), None
-        if sorted(named) != sorted(names):
-            raise UserError(_other_classes(parsed.classes, named, names))
-        return shape, names, len(names), [named.index(name) for name in names]
-    if data.size is None:
-        raise UserError(
-            f"the config's data set is not there ({data.path}), so the size of its images is not known: give "
-            "--data.image-size, or --data.path"
-        )
-    shape = (*data.size, 1 if data.grayscale else 3)
-    if named is not None:
-        return shape, named, len(named), None
-    if parsed.new_classifier:
-        raise UserError(
-            f"the config's data set is not there ({data.path}), so the classes of the new classifier are not known: "
-            "give --classes FILE, or --data.path"
-        )
-    network = zoo_network(build_network(config, shape, 1)[0], "fdjax import")
-    return shape, (), count_classes(tensors, parsed.format, network), None
-
-
-def _other_classes(file: str | None, named: tuple[str, ...], names: tuple[str, ...]) -> str:
-    own, foreign = sorted(set(names) - set(named)), sorted(set(named) - set(names))
-    parts = [f"{what} {', '.join(some[:5])}" + (f" and {len(some) - 5} more" if len(some) > 5 else "")
-             for what, some in (("the data set alone has", own), ("the file alone has", foreign)) if some]  # fmt: skip
-    return (
-        f"--classes {file} names {len(named)} classes, and the config's data set has {len(names)} of its own: "
-        f"{'; '.join(parts)}. Correct the file, or leave --classes out if the outputs have the data set's order"
-    )
 
 
 def _describe(report: dict[str, Any], parsed: ImportArguments, config: Config, *, masked: bool) -> str:

@@ -118,9 +118,14 @@ def check_init(model: ModelConfig, network: Network, graph: MaskedGraph, init: R
     if shapes[0] != shapes[1]:
         other = next((pair for pair in zip(*shapes, strict=False) if pair[0] != pair[1]), None)
         detail = f": layer {other[1][0]} there, {other[0][0]} here differ" if other else ""
+        theirs = init.config.model
+        arguments = "".join(f" {name} {value}" for name, value in theirs.arguments)
+        hint = f"; for its network give --model.factory {theirs.factory} --model.arguments{arguments}"
+        if theirs.factory in (None, model.factory):
+            hint = ""
         raise UserError(
             f"--init holds {init.graph.name} for {init.graph.num_classes} classes, which does not fit "
-            f"{graph.name} for {graph.num_classes} classes{detail}"
+            f"{graph.name} for {graph.num_classes} classes{detail}{hint}"
         )
     if isinstance(network, OwnNetwork) or isinstance(init.network, OwnNetwork):
         _check_same_weights(network, graph, init)

@@ -201,6 +201,8 @@ def _call(factory: str, function: Callable[..., Any], arguments: dict[str, Any],
         ) from error
     try:
         return function(**arguments)
+    except UserError as error:
+        raise UserError(f"{FLAG} {factory}: {error}") from error
     except (Exception, SystemExit) as error:
         raise UserError(f"{FLAG} {factory}: the call fails: {what_failed(error)}") from error
 
@@ -217,6 +219,8 @@ def _try_on_shapes(network: OwnNetwork, input_shape: tuple[int, int, int]) -> di
     def tried(what: str, function: Callable[..., Any], *shapes: Any) -> Any:
         try:
             return jax.eval_shape(function, *shapes)
+        except UserError as error:
+            raise UserError(f"{factory}: {error}") from error
         except Exception as error:  # whatever a user's module raises
             size = "x".join(map(str, input_shape))
             raise UserError(
