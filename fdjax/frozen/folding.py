@@ -76,8 +76,8 @@ class Folding:
             if held.scale is not None and held.layer.activation == "none":
                 held.layer.scale(held.scale)
                 held.scale = None
-            # A map of offsets is added once here, not by each reader.
-            if held.layer.activation == "none" and self._differs(held):
+            # What is added here once costs nothing in the layer's bias; each reader would add it by an operation.
+            if held.layer.activation == "none" and not held.layer.pooled:
                 held.offset = self.settle(held).offset
             held.layer = None
 
@@ -222,7 +222,7 @@ class Folding:
             return None
         same = first.scale is not None and second.scale is not None and np.array_equal(first.scale, second.scale)
         settled = [first, second] if same else [self._unscaled(held) for held in (first, second)]
-        # An offset that differs over the map is added before the sum, so that offsets do not accumulate.
+        # Offsets are added before the sum where that costs nothing, and where they would accumulate otherwise.
         first, second = (
             self._flattened(value) if held is self._held[value] else self._flatten(held)
             for value, held in zip(operation.inputs, settled, strict=True)
@@ -252,8 +252,10 @@ class Folding:
         return bool(np.ptp(held.offset.reshape(-1, held.offset.shape[-1])[:, held.order], axis=0).any())
 
     def _flatten(self, held: Held) -> Held:
-        """Adds an offset that differs over the map to the kept channels."""
-        return self.settle(held) if self._differs(held) else held
+        """Adds an offset to the kept channels if it differs over the map, or if it can go into the layer's bias."""
+        layer = held.layer
+        free = layer is not None and layer.activation == "none" and not layer.pooled
+        return self.settle(held) if free or self._differs(held) else held
 
     def _flattened(self, value: int) -> Held:
         """Flattens a live value of the graph, once for all its readers."""

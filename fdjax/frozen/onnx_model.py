@@ -16,6 +16,7 @@ import numpy as np
 from fdjax.errors import UserError
 from fdjax.frozen.onnx_apply import apply_primitive
 from fdjax.frozen.onnx_graph import INPUT, OUTPUT, TO_ONNX, Graph, Value
+from fdjax.frozen.onnx_hard_sigmoids import join_hard_sigmoids
 from fdjax.frozen.onnx_layers import Layers
 from fdjax.frozen.onnx_products import HostArrays
 from fdjax.frozen.program import Apply, Program
@@ -53,6 +54,7 @@ def _write(program: Program, arrays: HostArrays, channels_first: bool) -> tuple[
         moved = channels_first and len(program.shapes[value]) == 3
         made = graph.channels_first(values[value]) if moved else graph.plain(values[value])
         graph.op("Identity", made, output=name)
+    graph.nodes = join_hard_sigmoids(graph.nodes, graph.constants, _names(OUTPUT, len(program.outputs)))
     used = {name for node in graph.nodes for name in node.input}
     graph.constants = [constant for constant in graph.constants if constant.name in used]
     return graph, [values[value].dtype for value in program.outputs]
