@@ -28,7 +28,7 @@ import onnxruntime
 
 import fdjax
 from fdjax.commands.output_files import write_report
-from fdjax.errors import UserError, reports_user_errors
+from fdjax.errors import reports_user_errors
 from fdjax.frozen.onnx_model import onnxruntime_session, to_onnx
 from fdjax.onnx import read_onnx_graph
 from fdjax.provenance import commit, cpu_model
@@ -127,7 +127,7 @@ def main() -> int:
     for file in flags.files:
         try:
             row = measure(file, flags.size, flags.target_macs, flags.seed)
-        except UserError as error:
+        except ValueError as error:  # What cannot be read or frozen, says why.
             row = {"network": file.stem, "failed": str(error)}
             print(f"| {file.stem} | {error} |", flush=True)
         else:

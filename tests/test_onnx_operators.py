@@ -110,6 +110,8 @@ CASES = {
     "slice": Case("Slice", (ints(1, -4), ints(4, -1), ints(1, 3), ints(2, 1))),
     "slice, backwards": Case("Slice", (ints(-1), ints(-9999), ints(1), ints(-1))),
     "gather": Case("Gather", (ints(3, 0, -2),), {"axis": 1}),
+    "gather neighbours": Case("Gather", (ints(1, 2),), {"axis": 1}),
+    "gather a table": Case("Gather", (np.asarray([[0, 1], [3, 2]]),), {"axis": 1}),
     "gather one": Case("Gather", (np.asarray(-1, np.int64),), {"axis": 2}),
     "pad": Case("Pad", (ints(0, 1, 0, 1, 0, 0, 2, 0), np.float32(0.5))),
     "pad, reflected": Case("Pad", (ints(0, 0, 1, 2, 0, 0, 2, 1),), {"mode": "reflect"}),

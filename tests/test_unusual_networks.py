@@ -138,6 +138,14 @@ def partly_dead(v: Any, x: Any) -> Any:
     return top(conv(both, v, "point"), v)
 
 
+def with_rows(v: Any, x: Any) -> Any:
+    """Constant rows before and after a map, as a class token is joined to others; then one of them is read, too."""
+    y = jax.nn.relu(conv(x, v, "first") + 0.3)
+    row = jnp.broadcast_to(v["point"]["kernel"][0, 0][None, None], (x.shape[0], 1, 8, 8))
+    y = jax.nn.relu(conv(jnp.concatenate([row, y, 2 * row], axis=1), v, "point") + 0.1)
+    return top(y, v) + y[:, 0].mean(1) @ v["top"]["kernel"]
+
+
 NETWORKS: dict[str, Network] = {
     "leaky ReLU": activated(jax.nn.leaky_relu),
     "ELU": activated(jax.nn.elu),
@@ -161,6 +169,7 @@ NETWORKS: dict[str, Network] = {
     "conditions as numbers": conditions,
     "a product over pixels": over_pixels,
     "a matrix of one row": of_one_row,
+    "constant rows are joined": with_rows,
     "negative padding first": negative_padding,
 }
 # What an engine has no code for, and says so.

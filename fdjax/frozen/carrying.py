@@ -43,11 +43,22 @@ def carry(folding: Folding, operation: Operation) -> dict[int, Held] | None:
     order, axis, shape = folding.order_of(output), folding.axis_of(output), folding.shape_of(output)
     assert axis is not None
     constant = constant_result(folding, operation, [folding.settled(value).offset for value in lives])
-    constant[..., order[~_added(folding, operation)[order]]] = 0.0
+    if not _joins_constants(folding, operation):
+        constant[..., order[~_added(folding, operation)[order]]] = 0.0
     if not len(order):
         return {output: Held(None, order, None, uniform(constant))}
     made = _applied(folding, operation, adapt, order, axis, shape)
     return {output: Held(made, order, None, uniform(constant))}
+
+
+def _joins_constants(folding: Folding, operation: Operation) -> bool:
+    """Whether constants, such as a learned token, are joined to one value that depends on an image."""
+    lives = [folding.is_live(value) for value in operation.inputs]
+    if operation.kind != "concatenate" or all(lives):
+        return False
+    if sum(lives) > 1 or operation.params["dimension"] == folding.axis_of(operation.outputs[0]):
+        raise ValueError("a constant is concatenated to channels; a frozen network has no form for it")
+    return True
 
 
 def _added(folding: Folding, operation: Operation) -> np.ndarray:
@@ -66,13 +77,13 @@ def _applied(
     folding: Folding, operation: Operation, adapt: Any, order: np.ndarray, axis: int, shape: tuple[int, ...]
 ) -> int:
     """Emits the operation for the kept channels of its inputs; returns the result, channels last."""
+    if _joins_constants(folding, operation):
+        return _padded(folding, operation, order, axis, shape)
     arguments: list[int | np.ndarray] = []
     lying: list[np.ndarray] = []
     start = 0
     for value in operation.inputs:
         if not folding.is_live(value):
-            if operation.kind == "concatenate":
-                raise ValueError("a constant is concatenated to channels; a frozen network has no form for it")
             arguments.append(folding.constant(value))
             continue
         held = folding.settled(value)
@@ -95,6 +106,20 @@ def _applied(
     return made if indices is None else folding.builder.take(made, indices)
 
 
+def _padded(folding: Folding, operation: Operation, order: np.ndarray, axis: int, shape: tuple[int, ...]) -> int:
+    """Emits zeros in the place of constants that are joined to a value; the constants are part of the offset."""
+    (live,) = (value for value in operation.inputs if folding.is_live(value))
+    dimension, at = operation.params["dimension"], operation.inputs.index(live)
+    sizes = [folding.shape_of(value)[dimension] for value in operation.inputs]
+    config = [(0, 0, 0)] * len(shape)
+    config[dimension] = (sum(sizes[:at]), sum(sizes[at + 1 :]), 0)
+    base = folding.graph_layout(folding.base_of(live), live)
+    sides = list(shape)
+    sides[axis] = len(order)
+    made = folding.builder.emit("pad", [base, np.zeros(())], sides[1:], {"padding_config": tuple(config)})
+    return folding.canonical(made, operation.outputs[0])
+
+
 def constant_result(folding: Folding, operation: Operation, offsets: Sequence[np.ndarray]) -> np.ndarray:
     """Applies an operation to the parts of its inputs that are the same for all images.
 
@@ -109,7 +134,11 @@ def constant_result(folding: Folding, operation: Operation, offsets: Sequence[np
     output = operation.outputs[0]
     axis, shape = folding.axis_of(output), folding.shape_of(output)
     assert axis is not None
-    fills = [folding.constant(v) for v in operation.inputs if not folding.is_live(v)] if operation.kind == "pad" else []
+    fills = [
+        folding.constant(value)
+        for value in operation.inputs
+        if not folding.is_live(value) and operation.kind in ("pad", "concatenate")
+    ]
     if not any(offset.any() for offset in offsets) and not any(np.any(fill) for fill in fills):
         return np.zeros(shape[axis])
     remaining, inputs = iter(offsets), []

@@ -114,9 +114,15 @@ def _gather(call: Call) -> Tensor:
         raise Unsupported("its places depend on the image")
     assert places is not None
     axis = call.attributes.get("axis", 0)
+    places = places % value.shape[axis]
+    if places.ndim == 0:
+        # Slices are followed through a network where gathers are not.
+        return Tensor(lax.index_in_dim(as_in_onnx(value), int(places), axis, keepdims=False))
+    if places.ndim == 1 and (np.diff(places) == 1).all():
+        return value.like(lax.slice_in_dim(value.array, int(places[0]), int(places[-1]) + 1, axis=value.axis(axis)))
     if places.ndim == 1:
-        return value.like(jnp.take(value.array, places % value.shape[axis], value.axis(axis)))
-    return Tensor(jnp.take(as_in_onnx(value), places % value.shape[axis], axis))
+        return value.like(jnp.take(value.array, places, value.axis(axis)))
+    return Tensor(jnp.take(as_in_onnx(value), places, axis))
 
 
 def _pad(call: Call) -> Tensor:
