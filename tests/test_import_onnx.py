@@ -204,6 +204,75 @@ def test_shapes_that_are_computed_are_followed(tmp_path):
         np.testing.assert_allclose(logits, theirs(file, some_images(count)), rtol=1e-5, atol=1e-5)
 
 
+def flat_network(*nodes: Any) -> list[Any]:
+    """Puts nodes behind the image as a vector, "flat"."""
+    return [helper.make_node("Flatten", ["images"], ["flat"], axis=1), *nodes]
+
+
+SQUARE = {
+    "w": np.random.default_rng(3).normal(size=(16, 16), scale=0.2).astype(np.float32),
+    "b": np.random.default_rng(4).normal(size=16).astype(np.float32),
+}
+SHARED = {
+    "a residual": [("Gemm", ["flat", "w"], {}), ("Gemm", ["y0", "w", "flat"], {"beta": 0.5})],
+    "both ways round": [("Gemm", ["flat", "w", "b"], {}), ("Gemm", ["y0", "w", "b"], {"transB": 1})],
+    "two factors": [("Gemm", ["flat", "w"], {"alpha": 0.5}), ("Gemm", ["y0", "w"], {"alpha": 2.0})],
+    "two biases of one": [("Gemm", ["flat", "w", "b"], {}), ("Gemm", ["y0", "w", "b"], {"beta": 2.0})],
+    "added, then a bias": [("Add", ["flat", "b"], {}), ("Relu", ["y0"], {}), ("Gemm", ["y1", "w", "b"], {})],
+    "a bias, then added": [("Gemm", ["flat", "w", "b"], {}), ("Relu", ["y0"], {}), ("Mul", ["y1", "b"], {})],
+    "twice the same": [("MatMul", ["flat", "w"], {}), ("Relu", ["y0"], {}), ("MatMul", ["y1", "w"], {})],
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_tensors_that_several_nodes_read_are_read_as_each_does(name, tmp_path):
+    made = [helper.make_node(op, given, [f"y{at}"], **how) for at, (op, given, how) in enumerate(SHARED[name])]
+    file = save(tmp_path / "shared.onnx", flat_network(*made), SQUARE, dims=("n", 1, 4, 4))
+    apply, variables = from_onnx(file)
+    images = some_images()[:, :4, :4]
+    np.testing.assert_allclose(apply(variables, images), theirs(file, images), rtol=1e-5, atol=1e-5)
+    kernels = [leaves for leaves in variables["params"].values() if "kernel" in leaves]
+    assert len(kernels) == (2 if name in ("both ways round", "two factors") else 1)
+    several = any("is read in several ways" in note for note in read_onnx_graph(file).notes)
+    assert several is (name not in ("a residual", "twice the same"))
+
+
+def test_a_norm_that_is_called_twice_moves_its_averages_twice(tmp_path):
+    leaves = {f"bn.{leaf}": np.full(1, value, np.float32)
+              for leaf, value in (("weight", 2), ("bias", 0.5), ("running_mean", 0), ("running_var", 1))}  # fmt: skip
+    nodes = [helper.make_node("BatchNormalization", ["images", *leaves], ["x"], momentum=0.5),
+             helper.make_node("BatchNormalization", ["x", *leaves], ["y"], momentum=0.5)]  # fmt: skip
+    apply, variables = from_onnx(save(tmp_path / "twice.onnx", nodes, leaves))
+    _, moved = apply(variables, some_images() + 3, train=True)
+    # The first call sees the mean of the images, the second the bias.
+    np.testing.assert_allclose(moved["bn"]["mean"], 0.25 * (some_images() + 3).mean() + 0.5 * 0.5, rtol=1e-5)
+
+
+def test_a_file_for_two_images_takes_six(tmp_path):
+    nodes = [helper.make_node("Reshape", ["images", "shape"], ["tokens"]),
+             helper.make_node("ReduceMean", ["tokens"], ["y"], axes=[1], keepdims=0)]  # fmt: skip
+    file = save(tmp_path / "two.onnx", nodes, {"shape": np.asarray([2, -1, 7])}, dims=(2, 1, SIZE, SIZE))
+    images = some_images(6)
+    wanted = np.concatenate([theirs(file, images[at : at + 2]) for at in (0, 2, 4)])
+    np.testing.assert_allclose(from_onnx(file)[0](from_onnx(file)[1], images), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_what_adds_a_dimension_is_no_bias(tmp_path):
+    kernel = unit()[1]["stem.weight"]
+    more = [helper.make_node("Conv", ["images", "stem.weight"], ["x"]), helper.make_node("Add", ["x", "five"], ["y"])]
+    five = np.ones((1, 1, 8, 1, 1), np.float32)
+    file = save(tmp_path / "five.onnx", more, {"stem.weight": kernel, "five": five})
+    apply, variables = from_onnx(file)
+    np.testing.assert_allclose(apply(variables, some_images()), theirs(file, some_images()), rtol=1e-5, atol=1e-5)
+
+
+def test_a_length_of_zero_has_a_gradient(tmp_path):
+    nodes = [helper.make_node("ReduceL2", ["images"], ["y"], axes=[2, 3])]
+    apply, variables = from_onnx(save(tmp_path / "length.onnx", nodes, {}))
+    gradient = jax.grad(lambda x: apply(variables, x).sum())(jnp.zeros((1, SIZE, SIZE, 1)))
+    assert jnp.isfinite(gradient).all()
+
+
 def test_half_precision_becomes_float32(tmp_path):
     nodes, tensors = unit()
     halves = {name: value.astype(np.float16) for name, value in tensors.items()}
@@ -307,6 +376,21 @@ def test_a_new_classifier_is_new_for_as_many_classes_too(file, tmp_path):
     assert np.abs(restored.state.params["classifier"]["kernel"]).max() < 0.1
 
 
+def test_a_layer_inside_may_be_called_classifier(tmp_path):
+    rng = np.random.default_rng(0)
+    tensors = {"classifier.weight": rng.normal(size=(10, 784)), "out.weight": rng.normal(size=(10, 10))}
+    nodes = flat_network(
+        helper.make_node("Gemm", ["flat", "classifier.weight"], ["x"], transB=1),
+        helper.make_node("Relu", ["x"], ["y"]),
+        helper.make_node("Gemm", ["y", "out.weight"], ["z"], transB=1),
+    )
+    file = save(tmp_path / "two.onnx", nodes, {name: value.astype(np.float32) for name, value in tensors.items()})
+    assert fdjax_command(arguments(file, tmp_path / "out", *SCALING, "--new-classifier")) == 0
+    params = restore(*find_checkpoint(str(tmp_path / "out"))).state.params
+    assert np.abs(params["classifier"]["kernel"]).max() < 0.1
+    np.testing.assert_allclose(params["classifier_1"]["kernel"], tensors["classifier.weight"].T, rtol=1e-6)
+
+
 # -- what is refused
 
 
@@ -362,6 +446,14 @@ def test_networks_that_are_not_read_are_refused(tmp_path, refused):
     assert "choice (If) is control flow" in refused(save(tmp_path / "flow.onnx", flow, tensors), *SCALING)
     last = save(tmp_path / "last.onnx", [*nodes, helper.make_node("Det", ["logits"], ["one"])], tensors)
     assert "the layer that makes the logits was not found" in refused(last, *SCALING)
+    twice = flat_network(
+        helper.make_node("Gemm", ["flat", "first"], ["x"]),
+        helper.make_node("Gemm", ["x", "w"], ["y"]),
+        helper.make_node("Relu", ["y"], ["z"]),
+        helper.make_node("Gemm", ["z", "w"], ["last"]),
+    )
+    shared = {"first": np.ones((784, 10), np.float32), "w": np.ones((10, 10), np.float32)}
+    assert "the layer that makes the logits was not" in refused(save(tmp_path / "w.onnx", twice, shared), *SCALING)
     inside = [*nodes[:1], helper.make_node("LRN", [nodes[0].output[0]], ["normed"], name="lrn", size=3), *nodes[1:]]
     inside[2].input[0] = "normed"
     assert "the node lrn (LRN) cannot be read" in refused(save(tmp_path / "lrn.onnx", inside, tensors), *SCALING)
@@ -390,6 +482,13 @@ def test_a_run_without_the_network_or_its_file_says_what_to_give(imported, file,
     assert (
         f"give --model.factory fdjax.onnx.module:onnx_network --model.arguments file {file}" in capsys.readouterr().err
     )
+    bytes_of_it = file.read_bytes()
+    save(file, *unit(outputs=11))
+    try:
+        with pytest.raises(UserError, match=r"the file has changed since: bring it back"):
+            restore(*find_checkpoint(str(imported)))
+    finally:
+        file.write_bytes(bytes_of_it)
     moved = file.with_name("moved.onnx")
     file.rename(moved)
     try:

@@ -96,7 +96,8 @@ def freeze_checkpoint(
       The manifest, JSON types.
 
     Raises:
-      UserError: if there are no hard masks, logits are not finite, or the folder holds something else.
+      UserError: if there are no hard masks, an operation has no frozen form, logits are not finite, or the folder holds
+        something else.
     """
     hard = hard_masks_of(restored)
     check_target(out)
@@ -109,7 +110,12 @@ def freeze_checkpoint(
             raise ValueError("release compares times: it needs a stopwatch")
         counts, newly = release_slower(graph, variables, hard.counts, chooser)
         released = [name for name in graph.layers if name in {*released, *newly}]
-    frozen = freeze(graph, variables, counts, chooser.choose if chooser else fewest_macs)
+    try:
+        frozen = freeze(graph, variables, counts, chooser.choose if chooser else fewest_macs)
+    except UserError:
+        raise
+    except ValueError as error:  # A network of the user's own may have operations that have no frozen form.
+        raise UserError(f"this network cannot be frozen: {error}") from error
     macs = network_macs(graph, counts, released)
     facts = {
         "macs": macs.to_dict(),

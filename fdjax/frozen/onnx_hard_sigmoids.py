@@ -67,13 +67,16 @@ def join_hard_sigmoids(nodes: list[Any], constants: Sequence[Any], outputs: Sequ
 
 
 class _Numbers:
-    """Constants that are one number."""
+    """Constants that are one number, or the same for each channel: more would change the shape of what they meet."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
         self._found = {
             name: float(array.flat[0])
             for name, array in arrays.items()
-            if array.size and array.dtype == np.float32 and (array == array.flat[0]).all()
+            if array.size
+            and array.dtype == np.float32
+            and array.size == max(array.shape, default=1)
+            and (array == array.flat[0]).all()
         }
 
     def __getitem__(self, name: str) -> float | None:

@@ -165,7 +165,7 @@ class _Reader:
         self.params: dict[str, dict[str, np.ndarray]] = {}
         self.shapes: dict[tuple[str, str], tuple[int, ...]] = {}
         self.stats: dict[str, dict[str, np.ndarray]] = {}
-        self.placed: dict[tuple[str, str], tuple[str, str]] = {}
+        self.placed: dict[tuple[Any, ...], tuple[str, str]] = {}
         self.notes: list[str] = []
 
     def read(self) -> OnnxGraph:
@@ -209,7 +209,8 @@ class _Reader:
             input=name,
             input_dims=dims,
             outputs=outputs,
-            classifier=None if last is None else CLASSIFIER,
+            # A last layer whose kernel an earlier one has, too, is no layer of its own.
+            classifier=CLASSIFIER if CLASSIFIER in self.params else None,
             notes=tuple(self.notes),
         )
 
@@ -297,15 +298,19 @@ class _Reader:
             layer = CLASSIFIER if is_classifier else self._layer_name(node)
             kernel = self.constants[node.inputs[1]]
             if node.op != "MatMul" or kernel.ndim == 2:
-                weights[1] = self._place(node.inputs[1], layer, "kernel", _our_kernel(node, kernel))
+                how = (node.op, *(node.attributes.get(name) for name in ("transB", "alpha")))
+                weights[1] = self._place(node.inputs[1], layer, "kernel", _our_kernel(node, kernel), how)
                 layer = weights[1][0]
                 if len(node.inputs) > 2 and node.inputs[2] in self.constants:
                     bias = self.constants[node.inputs[2]] * np.float32(node.attributes.get("beta", 1.0))
                     size = self.params[layer]["kernel"].shape[-1]
                     bias = np.broadcast_to(bias.reshape(-1), (size,)) if bias.size in (1, size) else bias
-                    weights[2] = self._place(node.inputs[2], layer, "bias", bias)
+                    weights[2] = self._place(node.inputs[2], layer, "bias", bias, (node.attributes.get("beta"),))
         elif node.op in _NORMS:
             layer = self._layer_name(node)
+            if node.attributes.get("training_mode"):
+                note = "the file was exported in training mode; its batch norms take their running averages here"
+                self.notes += [] if note in self.notes else [note]
             for at, leaf in zip(range(1, 1 + _NORMS[node.op]), _NORM_LEAVES, strict=False):
                 if at < len(node.inputs) and node.inputs[at] in self.constants:
                     weights[at] = self._place(node.inputs[at], layer, leaf, self.constants[node.inputs[at]])
@@ -313,15 +318,22 @@ class _Reader:
         elif node.op in _TRAINED_OPERANDS:
             for at, name in enumerate(node.inputs):
                 value = self.constants.get(name)
-                if value is not None and value.dtype == np.float32 and value.size > 1:
+                if value is not None and value.dtype == np.float32 and (value.size > 1 or node.op == "PRelu"):
                     weights[at] = self._place(name, self._layer_name(node), "value", value)
         return dataclasses.replace(node, weights=weights)
 
-    def _place(self, tensor: str, layer: str, leaf: str, value: np.ndarray) -> tuple[str, str]:
-        """Stores a trained tensor once, however many nodes read it; returns where it is."""
-        role = "kernel" if leaf == "kernel" else "other"
-        if (tensor, role) in self.placed:
-            return self.placed[tensor, role]
+    def _place(self, tensor: str, layer: str, leaf: str, value: np.ndarray, how: tuple = ()) -> tuple[str, str]:
+        """Stores a trained tensor; returns where it is.
+
+        Nodes that read a tensor in the same way, which `how` tells, share it. Read in several ways, it is several.
+        """
+        key = (tensor, leaf, *how)
+        if key in self.placed:
+            return self.placed[key]
+        if any(other[0] == tensor for other in self.placed):
+            self.notes.append(
+                f"the tensor {tensor} is read in several ways: from here on, each is trained as a weight of its own"
+            )
         taken = self.stats if leaf in STATS else self.params
         if leaf in taken.get(layer, {}):  # Another layer has the name.
             layer = next(
@@ -330,11 +342,15 @@ class _Reader:
             )  # fmt: skip
         taken.setdefault(layer, {})[leaf] = np.ascontiguousarray(value, np.float32)
         self.shapes[layer, leaf] = value.shape
-        self.placed[tensor, role] = (layer, leaf)
+        self.placed[key] = (layer, leaf)
         return layer, leaf
 
     def _layer_name(self, node: Node) -> str:
-        """Names a layer as its author did, as far as the file says it."""
+        """Names a layer as its author did, as far as the file says it; "classifier" is the last one's name."""
+        name = self._authors_name(node)
+        return f"{CLASSIFIER}_1" if name == CLASSIFIER else name
+
+    def _authors_name(self, node: Node) -> str:
         for name in node.inputs[1:]:
             found = re.fullmatch(r"([A-Za-z_][\w.]*)\.(weight|bias|running_mean|running_var|gamma|beta)", name)
             if found:
@@ -379,12 +395,10 @@ def _joined_biases(nodes: list[Node], constants: Mapping[str, np.ndarray], outpu
             if len(product.inputs) != 2 or product.inputs[1] not in constants:
                 continue
             kernel = constants[product.inputs[1]]
+            # Of more dimensions, it would add an axis to the result.
             width = kernel.shape[-1 if product.op == "MatMul" else 0]
-            axis = -1 if product.op == "MatMul" else -3
-            shape = vector.shape if product.op == "MatMul" else vector.shape[:-2]
-            if kernel.ndim < 2 or vector.size != width or vector.ndim < -axis or vector.shape[axis] != width:
-                continue
-            if shape[-1:] == (width,) and vector.dtype == np.float32:
+            shapes = [(width,)] if product.op == "MatMul" else [(width, 1, 1), (1, width, 1, 1)]
+            if kernel.ndim >= 2 and vector.shape in shapes and vector.dtype == np.float32:
                 joined = dataclasses.replace(
                     product, inputs=(*product.inputs, bias), outputs=node.outputs, name=product.name
                 )

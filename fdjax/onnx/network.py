@@ -56,11 +56,12 @@ def compute(
             made = _computed(node, given, graph.opset)
         else:
             own_key = None if key is None or not train else jax.random.fold_in(key, number)
-            call = Call(given, node.attributes, weights, graph.opset, train, own_key)
+            batch = (graph.input_dims[0], images.shape[0])
+            call = Call(given, node.attributes, weights, graph.opset, batch, len(node.outputs), train, own_key)
             made = _called(graph, node, call)
             if call.batch_stats:
                 layer = node.weights[3][0]
-                moved[layer] = _moved(node, stats[layer], call.batch_stats)
+                moved[layer] = _moved(node, moved[layer], call.batch_stats)
         values |= dict(zip(node.outputs, made, strict=False))
     results = [_result(values[name], graph.channels_last) for name in graph.outputs]
     return (results[0] if len(results) == 1 else tuple(results)), moved

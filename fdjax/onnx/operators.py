@@ -37,7 +37,9 @@ def _pads(call: Call, spatial: Sequence[int], window: Sequence[int]) -> list[tup
 
 
 def _with_bias(call: Call, made: jax.Array) -> jax.Array:
-    return made + call.weights["bias"] if "bias" in call.weights else made
+    if "bias" in call.weights:
+        return made + call.weights["bias"]
+    return made + call.attributes.get("beta", 1.0) * call.plain(2) if call.has(2) else made
 
 
 def _kernel(call: Call) -> jax.Array:
@@ -92,8 +94,7 @@ def _gemm(call: Call) -> Tensor:
     if "kernel" in call.weights:
         return Tensor(_with_bias(call, left @ call.weights["kernel"]))
     right = call.plain(1).T if call.attributes.get("transB") else call.plain(1)
-    made = call.attributes.get("alpha", 1.0) * (left @ right)
-    return Tensor(made + call.attributes.get("beta", 1.0) * call.plain(2) if call.has(2) else made)
+    return Tensor(_with_bias(call, call.attributes.get("alpha", 1.0) * (left @ right)))
 
 
 def _matmul(call: Call) -> Tensor:
@@ -113,6 +114,8 @@ def _batch_norm(call: Call) -> Tensor:
     over = tuple(at for at in range(value.ndim) if at != axis)
     shape = [1] * value.ndim
     shape[axis] = -1
+    if not {"scale", "bias", "mean", "var"} <= {*call.weights}:
+        raise Unsupported("its averages, or its scales and biases, are not in the file")
     mean, var = call.weights["mean"], call.weights["var"]
     if call.train:
         mean, square = value.array.mean(over), jnp.square(value.array).mean(over)
@@ -130,6 +133,19 @@ def _layer_norm(call: Call) -> Tensor:
     var = jnp.square(centred).mean(over, keepdims=True)
     made = centred * lax.rsqrt(var + call.attributes.get("epsilon", 1e-5)) * call.weights["scale"]
     return Tensor(_with_bias(call, made))
+
+
+def _instance_norm(call: Call) -> Tensor:
+    value = call.tensor()
+    if value.ndim == 4:
+        return _group_norm(call)
+    # PyTorch's exporter writes group norm as one of [B, groups, numbers of a group].
+    values = as_in_onnx(value)
+    over, shape = tuple(range(2, values.ndim)), (-1, *(1,) * (values.ndim - 2))
+    mean = values.mean(over, keepdims=True)
+    var = jnp.square(values - mean).mean(over, keepdims=True)
+    made = (values - mean) * lax.rsqrt(var + call.attributes.get("epsilon", 1e-5))
+    return Tensor(made * call.weights["scale"].reshape(shape) + call.weights["bias"].reshape(shape))
 
 
 def _group_norm(call: Call) -> Tensor:
@@ -213,6 +229,12 @@ def _reduced(function: Callable[..., jax.Array]) -> Callable[[Call], Tensor]:
         return Tensor(made.reshape([size for at, size in enumerate(made.shape) if at not in gone]))
 
     return call_it
+
+
+def _length(values: jax.Array, **options: Any) -> jax.Array:
+    squares = jnp.square(values).sum(**options)
+    some = squares > 0  # The gradient of the root at 0 is no number.
+    return jnp.where(some, jnp.sqrt(jnp.where(some, squares, 1)), 0)
 
 
 def _global_pool(function: Callable[..., jax.Array]) -> Callable[[Call], Tensor]:
@@ -332,7 +354,7 @@ OPERATORS: Mapping[str, Callable[[Call], Value | tuple[Tensor, ...]]] = {
     "Gemm": _gemm,
     "MatMul": _matmul,
     "BatchNormalization": _batch_norm,
-    "InstanceNormalization": _group_norm,
+    "InstanceNormalization": _instance_norm,
     "GroupNormalization": _group_norm,
     "LayerNormalization": _layer_norm,
     "MaxPool": _max_pool,
@@ -343,7 +365,7 @@ OPERATORS: Mapping[str, Callable[[Call], Value | tuple[Tensor, ...]]] = {
     "ReduceSum": _reduced(jnp.sum),
     "ReduceMax": _reduced(jnp.max),
     "ReduceMin": _reduced(jnp.min),
-    "ReduceL2": _reduced(lambda values, **options: jnp.sqrt(jnp.square(values).sum(**options))),
+    "ReduceL2": _reduced(_length),
     "Add": _elementwise(jnp.add),
     "Sub": _elementwise(jnp.subtract),
     "Mul": _elementwise(jnp.multiply),

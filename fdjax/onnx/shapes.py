@@ -26,12 +26,9 @@ def _reshape(call: Call) -> Tensor:
     shape = value.shape
     if not call.attributes.get("allowzero"):
         wanted = [shape[at] if size == 0 else size for at, size in enumerate(wanted)]
-    total = math.prod(shape)
-    free = math.prod(size for size in wanted if size != -1)
-    if -1 not in wanted and free != total and wanted and free * shape[0] == total * wanted[0]:
-        wanted[0] = shape[0]  # The file was exported with a fixed number of images.
-    elif -1 in wanted[1:] and wanted[0] == 1 and shape[0] > 1:
-        wanted[0] = shape[0]
+    exported, images = call.batch
+    if exported not in (None, images) and wanted and wanted[0] == exported and shape[0] == images:
+        wanted[0] = images  # The file was exported for another number of images.
     if value.channels_last and shape[2:] == (1, 1) and len(wanted) == 2 and wanted in ([shape[0], -1], [*shape[:2]]):
         return Tensor(value.array.reshape(shape[:2]))
     return Tensor(as_in_onnx(value).reshape(wanted))
@@ -58,7 +55,9 @@ def _transpose(call: Call) -> Tensor:
 def _squeeze(call: Call) -> Tensor:
     value, axes = call.tensor(), call.known(1, "axes")
     shape = value.shape
-    gone = {at for at, size in enumerate(shape) if size == 1} if axes is None else {at % len(shape) for at in axes}
+    if axes is None:  # However few images there are, their axis stays.
+        axes = [at for at, size in enumerate(shape) if size == 1 and at]
+    gone = {at % len(shape) for at in axes}
     if value.channels_last and gone == {2, 3}:
         return Tensor(value.array.reshape(shape[:2]))
     return Tensor(as_in_onnx(value).reshape([size for at, size in enumerate(shape) if at not in gone]))
@@ -84,7 +83,7 @@ def _split(call: Call) -> tuple[Tensor, ...]:
     axis = call.attributes.get("axis", 0)
     sizes = call.known(1, "split")
     if sizes is None:
-        count = call.attributes["num_outputs"]
+        count = call.outputs
         size = math.ceil(value.shape[axis] / count)
         sizes = [size] * (count - 1) + [value.shape[axis] - size * (count - 1)]
     ends = np.cumsum(sizes)
@@ -146,16 +145,28 @@ def _expand(call: Call) -> Tensor:
     return Tensor(jnp.broadcast_to(as_in_onnx(value), np.broadcast_shapes(value.shape, wanted)))
 
 
+def _repeats(call: Call) -> bool:
+    """Whether enlarging by whole numbers repeats each pixel."""
+    if call.opset < 11:
+        return True
+    place = call.attributes.get("coordinate_transformation_mode", "half_pixel")
+    rounding = call.attributes.get("nearest_mode", "round_prefer_floor")
+    if place == "asymmetric":
+        return rounding == "floor"
+    return place in ("half_pixel", "pytorch_half_pixel") and rounding in ("round_prefer_floor", "round_prefer_ceil")
+
+
 def _resize(call: Call) -> Tensor:
-    images = call.image()
+    value = call.tensor()
+    images = with_channels_last(value)
     scales, sizes = call.known(2 if call.opset > 10 else 1, "scales"), call.known(3, "sizes")
-    if scales:
-        factors = [scales[2], scales[3]]
-    elif sizes:
-        factors = [sizes[2] / images.shape[1], sizes[3] / images.shape[2]]
-    else:
-        raise Unsupported("it names neither scales nor sizes")
-    if call.attributes.get("mode", "nearest") != "nearest" or any(factor < 1 or factor % 1 for factor in factors):
+    if not scales and sizes:
+        scales = [wanted / size for wanted, size in zip(sizes, value.shape, strict=False)]
+    if not scales or len(scales) != 4 or "axes" in call.attributes or list(scales[:2]) != [1, 1]:
+        raise Unsupported("only rows and columns are enlarged, by four scales or sizes")
+    factors = scales[2:]
+    nearest = call.attributes.get("mode", "nearest") == "nearest" and _repeats(call)
+    if not nearest or any(factor < 1 or factor % 1 for factor in factors):
         raise Unsupported("images are enlarged to the nearest pixel by whole numbers only")
     for axis, factor in enumerate(factors):
         images = jnp.repeat(images, int(factor), axis=1 + axis)

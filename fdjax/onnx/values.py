@@ -67,6 +67,8 @@ class Call:
       attributes: the node's attributes.
       weights: leaf -> trained array of the layer, such as "kernel" and "bias".
       opset: version of the operators.
+      batch: the number of images that the file fixes, or None, and the number that there are.
+      outputs: number of results.
       train: whether the network is in training.
       key: in training, a PRNG key for dropout; None: nothing is dropped.
       batch_stats: takes "mean" and "var" of the batch in training, from a batch norm.
@@ -76,6 +78,8 @@ class Call:
     attributes: Mapping[str, Any]
     weights: Mapping[str, jax.Array]
     opset: int
+    batch: tuple[int | None, int]
+    outputs: int = 1
     train: bool = False
     key: jax.Array | None = None
     batch_stats: dict[str, jax.Array] = dataclasses.field(default_factory=dict)

@@ -16,6 +16,8 @@ from fdjax.data import Dataset, limit_training, split_validation
 from fdjax.errors import UserError
 from fdjax.graph.counting import NetworkMacs, network_macs
 from fdjax.graph.masks import MaskedGraph
+from fdjax.onnx.module import FACTORY as ONNX_FACTORY
+from fdjax.provenance import file_sha256
 from fdjax.pruning import HardMasks
 from fdjax.pruning.timed import TimeTable
 from fdjax.training.build import collection_of, counts_of, facts_of, hard_masks, hard_network, network_of
@@ -172,6 +174,7 @@ def restore(checkpoints: Checkpoints, step: int) -> Restored:
         raise UserError(f"checkpoint {checkpoints.folder / str(step)} cannot be read: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"checkpoint {checkpoints.folder / str(step)} is not of an fdjax run: {error}") from error
+    _check_onnx_file(config, done)
     like = _abstract_state(config, network, graph, phase)
     if isinstance(network, OwnNetwork) and (problem := checkpoints.mismatch(step, like)) is not None:
         raise UserError(
@@ -190,6 +193,16 @@ def restore(checkpoints: Checkpoints, step: int) -> Restored:
         masks_as_they_stand(config, graph, phase, phase_step >= phase.steps, state.fcmask, done),
         _texts(meta.get("made_on")),
     )  # fmt: skip
+
+
+def _check_onnx_file(config: Config, done: Past) -> None:
+    """Raises `UserError` if the ONNX file of the network is another one than was imported."""
+    wanted, file = done.imported.get("sha256"), dict(config.model.arguments).get("file")
+    if config.model.factory == ONNX_FACTORY and wanted is not None and file_sha256(Path(str(file))) != wanted:
+        raise UserError(
+            f"the network of the checkpoint is that of {file} as it was imported, and the file has changed since: "
+            "bring it back, or import the new one"
+        )
 
 
 def _texts(value: Any) -> dict[str, str]:
