@@ -134,6 +134,14 @@ def test_masks_and_freezing_give_the_masked_network(file, levels):
     np.testing.assert_allclose(whole(some_images()), theirs(file, some_images()), rtol=1e-5, atol=1e-5)
 
 
+def test_what_pins_channels_is_named_by_its_node(tmp_path):
+    nodes, tensors = unit()
+    nodes[-2:-2] = [helper.make_node("Softmax", ["pooled"], ["shares"], name="/scores/Softmax", axis=1)]
+    nodes[-2].input[0] = "shares"
+    apply, variables = from_onnx(save(tmp_path / "softmax.onnx", nodes, tensors))
+    assert "(node /scores/Softmax)" in str(fdjax.trace(apply, variables, some_images(1)))
+
+
 def test_in_training_batch_norm_takes_the_batch_and_moves_its_averages(file):
     apply, variables = from_onnx(file)
     images = jnp.asarray(some_images(8))

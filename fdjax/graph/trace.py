@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -136,7 +137,7 @@ class _Recorder:
     def _equations(self, jaxpr: Any, environment: dict[Any, int], caller: str = "") -> None:
         for equation in jaxpr.eqns:
             # Equations of a cached function have no source line; they get the line of the call.
-            source = source_line(equation) or caller
+            source = caller if caller.startswith(_NODE) else source_line(equation) or caller
             inputs = [self._read(atom, environment) for atom in equation.invars]
             called = self._called(equation, inputs)
             if called is not None:
@@ -169,8 +170,17 @@ class _Recorder:
         return None if body is None else (body, inputs)
 
 
+# Operations of a network that was read from a file are made in scopes of this name, followed by <the node's name>.
+NODE_SCOPE = "node"
+_NODE = "node "
+
+
 def source_line(equation: Any) -> str:
-    """Returns the file and line outside of JAX, Flax and Keras that an equation comes from, or ""."""
+    """Returns the file and line outside of JAX, Flax and Keras that an equation comes from, or ""; or the node, if the
+    network was read from a file."""
+    node = re.search(f"{NODE_SCOPE}<(.*?)>", str(equation.source_info.name_stack))
+    if node is not None:
+        return _NODE + node[1]
     traceback = getattr(equation.source_info, "traceback", None)
     frames = traceback.frames if traceback is not None else ()
     for frame in frames:

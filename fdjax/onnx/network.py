@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fdjax.errors import UserError, first_line
+from fdjax.graph.trace import NODE_SCOPE
 from fdjax.onnx.graph import STATS, Node, OnnxGraph, read_onnx_graph
 from fdjax.onnx.operators import OPERATORS
 from fdjax.onnx.values import Call, Tensor, Unsupported, Value, as_in_onnx, with_channels_last
@@ -58,7 +59,8 @@ def compute(
             own_key = None if key is None or not train else jax.random.fold_in(key, number)
             batch = (graph.input_dims[0], images.shape[0])
             call = Call(given, node.attributes, weights, graph.opset, batch, len(node.outputs), train, own_key)
-            made = _called(graph, node, call)
+            with jax.named_scope(f"{NODE_SCOPE}<{node.name}>"):
+                made = _called(graph, node, call)
             if call.batch_stats:
                 layer = node.weights[3][0]
                 moved[layer] = _moved(node, moved[layer], call.batch_stats)
