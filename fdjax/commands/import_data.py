@@ -83,7 +83,12 @@ def check_channels(mean: Sequence[float], std: Sequence[float], channels: int) -
 
 
 def reorder_classifier(variables: dict[str, Any], order: list[int]) -> None:
-    """Sorts the classifier's outputs by the data set's classes: `order[i]` is the place of class i in the file."""
+    """Sorts the classifier's outputs by the data set's classes, in place.
+
+    Args:
+      variables: the collections params and batch_stats, with a layer "classifier".
+      order: for each class of the data set its place in the file.
+    """
     classifier = variables["params"]["classifier"]
     for name in classifier:
         classifier[name] = classifier[name][..., order].copy()

@@ -50,7 +50,14 @@ class Tensor:
         return (0, 3, 1, 2)[axis] if self.channels_last else axis
 
     def like(self, array: jax.Array) -> Tensor:
-        """Returns another array that is held as this one is."""
+        """Marks another array as this one is.
+
+        Args:
+          array: of as many dimensions.
+
+        Returns:
+          The value.
+        """
         return Tensor(array, self.channels_last)
 
 
@@ -96,11 +103,31 @@ class Call:
         return value if isinstance(value, Tensor) else Tensor(jnp.asarray(value))
 
     def image(self, at: int = 0) -> jax.Array:
-        """Returns an input of four dimensions with its channels last."""
+        """Brings an input to the layout of images.
+
+        Args:
+          at: its place; it has four dimensions.
+
+        Returns:
+          [B, H, W, C].
+
+        Raises:
+          Unsupported: it has other dimensions, or is left out.
+        """
         return with_channels_last(self.tensor(at))
 
     def plain(self, at: int = 0) -> jax.Array:
-        """Returns an input as ONNX has it."""
+        """Brings an input to the layout that ONNX has.
+
+        Args:
+          at: its place.
+
+        Returns:
+          The array.
+
+        Raises:
+          Unsupported: it is left out.
+        """
         return as_in_onnx(self.tensor(at))
 
     def known(self, at: int, name: str, default: Any = None) -> Any:
@@ -117,7 +144,13 @@ class Call:
 
 
 def with_channels_last(value: Tensor) -> jax.Array:
-    """Returns a value of four dimensions with its channels last.
+    """Brings a value to the layout of images.
+
+    Args:
+      value: [B, C, H, W] in ONNX.
+
+    Returns:
+      [B, H, W, C].
 
     Raises:
       Unsupported: it has other dimensions.
@@ -128,5 +161,12 @@ def with_channels_last(value: Tensor) -> jax.Array:
 
 
 def as_in_onnx(value: Tensor) -> jax.Array:
-    """Returns a value as ONNX has it."""
+    """Brings a value to the layout that ONNX has.
+
+    Args:
+      value: of any number of dimensions.
+
+    Returns:
+      The array.
+    """
     return value.array.transpose(TO_FIRST) if value.channels_last else value.array
