@@ -6,7 +6,8 @@ Masks are of whole channels in multiples of 8 and drawn by a seed, so nothing ha
 which channels are left. For each file it prints the MACs, the largest difference of the network here from the file in
 ONNX Runtime, that of the pruned frozen network (in XLA, in ONNX Runtime) from the masked one, both over the largest
 output, and the times of one image in ONNX Runtime on one thread: of the file itself, and over it of the frozen dense
-network and of the pruned one (processor time, medians of alternating runs).
+network and of the pruned one (medians of alternating runs; processor time in a process of one core, as under `taskset
+-c 0`, else by the wall clock).
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
@@ -29,13 +29,13 @@ import onnxruntime
 import fdjax
 from fdjax.commands.output_files import write_report
 from fdjax.errors import reports_user_errors
+from fdjax.frozen.clock import clock, interleaved, quartiles
 from fdjax.frozen.onnx_model import onnxruntime_session, to_onnx
 from fdjax.onnx import read_onnx_graph
 from fdjax.provenance import commit, cpu_model
 
 GROUP = 8
-WARM_UP, ROUNDS = 5, 15
-LEAST_SECONDS = 0.05
+SECONDS = 5.0  # of timing for a file
 
 
 def pruned_counts(graph: Any, target: float, seed: int) -> Mapping[str, np.ndarray]:
@@ -50,25 +50,6 @@ def pruned_counts(graph: Any, target: float, seed: int) -> Mapping[str, np.ndarr
 def difference(found: Any, wanted: Any) -> float:
     """Returns the largest difference over the largest wanted number."""
     return float(np.abs(np.asarray(found) - np.asarray(wanted)).max() / np.abs(np.asarray(wanted)).max())
-
-
-def milliseconds(runs: Mapping[str, Callable[[], Any]]) -> dict[str, list[float]]:
-    """Times functions in turn; returns the processor milliseconds of an execution, for each round."""
-    calls = {}
-    for name, run in runs.items():
-        for _ in range(WARM_UP):
-            run()
-        start = time.process_time()
-        run()
-        calls[name] = max(1, round(LEAST_SECONDS / max(time.process_time() - start, 1e-6)))
-    found: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            start = time.process_time()
-            for _ in range(calls[name]):
-                run()
-            found[name].append(1000 * (time.process_time() - start) / calls[name])
-    return found
 
 
 def measure(file: Path, size: int, target: float, seed: int) -> dict[str, Any]:
@@ -96,8 +77,8 @@ def measure(file: Path, size: int, target: float, seed: int) -> dict[str, Any]:
         "onnx_difference": difference(sessions["pruned"](images), wanted),
     }
     runs = {"file": lambda: itself(theirs), **{name: lambda run=run: run(images) for name, run in sessions.items()}}
-    times = milliseconds(runs)
-    over = {name: [one / other for one, other in zip(times[name], times["file"], strict=True)] for name in sessions}
+    times = {name: found.own for name, found in interleaved(runs, seconds=SECONDS).items()}
+    over = {name: times[name] / times["file"] for name in sessions}
     return {
         "network": file.stem,
         "size": [rows, columns],
@@ -105,9 +86,9 @@ def measure(file: Path, size: int, target: float, seed: int) -> dict[str, Any]:
         "trace_seconds": traced,
         "macs_ratio": fdjax.count(graph, counts).ratio,
         **differences,
-        "file_ms": median(times["file"]),
-        **{f"{name}_time_ratio": median(ratios) for name, ratios in over.items()},
-        **{f"{name}_time_ratio_range": [min(ratios), max(ratios)] for name, ratios in over.items()},
+        "file_ms": float(np.median(times["file"])),
+        **{f"{name}_time_ratio": float(np.median(ratios)) for name, ratios in over.items()},
+        **{f"{name}_time_ratio_quartiles": quartiles(ratios) for name, ratios in over.items()},
     }
 
 
@@ -138,7 +119,7 @@ def main() -> int:
                 flush=True,
             )
         found.append(row)
-    settings = {"target_macs": flags.target_macs, "group_multiple": GROUP, "seed": flags.seed, "rounds": ROUNDS}
+    settings = {"target_macs": flags.target_macs, "group_multiple": GROUP, "seed": flags.seed, "clock": clock()}
     made_by = {"commit": commit(), "cpu": cpu_model(), "onnxruntime": onnxruntime.__version__}
     write_report(flags.json, {**settings, **made_by, "rows": found})
     return int(any("failed" in row for row in found))

@@ -40,20 +40,21 @@ def import_onnx(parsed: ImportArguments, config: Config, out: Path) -> dict[str,
     import optax
 
     from fdjax.checkpoints.imported import save_imported
-    from fdjax.onnx.graph import CLASSIFIER
-    from fdjax.onnx.module import FACTORY, onnx_network
+    from fdjax.onnx.graph import CLASSIFIER, read_onnx_graph
+    from fdjax.onnx.module import FACTORY, new_classifier
+    from fdjax.onnx.network import initial_variables
     from fdjax.training.build import build_network
 
     _check_flags(parsed)
     assert parsed.input_mean is not None and parsed.input_std is not None
     file = Path(parsed.weights).expanduser().resolve()
-    theirs = onnx_network(str(file)).graph
-    outputs = None if theirs.classifier is None else theirs.params[CLASSIFIER]["kernel"].shape[-1]
-    if outputs is None:
+    theirs = read_onnx_graph(file)
+    if theirs.classifier is None:
         raise UserError(
             f"{file}: the layer that makes the logits was not found: the file has to have one result, which a dense "
             "layer or a 1x1 convolution makes last, but for a softmax; export the network so"
         )
+    *inputs, outputs = theirs.params[CLASSIFIER]["kernel"].shape
     shape, names, num_classes, order = inputs_and_outputs(config, parsed, lambda: outputs)
     _check_images(theirs, shape)
     check_channels(parsed.input_mean, parsed.input_std, shape[2])
@@ -64,19 +65,18 @@ def import_onnx(parsed: ImportArguments, config: Config, out: Path) -> dict[str,
         )
     model = dataclasses.replace(config.model, factory=FACTORY, arguments=(("file", str(file)),))
     config = dataclasses.replace(config, model=model)
-    network, graph = build_network(config, shape, num_classes)
+    _, graph = build_network(config, shape, num_classes)
     graph = dataclasses.replace(
         graph, input_mean=parsed.input_mean, input_std=parsed.input_std, class_names=tuple(names)
     )
-    # The file's own network has its weights, and for another number of classes new ones for the classifier.
-    images = np.zeros((1, *shape), np.float32)
-    variables = {**jax.jit(network.init)(jax.random.key(config.seed % 2**32), images)}
-    variables = jax.tree.map(np.asarray, {name: variables[name] for name in ("params", "batch_stats")})
+    variables = jax.tree.map(np.asarray, initial_variables(theirs))
     notes = list(theirs.notes)
     if parsed.new_classifier:
         notes.append("the classifier is new")
-        if num_classes == outputs:
-            variables["params"][CLASSIFIER] = _fresh(variables["params"][CLASSIFIER], config.seed)
+        bias = "bias" in theirs.params[CLASSIFIER]
+        variables["params"][CLASSIFIER] = jax.tree.map(
+            np.asarray, new_classifier(jax.random.key(config.seed % 2**32), (*inputs, num_classes), bias)
+        )
     elif order is not None:
         reorder_classifier(variables, order)
         notes.append("the classifier's outputs were brought from the order of --classes to that of the data set")
@@ -128,17 +128,6 @@ def _check_images(theirs: OnnxGraph, shape: tuple[int, int, int]) -> None:
             f"{theirs.file} is for images of {theirs.channels} channels, and the config's have {shape[2]}: give {hint} "
             "or another file"
         )
-
-
-def _fresh(classifier: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Returns a classifier of the same shapes that nothing has trained."""
-    import jax
-    import numpy as np
-
-    from fdjax.onnx.module import new_classifier
-
-    made = new_classifier(jax.random.key(seed % 2**32), classifier["kernel"].shape, "bias" in classifier)
-    return jax.tree.map(np.asarray, made)
 
 
 def describe_onnx(report: dict[str, Any], config: str) -> str:

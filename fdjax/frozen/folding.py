@@ -77,7 +77,7 @@ class Folding:
                 held.layer.scale(held.scale)
                 held.scale = None
             # What is added here once costs nothing in the layer's bias; each reader would add it by an operation.
-            if held.layer.activation == "none" and not held.layer.pooled:
+            if held.layer.takes_offsets:
                 held.offset = self.settle(held).offset
             held.layer = None
 
@@ -96,7 +96,7 @@ class Folding:
         here = np.where(present, held.offset, 0.0)
         rest = np.where(present, 0.0, held.offset)
         base, activation = held.base, held.activation
-        if layer is not None and layer.activation == "none" and not layer.pooled:
+        if layer is not None and layer.takes_offsets:
             if held.scale is not None:
                 layer.scale(held.scale)
             layer.bias = layer.bias + uniform(here)
@@ -239,7 +239,7 @@ class Folding:
         """Applies a value's scale: in the layer that makes it, if that is still open, else by an operation."""
         if held.base is None or held.scale is None or held.order is None:
             return held
-        if held.layer is not None and held.layer.activation == "none" and not held.layer.pooled:
+        if held.layer is not None and held.layer.takes_offsets:
             held.layer.scale(held.scale)
             return dataclasses.replace(held, scale=None)
         base = self.builder.elementwise("mul", held.base, held.scale[held.order])
@@ -253,8 +253,7 @@ class Folding:
 
     def _flatten(self, held: Held) -> Held:
         """Adds an offset to the kept channels if it differs over the map, or if it can go into the layer's bias."""
-        layer = held.layer
-        free = layer is not None and layer.activation == "none" and not layer.pooled
+        free = held.layer is not None and held.layer.takes_offsets
         return self.settle(held) if free or self._differs(held) else held
 
     def _flattened(self, value: int) -> Held:

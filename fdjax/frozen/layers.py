@@ -69,6 +69,11 @@ class OpenLayer:
         """The number of blocks that cover its map."""
         return math.prod(num_blocks(length, self.block) for length in self.size)
 
+    @property
+    def takes_offsets(self) -> bool:
+        """Whether offsets of its outputs can still go into its bias."""
+        return self.activation == "none" and not self.pooled
+
     def scale(self, factors: np.ndarray) -> None:
         """Scales the output before the activation: multiplies kernel and bias.
 

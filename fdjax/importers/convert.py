@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -18,6 +17,7 @@ from fdjax.importers.layouts import CLASSIFIER, KERNELS, SUFFIXES, VECTOR, Shape
 from fdjax.importers.misfits import CLASSIFIERS, message_of, order_message, problems_of
 from fdjax.importers.names import Layer, layers_of, schemes_of
 from fdjax.importers.state_dicts import without_prefix
+from fdjax.onnx.module import new_classifier
 from fdjax.zoo import FrequencyNetwork
 
 _NORM_COLLECTIONS = {"scale": "params", "bias": "params", "mean": "batch_stats", "var": "batch_stats"}
@@ -35,9 +35,6 @@ class Fitted(NamedTuple):
     variables: dict[str, Any]
     notes: list[str]
     mapping: list[tuple[str, str]]
-
-
-_NEW_CLASSIFIER_STD = 0.01
 
 
 def convert(
@@ -179,13 +176,8 @@ def _kernel(layer: Layer, shapes: Mapping[str, Shape]) -> tuple[str, str]:
 
 
 def _new_classifier(shapes: Mapping[str, Shape], seed: int) -> dict[str, np.ndarray]:
-    # Small weights make all classes about equally likely at first, and the body's gradients small.
-    shape = shapes[f"params/{CLASSIFIER}/kernel"]
-    kernel = _NEW_CLASSIFIER_STD * jax.random.normal(jax.random.key(seed % 2**32), shape, jnp.float32)
-    return {
-        f"params/{CLASSIFIER}/kernel": np.asarray(kernel),
-        f"params/{CLASSIFIER}/bias": np.zeros(shape[1:], np.float32),
-    }
+    made = new_classifier(jax.random.key(seed % 2**32), shapes[f"params/{CLASSIFIER}/kernel"], bias=True)
+    return {f"params/{CLASSIFIER}/{leaf}": np.asarray(value) for leaf, value in made.items()}
 
 
 # -- by names

@@ -70,7 +70,6 @@ class OnnxGraph:
       nodes: the operations whose results depend on the image, in an order in which they can be computed.
       constants: name -> array of values that do not depend on the image and are not trained.
       params: layer -> leaf -> float32 array: "kernel" ([rows, columns, C, D], or [C, D]), "bias", "scale", "value".
-      shapes: (layer, leaf) -> the shape that the file has, for weights that are no kernels.
       stats: layer -> {"mean", "var"} of batch norms.
       input: name of the image.
       input_dims: its dimensions in the file; None where a dimension is not fixed.
@@ -84,7 +83,6 @@ class OnnxGraph:
     nodes: tuple[Node, ...]
     constants: Mapping[str, np.ndarray]
     params: Mapping[str, Mapping[str, np.ndarray]]
-    shapes: Mapping[tuple[str, str], tuple[int, ...]]
     stats: Mapping[str, Mapping[str, np.ndarray]]
     input: str
     input_dims: tuple[int | None, ...]
@@ -163,7 +161,6 @@ class _Reader:
         self.attribute, self.to_array = helper.get_attribute_value, numpy_helper.to_array
         self.constants: dict[str, np.ndarray] = {}
         self.params: dict[str, dict[str, np.ndarray]] = {}
-        self.shapes: dict[tuple[str, str], tuple[int, ...]] = {}
         self.stats: dict[str, dict[str, np.ndarray]] = {}
         self.placed: dict[tuple[Any, ...], tuple[str, str]] = {}
         self.notes: list[str] = []
@@ -204,7 +201,6 @@ class _Reader:
             nodes=tuple(nodes),
             constants={name: value for name, value in self.constants.items() if name in used},
             params=self.params,
-            shapes=self.shapes,
             stats=self.stats,
             input=name,
             input_dims=dims,
@@ -341,7 +337,6 @@ class _Reader:
                 if leaf not in taken.get(name, {})
             )  # fmt: skip
         taken.setdefault(layer, {})[leaf] = np.ascontiguousarray(value, np.float32)
-        self.shapes[layer, leaf] = value.shape
         self.placed[key] = (layer, leaf)
         return layer, leaf
 

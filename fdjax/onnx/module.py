@@ -82,7 +82,9 @@ def onnx_network(file: str, num_classes: int | None = None) -> OnnxNetwork:
 
 
 def new_classifier(key: jax.Array, shape: tuple[int, ...], bias: bool) -> dict[str, jax.Array]:
-    """Makes a classifier that nothing has trained: small weights make all classes about equally likely at first.
+    """Makes a classifier that nothing has trained.
+
+    Small weights make all classes about equally likely at first, and the body's gradients small.
 
     Args:
       key: a PRNG key.

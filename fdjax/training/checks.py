@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -119,10 +120,11 @@ def check_init(model: ModelConfig, network: Network, graph: MaskedGraph, init: R
         other = next((pair for pair in zip(*shapes, strict=False) if pair[0] != pair[1]), None)
         detail = f": layer {other[1][0]} there, {other[0][0]} here differ" if other else ""
         theirs = init.config.model
-        arguments = "".join(f" {name} {value}" for name, value in theirs.arguments)
-        hint = f"; for its network give --model.factory {theirs.factory} --model.arguments{arguments}"
-        if theirs.factory in (None, model.factory):
-            hint = ""
+        hint = ""
+        if theirs.factory not in (None, model.factory):
+            arguments = [str(word) for pair in theirs.arguments for word in pair]
+            flags = ["--model.factory", str(theirs.factory), *(["--model.arguments"] if arguments else []), *arguments]
+            hint = f"; for its network give {shlex.join(flags)}"
         raise UserError(
             f"--init holds {init.graph.name} for {init.graph.num_classes} classes, which does not fit "
             f"{graph.name} for {graph.num_classes} classes{detail}{hint}"

@@ -198,7 +198,11 @@ def restore(checkpoints: Checkpoints, step: int) -> Restored:
 def _check_onnx_file(config: Config, done: Past) -> None:
     """Raises `UserError` if the ONNX file of the network is another one than was imported."""
     wanted, file = done.imported.get("sha256"), dict(config.model.arguments).get("file")
-    if config.model.factory == ONNX_FACTORY and wanted is not None and file_sha256(Path(str(file))) != wanted:
+    if (
+        config.model.factory == ONNX_FACTORY
+        and wanted is not None
+        and file_sha256(Path(str(file)).expanduser()) != wanted
+    ):
         raise UserError(
             f"the network of the checkpoint is that of {file} as it was imported, and the file has changed since: "
             "bring it back, or import the new one"
