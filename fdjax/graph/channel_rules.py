@@ -23,7 +23,7 @@ UNARY = frozenset(
 SEVERAL = frozenset(
     """add add_any and atan2 clamp div eq ge gt le lt max min mul ne nextafter or pow rem select_n sub xor""".split()  # noqa: SIM905
 )
-_REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin")
+REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin")
 
 
 # A rule sets the channels of the operation's outputs, or returns why the operation is not understood.
@@ -281,6 +281,6 @@ def rule_of(kind: str) -> Rule | None:
     """Returns the rule for a kind of operation, or None if there is none."""
     if kind.startswith("reduce_window"):
         return _window
-    if kind in _REDUCTIONS:
+    if kind in REDUCTIONS:
         return _reduction
     return _RULES.get(kind) or (_elementwise if kind in UNARY | SEVERAL else None)

@@ -9,15 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
+from fdjax.graph.jaxprs import CALLS, bind_equation, evaluate_jaxpr
 from fdjax.graph.trace import CHECKPOINTS, called_jaxpr
 from fdjax.ops.conv import conv_with_pads
 from fdjax.ops.depthwise import PADDINGS, conv_pads, depthwise_conv
 from fdjax.ops.platform import for_cpu
 from fdjax.ops.pointwise import dense_pointwise
-
-_CALLS = ("jit", "pjit", "closed_call", "core_call")
 
 
 def fast_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,22 +43,10 @@ def fast_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
         if not for_cpu():
             return function(*args, **settings)
         closed, shapes = jax.make_jaxpr(functools.partial(function, **settings), return_shape=True)(*args)
-        results = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args))
+        results = evaluate_jaxpr(closed.jaxpr, closed.consts, jax.tree.leaves(args), _apply)
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
     return transformed
-
-
-def _evaluate(jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
-    values: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *arguments), strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, core.Literal) else values[atom]
-
-    for equation in jaxpr.eqns:
-        made = _apply(equation, [read(atom) for atom in equation.invars])
-        values.update(zip(equation.outvars, made, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
 
 
 def _apply(equation: Any, inputs: Sequence[Any]) -> Sequence[Any]:
@@ -71,22 +57,21 @@ def _apply(equation: Any, inputs: Sequence[Any]) -> Sequence[Any]:
             return [made]
     elif _calls_convolutions(equation):
         body = called_jaxpr(name, params)
-        if name in _CALLS:
-            return _evaluate(body.jaxpr, body.consts, inputs)
+        if name in CALLS:
+            return evaluate_jaxpr(body.jaxpr, body.consts, inputs, _apply)
         again = jax.checkpoint(
-            lambda *given: _evaluate(body.jaxpr, body.consts, given),
+            lambda *given: evaluate_jaxpr(body.jaxpr, body.consts, given, _apply),
             policy=params["policy"],
             prevent_cse=params["prevent_cse"],
         )
         return again(*inputs)
-    made = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(params))
-    return made if equation.primitive.multiple_results else [made]
+    return bind_equation(equation, inputs)
 
 
 def _calls_convolutions(equation: Any) -> bool:
     """Returns whether an equation is a call that holds a convolution."""
     name = equation.primitive.name
-    if name not in (*_CALLS, *CHECKPOINTS):
+    if name not in (*CALLS, *CHECKPOINTS):
         return False
     inner = called_jaxpr(name, equation.params).jaxpr.eqns
     return any(each.primitive.name == "conv_general_dilated" or _calls_convolutions(each) for each in inner)

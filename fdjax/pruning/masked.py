@@ -13,16 +13,18 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend import core
 
-from fdjax.graph.masks import MaskedGraph
+from fdjax.graph.jaxprs import bind_equation, without_calls
+from fdjax.graph.masks import Counts, MaskedGraph
 from fdjax.graph.network import layer_name
 from fdjax.graph.trace import CHECKPOINTS, called_jaxpr, source_line, variable_paths
 from fdjax.ops.fcmask import coef_mask
 from fdjax.pruning.masked_layer import CoefMask, MaskedLayer
+from fdjax.pruning.narrowed import evaluate_narrowed
 
 Masks = Mapping[str, jax.Array]
 
 
-def masked(function: Callable[..., Any], graph: MaskedGraph) -> Callable[..., Any]:
+def masked(function: Callable[..., Any], graph: MaskedGraph, *, narrow: bool = False) -> Callable[..., Any]:
     """Transforms a function of a model so that the model's layers are masked.
 
     Layers are found by the paths of their kernels, so the function does not have to be the traced one. It may train
@@ -32,6 +34,10 @@ def masked(function: Callable[..., Any], graph: MaskedGraph) -> Callable[..., An
       function: `function(variables, *args)`, made of JAX operations. `variables` holds the kernels at the paths that
         the graph was traced with; a leading collection "params" may be missing.
       graph: the model with its masks.
+      narrow: whether channels that kept counts remove are left out of the computation, which then takes less time. The
+        kept counts have to be constants. Gradients and results are the same but for rounding; the statistics of batch
+        norm (Flax's collection "batch_stats", among the results) keep their old values where channels are left out.
+        A function that holds a masked layer in `jax.checkpoint` is computed with all channels.
 
     Returns:
       `masked_function(masks, variables, *args)`, where `masks` has an array [channels] for each path of `graph.masks`.
@@ -43,12 +49,18 @@ def masked(function: Callable[..., Any], graph: MaskedGraph) -> Callable[..., An
     @functools.wraps(function)
     def masked_function(masks: Masks, variables: Any, *args: Any) -> Any:
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(variables, *args)
-        walk = _Walk(graph, _coefficient_masks(graph, masks))
+        coefs = _coefficient_masks(graph, masks)
+        walk = _Walk(graph, coefs)
         paths = variable_paths(variables)
         names = [*paths, *[None] * (len(closed.jaxpr.invars) - len(paths))]
         flat = jax.tree.leaves((variables, args))
-        outputs = walk.evaluate(closed.jaxpr, closed.consts, flat, names)
-        walk.check_found()
+        counts = _constant_counts(masks) if narrow else None
+        outputs = None
+        if counts is not None:
+            outputs = _narrowed(graph, coefs, counts, closed, flat, names, _statistics(shapes, paths))
+        if outputs is None:
+            outputs = walk.evaluate(closed.jaxpr, closed.consts, flat, names)
+            walk.check_found()
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     return masked_function
@@ -72,6 +84,51 @@ def _coefficient_masks(graph: MaskedGraph, masks: Masks) -> dict[str, CoefMask]:
             coefs, possible = coef_mask(given, mask.num_coefs, levels), {*levels}
         found[path] = CoefMask(coefs, possible <= {0, 1, mask.num_coefs}, possible <= {0, mask.num_coefs})
     return found
+
+
+def _constant_counts(masks: Masks) -> Counts | None:
+    """Returns the kept counts if all masks are kept counts, and constants; or else None."""
+    if any(
+        isinstance(mask, Tracer) or not jnp.issubdtype(jnp.result_type(mask), jnp.integer) for mask in masks.values()
+    ):
+        return None
+    return {path: np.asarray(mask) for path, mask in masks.items()}
+
+
+# The collection whose entries keep their values where nothing is computed.
+_STATISTICS = "batch_stats"
+
+
+def _statistics(shapes: Any, paths: Sequence[str]) -> dict[int, int]:
+    """Returns which results are new statistics: position among the results -> position among the variables."""
+    known = {path: position for position, path in enumerate(paths) if path.split("/")[0] == _STATISTICS}
+    found = {}
+    for position, path in enumerate(variable_paths(shapes)):
+        start = path.find(f"{_STATISTICS}/")
+        if start >= 0 and path[start:] in known:
+            found[position] = known[path[start:]]
+    return found
+
+
+def _narrowed(
+    graph: MaskedGraph,
+    masks: Mapping[str, CoefMask],
+    counts: Counts,
+    closed: Any,
+    arguments: Sequence[Any],
+    names: Sequence[str | None],
+    statistics: Mapping[int, int],
+) -> list[Any] | None:
+    """Evaluates a function without the channels that are removed; returns None if they cannot be left out."""
+    if closed.effects:
+        return None
+    flat, walk = without_calls(closed), _Walk(graph, masks)
+    layers = walk.layers(flat.jaxpr, names)
+    if layers is None:
+        return None
+    walk.check_found()
+    reads = {index: graph.side_counts(counts, name, "input") > 0 for index, name in layers.items()}
+    return evaluate_narrowed(flat, arguments, names, graph, masks, layers, reads, statistics)
 
 
 class _Walk:
@@ -126,6 +183,30 @@ class _Walk:
             paths.update(dict.fromkeys(equation.outvars, name))
         return [read(atom) for atom in jaxpr.outvars]
 
+    def layers(self, jaxpr: Any, names: Sequence[str | None]) -> dict[int, str] | None:
+        """Finds the masked layers of a jaxpr.
+
+        Args:
+          jaxpr: the jaxpr.
+          names: paths of the arguments that depend on variables alone.
+
+        Returns:
+          Index of an equation -> name of the layer; None if a layer lies in something that an equation calls.
+        """
+        found: dict[int, str] = {}
+        paths: dict[Any, str | None] = dict(zip(jaxpr.invars, names, strict=True))
+        paths.update(dict.fromkeys(jaxpr.constvars, ""))
+        for index, equation in enumerate(jaxpr.eqns):
+            given = ["" if isinstance(atom, core.Literal) else paths[atom] for atom in equation.invars]
+            layer = self._layer_of(equation, given)
+            name = None if layer is None else self._next_name(layer_name(layer))
+            if name in self._masked:
+                found[index] = name
+            elif self._holds_masked(equation, given):
+                return None
+            paths.update(dict.fromkeys(equation.outvars, _path_of(equation, given)))
+        return found
+
     def _equation(self, equation: Any, inputs: list[Any], paths: list[str | None]) -> Sequence[Any]:
         layer = self._layer_of(equation, paths)
         if layer is not None:
@@ -134,9 +215,7 @@ class _Walk:
                 side = 1 if paths[0] is None else 0
                 return [MaskedLayer(self._graph, name, self._masks, equation, side).apply(inputs)]
         if not self._holds_masked(equation, paths):
-            parameters = equation.primitive.get_bind_params(equation.params)
-            made = equation.primitive.bind(*inputs, **parameters)
-            return made if equation.primitive.multiple_results else [made]
+            return bind_equation(equation, inputs)
         body, skipped = _body(equation)
         if body is None:
             raise ValueError(

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from fdjax.graph.masks import SIDES, MaskedGraph
+from fdjax.graph.masks import SIDES, MaskedGraph, Side
 from fdjax.ops.pointwise import masked_pointwise
 from fdjax.pruning.side_masks import side_mask
 
@@ -37,7 +38,18 @@ class MaskedLayer:
         masks: Mapping[str, CoefMask],
         equation: Any,
         kernel_side: int,
+        channels: Mapping[Side, np.ndarray] | None = None,
     ):
+        """Looks up the layer's masks.
+
+        Args:
+          graph: the graph with its masks.
+          name: the layer's name.
+          masks: path -> coefficient mask.
+          equation: the layer's equation.
+          kernel_side: position of the kernel among its inputs, 0 or 1.
+          channels: the channels that are at hand on each side, int; None, or no entry: all.
+        """
         self._name, self._equation, self._side = name, equation, kernel_side
         self._block = graph.blocks.get(name, 1)
         # (H, W) of the layer's map, even where the function has it as tokens.
@@ -49,6 +61,8 @@ class MaskedLayer:
         for at, side in enumerate(SIDES):
             paths = graph.paths_of(name, side)
             found = side_mask(graph, coefs, name, side)
+            if found is not None and channels is not None and side in channels:
+                found = found[:, channels[side]]
             if found is not None and all(masks[path].whole for path in paths):
                 self._whole[at] = found[0]
             else:

@@ -117,7 +117,8 @@ class OwnNetwork:
         if self.mode == "off" or not self.masks.masks:
             return fast_convolutions(plain)(collections, images, rngs)
         # Hard masks have to stay constants, so they are no arguments of the function that is transformed.
-        function = functools.partial(masked(plain, self.masks), self._masks_of(variables))
+        narrow = self.mode == "hard" and self.counts is not None
+        function = functools.partial(masked(plain, self.masks, narrow=narrow), self._masks_of(variables))
         return fast_convolutions(function)(collections, images, rngs)
 
     def _masks_of(self, variables: Any) -> dict[str, Any]:
