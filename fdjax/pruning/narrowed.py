@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -164,10 +165,35 @@ def _read_part(joins: Sequence[Join], operand: int, part: Part) -> Part:
 
 def _take(value: Any, axis: int, indices: np.ndarray) -> Any:
     """Returns some entries along an axis; the indices rise."""
-    if len(indices) and indices[-1] - indices[0] + 1 == len(indices):
-        return lax.slice_in_dim(value, int(indices[0]), int(indices[-1]) + 1, axis=axis)
-    places = (slice(None),) * axis + (indices,)
-    return jnp.asarray(value).at[places].get(indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds")
+    size = value.shape[axis]
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        return _gathered(value, axis, indices)
+
+    @jax.custom_vjp
+    def take(value: Any) -> Any:
+        return _gathered(value, axis, indices)
+
+    def backwards(_: None, gradient: Any) -> tuple[Any]:
+        # A gather: the scatter that JAX has in its place is a loop on the CPU.
+        places = np.minimum(np.searchsorted(indices, np.arange(size)), len(indices) - 1)
+        spread = _gathered(gradient, axis, places)
+        taken = lax.broadcast_in_dim(np.isin(np.arange(size), indices), spread.shape, (axis,))
+        return (lax.select(taken, spread, lax.full_like(spread, 0)),)
+
+    take.defvjp(lambda value: (take(value), None), backwards)
+    return take(value)
+
+
+def _gathered(value: Any, axis: int, indices: np.ndarray) -> Any:
+    others = tuple(each for each in range(value.ndim) if each != axis)
+    return lax.gather(
+        value,
+        np.asarray(indices, np.int32)[:, None],
+        lax.GatherDimensionNumbers(others, collapsed_slice_dims=(axis,), start_index_map=(axis,)),
+        slice_sizes=_replaced(value.shape, axis, 1),
+        indices_are_sorted=True,
+        mode="promise_in_bounds",
+    )
 
 
 def _changed(equation: Any, part: Part, joins: Sequence[Join]) -> dict[str, Any]:
