@@ -170,6 +170,26 @@ def test_statistics_of_what_is_computed_change_as_before_and_the_others_stay(set
     assert stayed >= 4 * dead > 0
 
 
+def test_statistics_have_another_key_than_flax(images):
+    variables = units.random_net(units.Net(), images)
+    graph = fdjax.with_masks(fdjax.trace(units.Net().apply, variables, images[:1]))
+    counts = {path: np.arange(channels) % 2 for path, (channels, _) in graph.mask_sizes.items()}
+
+    def renamed(variables: Any, images: Any) -> Any:
+        loss, changed = loss_of(units.Net())({"params": variables["params"], "batch_stats": variables["state"]}, images)
+        return loss, {"state": changed["batch_stats"]}
+
+    own = {"params": variables["params"], "state": variables["batch_stats"]}
+    macs = []
+    for statistics in ("state", "batch_stats"):
+        function = fdjax.masked(renamed, graph, narrow=True, statistics=statistics)
+        macs.append(macs_of(lambda variables, images, f=function: f(counts, variables, images), own, images))
+    whole, narrow = both_ways(loss_of(units.Net()), graph, counts)
+    assert macs[0] == macs_of(narrow, variables, images)
+    # Under a key that is not known statistics are results as any, so what they are of is computed.
+    assert macs[0] < macs[1] <= macs_of(whole, variables, images)
+
+
 def test_whole_channels_multiply_exactly_what_is_counted():
     module = structures.NETS["resnet"]
     variables, images = structures.random_variables(module), structures.IMAGES

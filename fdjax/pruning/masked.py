@@ -24,7 +24,9 @@ from fdjax.pruning.narrowed import evaluate_narrowed
 Masks = Mapping[str, jax.Array]
 
 
-def masked(function: Callable[..., Any], graph: MaskedGraph, *, narrow: bool = False) -> Callable[..., Any]:
+def masked(
+    function: Callable[..., Any], graph: MaskedGraph, *, narrow: bool = False, statistics: str = "batch_stats"
+) -> Callable[..., Any]:
     """Transforms a function of a model so that the model's layers are masked.
 
     Layers are found by the paths of their kernels, so the function does not have to be the traced one. It may train
@@ -36,8 +38,10 @@ def masked(function: Callable[..., Any], graph: MaskedGraph, *, narrow: bool = F
       graph: the model with its masks.
       narrow: whether channels that kept counts remove are left out of the computation, which then takes less time. The
         kept counts have to be constants. Gradients and results are the same but for rounding; the statistics of batch
-        norm (Flax's collection "batch_stats", among the results) keep their old values where channels are left out.
-        A function that holds a masked layer in `jax.checkpoint` is computed with all channels.
+        norm keep their old values where channels are left out. A function that holds a masked layer in
+        `jax.checkpoint` is computed with all channels.
+      statistics: with `narrow`, the key under which the variables, and the results, hold what the function updates of
+        the statistics of batch norms. Under other keys a result has all of its channels, which are then computed.
 
     Returns:
       `masked_function(masks, variables, *args)`, where `masks` has an array [channels] for each path of `graph.masks`.
@@ -57,7 +61,7 @@ def masked(function: Callable[..., Any], graph: MaskedGraph, *, narrow: bool = F
         counts = _constant_counts(masks) if narrow else None
         outputs = None
         if counts is not None:
-            outputs = _narrowed(graph, coefs, counts, closed, flat, names, _statistics(shapes, paths))
+            outputs = _narrowed(graph, coefs, counts, closed, flat, names, _updated(shapes, paths, statistics))
         if outputs is None:
             outputs = walk.evaluate(closed.jaxpr, closed.consts, flat, names)
             walk.check_found()
@@ -95,18 +99,14 @@ def _constant_counts(masks: Masks) -> Counts | None:
     return {path: np.asarray(mask) for path, mask in masks.items()}
 
 
-# The collection whose entries keep their values where nothing is computed.
-_STATISTICS = "batch_stats"
-
-
-def _statistics(shapes: Any, paths: Sequence[str]) -> dict[int, int]:
+def _updated(shapes: Any, paths: Sequence[str], collection: str) -> dict[int, int]:
     """Returns which results are new statistics: position among the results -> position among the variables."""
-    known = {path: position for position, path in enumerate(paths) if path.split("/")[0] == _STATISTICS}
+    known = {path: position for position, path in enumerate(paths) if path.split("/")[0] == collection}
     found = {}
     for position, path in enumerate(variable_paths(shapes)):
-        start = path.find(f"{_STATISTICS}/")
-        if start >= 0 and path[start:] in known:
-            found[position] = known[path[start:]]
+        _, key, rest = f"/{path}".partition(f"/{collection}/")
+        if key and f"{collection}/{rest}" in known:
+            found[position] = known[f"{collection}/{rest}"]
     return found
 
 
