@@ -246,7 +246,7 @@ class Needs:
                 kept = kept | join.forwards(join.backwards(kept))
             if kept is not part.kept:
                 grown |= self._need(made, part_of(part.axis, kept))
-            whole = part.whole or self._joins[index] is None or not _can_be_cut(equation, joins)
+            whole = part.whole or self._joins[index] is None or not can_be_cut(equation, joins)
             for operand, atom in enumerate(equation.invars):
                 join = None if whole else next((join for join in joins if join.operand == operand), None)
                 need = WHOLE if join is None else part_of(join.in_axis, join.backwards(kept))
@@ -307,8 +307,16 @@ def _wanted(jaxpr: Any) -> set[int]:
     return wanted
 
 
-def _can_be_cut(equation: Any, joins: Sequence[Join]) -> bool:
-    """Whether a part of an output can be computed by itself; `joins` are those of its axis."""
+def can_be_cut(equation: Any, joins: Sequence[Join]) -> bool:
+    """Whether a part of an equation's output can be computed by itself.
+
+    Args:
+      equation: an equation of a jaxpr.
+      joins: its joins to the output's axis along which the part lies.
+
+    Returns:
+      Whether it can; otherwise all of its inputs are needed.
+    """
     return bool(joins) or equation.primitive.name == "broadcast_in_dim"
 
 

@@ -14,7 +14,7 @@ from jax.extend import core
 from fdjax.graph.jaxprs import bind_equation
 from fdjax.graph.known_functions import elementwise_function
 from fdjax.graph.masks import MaskedGraph, Side
-from fdjax.graph.parts import WHOLE, Join, Needs, Part
+from fdjax.graph.parts import WHOLE, Join, Needs, Part, can_be_cut
 from fdjax.pruning.masked_layer import CoefMask, MaskedLayer
 
 
@@ -102,14 +102,14 @@ class _Evaluation:
             return [self._piece(equation, output) for output in range(len(equation.outvars))]
         part = self._needs.of.get(equation.outvars[0], WHOLE)
         on_axis = [join for join in joins or () if join.out_axis == part.axis]
-        cut = not part.whole and (bool(on_axis) or equation.primitive.name == "broadcast_in_dim")
+        cut = not part.whole and joins is not None and can_be_cut(equation, on_axis)
         if not cut or len(equation.outvars) > 1:
             part, on_axis = WHOLE, []
         layer = self._needs.layer(index)
         if layer is not None:
             return [(self._layer(equation, name, layer, part), part)]
         inputs = [self._read(atom, _read_part(on_axis, k, part)) for k, atom in enumerate(equation.invars)]
-        changed = _changed(equation, part, on_axis) if cut else {}
+        changed = _changed(equation, part) if cut else {}
         if name is not None:
             # A grouped convolution; its first input is the image.
             channels: dict[Side, np.ndarray] = {}
@@ -196,8 +196,8 @@ def _gathered(value: Any, axis: int, indices: np.ndarray) -> Any:
     )
 
 
-def _changed(equation: Any, part: Part, joins: Sequence[Join]) -> dict[str, Any]:
-    """Returns the parameters that an equation has for a part of its output; `joins` are those of the part's axis."""
+def _changed(equation: Any, part: Part) -> dict[str, Any]:
+    """Returns the parameters that an equation has for a part of its output."""
     name, params, kept = equation.primitive.name, equation.params, int(part.kept.sum())
     if name in ("broadcast_in_dim", "reshape"):
         field = "shape" if name == "broadcast_in_dim" else "new_sizes"
