@@ -29,7 +29,7 @@ ENGINES = {"native": "native code", "onnxruntime": "ONNX Runtime"}
 def measure(study: ModuleType, runs: Path, out: Path, rounds: int, repeats: int) -> None:
     """Times the finished networks that come from one dense network in turn, beside it, on each engine at one image.
 
-    Times that the file has of other dense networks, whose runs are not here, are kept.
+    Times that the file has of networks whose runs are not here are kept: each is over a dense network timed with it.
     """
     from fdjax import runtime
     from fdjax.provenance import cpu_model
@@ -40,7 +40,7 @@ def measure(study: ModuleType, runs: Path, out: Path, rounds: int, repeats: int)
     pruned = [name for name in finished if not name.startswith(("dense", "control"))]
     sources = sorted({study.dense_of(name) for name in pruned})
     rows = json.loads(out.read_text())["rows"] if out.is_file() else []
-    rows = [row for row in rows if study.dense_of(row["network"]) not in sources]
+    rows = [row for row in rows if row["network"] not in {*pruned, *sources}]
     for engine in ENGINES:
         for dense in sources:
             names = [name for name in pruned if study.dense_of(name) == dense]

@@ -20,7 +20,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
 from studies import ROOT, call, is_finished, prune_then_refine
 
-from fdjax.experiments.settings import as_flags
+from fdjax.config.settings import as_flags
 
 HERE = Path(__file__).resolve().parent
 STUDIES = sorted(file.parent.name for file in HERE.glob("cifar10_*/sweep.py"))

@@ -21,9 +21,9 @@ from fdjax.commands.main import fdjax_command
 from fdjax.commands.sweep import sweep_command
 from fdjax.commands.train import TrainArguments
 from fdjax.config import Config, LearnConfig, load_config
+from fdjax.config.settings import as_flags, with_settings
 from fdjax.errors import UserError
 from fdjax.experiments.launch import core_shares
-from fdjax.experiments.settings import as_flags, with_settings
 from fdjax.experiments.sweep import Sweep, SweepRun, load_sweep, plan_sweep
 from fdjax.reports import MOBILENET_V2_IMAGENET, pareto_figure, pareto_front, read_result, references_for
 from tests.fake_runs import CONFIG, changed, make_run, make_summary

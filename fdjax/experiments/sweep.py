@@ -27,8 +27,8 @@ from fdjax.config import (
     load_config,
     with_absolute_paths,
 )
+from fdjax.config.settings import as_flags, with_settings
 from fdjax.errors import UserError, suggestion
-from fdjax.experiments.settings import as_flags, with_settings
 from fdjax.python_file import load_made
 from fdjax.training.workdir import CONFIG_FILE, INIT_FILE, SUMMARY_FILE, check_folder, read_config, read_json
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,8 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from fdjax.config import MASK_PHASES, Config, LearnConfig, ModelConfig
+from fdjax.config import MASK_PHASES, Config, LearnConfig
+from fdjax.config.settings import as_flags
 from fdjax.errors import UserError
 from fdjax.frozen.engines import check_engines
 from fdjax.graph.counting import network_macs
@@ -74,13 +74,15 @@ def check_same_masks(workdir: Path, learn: LearnConfig, graph: MaskedGraph, resu
     """Raises `UserError` if the run in `workdir` has masks, and today's settings (`learn`, `graph`) make others."""
     has_masks = resumed.done.masks_learned or resumed.phase.learns_masks
     if has_masks and graph.mask_sizes != resumed.graph.mask_sizes:
-        before, after = (dataclasses.asdict(of) for of in (resumed.config.learn, learn))
-        given = [f"learn.{name} is {before[name]!r} there and {after[name]!r} here"
-                 for name in _MASK_SETTINGS if before[name] != after[name]]  # fmt: skip
-        raise UserError(
-            f"the run in {workdir} has masks of other settings ({'; '.join(given)}); give it the same ones as before, "
-            "or give another --workdir"
-        )
+        flags = _differing_mask_flags(resumed.config.learn, learn)
+        raise UserError(f"the run in {workdir} has masks of other settings; give {flags}, or another --workdir")
+
+
+def _differing_mask_flags(before: LearnConfig, after: LearnConfig) -> str:
+    """Returns the flags of train.py that set what makes masks as it was `before`, where it is another one now."""
+    differing = [name for name in _MASK_SETTINGS if getattr(before, name) != getattr(after, name)]
+    flags = as_flags({f"learn.{name}": getattr(before, name) for name in differing})
+    return shlex.join(flags) if flags else "pictures of the same size"
 
 
 def check_labels(config: Config, phases: Sequence[Phase]) -> None:
@@ -112,8 +114,9 @@ def check_beginning(config: Config) -> None:
         )
 
 
-def check_init(model: ModelConfig, network: Network, graph: MaskedGraph, init: Restored) -> None:
-    """Raises `UserError` if the network or the masks of --init do not fit `network`, which `model` describes."""
+def check_init(config: Config, network: Network, graph: MaskedGraph, init: Restored) -> None:
+    """Raises `UserError` if the network or the masks of --init do not fit `network`, which the config describes."""
+    model, learn = config.model, config.learn
     shapes = [[(layer.name, layer.kind, layer.in_channels, layer.out_channels, layer.window, layer.stride)
                for layer in of.layers.values()] for of in (graph, init.graph)]  # fmt: skip
     if shapes[0] != shapes[1]:
@@ -139,9 +142,9 @@ def check_init(model: ModelConfig, network: Network, graph: MaskedGraph, init: R
         )
     masked = any(name in MASK_PHASES for name in [*init.finished_phases(), init.phase.name])
     if (masked or init.done.masks_learned) and graph.mask_sizes != init.graph.mask_sizes:
+        flags = _differing_mask_flags(init.config.learn, learn)
         raise UserError(
-            "--init has masks of other settings (sides, tied or block); give it the same "
-            "ones, or start from a run that has only pretrained"
+            f"--init has masks of other settings; give {flags}, or start from a run that has only pretrained"
         )
 
 

@@ -126,7 +126,7 @@ class Run:
         elif self.init is None:
             checks.check_beginning(self.config)
         else:
-            checks.check_init(self.config.model, self.network, self.graph, self.init)
+            checks.check_init(self.config, self.network, self.graph, self.init)
             self.done.inherited = checks.inherited_phases(self.config, self.init)
             self._skip(checks.phases_done(self.config, self.done.inherited))
             pretrains = self.phases[0].name == "pretrain"
