@@ -4,6 +4,7 @@ freezing."""
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from fdjax.commands.train import train_command  # noqa: E402
 from fdjax.data import load_dataset  # noqa: E402
 from fdjax.errors import UserError  # noqa: E402
 from fdjax.onnx import from_onnx, read_onnx_graph  # noqa: E402
+from fdjax.onnx.kept_file import holds_network_of, keep_file, kept_file  # noqa: E402
 from fdjax.training.restore import restore  # noqa: E402
 
 MEAN, STD = 73.0, 90.0
@@ -490,17 +492,66 @@ def test_a_run_without_the_network_or_its_file_says_what_to_give(imported, file,
     assert (
         f"give --model.factory fdjax.onnx.module:onnx_network --model.arguments file {file}" in capsys.readouterr().err
     )
-    bytes_of_it = file.read_bytes()
+    other = save(tmp_path / "other.onnx", *unit(outputs=CLASSES + 1))
+    with pytest.raises(SystemExit):
+        train_command([*run, *own(other)])
+    assert "is another file than the network of the checkpoint was read from" in capsys.readouterr().err
+    assert not workdir.exists()
+
+
+def test_a_checkpoint_holds_its_network_and_is_read_without_the_file(file, tmp_path, quick_runs):
+    network = Path(shutil.copy(file, tmp_path / "net.onnx"))
+    assert fdjax_command(arguments(network, tmp_path / "imported", *SCALING)) == 0
+    workdir = tmp_path / "run"
+    run = ["--config", config_beside(workdir), "--workdir", str(workdir), "--init", str(tmp_path / "imported")]
+    assert train_command([*run, "--phases", "learn", *own(network)]) == 0
+    before = restore(*find_checkpoint(str(workdir)))
+    network.rename(tmp_path / "moved.onnx")
+    shutil.rmtree(tmp_path / "imported")
+    moved = workdir.rename(tmp_path / "elsewhere")
+    after = restore(*find_checkpoint(str(moved)))
+    assert after.macs() == before.macs() and after.onnx_file is not None and after.onnx_file.parent.parent == moved
+    assert after.onnx_file.read_bytes() == file.read_bytes()
+    assert fdjax_command(["freeze", "--checkpoint", str(moved), "--out", str(tmp_path / "frozen")]) == 0
+    # The run goes on where the file was, where it is now, and from the copy.
+    again = ["--config", config_beside(moved), "--workdir", str(moved), "--phases", "learn", "refine"]
+    for place in (network, tmp_path / "moved.onnx", after.onnx_file):
+        assert train_command([*again, *own(place)]) == 0
+    assert restore(*find_checkpoint(str(moved))).finished_phases() == ["pretrain", "learn", "refine"]
+
+
+def test_a_damaged_copy_of_the_network_is_passed_over(imported, file, tmp_path):
+    checkpoint = shutil.copytree(imported, tmp_path / "checkpoint")
+    (copy,) = (checkpoint / "checkpoints").glob("*.onnx")
+    content = bytearray(copy.read_bytes())
+    content[len(content) // 2] ^= 1
+    copy.write_bytes(content)
+    # The file itself is still there.
+    restored = restore(*find_checkpoint(str(checkpoint)))
+    assert restored.onnx_file is None and restored.macs() == restore(*find_checkpoint(str(imported))).macs()
+    assert keep_file(file, checkpoint / "checkpoints") == copy and copy.read_bytes() == file.read_bytes()
+    copy.unlink()
+    content = file.read_bytes()
     save(file, *unit(outputs=11))
     try:
         with pytest.raises(UserError, match=r"the file has changed since: bring it back"):
-            restore(*find_checkpoint(str(imported)))
-    finally:
-        file.write_bytes(bytes_of_it)
-    moved = file.with_name("moved.onnx")
-    file.rename(moved)
-    try:
+            restore(*find_checkpoint(str(checkpoint)))
+        file.unlink()
         with pytest.raises(UserError, match=r"no ONNX file .*put it back where it was"):
-            restore(*find_checkpoint(str(imported)))
+            restore(*find_checkpoint(str(checkpoint)))
     finally:
-        moved.rename(file)
+        file.write_bytes(content)
+
+
+def test_a_kept_copy_holds_tensors_that_lie_in_other_files(file, tmp_path):
+    (tmp_path / "many").mkdir()
+    many, whole = tmp_path / "many" / "net.onnx", onnx.load(str(file))
+    onnx.save(whole, str(many), save_as_external_data=True, location="net.data", size_threshold=0)
+    copy = keep_file(many, tmp_path / "kept")
+    assert copy is not None and copy == kept_file(tmp_path / "kept")
+    assert holds_network_of(many, copy, None) and holds_network_of(copy, copy, None)
+    (tmp_path / "many" / "net.data").unlink()
+    np.testing.assert_array_equal(theirs(copy, some_images()), theirs(file, some_images()))
+    # Another network takes its place.
+    other = keep_file(save(tmp_path / "other.onnx", *unit(outputs=11)), tmp_path / "kept")
+    assert [*(tmp_path / "kept").iterdir()] == [other] and not holds_network_of(file, other, None)

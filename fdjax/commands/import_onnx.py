@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fdjax.commands.arguments import training_program
 from fdjax.commands.import_data import check_channels, inputs_and_outputs, reorder_classifier
-from fdjax.config import Config
+from fdjax.config import ONNX_FACTORY, Config
 from fdjax.errors import UserError
 from fdjax.provenance import file_sha256
 
@@ -39,9 +39,11 @@ def import_onnx(parsed: ImportArguments, config: Config, out: Path) -> dict[str,
     import numpy as np
     import optax
 
+    from fdjax.checkpoint import CHECKPOINT_FOLDER
     from fdjax.checkpoints.imported import save_imported
     from fdjax.onnx.graph import CLASSIFIER, read_onnx_graph
-    from fdjax.onnx.module import FACTORY, new_classifier
+    from fdjax.onnx.kept_file import keep_file
+    from fdjax.onnx.module import new_classifier
     from fdjax.onnx.network import initial_variables
     from fdjax.training.build import build_network
 
@@ -63,8 +65,7 @@ def import_onnx(parsed: ImportArguments, config: Config, out: Path) -> dict[str,
             f"{file} has {outputs} outputs, and the data set has {num_classes} classes: give --new-classifier to train "
             "a new last layer for them, or the data set that the network was trained on"
         )
-    model = dataclasses.replace(config.model, factory=FACTORY, arguments=(("file", str(file)),))
-    config = dataclasses.replace(config, model=model)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, arguments=()).with_onnx_file(file))
     _, graph = build_network(config, shape, num_classes)
     graph = dataclasses.replace(
         graph, input_mean=parsed.input_mean, input_std=parsed.input_std, class_names=tuple(names)
@@ -94,6 +95,7 @@ def import_onnx(parsed: ImportArguments, config: Config, out: Path) -> dict[str,
         "by_order": False,
     }
     save_imported(out, config, graph, variables, origin)
+    kept = keep_file(file, out / CHECKPOINT_FOLDER)
     return {
         **origin,
         "checkpoint": str(out),
@@ -104,6 +106,7 @@ def import_onnx(parsed: ImportArguments, config: Config, out: Path) -> dict[str,
         "num_parameters": optax.tree.size(variables["params"]),
         "notes": notes,
         "file": str(file),
+        "copy": None if kept is None else str(kept),
     }
 
 
@@ -137,22 +140,23 @@ def describe_onnx(report: dict[str, Any], config: str) -> str:
       report: of `import_onnx`.
       config: the config file, as it was given.
     """
-    from fdjax.onnx.module import FACTORY
-
     names = "names not known (0, 1, ...)" if report["class_names"] is None else f"named {report['class_names'][0]}, ..."
     mean, std = (" ".join(f"{value:g}" for value in report[name]) for name in ("input_mean", "input_std"))
     new = report["new_classifier"]
+    reads = f"which reads the network from {report['file']}: leave it there"
+    if report["copy"] is not None:
+        reads = "which holds the network, too"
     command = [
         *training_program(), "--config", config, "--workdir", "RUN", "--init", report["checkpoint"],
         "--phases", *(["pretrain"] if new else []), "learn", "refine",
-        "--model.factory", FACTORY, "--model.arguments", "file", report["file"],
+        "--model.factory", ONNX_FACTORY, "--model.arguments", "file", report["file"],
     ]  # fmt: skip
     return "\n".join(
         [
             f"{report['network']}: {report['num_parameters']:,} parameters; {report['num_classes']} classes, {names}",
             *(f"note: {note}" for note in report["notes"]),
             f"input mean {mean}, std {std} (of 0..255)",
-            f"checkpoint: {report['checkpoint']}, which reads the network from {report['file']}: leave it there",
+            f"checkpoint: {report['checkpoint']}, {reads}",
             f"to {'train' if new else 'prune'} it, with any other flags that were given here:",
             f"  {shlex.join(command)}",
         ]

@@ -6,7 +6,7 @@ A config file is a Python file with `get_config() -> Config`. A flag of `train.p
 
 from fdjax.config.continuation import continuation_problem
 from fdjax.config.data import DataConfig
-from fdjax.config.model import ModelConfig
+from fdjax.config.model import ONNX_FACTORY, ModelConfig
 from fdjax.config.phases import (
     HARD_PHASES,
     MASK_PHASES,
@@ -29,6 +29,7 @@ __all__ = [
     "HARD_PHASES",
     "MASK_PHASES",
     "MOST_STEPS",
+    "ONNX_FACTORY",
     "PHASES",
     "AlternateConfig",
     "CheckpointConfig",

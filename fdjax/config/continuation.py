@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from fdjax.config.model import ModelConfig
 from fdjax.config.phases import PHASES
 from fdjax.config.run import Config
 
@@ -12,8 +15,8 @@ def continuation_problem(saved: Config, asked: Config, current_phase: str | None
     """Explains why a run cannot continue with another config.
 
     The run can continue if the configs differ only in phases added at the end, in settings of phases that have not
-    begun, in a longer current phase, in where the data lie, in how steps are fed, or in how often the run saves. A run
-    without a checkpoint has to keep all its phases.
+    begun, in a longer current phase, in where the data or the network's ONNX file lie, in how steps are fed, or in how
+    often the run saves. A run without a checkpoint has to keep all its phases.
 
     Args:
       saved: the config that the run was started with.
@@ -44,5 +47,11 @@ def continuation_problem(saved: Config, asked: Config, current_phase: str | None
                 continue
             if (field, name) == ("data", "unlabelled") and None not in (value, after[name]):
                 continue  # As data.path, they may have been moved.
+            if (field, name) == ("model", "arguments") and _but_for_onnx_file(saved) == _but_for_onnx_file(asked):
+                continue  # The file may have been moved; whether it is the same one is not the config's.
             differences.append(f"{field}.{name} is {value!r} there and {after[name]!r} here")
     return "; ".join(differences) or None
+
+
+def _but_for_onnx_file(config: Config) -> ModelConfig:
+    return config.model if config.model.onnx_file is None else config.model.with_onnx_file(Path())

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Literal
 
 from fdjax.config.checked import Checked
 
+# The factory of networks that are read from ONNX files; its argument `file` is the path.
+ONNX_FACTORY = "fdjax.onnx.module:onnx_network"
 _FUNCTION = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
 
 
@@ -99,3 +102,14 @@ class ModelConfig(Checked):
             "a share from 0 to below 1, and above 0 only for a mobilenetv2 or efficientnet_lite0",
         )
         self._require(self.batch_norm_epsilon > 0, "batch_norm_epsilon", "above 0")
+
+    @property
+    def onnx_file(self) -> Path | None:
+        """The ONNX file that the network is read from; None if it comes from elsewhere."""
+        file = dict(self.arguments).get("file") if self.factory == ONNX_FACTORY else None
+        return None if file is None else Path(str(file)).expanduser()
+
+    def with_onnx_file(self, file: Path) -> ModelConfig:
+        """Returns the settings of the network in another ONNX file, which is made absolute."""
+        arguments = {**dict(self.arguments), "file": str(file.expanduser().resolve())}
+        return dataclasses.replace(self, factory=ONNX_FACTORY, arguments=tuple(arguments.items()))

@@ -120,13 +120,15 @@ class Config(Checked):
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """Makes the paths of the data absolute, so that the checkpoint can be evaluated from any directory."""
+    """Makes the paths of the data and of an ONNX file absolute, so that any directory will do for an evaluation."""
     absolute = {
         field: str(Path(path).expanduser().resolve())
         for field in ("path", "unlabelled")
         if (path := getattr(config.data, field)) is not None
     }
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **absolute))
+    file = config.model.onnx_file
+    model = config.model if file is None else config.model.with_onnx_file(file)
+    return dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, **absolute))
 
 
 def load_config(path: str) -> Config:

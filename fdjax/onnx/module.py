@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from fdjax.onnx.graph import CLASSIFIER, OnnxGraph, read_onnx_graph
 from fdjax.onnx.network import compute, initial_variables
 
-FACTORY = "fdjax.onnx.module:onnx_network"
 _NEW_CLASSIFIER_STD = 0.01
 
 

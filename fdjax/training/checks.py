@@ -10,12 +10,13 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from fdjax.config import MASK_PHASES, Config, LearnConfig
+from fdjax.config import MASK_PHASES, Config, LearnConfig, ModelConfig
 from fdjax.config.settings import as_flags
 from fdjax.errors import UserError
 from fdjax.frozen.engines import check_engines
 from fdjax.graph.counting import network_macs
 from fdjax.graph.masks import MaskedGraph
+from fdjax.onnx.kept_file import holds_network_of
 from fdjax.pruning import mac_ratio
 from fdjax.training.build import check_maskable
 from fdjax.training.mask_warnings import CHANCE
@@ -124,6 +125,8 @@ def check_init(config: Config, network: Network, graph: MaskedGraph, init: Resto
         detail = f": layer {other[1][0]} there, {other[0][0]} here differ" if other else ""
         theirs = init.config.model
         hint = ""
+        if theirs.onnx_file is not None and not theirs.onnx_file.exists() and init.onnx_file is not None:
+            theirs = theirs.with_onnx_file(init.onnx_file)
         if theirs.factory not in (None, model.factory):
             arguments = [str(word) for pair in theirs.arguments for word in pair]
             flags = ["--model.factory", str(theirs.factory), *(["--model.arguments"] if arguments else []), *arguments]
@@ -145,6 +148,19 @@ def check_init(config: Config, network: Network, graph: MaskedGraph, init: Resto
         flags = _differing_mask_flags(init.config.learn, learn)
         raise UserError(
             f"--init has masks of other settings; give {flags}, or start from a run that has only pretrained"
+        )
+
+
+def check_onnx_file(model: ModelConfig, begun: Restored) -> None:
+    """Raises `UserError` if the config's network is in another ONNX file than that of the checkpoint `begun`."""
+    file = model.onnx_file
+    if file is None or begun.config.model.onnx_file is None:
+        return
+    if not holds_network_of(file, begun.onnx_file, begun.done.imported.get("sha256")):
+        other = f" (its copy is {begun.onnx_file})" if begun.onnx_file is not None else ""
+        raise UserError(
+            f"{file} is another file than the network of the checkpoint was read from, or has changed since: give that "
+            f"one{other}, or import the new one"
         )
 
 

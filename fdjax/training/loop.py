@@ -14,6 +14,7 @@ from fdjax.checkpoint import CHECKPOINT_FOLDER, Checkpoints
 from fdjax.config import Config
 from fdjax.data import Dataset, TrainingOrder, split_validation, training_statistics
 from fdjax.errors import RunInterrupted, UserError
+from fdjax.onnx.kept_file import keep_file
 from fdjax.provenance import cpu_model
 from fdjax.pruning.timed import TimeTable
 from fdjax.training import checks, early_stopping
@@ -118,6 +119,9 @@ class Run:
         Raises:
           UserError: if they do not fit, nothing can have masks, or the target cannot be met.
         """
+        begun = self.resumed or self.init
+        if begun is not None:
+            checks.check_onnx_file(self.config.model, begun)
         if self.resumed is not None:
             checks.check_same_data(self.workdir, self.graph, self.done.num_train, self.resumed)
             checks.check_same_masks(self.workdir, self.config.learn, self.graph, self.resumed)
@@ -174,6 +178,9 @@ class Run:
         Returns:
           The state, the index of its phase, and the number of the phase's steps that are done.
         """
+        file = self.config.model.onnx_file
+        if file is not None and self.devices.is_writer:
+            keep_file(file, self.checkpoints.folder)
         if self.resumed is not None:
             saved = self.resumed
             step = saved.phase.start + saved.phase_step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,18 @@ def open_run(
     begun = resumed or start_from
     if begun is not None:
         dataset = dataset.in_order_of(begun.graph.class_names)
+        config = _with_kept_network(config, begun)
     run = Run(config, folder, dataset, devices, start_from, resumed, profile, stopping)
     run.check()
     return run, source
+
+
+def _with_kept_network(config: Config, begun: Restored) -> Config:
+    """Returns a config that names the copy of the ONNX file beside the checkpoints, if the file itself is gone."""
+    file = config.model.onnx_file
+    if file is None or file.exists() or begun.onnx_file is None:
+        return config
+    return dataclasses.replace(config, model=config.model.with_onnx_file(begun.onnx_file))
 
 
 def summary_if_finished(run: Run) -> dict[str, Any] | None:

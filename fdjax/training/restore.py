@@ -16,8 +16,7 @@ from fdjax.data import Dataset, limit_training, split_validation
 from fdjax.errors import UserError
 from fdjax.graph.counting import NetworkMacs, network_macs
 from fdjax.graph.masks import MaskedGraph
-from fdjax.onnx.module import FACTORY as ONNX_FACTORY
-from fdjax.provenance import file_sha256
+from fdjax.onnx.kept_file import holds_network_of, kept_file
 from fdjax.pruning import HardMasks
 from fdjax.pruning.timed import TimeTable
 from fdjax.training.build import collection_of, counts_of, facts_of, hard_masks, hard_network, network_of
@@ -118,6 +117,7 @@ class Restored:
       done: the past of the run.
       hard: the network's masks, rounded; None in pretraining, where all masks are 1.
       made_on: `Run.made_on` of the run; empty in older checkpoints.
+      onnx_file: the copy of the network's ONNX file beside the checkpoints; None if there is none.
     """
 
     config: Config
@@ -129,6 +129,7 @@ class Restored:
     done: Past
     hard: HardMasks | None
     made_on: dict[str, str]
+    onnx_file: Path | None
 
     @property
     def weights_adapted(self) -> bool:
@@ -165,8 +166,11 @@ def restore(checkpoints: Checkpoints, step: int) -> Restored:
     meta = checkpoints.meta(step)
     try:
         config = Config.from_dict(meta["config"])
+        kept = None if config.model.onnx_file is None else kept_file(checkpoints.folder)
+        model = config.model if kept is None else config.model.with_onnx_file(kept)
         # Checkpoints of version 0.1 call it a graph.
-        network, graph = network_of(config, meta["network"] if "network" in meta else meta["spec"])
+        facts = meta["network"] if "network" in meta else meta["spec"]
+        network, graph = network_of(dataclasses.replace(config, model=model), facts)
         # Older checkpoints have level_losses, of an option that has been removed.
         past = {name: value for name, value in meta["done"].items() if name != "level_losses"}
         phase, phase_step, done = Phase(**meta["phase"]), int(meta["phase_step"]), Past(**past)
@@ -174,7 +178,8 @@ def restore(checkpoints: Checkpoints, step: int) -> Restored:
         raise UserError(f"checkpoint {checkpoints.folder / str(step)} cannot be read: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"checkpoint {checkpoints.folder / str(step)} is not of an fdjax run: {error}") from error
-    _check_onnx_file(config, done)
+    if kept is None:
+        _check_onnx_file(config, done)
     like = _abstract_state(config, network, graph, phase)
     if isinstance(network, OwnNetwork) and (problem := checkpoints.mismatch(step, like)) is not None:
         raise UserError(
@@ -191,18 +196,14 @@ def restore(checkpoints: Checkpoints, step: int) -> Restored:
     return Restored(
         config, network, graph, phase, phase_step, state, done,
         masks_as_they_stand(config, graph, phase, phase_step >= phase.steps, state.fcmask, done),
-        _texts(meta.get("made_on")),
+        _texts(meta.get("made_on")), kept,
     )  # fmt: skip
 
 
 def _check_onnx_file(config: Config, done: Past) -> None:
     """Raises `UserError` if the ONNX file of the network is another one than was imported."""
-    wanted, file = done.imported.get("sha256"), dict(config.model.arguments).get("file")
-    if (
-        config.model.factory == ONNX_FACTORY
-        and wanted is not None
-        and file_sha256(Path(str(file)).expanduser()) != wanted
-    ):
+    file = config.model.onnx_file
+    if file is not None and not holds_network_of(file, None, done.imported.get("sha256")):
         raise UserError(
             f"the network of the checkpoint is that of {file} as it was imported, and the file has changed since: "
             "bring it back, or import the new one"
