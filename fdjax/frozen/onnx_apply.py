@@ -116,7 +116,33 @@ def _by_channel_of_image(call: _Call) -> bool:
     )
 
 
+def _affine(call: _Call) -> list[Value] | None:
+    """Scales or shifts a map by constants, one for all channels or one for each; None for any other operation."""
+    if call.kind not in ("add", "sub", "mul", "div") or len(call.values) != 1:
+        return None
+    (x,), index = call.values, [isinstance(given, Value) for given in call.inputs].index(True)
+    array = call.inputs[1 - index]
+    assert isinstance(array, np.ndarray)
+    fits = array.size == 1 or array.shape == (1, 1, 1, x.shape[-1])
+    if not (x.is_map and x.dtype == _dtype(array.dtype) == "float" and x.shape == call.shapes[0] and fits):
+        return None
+    numbers = array.astype(np.float64).ravel()
+    if call.kind == "add":
+        scale, offset = 1.0, numbers
+    elif call.kind == "sub":
+        scale, offset = (1.0, -numbers) if index == 0 else (-1.0, numbers)
+    elif call.kind == "mul":
+        scale, offset = numbers, 0.0
+    elif index == 0 and numbers.all():
+        scale, offset = 1 / numbers, 0.0
+    else:
+        return None
+    return [Value(x.shape, affine=call.graph.as_affine(x).then(scale, offset))]
+
+
 def _elementwise(call: _Call) -> list[Value]:
+    if (scaled := _affine(call)) is not None:
+        return scaled
     as_map = call.on_maps or _by_channel_of_image(call)
     dtype = "bool" if call.kind in _COMPARISONS else _dtype_of(call.inputs[-1])
     if call.kind == "add" and _by_channel_of_image(call) and isinstance(call.inputs[1], np.ndarray):
@@ -211,7 +237,8 @@ def _reduce_window(call: _Call) -> list[Value]:
     if call.kind == "reduce_window_max":
         return call.made(graph.op("MaxPool", x, **how), as_map=True)
     mean = graph.op("AveragePool", x, count_include_pad=1, **how)
-    return call.made(graph.op("Mul", mean, graph.constant(window[1] * window[2])), as_map=True)
+    made = Value(call.shapes[0], channels_first=mean)
+    return [Value(made.shape, affine=graph.as_affine(made).then(float(window[1] * window[2]), 0.0))]
 
 
 def _pad(call: _Call) -> list[Value]:

@@ -25,6 +25,25 @@ INPUT, OUTPUT = "images", "logits"
 _SAME = 1e-6
 
 
+@dataclasses.dataclass(frozen=True)
+class Affine:
+    """`scale * base + offset` of a map, which is written when something reads it.
+
+    Attributes:
+      base: name of a map, [B, C, H, W].
+      scale: [C].
+      offset: [C].
+    """
+
+    base: str
+    scale: np.ndarray
+    offset: np.ndarray
+
+    def then(self, scale: np.ndarray | float, offset: np.ndarray | float) -> Affine:
+        """Returns `scale * self + offset`."""
+        return Affine(self.base, self.scale * scale, self.offset * scale + offset)
+
+
 @dataclasses.dataclass
 class Value:
     """A value of the program in the graph; a layout of a map is made when it is first needed.
@@ -34,17 +53,19 @@ class Value:
       dtype: "float", "int" or "bool".
       plain: its name in the program's layout; None if it has not been made.
       channels_first: its name as [B, C, H, W]; None if it has not been made.
+      affine: what it is of another map, if it is made as [B, C, H, W] only when it is needed.
     """
 
     shape: tuple[int, ...]
     dtype: str = "float"
     plain: str | None = None
     channels_first: str | None = None
+    affine: Affine | None = None
 
     @property
     def is_map(self) -> bool:
-        """Whether it has been made as [B, C, H, W]."""
-        return self.channels_first is not None
+        """Whether it has been made as [B, C, H, W], or is as soon as it is needed."""
+        return self.channels_first is not None or self.affine is not None
 
 
 class Graph:
@@ -185,14 +206,39 @@ class Graph:
     def plain(self, value: Value) -> str:
         """Returns a value in the program's layout."""
         if value.plain is None:
-            value.plain = self._laid_out(value, value.channels_first, FROM_ONNX)
+            made = self.channels_first(value) if value.is_map else None
+            value.plain = self._laid_out(value, made, FROM_ONNX)
         return value.plain
 
     def channels_first(self, value: Value) -> str:
         """Returns a map as [B, C, H, W]."""
+        if value.channels_first is None and value.affine is not None:
+            value.channels_first = self._of_affine(value.affine)
         if value.channels_first is None:
             value.channels_first = self._laid_out(value, value.plain, TO_ONNX)
         return value.channels_first
+
+    def as_affine(self, value: Value) -> Affine:
+        """Returns a map as what it is of another one, or of itself."""
+        if value.affine is not None:
+            return value.affine
+        channels = value.shape[-1]
+        return Affine(self.channels_first(value), np.ones(channels), np.zeros(channels))
+
+    def _of_affine(self, affine: Affine) -> str:
+        scale, offset = (array.astype(np.float32) for array in (affine.scale, affine.offset))
+        same_scale, same_offset = (bool((array == array[0]).all()) for array in (scale, offset))
+        scales, shifts = bool((scale != 1).any()), bool(offset.any())
+        if scales and shifts and not (same_scale and same_offset):
+            # ONNX Runtime keeps maps in blocks of channels from one convolution to the next. A product and a sum take
+            # them out of the blocks, a batch norm does not. Its mean is 0 here, its variance 1.
+            constants = [self.constant(array) for array in (scale, offset, np.zeros_like(scale), np.ones_like(scale))]
+            return self.op("BatchNormalization", affine.base, *constants, epsilon=0.0)
+        y = affine.base
+        for kind, array, same, needed in (("Mul", scale, same_scale, scales), ("Add", offset, same_offset, shifts)):
+            if needed:
+                y = self.op(kind, y, self.constant(array[0] if same else array[None, :, None, None]))
+        return y
 
     def _laid_out(self, value: Value, other: str | None, order: Sequence[int]) -> str:
         if other is None:

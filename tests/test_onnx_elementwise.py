@@ -1,4 +1,4 @@
-"""Hard sigmoids and hard swishes of frozen networks are one node of ONNX, and biases cost no operation."""
+"""What is between the layers of a frozen network is few nodes of ONNX, and biases cost no operation."""
 
 from __future__ import annotations
 
@@ -94,3 +94,35 @@ def test_biases_of_a_residual_unit_are_in_its_layers():
     kinds = [operation.kind for operation in frozen.program.operations if isinstance(operation, Apply)]
     assert kinds.count("add") == 1
     np.testing.assert_allclose(written(apply)[1], apply(VARIABLES, IMAGES), rtol=1e-5, atol=1e-4)
+
+
+SCALE, OFFSET = (jnp.asarray(RNG.uniform(0.5, 1.5, 8), jnp.float32) for _ in range(2))
+
+
+@pytest.mark.parametrize(
+    ("function", "kinds"),
+    [
+        (lambda x: jax.nn.relu(SCALE * x + OFFSET) + x, {"BatchNormalization": 1, "Add": 1}),
+        (lambda x: jax.nn.relu((x - OFFSET) / SCALE * 3 + 1) + x, {"BatchNormalization": 1, "Add": 1}),
+        (lambda x: jax.nn.relu(OFFSET - SCALE * x) + x, {"BatchNormalization": 1, "Add": 1}),
+        (lambda x: jax.nn.relu(SCALE * x) + x, {"Mul": 1, "Add": 1}),
+        (lambda x: jax.nn.relu(x + OFFSET) + x, {"Add": 2}),
+        (lambda x: jax.nn.relu(3 * x + 1) + x, {"Mul": 1, "Add": 2}),
+        # The mean of a pool is a sum over its window, divided by the window.
+        (lambda x: (y := pooled(x) / 4) + jax.nn.relu(SCALE * y + OFFSET), {"BatchNormalization": 1, "Add": 1}),
+        (lambda x: (y := SCALE * x + OFFSET) + jax.nn.relu(2 * y) * y, {"BatchNormalization": 2, "Add": 1, "Mul": 1}),
+    ],
+    ids=["before activation", "composed", "negative", "scale", "offset", "numbers", "pool", "read several times"],
+)
+def test_a_scale_and_an_offset_for_each_channel_are_a_batch_norm(function, kinds):
+    def apply(variables, images):
+        # After a sigmoid, no layer takes what follows into its kernel.
+        return conv(variables, "expand", function(jax.nn.sigmoid(conv(variables, "stem", images))))
+
+    operators, results = written(apply)
+    assert {kind: operators[kind] for kind in ("BatchNormalization", "Mul", "Add") if operators[kind]} == kinds
+    np.testing.assert_allclose(results, apply(VARIABLES, IMAGES), rtol=1e-5, atol=1e-5)
+
+
+def pooled(x: jax.Array) -> jax.Array:
+    return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
