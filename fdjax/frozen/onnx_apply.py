@@ -84,7 +84,7 @@ class _Call(NamedTuple):
 
     def made(self, name: str, as_map: bool = False, dtype: str = "float") -> list[Value]:
         (shape,) = self.shapes
-        return [Value(shape, dtype, **{"channels_first" if as_map else "plain": name})]
+        return [Value.named(shape, dtype, name, as_map)]
 
 
 def _constant(graph: Graph, array: np.ndarray) -> str:
@@ -281,9 +281,8 @@ def _slice(call: _Call) -> list[Value]:
 
 def _split(call: _Call) -> list[Value]:
     x, axis = call.x, call.params["axis"]
-    where = "channels_first" if x.is_map else "plain"
     names = call.graph.split(call.operand(x, x.is_map), call.params["sizes"], _AXIS[axis] if x.is_map else axis)
-    return [Value(shape, x.dtype, **{where: name}) for shape, name in zip(call.shapes, names, strict=True)]
+    return [Value.named(shape, x.dtype, name, x.is_map) for shape, name in zip(call.shapes, names, strict=True)]
 
 
 def _concatenate(call: _Call) -> list[Value]:

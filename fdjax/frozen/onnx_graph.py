@@ -62,6 +62,11 @@ class Value:
     channels_first: str | None = None
     affine: Affine | None = None
 
+    @classmethod
+    def named(cls, shape: tuple[int, ...], dtype: str, name: str, as_map: bool) -> Value:
+        """Returns a value that has been made under a name, as [B, C, H, W] or in the program's layout."""
+        return cls(shape, dtype, plain=None if as_map else name, channels_first=name if as_map else None)
+
     @property
     def is_map(self) -> bool:
         """Whether it has been made as [B, C, H, W], or is as soon as it is needed."""
