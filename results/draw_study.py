@@ -37,7 +37,7 @@ def measure(study: ModuleType, runs: Path, out: Path, rounds: int, repeats: int)
     runtime.limit_threads(1)
     runtime.setup()
     finished = [run.name for run in sorted(runs.glob("*_seed?")) if is_finished(run)]
-    pruned = [name for name in finished if not name.startswith(("dense", "control"))]
+    pruned = [name for name in finished if not name.startswith(("dense", "control", "learn"))]
     sources = sorted({study.dense_of(name) for name in pruned})
     rows = json.loads(out.read_text())["rows"] if out.is_file() else []
     rows = [row for row in rows if row["network"] not in {*pruned, *sources}]

@@ -21,6 +21,7 @@ from fdjax.reports.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILION, new_fi
 LOOKS = {
     "control": ("dense, trained as long", "black", "*"),
     "channels": ("whole channels", BLUE, "o"),
+    "distilled": ("whole channels, distilled", PURPLE, "P"),
     "tied": ("tied 0, 1, N", ORANGE, "s"),
     "paper": ("the paper's masks", VERMILION, "^"),
     "random": ("random", "0.5", "x"),

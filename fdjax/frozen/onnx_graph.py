@@ -40,7 +40,15 @@ class Affine:
     offset: np.ndarray
 
     def then(self, scale: np.ndarray | float, offset: np.ndarray | float) -> Affine:
-        """Returns `scale * self + offset`."""
+        """Scales and shifts the map.
+
+        Args:
+          scale: a number, or one for each channel, [C].
+          offset: the same.
+
+        Returns:
+          `scale * self + offset`.
+        """
         return Affine(self.base, self.scale * scale, self.offset * scale + offset)
 
 

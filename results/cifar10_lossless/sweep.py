@@ -58,6 +58,7 @@ PRUNED = {
     "learn.penalty": "macs",
     "learn.group_multiple": 8,
 }
+TRIED: Mapping[str, Mapping[str, Any]] = {"distilled": {"distill.weight": 0.5}}
 MASKS: Mapping[str, Mapping[str, Any]] = {
     "channels": {"learn.tied": True, "learn.levels": "0,N"},
     "tied": {"learn.tied": True, "learn.levels": "0,1,N"},
@@ -82,6 +83,13 @@ def of_seed(seed: int) -> Iterator[SweepRun]:
         return SweepRun(name=f"{name}_seed{seed}", settings={**merged, "seed": seed}, init=dense)
 
     yield run("control", REFINE, {"phases": ("refine",), "refine.epochs": LEARN_EPOCHS + REFINE_EPOCHS})
+    # What might help, each alone: refinement from the same learned masks as those of channels_0.5, with another setting.
+    half = {**PRUNED, **MASKS["channels"], "learn.target_macs": MAC_TARGETS[0], "seed": seed}
+    learned = f"learn_channels_{MAC_TARGETS[0]}_seed{seed}"
+    yield SweepRun(name=learned, settings={**half, "phases": ("learn",)}, init=dense)
+    for name, setting in TRIED.items():
+        settings = {**half, "phases": ("refine",), **setting}
+        yield SweepRun(name=f"{name}_{MAC_TARGETS[0]}_seed{seed}", settings=settings, init=learned)
     for target in MAC_TARGETS:
         for name, masks in MASKS.items():
             yield run(f"{name}_{target}", PRUNED, masks, {"learn.target_macs": target})
