@@ -45,12 +45,9 @@ class Net(nn.Module):
 
 def random_net(module: nn.Module, images: jax.Array) -> dict:
     """Variables with statistics and biases that are not 0 and 1."""
-    variables = module.init(jax.random.key(0), images)
-    leaves, tree = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return jax.tree.unflatten(
-        tree, [leaf + 0.2 * jax.random.uniform(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    )
+    variables = jax.jit(module.init)(jax.random.key(0), images)
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: leaf + 0.2 * rng.uniform(size=leaf.shape).astype(np.float32), variables)
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +85,8 @@ def test_frozen_is_masked(settings, images, variables, tmp_path):
     np.testing.assert_allclose(frozen(images), masked, rtol=0, atol=tolerance)
     frozen.save(tmp_path / "frozen")
     np.testing.assert_array_equal(fdjax.load(tmp_path / "frozen")(images), frozen(images))
-    whole = fdjax.masked(Net().apply, graph)(fdjax.init_fcmask(graph), variables, images)
-    np.testing.assert_allclose(whole, Net().apply(variables, images), rtol=0, atol=2e-5)
+    whole = jax.jit(fdjax.masked(Net().apply, graph))(fdjax.init_fcmask(graph), variables, images)
+    np.testing.assert_allclose(whole, jax.jit(Net().apply)(variables, images), rtol=0, atol=2e-5)
 
 
 def test_a_training_step_learns_masks_and_statistics(images, variables):

@@ -12,7 +12,9 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,8 +33,9 @@ from fdjax.training.feed import Waiting
 from fdjax.training.optimizers import learning_rate_schedule
 from fdjax.training.restore import Restored, evaluate_restored, load_restored_data, restore
 from fdjax.training.run import train
-from fdjax.training.state import create_state, init_variables
+from fdjax.training.state import create_state, init_variables, variable_shapes, whole_masks
 from fdjax.training.steps import make_prepare, make_weight_step
+from fdjax.zoo import FrequencyPointwise
 from tests.tiny_run import PHASES, STEPS, get_config
 
 ROOT = Path(__file__).parents[1]
@@ -404,6 +407,15 @@ def test_profile_traces_some_steps_and_changes_nothing_else(tmp_path, capsys):
     plain = train(config, str(tmp_path / "plain"))
     assert not (tmp_path / "plain" / "profile").exists()
     assert without_times(traced) == without_times(plain)
+
+
+def test_variables_are_those_of_plain_jax_and_masks_need_no_weights():
+    layer: Any = FrequencyPointwise(5, 2)
+    variables = init_variables(layer, (4, 4, 3), 7)
+    plain = jax.jit(layer.init)(jax.random.key(7), jnp.zeros((1, 4, 4, 3)))
+    chex.assert_trees_all_equal(variables, dict(plain))
+    chex.assert_trees_all_equal(whole_masks(layer, (4, 4, 3)), variables["fcmask"])
+    chex.assert_trees_all_equal_shapes_and_dtypes(variable_shapes(layer, (4, 4, 3)), variables)
 
 
 def test_a_step_in_bfloat16_keeps_its_state_in_float32():

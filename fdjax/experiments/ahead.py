@@ -21,7 +21,7 @@ from fdjax.training.build import build_network
 from fdjax.training.optimizers import optimizers_for
 from fdjax.training.phases import Phase, plan_phases
 from fdjax.training.run import make_steps
-from fdjax.training.state import TrainState, create_state, init_variables
+from fdjax.training.state import TrainState, create_state, variable_shapes
 
 # The phases of a run do not depend on how many steps an epoch has.
 _STEPS_PER_EPOCH = 10
@@ -110,13 +110,12 @@ def compile_steps(config: Config, target: str) -> list[dict[str, Any]]:
 def _steps_of(config: Config, network: Any, graph: MaskedGraph, phase: Phase) -> list[tuple[str, Any, Any]]:
     """Returns (kind, step, state) of each of a phase's steps; only the masks of the state have values."""
 
-    def begin() -> TrainState:
-        variables = init_variables(network, graph.input_shape, config.seed)
+    def begin(variables: dict[str, Any]) -> TrainState:
         state = create_state(variables, config.seed, *optimizers_for(config, phase))
         return state.with_teacher() if config.distill.weight > 0 else state
 
     # No weights are initialised, because for a large network that takes longer than compiling some steps.
-    state = jax.eval_shape(begin)
+    state = jax.eval_shape(begin, variable_shapes(network, graph.input_shape))
     state = state.replace(fcmask=jax.tree.map(lambda mask: np.ones(mask.shape, mask.dtype), state.fcmask))
     steps = make_steps(config, network, graph, phase, state, np.arange(graph.num_classes))
     kinds = {("masks", False): "mask step", ("weights", True): "weight step"}

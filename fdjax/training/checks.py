@@ -23,7 +23,7 @@ from fdjax.training.mask_warnings import CHANCE
 from fdjax.training.own_network import Network, OwnNetwork
 from fdjax.training.phases import Phase, has_teacher
 from fdjax.training.restore import Restored
-from fdjax.training.state import init_variables
+from fdjax.training.state import variable_shapes
 from fdjax.training.time_table import check_timed
 
 # The settings that decide which masks there are, and their sizes.
@@ -184,7 +184,7 @@ def check_classes(then: Sequence[str], now: Sequence[str], *, pretrains: bool) -
 
 def _check_same_weights(network: Network, graph: MaskedGraph, init: Restored) -> None:
     """Raises `UserError` if the weights of --init have other paths or shapes than the network's."""
-    wanted = jax.eval_shape(lambda: init_variables(network, graph.input_shape, 0))
+    wanted = variable_shapes(network, graph.input_shape)
     for collection in ("params", "batch_stats"):
         own, theirs = (
             {path: np.shape(leaf) for path, leaf in flatten_dict(dict(of), sep="/").items()}  # type: ignore[arg-type]

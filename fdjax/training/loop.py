@@ -33,7 +33,7 @@ from fdjax.training.phases import Phase, has_teacher, plan_phases
 from fdjax.training.progress import Progress
 from fdjax.training.restore import Past, Restored, checkpoint_meta
 from fdjax.training.saving import BackgroundSaves
-from fdjax.training.state import TrainState, create_state, init_variables
+from fdjax.training.state import TrainState, create_state, init_variables, whole_masks
 from fdjax.training.steps import Step
 from fdjax.training.stopping import Stopping
 from fdjax.training.summary import run_summary, versions
@@ -192,15 +192,16 @@ class Run:
             state = saved.state
             if not self.done.masks_learned and not saved.phase.learns_masks:
                 # No step has changed the masks yet, and the settings of masks may differ from the checkpoint's.
-                fresh = init_variables(self.network, self.graph.input_shape, self.config.seed)
-                state = state.replace(fcmask=fresh[FCMASK])
+                state = state.replace(fcmask=whole_masks(self.network, self.graph.input_shape))
             return state, index, saved.phase_step
         if self.devices.is_writer:
             self.measure.log.cut_back(-1)
         phase, soft, self.done.times = self.phases[0], True, self.table and self.table.to_dict()
-        variables = init_variables(self.network, self.graph.input_shape, self.config.seed)
-        if self.init is not None:
-            variables |= {"params": self.init.state.params, "batch_stats": self.init.state.batch_stats}
+        if self.init is None:
+            variables = init_variables(self.network, self.graph.input_shape, self.config.seed)
+        else:
+            variables = {"params": self.init.state.params, "batch_stats": self.init.state.batch_stats}
+            variables[FCMASK] = whole_masks(self.network, self.graph.input_shape)
             self.done.dense_top1 = self.init.done.dense_top1
             self.done.imported = self.init.done.imported
             self.done.masks_learned = self.init.done.masks_learned or self.init.phase.learns_masks

@@ -27,7 +27,7 @@ from fdjax.training.health import nonfinite_network
 from fdjax.training.optimizers import optimizers_for
 from fdjax.training.own_network import Network, OwnNetwork
 from fdjax.training.phases import Phase, has_teacher
-from fdjax.training.state import TrainState, create_state, init_variables
+from fdjax.training.state import TrainState, create_state, variable_shapes
 from fdjax.training.summary import evaluation_summary
 from fdjax.zoo import FCMASK
 
@@ -265,12 +265,11 @@ def open_checkpoint(path: str, which: str = "latest") -> tuple[Checkpoints, int,
 
 
 def _abstract_state(config: Config, network: Network, graph: MaskedGraph, phase: Phase) -> TrainState:
-    def create():
-        variables = init_variables(network, graph.input_shape, config.seed)
+    def create(variables: dict[str, Any]) -> TrainState:
         state = create_state(variables, config.seed, *optimizers_for(config, phase))
         return state.with_teacher() if has_teacher(config, phase) else state
 
-    return jax.eval_shape(create)
+    return jax.eval_shape(create, variable_shapes(network, graph.input_shape))
 
 
 def masks_as_they_stand(
