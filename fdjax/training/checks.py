@@ -151,10 +151,10 @@ def check_init(config: Config, network: Network, graph: MaskedGraph, init: Resto
         )
 
 
-def check_onnx_file(model: ModelConfig, begun: Restored) -> None:
+def check_onnx_file(model: ModelConfig, begun: Restored | None) -> None:
     """Raises `UserError` if the config's network is in another ONNX file than that of the checkpoint `begun`."""
     file = model.onnx_file
-    if file is None or begun.config.model.onnx_file is None:
+    if file is None or begun is None or begun.config.model.onnx_file is None:
         return
     if not holds_network_of(file, begun.onnx_file, begun.done.imported.get("sha256")):
         other = f" (its copy is {begun.onnx_file})" if begun.onnx_file is not None else ""

@@ -119,9 +119,7 @@ class Run:
         Raises:
           UserError: if they do not fit, nothing can have masks, or the target cannot be met.
         """
-        begun = self.resumed or self.init
-        if begun is not None:
-            checks.check_onnx_file(self.config.model, begun)
+        checks.check_onnx_file(self.config.model, self.resumed or self.init)
         if self.resumed is not None:
             checks.check_same_data(self.workdir, self.graph, self.done.num_train, self.resumed)
             checks.check_same_masks(self.workdir, self.config.learn, self.graph, self.resumed)
