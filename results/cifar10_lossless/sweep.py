@@ -83,7 +83,7 @@ def of_seed(seed: int) -> Iterator[SweepRun]:
         return SweepRun(name=f"{name}_seed{seed}", settings={**merged, "seed": seed}, init=dense)
 
     yield run("control", REFINE, {"phases": ("refine",), "refine.epochs": LEARN_EPOCHS + REFINE_EPOCHS})
-    # What might help, each alone: refinement from the same learned masks as those of channels_0.5, with another setting.
+    # What might help, each alone: refined from the same learned masks as those of channels_0.5, with another setting.
     half = {**PRUNED, **MASKS["channels"], "learn.target_macs": MAC_TARGETS[0], "seed": seed}
     learned = f"learn_channels_{MAC_TARGETS[0]}_seed{seed}"
     yield SweepRun(name=learned, settings={**half, "phases": ("learn",)}, init=dense)
