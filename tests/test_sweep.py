@@ -525,7 +525,12 @@ def test_the_rows_of_a_study_are_those_of_its_sweep(study, tmp_path, monkeypatch
     assert [run.name.partition("_")[0].rstrip("0123456789") for run in runs[:3]] == ["dense", "control", "channels"]
     known = {run.name: {before.name for before in runs[:i]} for i, run in enumerate(runs)}
     assert all(run.name.startswith("dense") or run.after in known[run.name] for run in runs)
-    assert all(run.after == made["dense_of"](run.name) for run in runs if not run.name.startswith("dense"))
+    # From the dense network, or from learned masks, which come from it.
+    dense_of = made["dense_of"]
+    sources = {run.name: {dense_of(run.name), *(of for of in known[run.name] if of.startswith("learn"))} for run in runs
+               if not run.name.startswith("dense")}  # fmt: skip
+    assert all(run.after in sources[run.name] and dense_of(run.after) == dense_of(run.name)
+               for run in runs if run.name in sources)  # fmt: skip
     tables = tomllib.loads((ROOT / "results" / "table.toml").read_text())
     named = {
         Path(lines["run"].format(row=row, seed=seed)).name
@@ -534,4 +539,4 @@ def test_the_rows_of_a_study_are_those_of_its_sweep(study, tmp_path, monkeypatch
         for seed in lines["seeds"]
         if not row.startswith("random")
     }
-    assert named == {run.name for run in runs if not run.name.startswith(("dense", "control"))}
+    assert named == {run.name for run in runs if not run.name.startswith(("dense", "control", "learn"))}

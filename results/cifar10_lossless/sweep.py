@@ -83,6 +83,9 @@ def of_seed(seed: int) -> Iterator[SweepRun]:
         return SweepRun(name=f"{name}_seed{seed}", settings={**merged, "seed": seed}, init=dense)
 
     yield run("control", REFINE, {"phases": ("refine",), "refine.epochs": LEARN_EPOCHS + REFINE_EPOCHS})
+    for target in MAC_TARGETS:
+        for name, masks in MASKS.items():
+            yield run(f"{name}_{target}", PRUNED, masks, {"learn.target_macs": target})
     # What might help, each alone: refined from the same learned masks as those of channels_0.5, with another setting.
     half = {**PRUNED, **MASKS["channels"], "learn.target_macs": MAC_TARGETS[0], "seed": seed}
     learned = f"learn_channels_{MAC_TARGETS[0]}_seed{seed}"
@@ -90,9 +93,6 @@ def of_seed(seed: int) -> Iterator[SweepRun]:
     for name, setting in TRIED.items():
         settings = {**half, "phases": ("refine",), **setting}
         yield SweepRun(name=f"{name}_{MAC_TARGETS[0]}_seed{seed}", settings=settings, init=learned)
-    for target in MAC_TARGETS:
-        for name, masks in MASKS.items():
-            yield run(f"{name}_{target}", PRUNED, masks, {"learn.target_macs": target})
     for engine in ENGINES:
         # A target of time needs masks whose time can be predicted, which the paper's are not.
         for name in ("channels", "tied"):
